@@ -1,0 +1,1 @@
+"""Logic of vllm-fleet's modules, below Ansible and (but for engine.py) below Docker."""
