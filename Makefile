@@ -1,0 +1,33 @@
+# Thin: each target is one line of real work. PYTHON is any Python 3.11 or newer.
+INVENTORY ?= inventory/local
+ARGS ?=
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export VLLM_FLEET_CACHE ?= $(HOME)/.cache/vllm-fleet
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: deploy test lint bench clean
+.DEFAULT_GOAL := deploy
+
+deploy: $(VENV)/controller
+	$(BIN)/ansible-playbook -i $(INVENTORY) deploy.yml $(ARGS)
+
+test: $(VENV)/test
+	scripts/test
+
+lint: $(VENV)/test
+	scripts/lint
+
+bench: $(VENV)/test
+	$(BIN)/python bench/bench.py $(ARGS)
+
+$(VENV)/controller: requirements.txt scripts/venv
+	scripts/venv $(PYTHON) $(VENV) requirements.txt $@
+
+$(VENV)/test: requirements-test.txt requirements.txt scripts/venv
+	scripts/venv $(PYTHON) $(VENV) requirements-test.txt $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .ansible

@@ -1,0 +1,67 @@
+"""Action plugin of long_command: short calls to the node, one progress line per interval on the terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+display = Display()
+
+#: A node that does not answer for this many seconds is unreachable; the command goes on there all the same.
+PATIENCE = 120.0
+
+
+class ActionModule(ActionBase):
+    """Follow a detached command until it ends."""
+
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Start or join the command, then show its newest line every ``interval`` seconds."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        host = task_vars.get("inventory_hostname", "?")
+        args = {key: value for key, value in self._task.args.items() if key not in ("wait", "follow")}
+        label = args.get("label") or "running " + " ".join(str(word) for word in (args.get("argv") or ["?"])[:2])
+        args["wait"] = float(args.get("interval") or 15)
+        answer = self._call(args, task_vars)
+        joined = bool(answer.get("joined"))
+        if joined and answer.get("running"):
+            display.display(f"[{host}] {label}: joined the run that was going on")
+        while answer.get("running") and not answer.get("failed"):
+            line = str(answer.get("line") or "").strip()
+            display.display(f"[{host}] {label}: {_clip(line) or 'running'} ({_duration(answer['elapsed'])})")
+            answer = self._call({**args, "follow": answer["run_id"]}, task_vars)
+        answer["joined"] = joined
+        result.update(answer)
+        return result
+
+    def _call(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        deadline = time.monotonic() + PATIENCE
+        pause = 1.0
+        while True:
+            try:
+                answer: dict[str, Any] = self._execute_module(
+                    module_name="long_command", module_args=args, task_vars=task_vars
+                )
+                return answer
+            except AnsibleConnectionFailure:
+                # Only a command that already runs is worth the patience; a node that was never reached is down.
+                if "follow" not in args or time.monotonic() + pause > deadline:
+                    raise
+                time.sleep(pause)
+                pause = min(2 * pause, 15.0)
+                self._connection.reset()
+
+
+def _clip(line: str, width: int = 110) -> str:
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole}s" if whole < 60 else f"{whole // 60}m{whole % 60:02d}s"

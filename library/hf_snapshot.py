@@ -1,0 +1,291 @@
+#!/usr/bin/python
+"""Ansible module: one pinned snapshot in a Hugging Face cache."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: hf_snapshot
+short_description: Keep one pinned snapshot of a model in a Hugging Face cache
+description:
+  - Checks offline whether a snapshot is complete in a cache, brings in what is missing or wrong, or takes it out.
+  - What must be there comes from the repository's own file list (C(trees/<commit>.json)), or, where an older client
+    left none, from the weight index and the headers of the safetensors files.
+  - Everything is written under a temporary name, hashed on the way and renamed; blobs come first and refs last, so
+    whatever interrupts a run, the next one takes it up and nobody ever resolves a half copy.
+  - A cache that is already there is used as it is, with the store that repositories share (huggingface_hub 2) too;
+    files of a user are never linked to nor changed, except those that are wrong.
+attributes:
+  check_mode:
+    support: full
+    details: The file list is read from the source; with O(source=hub) that asks the Hub.
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+options:
+  repo_id:
+    description: The model as the Hub names it.
+    type: str
+    required: true
+  revision:
+    description:
+      - The commit (40 hexadecimal digits), or the name of a branch or tag.
+      - A name is looked up in the cache first and only then in the source; give a commit to move to another one.
+    type: str
+    default: main
+  cache:
+    description: The folder that HF_HOME names; the hub lies in C(hub) below it. Must be absolute.
+    type: path
+    required: true
+  state:
+    description:
+      - V(present) brings in what is missing or wrong.
+      - V(verified) only looks, and fails when the snapshot is not complete.
+      - V(absent) removes the snapshot and those blobs that no other one uses.
+    type: str
+    choices: [present, absent, verified]
+    default: present
+  source:
+    description:
+      - Where missing contents come from when O(state=present).
+      - An absolute path to another cache on the same machine, V(hub) for a download, or, together with O(manifest),
+        an absolute path to a folder that holds blobs under their hashes.
+      - Without it, only what needs no contents is repaired (links, refs); the rest is a failure.
+    type: str
+  manifest:
+    description:
+      - The file list, when it comes from another machine, as RV(manifest) gives it.
+      - With O(state=verified) it says what would have to be brought here, see RV(wanted).
+    type: dict
+  with_manifest:
+    description: Return RV(manifest).
+    type: bool
+    default: false
+  move:
+    description: The blobs of a O(source) given with O(manifest) are a staging area, so rename them instead of copying.
+    type: bool
+    default: false
+  verify:
+    description:
+      - V(quick) compares names, links and sizes, and hashes what changed since it was last hashed.
+      - V(full) hashes everything.
+    type: str
+    choices: [quick, full]
+    default: quick
+  create:
+    description: Create O(cache) when it does not exist. Turn it off where the path is a mount that may be missing.
+    type: bool
+    default: true
+  margin:
+    description: Bytes that must stay free on the disk after the snapshot is there.
+    type: int
+    default: 1073741824
+  hf_token:
+    description: Token for gated and private models, used with O(source=hub) only.
+    type: str
+  hub_python:
+    description: The Python that has huggingface_hub, for O(source=hub); by default the one that runs the module.
+    type: path
+notes:
+  - Run as root, new files get the owner of the folder that they come into. Their mode is 0644, of folders 0755, so
+    that containers of any user can read them.
+  - A run that finds another one writing into the same cache waits for it.
+author: vllm-fleet
+"""
+
+EXAMPLES = r"""
+- name: Have the model from a cache on this machine
+  hf_snapshot:
+    repo_id: HuggingFaceTB/SmolLM2-135M-Instruct
+    revision: main
+    cache: /root/.cache/huggingface
+    source: /srv/seed
+
+- name: Download a pinned commit
+  hf_snapshot:
+    repo_id: deepseek-ai/DeepSeek-V3.1
+    revision: "{{ vllm_server_revision }}"
+    cache: /mnt/nvme/huggingface
+    create: false
+    source: hub
+    hf_token: "{{ hf_token }}"
+
+- name: Hash every shard on a shared mount
+  hf_snapshot:
+    repo_id: deepseek-ai/DeepSeek-V3.1
+    revision: "{{ vllm_server_revision }}"
+    cache: /mnt/models
+    state: verified
+    verify: full
+"""
+
+RETURN = r"""
+commit:
+  description: The commit that O(revision) stands for; none when nothing tells.
+  type: str
+  returned: always
+path:
+  description: The snapshot's folder.
+  type: str
+  returned: always
+bytes:
+  description: Size of the whole snapshot.
+  type: int
+  returned: always
+files:
+  description: Number of files of the whole snapshot.
+  type: int
+  returned: always
+complete:
+  description: Whether everything is there and right. In check mode, as it would be after the run.
+  type: bool
+  returned: always
+missing:
+  description: Files of the snapshot that are absent. In check mode and on failure, as found.
+  type: list
+  elements: str
+  returned: always
+corrupt:
+  description: Files (and refs) that are there and wrong. In check mode and on failure, as found.
+  type: list
+  elements: str
+  returned: always
+problems:
+  description: What is wrong with each of them.
+  type: list
+  elements: dict
+  returned: always
+  contains:
+    file:
+      description: The path inside the snapshot, or the ref.
+      type: str
+    kind:
+      description: One word, such as truncated, wrong_hash, dangling, dangling_shared, no_link, ref_newline.
+      type: str
+    detail:
+      description: What was found and what was expected.
+      type: str
+litter:
+  description: Leftovers of interrupted downloads, as paths in the cache.
+  type: list
+  elements: str
+  returned: always
+notes:
+  description: What is worth knowing and no fault.
+  type: list
+  elements: str
+  returned: always
+actions:
+  description: What was done, or would be done in check mode.
+  type: list
+  elements: str
+  returned: always
+hashed:
+  description: Whether the contents are known to hash right, now or when last written and not touched since.
+  type: bool
+  returned: always
+wanted:
+  description: With O(manifest), the blobs whose contents are not in the cache.
+  type: list
+  elements: str
+  returned: when O(manifest) is given
+manifest:
+  description: The file list, for O(manifest) on another machine.
+  type: dict
+  returned: when O(with_manifest) is set and the snapshot is complete
+  contains:
+    commit:
+      description: The commit.
+      type: str
+    origin:
+      description: Where the list came from (tree, marker, links).
+      type: str
+    refs:
+      description: Names that stand for this commit.
+      type: list
+      elements: str
+    files:
+      description: Path to size in bytes and blob name.
+      type: dict
+failure:
+  description: Class, evidence and remedy.
+  type: dict
+  returned: on failure
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible.module_utils.vllm_fleet import fetch, snapshot
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "repo_id": {"type": "str", "required": True},
+    "revision": {"type": "str", "default": "main"},
+    "cache": {"type": "path", "required": True},
+    "state": {"type": "str", "choices": ["present", "absent", "verified"], "default": "present"},
+    "source": {"type": "str"},
+    "manifest": {"type": "dict"},
+    "with_manifest": {"type": "bool", "default": False},
+    "move": {"type": "bool", "default": False},
+    "verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
+    "create": {"type": "bool", "default": True},
+    "margin": {"type": "int", "default": 1 << 30},
+    "hf_token": {"type": "str", "no_log": True},
+    "hub_python": {"type": "path"},
+}
+
+
+def run(module: AnsibleModule) -> None:
+    """Do what the options ask and leave through the module's exit."""
+    options = module.params
+    wish = fetch.Wish(
+        cache=Path(options["cache"]),
+        repo_id=options["repo_id"],
+        revision=options["revision"],
+        source=options["source"],
+        manifest=options["manifest"],
+        move=options["move"],
+        verify=options["verify"],
+        create=options["create"],
+        margin=options["margin"],
+        token=options["hf_token"],
+        python=options["hub_python"],
+        dry=module.check_mode,
+    )
+    outcome = fetch.Outcome(snapshot.Report(wish.repo_id, wish.revision))
+    try:
+        if options["state"] == "verified":
+            fetch.verified(wish, outcome)
+        elif options["state"] == "present":
+            fetch.present(wish, outcome)
+        else:
+            fetch.absent(wish, outcome)
+    except (snapshot.SnapshotError, fetch.FetchError) as error:
+        failure = getattr(error, "failure", "bad_argument")
+        evidence = getattr(error, "evidence", "").splitlines() or [str(item) for item in outcome.report.problems]
+        module.fail_json(
+            msg=str(error),
+            failure={"class": failure, "evidence": evidence, "remedy": str(error)},
+            **outcome.result(with_manifest=False),
+        )
+    result = outcome.result(with_manifest=options["with_manifest"])
+    if module._diff:
+        result["diff"] = outcome.diff()
+    module.exit_json(**result)
+
+
+def main() -> None:
+    """Run the module."""
+    run(
+        AnsibleModule(
+            ARGUMENTS,
+            supports_check_mode=True,
+            required_if=[("move", True, ["manifest", "source"])],
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,447 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Ask a vLLM server and check what it answers."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: vllm_chat
+short_description: Ask a vLLM server and check what it answers
+version_added: "0.1.0"
+description:
+  - Sends one or several requests to an OpenAI-compatible server and checks the answers, their counts and their timing.
+  - A server can answer with HTTP 200, a finish reason and fluent text and still be wrong, for example when weights are
+    read in a data type that the machine computes badly. O(expect.pattern) finds that; a health check cannot.
+  - Runs where the task runs, so on the node it asks through the published port, and on the controller through the
+    network or a gateway.
+options:
+  url:
+    description:
+      - Root of the server. A closing C(/v1) is allowed.
+    type: str
+    default: http://127.0.0.1:8000
+  model:
+    description:
+      - Name to ask for, one of those the server was given as C(--served-model-name).
+      - When empty, the first one that C(/v1/models) lists.
+    type: str
+    default: ""
+  api:
+    description:
+      - V(chat) asks C(/v1/chat/completions), V(completions) asks C(/v1/completions).
+    type: str
+    choices: [chat, completions]
+    default: chat
+  messages:
+    description:
+      - The conversation, for O(api=chat). Each message has C(role) and C(content).
+    type: list
+    elements: dict
+  prompt:
+    description:
+      - The text to complete; with O(api=chat) it is sent as a message of the user.
+    type: str
+  max_tokens:
+    description:
+      - Most tokens to generate.
+    type: int
+    default: 128
+  temperature:
+    description:
+      - Sampling temperature. At V(0) the same server gives the same answer, which is what a check wants.
+    type: float
+    default: 0.0
+  stream:
+    description:
+      - Whether to have the answer streamed. Only so the time to the first token can be measured.
+    type: bool
+    default: true
+  api_key:
+    description:
+      - Key of the server, sent as bearer token.
+    type: str
+    default: ""
+  timeout:
+    description:
+      - Seconds for a whole request, its answer included. Connecting has at most 10 of them.
+    type: float
+    default: 120.0
+  expect:
+    description:
+      - What the answer must be like.
+    type: dict
+    suboptions:
+      pattern:
+        description:
+          - Regular expression (Python) to be found in the content, with the case as given.
+        type: str
+        default: ""
+      min_chars:
+        description:
+          - Least number of characters, leading and trailing white space not counted.
+        type: int
+        default: 1
+      finish_reason:
+        description:
+          - Allowed finish reasons. V(length) means that O(max_tokens) cut the answer.
+        type: list
+        elements: str
+        default: [stop, length, tool_calls]
+  max_ttft:
+    description:
+      - Most seconds from sending the request to the first token. Needs O(stream=true).
+    type: float
+  min_tokens_per_second:
+    description:
+      - Least rate of generation of this one request, from its first token to its last.
+    type: float
+  endpoints:
+    description:
+      - Paths that must answer a GET with status 200 besides, for example C(/docs).
+      - C(/v1/models) must also list the model.
+    type: list
+    elements: str
+    default: []
+  requests:
+    description:
+      - Several requests in one task, sent one after the other. Each takes the options of this module; what it does not
+        give, it takes from the task.
+      - After a request that shows the server cannot be reached, the rest is not sent.
+    type: list
+    elements: dict
+    suboptions:
+      name:
+        description: What the request is called in messages and results.
+        type: str
+      url:
+        description: See O(url).
+        type: str
+      model:
+        description: See O(model).
+        type: str
+      api:
+        description: See O(api).
+        type: str
+        choices: [chat, completions]
+      messages:
+        description: See O(messages).
+        type: list
+        elements: dict
+      prompt:
+        description: See O(prompt).
+        type: str
+      max_tokens:
+        description: See O(max_tokens).
+        type: int
+      temperature:
+        description: See O(temperature).
+        type: float
+      stream:
+        description: See O(stream).
+        type: bool
+      api_key:
+        description: See O(api_key).
+        type: str
+      timeout:
+        description: See O(timeout).
+        type: float
+      expect:
+        description: See O(expect). Taken as a whole, not merged with the task's.
+        type: dict
+        suboptions:
+          pattern:
+            description: See O(expect.pattern).
+            type: str
+            default: ""
+          min_chars:
+            description: See O(expect.min_chars).
+            type: int
+            default: 1
+          finish_reason:
+            description: See O(expect.finish_reason).
+            type: list
+            elements: str
+            default: [stop, length, tool_calls]
+      max_ttft:
+        description: See O(max_ttft).
+        type: float
+      min_tokens_per_second:
+        description: See O(min_tokens_per_second).
+        type: float
+      endpoints:
+        description: See O(endpoints). Not taken from the task, where they are asked once, with the first request.
+        type: list
+        elements: str
+attributes:
+  check_mode:
+    support: full
+    description: The requests are sent in check mode too; they change nothing but the server's counters.
+  diff_mode:
+    support: none
+    description: There is nothing to compare, the module never reports a change.
+  idempotent:
+    support: full
+    description: Never changed.
+notes:
+  - Needs nothing on the node but Python. The environment's proxies are not used.
+author:
+  - vllm-fleet
+"""
+
+EXAMPLES = r"""
+- name: The server knows the capital of France
+  vllm_chat:
+    url: http://127.0.0.1:8000
+    model: deepseek-ai/DeepSeek-V3.1
+    prompt: What is the capital of France?
+    max_tokens: 64
+    expect:
+      pattern: Paris
+  register: reply
+
+- name: Show the reply
+  ansible.builtin.debug:
+    msg: "{{ reply.content }} ({{ reply.ttft | round(2) }} s to the first token)"
+
+- name: A whole verification in one task
+  vllm_chat:
+    url: http://127.0.0.1:8000
+    api_key: "{{ vllm_server_api_key }}"
+    endpoints: [/docs, /v1/models]
+    requests:
+      - name: capital
+        prompt: What is the capital of France?
+        expect: {pattern: Paris}
+      - name: poem
+        messages:
+          - {role: system, content: You are a poet.}
+          - {role: user, content: Write a poem about the stars.}
+        expect: {min_chars: 40}
+        max_ttft: 5
+        min_tokens_per_second: 10
+      - name: completions
+        api: completions
+        prompt: The capital of France is
+        stream: false
+        expect: {pattern: Paris}
+"""
+
+RETURN = r"""
+content:
+  description: The answer's text. With O(requests), that of the first one.
+  returned: when a request was sent
+  type: str
+  sample: The capital of France is Paris.
+finish_reason:
+  description: Why the answer ends, of the first request.
+  returned: when a request was sent
+  type: str
+  sample: stop
+model:
+  description: The model that was asked, of the first request.
+  returned: when a request was sent
+  type: str
+  sample: deepseek-ai/DeepSeek-V3.1
+usage:
+  description: The server's own counts, of the first request.
+  returned: when a request was sent
+  type: dict
+  sample: {prompt_tokens: 13, completion_tokens: 8, total_tokens: 21}
+ttft:
+  description: Seconds from sending to the first token, of the first request; none without a stream.
+  returned: when a request was sent
+  type: float
+  sample: 0.081
+tokens_per_second:
+  description:
+    - Rate of generation, of the first request, from the first token to the last.
+    - For an answer that came in one piece, its tokens over the whole time.
+  returned: when a request was sent
+  type: float
+  sample: 41.7
+elapsed:
+  description: Seconds from sending to the end of the answer, all requests together.
+  returned: when a request was sent
+  type: float
+  sample: 0.253
+checks:
+  description: Everything that was looked at, of all requests, in order.
+  returned: when a request was sent
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: One of C(answer), C(status), C(model), C(finish_reason), C(usage), C(min_chars), C(pattern),
+        C(max_ttft), C(min_tokens_per_second), C(endpoint /path).
+      type: str
+    ok:
+      description: Whether it held.
+      type: bool
+    expected:
+      description: What was wanted.
+      type: str
+    got:
+      description: What was found.
+      type: str
+    request:
+      description: Name of the request, or its number from 1. Only with O(requests).
+      type: str
+results:
+  description:
+    - One entry for every request that was sent, each with C(name), C(url), C(model), C(api), C(content),
+      C(finish_reason), C(usage), C(ttft), C(tokens_per_second), C(elapsed), C(status), C(error) and C(checks).
+    - C(error) is the kind of trouble when there was no whole answer, one of C(dns), C(refused), C(unreachable),
+      C(timeout_connect), C(timeout_idle), C(timeout_total), C(tls), C(reset), C(closed), C(truncated),
+      C(http_status), C(unauthorized), C(model_not_served), C(stream_error), C(bad_response).
+  returned: when a request was sent
+  type: list
+  elements: dict
+msg:
+  description: The first failed check in one sentence, and what to do next.
+  returned: on failure
+  type: str
+  sample: "Verification of model 'tiny' at http://127.0.0.1:8000 failed in check 'pattern': expected a match of /Paris/,
+    got \"L'Étoile, la Marseillaise\" (finish_reason stop). The server runs but answers wrongly: ..."
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible.module_utils.vllm_fleet.chat import FINISH_REASONS, ChatRequest, ChatResult, Expectation, chat_all
+
+EXPECT = {
+    "type": "dict",
+    "options": {
+        "pattern": {"type": "str", "default": ""},
+        "min_chars": {"type": "int", "default": 1},
+        "finish_reason": {"type": "list", "elements": "str", "default": list(FINISH_REASONS)},
+    },
+}
+# What one request can say; a default of the task holds for all of `requests`.
+REQUEST_SPEC: dict[str, dict[str, Any]] = {
+    "url": {"type": "str"},
+    "model": {"type": "str"},
+    "api": {"type": "str", "choices": ["chat", "completions"]},
+    "messages": {"type": "list", "elements": "dict"},
+    "prompt": {"type": "str"},
+    "max_tokens": {"type": "int"},
+    "temperature": {"type": "float"},
+    "stream": {"type": "bool"},
+    "api_key": {"type": "str", "no_log": True},
+    "timeout": {"type": "float"},
+    "expect": EXPECT,
+    "max_ttft": {"type": "float"},
+    "min_tokens_per_second": {"type": "float"},
+    "endpoints": {"type": "list", "elements": "str"},
+}
+DEFAULTS: dict[str, Any] = {
+    "url": "http://127.0.0.1:8000",
+    "model": "",
+    "api": "chat",
+    "max_tokens": 128,
+    "temperature": 0.0,
+    "stream": True,
+    "api_key": "",
+    "timeout": 120.0,
+    "endpoints": [],
+}
+ASKED_FOR = ("messages", "prompt")
+
+
+def argument_spec() -> dict[str, Any]:
+    """The options: those of a request with their defaults, and `requests` with the same ones without."""
+    spec = {
+        name: {**option, "default": DEFAULTS[name]} if name in DEFAULTS else option
+        for name, option in REQUEST_SPEC.items()
+    }
+    spec["requests"] = {"type": "list", "elements": "dict", "options": {"name": {"type": "str"}, **REQUEST_SPEC}}
+    return spec
+
+
+def build_request(options: dict[str, Any]) -> ChatRequest:
+    """A ChatRequest of options as Ansible gives them, None for what is not set; raises ValueError."""
+    given = {name: value for name, value in options.items() if value is not None}
+    expect = given.pop("expect", {})
+    if expect:
+        given["expect"] = Expectation(
+            expect["pattern"], expect["min_chars"], tuple(expect["finish_reason"]) or FINISH_REASONS
+        )
+    given["endpoints"] = tuple(given.get("endpoints", ()))
+    return ChatRequest(**given)
+
+
+def build_requests(params: dict[str, Any]) -> list[ChatRequest]:
+    """The requests of the task; raises ValueError, with the name of the request that is wrong."""
+    task = {name: params[name] for name in REQUEST_SPEC}
+    if not params["requests"]:
+        return [build_request(task)]
+    if task["messages"] or task["prompt"]:
+        raise ValueError("messages and prompt belong into the entries of requests, or requests is left out.")
+    requests = []
+    for number, own in enumerate(params["requests"], 1):
+        said = {name: value for name, value in own.items() if value is not None}
+        inherited = {name: value for name, value in task.items() if name != "endpoints" or number == 1}
+        merged = {**inherited, "name": str(number), **said}
+        try:
+            requests.append(build_request(merged))
+        except ValueError as error:
+            raise ValueError(f"Request {merged['name']!r}: {error}") from None
+    return requests
+
+
+def build_result(results: list[ChatResult], *, many: bool) -> dict[str, Any]:
+    """What the module returns: the first answer on top, all checks, and every request by itself."""
+    first = results[0].as_dict()
+    top = {name: first[name] for name in ("content", "finish_reason", "model", "usage", "ttft", "tokens_per_second")}
+    checks = [
+        {**check.as_dict(), **({"request": result.name} if many else {})}
+        for result in results
+        for check in result.checks
+    ]
+    return {
+        "changed": False,
+        **top,
+        "elapsed": sum(result.elapsed for result in results),
+        "checks": checks,
+        "results": [result.as_dict() for result in results],
+    }
+
+
+def build_message(results: list[ChatResult], wanted: int) -> str:
+    """The sentence about what failed first; empty when everything held."""
+    failed = [result for result in results if not result.ok]
+    if not failed:
+        return ""
+    message = failed[0].message
+    if len(failed) > 1:
+        message += f" {len(failed)} of {wanted} requests failed; checks has them all."
+    if len(results) < wanted:
+        left = wanted - len(results)
+        message += " 1 further request was not sent." if left == 1 else f" {left} further requests were not sent."
+    return message
+
+
+def main() -> None:
+    """Ask, check, report."""
+    module = AnsibleModule(
+        argument_spec=argument_spec(),
+        mutually_exclusive=[ASKED_FOR],
+        required_one_of=[(*ASKED_FOR, "requests")],
+        supports_check_mode=True,
+    )
+    try:
+        requests = build_requests(module.params)
+    except ValueError as error:
+        module.fail_json(msg=f"Nothing was sent: {error}")
+    results = chat_all(requests)
+    result = build_result(results, many=bool(module.params["requests"]))
+    message = build_message(results, len(requests))
+    if message:
+        module.fail_json(msg=message, **result)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+#!/usr/bin/python
+"""Ansible module: is the wanted image on this node, and do its tags point at it?"""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vllm_image
+short_description: Find the wanted vLLM image on a node and put its tags right
+description:
+  - Refuses a request that does not name one fixed image, before anything is asked of Docker.
+  - Looks for the image by what it is (digest, hash of the build inputs, id in the archive) and not by its tag. Found
+    under other tags, it gets the wanted ones; a tag that was moved to another image is moved back.
+  - Pulling, building and loading take long and are commands of their own; the result says with which client.
+  - Talks to the engine's socket itself and needs nothing but Python on the node.
+options:
+  name:
+    description: Repository, without tag or digest.
+    type: str
+    required: true
+  source:
+    description: Where the image comes from.
+    type: str
+    choices: [pull, build, archive]
+    required: true
+  tag:
+    description: Main tag. V(latest) and none are refused.
+    type: str
+    default: ""
+  tags:
+    description: Further tags for the same image.
+    type: list
+    elements: str
+    default: []
+  digest:
+    description: Digest in the registry, C(sha256:...), for O(source=pull).
+    type: str
+    default: ""
+  build_inputs:
+    description: Hash of all build inputs, kept in the image's label C(io.vllm-fleet.build-inputs).
+    type: str
+    default: ""
+  archive:
+    description: A C(docker save) file on the node, for O(source=archive).
+    type: str
+    default: ""
+  expected_id:
+    description: Image id that the archive must hold.
+    type: str
+    default: ""
+  allow_latest:
+    description: Accept the tag V(latest).
+    type: bool
+    default: false
+  state:
+    description:
+      - V(found) tells whether the image is there and puts its tags right; it is no error when it is missing.
+      - V(present) fails when it is missing.
+      - V(resolved) asks the registry for the digest behind O(tag) and changes nothing.
+      - V(validated) only checks the request; Docker need not be there.
+    type: str
+    choices: [found, present, resolved, validated]
+    default: found
+  socket:
+    description: The engine's socket.
+    type: path
+    default: /var/run/docker.sock
+attributes:
+  check_mode:
+    support: full
+    description: Without an engine the image counts as missing; the engine may be what the same run would install.
+  diff_mode:
+    support: full
+author: the vllm-fleet authors
+"""
+
+EXAMPLES = r"""
+- name: Is the pinned image there?
+  vllm_image:
+    name: vllm/vllm-openai-rocm
+    source: pull
+    digest: sha256:8f0c3a4cb0a1a9bd8f2b2b0a6b3f1d5f9f6e4d0c1b2a39485766758493021abc
+    tag: v0.32.0
+  register: image
+"""
+
+RETURN = r"""
+present:
+  description: Whether the wanted image is on the node.
+  type: bool
+  returned: for O(state=found) and O(state=present)
+reason:
+  description: Why not, when it is not.
+  type: str
+  returned: for O(state=found) and O(state=present)
+image_id:
+  description: Id of the image; empty when it is missing.
+  type: str
+  returned: for O(state=found) and O(state=present)
+image_ref:
+  description: The image with its digest where a registry gave it one, else with its tag.
+  type: str
+  returned: for O(state=found) and O(state=present)
+digest:
+  description: Digest in the registry, or empty.
+  type: str
+  returned: always
+entrypoint:
+  description: The image's own entrypoint. It differs between vLLM's images.
+  type: list
+  elements: str
+  returned: when the image is there
+size:
+  description: Bytes of the image on the node.
+  type: int
+  returned: when the image is there
+tags_moved:
+  description: Tags that were (or, in check mode, would be) pointed at the image.
+  type: list
+  elements: str
+  returned: for O(state=found) and O(state=present)
+client:
+  description: The C(docker) command to get the image with; empty when the node has none.
+  type: str
+  returned: when the image is missing
+buildkit:
+  description: Whether that command and this engine build with BuildKit.
+  type: bool
+  returned: when the image is missing
+data_root:
+  description: Folder where the engine keeps its images.
+  type: str
+  returned: when the image is missing
+"""
+
+import os
+import re
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible.module_utils.vllm_fleet.docker_api import DockerApi, DockerRefused, DockerUnavailable
+from ansible.module_utils.vllm_fleet.image import (
+    LABEL_BUILD_INPUTS,
+    Client,
+    Wanted,
+    archive_image_ids,
+    choose_client,
+    is_wanted,
+    problems,
+    repo_digests,
+)
+
+
+def main() -> None:
+    """Refuse, find, tag, tell."""
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "source": {"type": "str", "choices": ["pull", "build", "archive"], "required": True},
+            "tag": {"type": "str", "default": ""},
+            "tags": {"type": "list", "elements": "str", "default": []},
+            "digest": {"type": "str", "default": ""},
+            "build_inputs": {"type": "str", "default": ""},
+            "archive": {"type": "str", "default": ""},
+            "expected_id": {"type": "str", "default": ""},
+            "allow_latest": {"type": "bool", "default": False},
+            "state": {"type": "str", "choices": ["found", "present", "resolved", "validated"], "default": "found"},
+            "socket": {"type": "path", "default": "/var/run/docker.sock"},
+        },
+        supports_check_mode=True,
+    )
+    p = dict(module.params)
+    state, api = p.pop("state"), DockerApi(p.pop("socket"))
+    archive = str(Path(p["archive"]).expanduser()) if p["archive"] else ""
+    wanted = Wanted(**{**p, "tags": tuple(p["tags"]), "archive": archive})
+    refused = problems(wanted)
+    if refused:
+        module.fail_json(msg=" ".join(refused))
+    if state == "validated":
+        module.exit_json(changed=False, digest=wanted.digest)
+    try:
+        if state == "resolved":
+            module.exit_json(changed=False, digest=wanted.digest or api.registry_digest(f"{wanted.name}:{wanted.tag}"))
+        result = _find(module, api, wanted)
+    except DockerUnavailable as exc:
+        if module.check_mode and not exc.denied:
+            module.exit_json(**_missing(wanted, str(exc)))
+        hint = "run as root or with sudo" if exc.denied else "the role docker_engine installs and starts it"
+        module.fail_json(msg=f"image {wanted.ref}: {exc}; {hint}")
+    except DockerRefused as exc:
+        module.fail_json(msg=f"image {wanted.ref}: Docker says: {exc}")
+    except (OSError, tarfile.TarError) as exc:
+        module.fail_json(msg=f"archive {wanted.archive} cannot be read as an uncompressed `docker save` file: {exc}")
+    if state == "present" and not result["present"]:
+        module.fail_json(msg=f"image {wanted.ref}: {result['reason']}", **result)
+    module.exit_json(**result)
+
+
+def _find(module: AnsibleModule, api: DockerApi, wanted: Wanted) -> dict[str, Any]:
+    archive_ids = _archive_ids(wanted) if wanted.source == "archive" and not wanted.expected_id else []
+    image, reason = _search(api, wanted, archive_ids)
+    if image is None:
+        client, buildkit = choose_client(_clients(module), api.ping())
+        root = api.info()["DockerRootDir"]
+        return {**_missing(wanted, reason), "client": client, "buildkit": buildkit, "data_root": root}
+    image_id = str(image["Id"])
+    before = {tag: (api.image(f"{wanted.name}:{tag}") or {}).get("Id", "") for tag in wanted.all_tags}
+    moved = [tag for tag, found in before.items() if found != image_id]
+    if not module.check_mode:
+        for tag in moved:
+            api.tag(image_id, wanted.name, tag)
+    digests = repo_digests(wanted.name, image)
+    digest = wanted.digest or (digests[0] if digests else "")
+    return {
+        "changed": bool(moved),
+        "present": True,
+        "reason": "",
+        "image_id": image_id,
+        "digest": digest,
+        "image_ref": f"{wanted.name}@{digest}" if digest and digest in digests else wanted.ref,
+        "entrypoint": (image.get("Config") or {}).get("Entrypoint") or [],
+        "size": int(image["Size"]),
+        "tags_moved": moved,
+        "diff": {
+            "before": {f"{wanted.name}:{tag}": before[tag] for tag in moved},
+            "after": {f"{wanted.name}:{tag}": image_id for tag in moved},
+        },
+    }
+
+
+def _missing(wanted: Wanted, reason: str) -> dict[str, Any]:
+    found = {"changed": False, "present": False, "reason": reason, "image_id": "", "tags_moved": []}
+    return {
+        **found,
+        "image_ref": wanted.ref,
+        "digest": wanted.digest,
+        "client": "docker",
+        "buildkit": False,
+        "data_root": "/",
+    }
+
+
+def _search(api: DockerApi, wanted: Wanted, archive_ids: list[str]) -> tuple[dict[str, Any] | None, str]:
+    """Give the wanted image, or None and why what stands under its name is not it."""
+    reason = "it is not on this node"
+    for ref in [wanted.ref, *_other_refs(api, wanted, archive_ids)]:
+        image = api.image(ref)
+        if image is None:
+            continue
+        why = is_wanted(wanted, image, archive_ids)
+        if why is None:
+            return image, ""
+        reason = why
+    return None, reason
+
+
+def _other_refs(api: DockerApi, wanted: Wanted, archive_ids: list[str]) -> list[str]:
+    if wanted.source == "build" and wanted.build_inputs:
+        return api.images_with_label(f"{LABEL_BUILD_INPUTS}={wanted.build_inputs}")
+    if wanted.source == "archive":
+        return [wanted.expected_id] if wanted.expected_id else archive_ids
+    if wanted.digest and wanted.tag:
+        return [f"{wanted.name}:{wanted.tag}"]
+    return []
+
+
+def _archive_ids(wanted: Wanted) -> list[str]:
+    """Read the ids from the archive. A compressed one would have to be unpacked whole for it: OSError."""
+    texts: dict[str, str] = {}
+    with Path(wanted.archive).open("rb") as handle:
+        if handle.read(6).startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")):
+            raise OSError(
+                "it is compressed; unpack it, or set vllm_image_expected_id to the image id that "
+                "`docker image inspect --format '{{.Id}}'` gave where it was saved"
+            )
+    with tarfile.open(wanted.archive, "r:") as tar:
+        for member in tar:
+            if member.name in ("manifest.json", "index.json"):
+                content = tar.extractfile(member)
+                texts[member.name] = content.read().decode() if content else ""
+    return archive_image_ids(texts.get("manifest.json"), texts.get("index.json"))
+
+
+def _clients(module: AnsibleModule) -> list[Client]:
+    found: dict[str, Client] = {}
+    for folder in [*os.environ.get("PATH", "").split(":"), "/usr/bin", "/usr/local/bin"]:
+        path = Path(folder) / "docker"
+        real = str(path.resolve())
+        if not os.access(path, os.X_OK) or real in found:
+            continue
+        _, told, _ = module.run_command([str(path), "--version"])
+        version = re.search(r"\d+\.\d+\.\d+", told)
+        rc, _, _ = module.run_command([str(path), "buildx", "version"])
+        found[real] = Client(str(path), version.group() if version else "", rc == 0)
+    return list(found.values())
+
+
+if __name__ == "__main__":
+    main()

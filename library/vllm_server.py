@@ -1,0 +1,431 @@
+#!/usr/bin/python
+"""Ansible module: one vLLM server in a Docker container, watched until it is ready."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: vllm_server
+short_description: Run vLLM in a Docker container, watched, diagnosed and restored
+description:
+  - Compares the wanted container with the one that Docker has, field by field, and changes it only where they differ.
+  - Before a running server is stopped, everything that can be known is checked while it still answers, such as the
+    image, the flags, the model's files, the port and the GPU memory.
+  - Replaces in place, because a GPU node has no memory for two servers. The old container is stopped, kept under
+    C(<name>.previous), and put back, watched until it is ready, if the new one does not become ready.
+  - A start is watched from three sides at once, its container, its log and its HTTP port, until it is ready or there is
+    a reason why it will not be. The reason has a class, the evidence from the log, and what to do.
+  - Under an action plugin of the same name the watch is cut into short calls, with progress on the terminal. Without
+    it one call watches to the end.
+version_added: "0.1.0"
+options:
+  name:
+    description: Name of the container.
+    type: str
+    default: vllm
+  state:
+    description:
+      - V(started) makes the container as described, running and ready.
+      - V(stopped) stops it and keeps it.
+      - V(absent) removes it and its predecessor. Caches and logs stay.
+      - V(restored) puts the predecessor back, for a server that started and turned out to be wrong.
+      - V(confirmed) notes that the running server was verified from outside. Until then its predecessor counts as the
+        better one.
+    type: str
+    choices: [started, stopped, absent, restored, confirmed]
+    default: started
+  image:
+    description:
+      - Image, as C(repository:tag), C(repository@sha256:...) or an image id. It must be on the node already.
+      - Required for O(state=started).
+    type: str
+  allow_latest:
+    description: Accept an image tagged C(latest), or without a tag.
+    type: bool
+    default: false
+  model:
+    description:
+      - Exact id on the Hugging Face Hub, or an absolute path on the node, which is then mounted read-only.
+      - Required for O(state=started).
+    type: str
+  revision:
+    description: Commit (40 hexadecimal digits), branch or tag of the model's repository.
+    type: str
+  args:
+    description:
+      - Flags of C(vllm serve), without the dashes. Hyphens and underscores are the same.
+      - True gives C(--flag), false C(--no-flag), null leaves it out, a list gives several values, a dict JSON.
+      - Checked against the flags that the image itself lists, where it can be asked.
+    type: dict
+    default: {}
+  env:
+    description:
+      - Environment of the server. Values whose names end like a secret's (C(_KEY), C(_TOKEN), C(_SECRET),
+        C(_PASSWORD)) are only shown as fingerprints.
+      - Null removes one of the module's own defaults.
+    type: dict
+    default: {}
+  entrypoint:
+    description:
+      - Entrypoint of the container. By default C(vllm serve), unless the image's own entrypoint is just that.
+      - With C([python3, -m, vllm.entrypoints.openai.api_server]), deprecated by vLLM, the model is given as C(--model).
+    type: list
+    elements: str
+  port:
+    description: Port on the node.
+    type: int
+    default: 8000
+  bind:
+    description: Address on the node. Beyond loopback it needs O(api_key) or O(allow_unauthenticated).
+    type: str
+    default: 127.0.0.1
+  allow_unauthenticated:
+    description: Serve beyond loopback without a key.
+    type: bool
+    default: false
+  hf_cache:
+    description:
+      - Hugging Face home on the node (the folder that holds C(hub)), an absolute path. Mounted at
+        C(/root/.cache/huggingface), read-only while the server runs offline, which is the default
+        (C(HF_HUB_OFFLINE=1)).
+    type: str
+  engine_cache:
+    description: >-
+      Keep the engine's compile caches (torch.compile, Triton, Inductor) in a folder below O(state_dir), one for each
+      image and model, so that a restart does not compile again.
+    type: bool
+    default: true
+  accelerator:
+    description: V(rocm) adds the devices and rights that AMD and vLLM document; V(cpu) leaves them out.
+    type: str
+    choices: [rocm, cpu]
+    default: rocm
+  devices:
+    description: Devices; by default C(/dev/kfd) and C(/dev/dri) for V(rocm).
+    type: list
+    elements: str
+  groups:
+    description: Additional groups, by the node's numeric ids; by default those of video and render for V(rocm).
+    type: list
+    elements: str
+  ipc_mode:
+    description: IPC namespace; by default V(host) for V(rocm).
+    type: str
+  shm_size:
+    description: Size of C(/dev/shm), such as V(16g), where the IPC namespace is the container's own; by default 4g for V(cpu).
+    type: str
+  capabilities:
+    description: Added capabilities; by default C(SYS_PTRACE) for V(rocm).
+    type: list
+    elements: str
+  security_opts:
+    description: Security options; by default C(seccomp=unconfined) for V(rocm).
+    type: list
+    elements: str
+  ulimits:
+    description: Limits as C(name=soft[:hard]), -1 for none; by default memlock without limit and nofile 65535 for V(rocm).
+    type: list
+    elements: str
+  volumes:
+    description: More mounts, as C(source:target[:ro]).
+    type: list
+    elements: str
+    default: []
+  labels:
+    description: Labels of the container.
+    type: dict
+    default: {}
+  network_mode:
+    description: V(bridge) publishes O(port) on O(bind); V(host) lets the server itself listen there; or a network's name.
+    type: str
+    default: bridge
+  restart_policy:
+    description: >-
+      Docker's restart policy. An engine that dies while serving ends with exit code 0, which C(on-failure) would take
+      for a clean end.
+    type: str
+    choices: ["no", unless-stopped, always, on-failure]
+    default: unless-stopped
+  stop_timeout:
+    description: >-
+      Seconds that the server has to end before Docker kills it. Where the image's vLLM knows C(--shutdown-timeout), it
+      gets five sixths of this to finish running requests.
+    type: int
+    default: 60
+  api_key:
+    description: Key that clients must send. Reaches the server by environment, never by command line.
+    type: str
+  hf_token:
+    description: Token for the Hugging Face Hub; given to the server only when C(HF_HUB_OFFLINE) is not 1.
+    type: str
+  ready_timeout:
+    description: Seconds from the container's start to ready. A limit of last resort, see O(stall_timeout).
+    type: float
+    default: 3600
+  stall_timeout:
+    description: >-
+      Seconds without a new log line, without growth of the cache, without I/O and without CPU use, after which a start
+      counts as stalled.
+    type: float
+    default: 900
+  gpu_memory_policy:
+    description:
+      - V(strict) refuses a start for which the wanted share of GPU memory is not free, naming who holds it.
+      - V(fit) lowers C(gpu-memory-utilization) to what fits, and never raises it.
+      - V(off) does not look.
+    type: str
+    choices: [strict, fit, "off"]
+    default: strict
+  sysfs_root:
+    description: Where sysfs is mounted.
+    type: path
+    default: /sys
+  state_dir:
+    description: Folder on the node for what must outlive a container, such as logs of failed starts and compile caches.
+    type: path
+    default: /var/lib/vllm-fleet
+  docker_host:
+    description: URL of the Docker engine; by default C(DOCKER_HOST) or the local socket.
+    type: str
+  reported_host:
+    description: Name of the node in messages; the action plugin gives the inventory's.
+    type: str
+  watch_slice:
+    description: Seconds one call may watch before it returns with RV(pending). Set by the action plugin.
+    type: float
+  watch_token:
+    description: What the last call returned as RV(token). Set by the action plugin.
+    type: dict
+attributes:
+  check_mode:
+    support: full
+    description: >-
+      Predicts the actions exactly. Images that were never asked for their flags are asked in a throw-away container,
+      in check mode too.
+  diff_mode:
+    support: full
+    description: Shows only what differs; secrets as keyed fingerprints.
+  idempotent:
+    support: full
+    description: O(state=restored) is not, each call goes back once.
+requirements:
+  - Docker engine 20.10 or newer
+  - python3-docker 5.0 or newer
+author:
+  - The vllm-fleet authors
+"""
+
+EXAMPLES = r"""
+- name: Serve DeepSeek-V3.1 on eight MI300X
+  vllm_server:
+    image: vllm/vllm-openai-rocm:v0.32.0
+    model: deepseek-ai/DeepSeek-V3.1
+    revision: "{{ vllm_server_revision }}"
+    hf_cache: /root/.cache/huggingface
+    args:
+      tensor-parallel-size: 8
+      enable-expert-parallel: true
+    env:
+      VLLM_ROCM_USE_AITER: 1
+      VLLM_ROCM_USE_AITER_MOE: 1
+
+- name: Serve a small model without a GPU
+  vllm_server:
+    image: vllm-cpu:0.32.0
+    accelerator: cpu
+    model: HuggingFaceTB/SmolLM2-135M-Instruct
+    hf_cache: /root/.cache/huggingface
+    args: {dtype: float32, max-model-len: 1024, enforce-eager: true}
+
+- name: Go back to what was served before
+  vllm_server:
+    state: restored
+"""
+
+RETURN = r"""
+actions:
+  description: >-
+    What was done (or would be, in check mode), in order. Of V(stop), V(remove_previous), V(keep) (rename to
+    C(<name>.previous)), V(remove), V(unkeep) (rename back), V(create), V(update), V(start).
+  type: list
+  elements: str
+  returned: always
+differences:
+  description: Fields of the container that were not as wanted.
+  type: list
+  elements: dict
+  returned: always
+  contains:
+    name: {type: str, description: "Field, such as C(args.max-model-len), C(env.X), C(ports), C(image), C(state)."}
+    current: {type: raw, description: What the container had.}
+    desired: {type: raw, description: What it should have.}
+container:
+  description: The container that has the name at the end.
+  type: dict
+  returned: always
+  contains:
+    id: {type: str, description: Docker's id.}
+    name: {type: str, description: Its name.}
+    image: {type: str, description: Image as it was named.}
+    image_id: {type: str, description: Image as Docker identifies it.}
+    started_at: {type: str, description: When it was started.}
+    status: {type: str, description: Docker's word for its state.}
+elapsed:
+  description: Seconds from the beginning of the run to its verdict.
+  type: float
+  returned: always
+downtime:
+  description: Seconds from the old server's stop to the new one's readiness; null when none was stopped.
+  type: float
+  returned: always
+stages:
+  description: When the start came to which stage, in seconds after the container's start.
+  type: list
+  elements: dict
+  returned: always
+log_file:
+  description: Full log of a failed start, on the node.
+  type: str
+  returned: always
+rolled_back:
+  description: Whether the previous server was put back and is ready.
+  type: bool
+  returned: always
+confirmed:
+  description: Whether the container was verified from outside (O(state=confirmed)).
+  type: bool
+  returned: always
+notes:
+  description: What else is worth knowing, such as a lowered memory utilization.
+  type: list
+  elements: str
+  returned: always
+failure:
+  description: Why it failed.
+  type: dict
+  returned: on failure
+  contains:
+    class: {type: str, description: One of the failure classes of docs/troubleshooting.md.}
+    cause: {type: str, description: What happened.}
+    evidence: {type: list, elements: str, description: Lines of the log that show it.}
+    remedy: {type: str, description: What to do.}
+    exit_code: {type: int, description: Exit code of the server, or null.}
+progress:
+  description: Where the start stands.
+  type: dict
+  returned: when a start was watched
+log_lines:
+  description: Log lines that were seen in this call.
+  type: list
+  elements: str
+  returned: with verbosity, when a start was watched
+pending:
+  description: The slice is over and there is no verdict yet.
+  type: bool
+  returned: with O(watch_slice)
+token:
+  description: To be given as O(watch_token) of the next call.
+  type: dict
+  returned: with RV(pending)
+"""
+
+import socket
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible.module_utils.vllm_fleet.engine import Engine, EngineError, EngineUnavailable
+from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
+from ansible.module_utils.vllm_fleet.spec import is_secret
+from ansible.module_utils.vllm_fleet.state import DEFAULT_STATE_DIR
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "name": {"type": "str", "default": "vllm"},
+    "state": {
+        "type": "str",
+        "choices": ["started", "stopped", "absent", "restored", "confirmed"],
+        "default": "started",
+    },
+    "image": {"type": "str"},
+    "allow_latest": {"type": "bool", "default": False},
+    "model": {"type": "str"},
+    "revision": {"type": "str"},
+    "args": {"type": "dict", "default": {}},
+    "env": {"type": "dict", "default": {}},
+    "entrypoint": {"type": "list", "elements": "str"},
+    "port": {"type": "int", "default": 8000},
+    "bind": {"type": "str", "default": "127.0.0.1"},
+    "allow_unauthenticated": {"type": "bool", "default": False},
+    "hf_cache": {"type": "str"},
+    "engine_cache": {"type": "bool", "default": True},
+    "accelerator": {"type": "str", "choices": ["rocm", "cpu"], "default": "rocm"},
+    "devices": {"type": "list", "elements": "str"},
+    "groups": {"type": "list", "elements": "str"},
+    "ipc_mode": {"type": "str"},
+    "shm_size": {"type": "str"},
+    "capabilities": {"type": "list", "elements": "str"},
+    "security_opts": {"type": "list", "elements": "str"},
+    "ulimits": {"type": "list", "elements": "str"},
+    "volumes": {"type": "list", "elements": "str", "default": []},
+    "labels": {"type": "dict", "default": {}},
+    "network_mode": {"type": "str", "default": "bridge"},
+    "restart_policy": {
+        "type": "str",
+        "choices": ["no", "unless-stopped", "always", "on-failure"],
+        "default": "unless-stopped",
+    },
+    "stop_timeout": {"type": "int", "default": 60},
+    "api_key": {"type": "str", "no_log": True},
+    "hf_token": {"type": "str", "no_log": True},
+    "ready_timeout": {"type": "float", "default": 3600},
+    "stall_timeout": {"type": "float", "default": 900},
+    "gpu_memory_policy": {"type": "str", "choices": ["strict", "fit", "off"], "default": "strict"},
+    "sysfs_root": {"type": "path", "default": "/sys"},
+    "state_dir": {"type": "path", "default": DEFAULT_STATE_DIR},
+    "docker_host": {"type": "str"},
+    "reported_host": {"type": "str"},
+    "watch_slice": {"type": "float"},
+    # A position in a watch, not a secret; the name would make Ansible ask.
+    "watch_token": {"type": "dict", "no_log": False},
+}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec=ARGUMENTS,
+        supports_check_mode=True,
+        required_if=[("state", "started", ["image", "model"])],
+    )
+    options = module.params
+    hidden = {str(v) for k, v in (options["env"] or {}).items() if len(str(v)) > 3 and is_secret(str(k))}
+    # Values in `env` are not known as secrets to Ansible by their option; this keeps them out of its output and logs.
+    module.no_log_values.update(hidden)
+    secrets = tuple(hidden | {options[k] for k in ("api_key", "hf_token") if options[k]})
+    host = options["reported_host"] or socket.gethostname()
+    try:
+        lifecycle = Lifecycle(
+            options,
+            Engine(options["docker_host"]),
+            host=host,
+            check_mode=module.check_mode,
+            token=options["watch_token"],
+            slice_seconds=options["watch_slice"],
+            secrets=secrets,
+        )
+        result = lifecycle.run()
+    except EngineUnavailable as exc:
+        module.fail_json(
+            msg=f"{host}: {exc}; start it (role docker_engine), or run as a user who may use it", actions=[]
+        )
+    except EngineError as exc:
+        module.fail_json(msg=f"{host}, container {options['name']}: {exc}", actions=[])
+    if module._verbosity < 1:  # the lines are for -v; without it they would only make the answer longer
+        result.pop("log_lines", None)
+    if result.get("failed"):
+        module.fail_json(**result)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

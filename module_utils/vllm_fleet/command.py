@@ -1,0 +1,216 @@
+"""The command line of ``vllm serve``: options to arguments and back.
+
+Pure: values in, values out. One canonical form is written (flags sorted, hyphens, ``--no-x`` for false), and any
+form is read, so that a container started by hand compares flag by flag with the one that is wanted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+FlagValue = bool | str | list[str]
+
+#: ``python -m`` of this module is vLLM's old, deprecated way to start (vLLM 0.32.0 entrypoints/openai/api_server.py).
+OLD_API_SERVER = "vllm.entrypoints.openai.api_server"
+
+#: Flags that the module sets itself, and the option to use instead.
+RESERVED_FLAGS = {
+    "model": "model",
+    "revision": "revision",
+    "api-key": "api_key",
+    "port": "port",
+    "host": "bind",
+}
+
+_NUMBER = re.compile(r"^-\d")
+#: Short spellings that vLLM accepts for a flag, mapped to the long one (vLLM 0.32.0 engine/arg_utils.py).
+_SHORT = {
+    "-tp": "tensor-parallel-size",
+    "-pp": "pipeline-parallel-size",
+    "-dp": "data-parallel-size",
+    "-ep": "enable-expert-parallel",
+    "-n": "nnodes",
+    "-r": "node-rank",
+    "-q": "quantization",
+}
+
+
+class CommandError(ValueError):
+    """The arguments cannot be written as a command line; the text says which and why."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line taken apart.
+
+    ``model`` is the Hub id or path, ``flags`` maps long names without dashes to True, a string or a list of strings,
+    ``rest`` keeps words that are neither.
+    """
+
+    model: str | None
+    flags: dict[str, FlagValue] = field(default_factory=dict)
+    rest: tuple[str, ...] = ()
+
+
+def flag_name(key: str) -> str:
+    """Give a flag's one spelling: ``max_model_len``, ``--max-model-len`` and ``-tp`` become long, hyphenated names."""
+    if key in _SHORT:
+        return _SHORT[key]
+    name = key[2:] if key.startswith("--") else key
+    head, dot, tail = name.partition(".")
+    return head.replace("_", "-") + dot + tail
+
+
+def normalise_args(args: Mapping[str, object]) -> dict[str, FlagValue | None]:
+    """Bring user-written ``args`` to one spelling; ``None`` (leave the flag out) is kept so that merging can use it.
+
+    Raises CommandError for a flag that is given twice in two spellings, or that the module sets itself.
+    """
+    spelt: dict[str, str] = {}
+    out: dict[str, FlagValue | None] = {}
+    for key, value in args.items():
+        name = flag_name(str(key))
+        if name in RESERVED_FLAGS:
+            raise CommandError(
+                f"args: {key}: this flag is set by the option {RESERVED_FLAGS[name]!r}; "
+                f"remove it from args and set that option instead"
+            )
+        if name in spelt:
+            raise CommandError(f"args: {spelt[name]} and {key} are the same flag --{name}; keep one of them")
+        spelt[name] = str(key)
+        out[name] = _value(name, value)
+    return out
+
+
+def _value(name: str, value: object) -> FlagValue | None:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Mapping):
+        # vLLM reads JSON for its dict-valued flags (--speculative-config, --hf-overrides, ...).
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    if isinstance(value, (list, tuple)):
+        if any(isinstance(item, (Mapping, list, tuple)) for item in value):
+            return json.dumps(list(value), sort_keys=True, separators=(",", ":"))
+        return [_scalar(item) for item in value]
+    if isinstance(value, (str, int, float)):
+        return _scalar(value)
+    raise CommandError(
+        f"args: {name}: expected text, a number, true/false, a list or a dict, got {type(value).__name__}"
+    )
+
+
+def _scalar(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def build(model: str, args: Mapping[str, object], *, entrypoint: Sequence[str], extra: Mapping[str, str]) -> list[str]:
+    """Write the arguments that follow ``entrypoint``: the model as vLLM wants it, then sorted flags.
+
+    ``extra`` holds the flags that the module sets itself (revision, port, ...). The model is positional for
+    ``vllm serve`` and ``--model`` for the old api_server module, which knows no positional model.
+    """
+    flags: dict[str, FlagValue | None] = {**normalise_args(args), **extra}
+    words = ["--model", model] if OLD_API_SERVER in entrypoint else [model]
+    for name in sorted(flags):
+        words += _words(name, flags[name])
+    return words
+
+
+def _words(name: str, value: FlagValue | None) -> list[str]:
+    if value is None:
+        return []
+    if value is True:
+        return [f"--{name}"]
+    if value is False:
+        # argparse.BooleanOptionalAction, which vLLM uses for its switches.
+        return [f"--no-{name}"]
+    if isinstance(value, list):
+        return [f"--{name}", *value]
+    # A value that begins with a dash (a negative number, a minus sign in text) would be read as a flag.
+    return [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]
+
+
+def parse(words: Sequence[str]) -> Command:
+    """Take a command line apart, whoever wrote it. Never raises: what is not understood is kept in ``rest``."""
+    rest: list[str] = []
+    flags: dict[str, FlagValue] = {}
+    model: str | None = None
+    todo = list(words)
+    while todo:
+        word = todo.pop(0)
+        if not _is_flag(word):
+            if model is None:
+                model = word
+            else:
+                rest.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        values = [value] if equals else []
+        while not equals and todo and not _is_flag(todo[0]):
+            values.append(todo.pop(0))
+        name = flag_name(name)
+        if name == "model" and len(values) == 1:
+            model = values[0]
+        elif name.startswith("no-") and not values:
+            flags[name[3:]] = False
+        elif not values:
+            flags[name] = True
+        else:
+            flags[name] = values[0] if len(values) == 1 else values
+    return Command(model, flags, tuple(rest))
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("-") and len(word) > 1 and not _NUMBER.match(word)
+
+
+def split_entrypoint(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Cut a full command line into its entrypoint and the rest, for containers whose CMD repeats ``vllm serve``."""
+    words = list(words)
+    for start in range(len(words)):
+        if words[start].rsplit("/", 1)[-1] == "vllm" and words[start + 1 : start + 2] == ["serve"]:
+            return words[: start + 2], words[start + 2 :]
+        if words[start] == OLD_API_SERVER:
+            return words[: start + 1], words[start + 1 :]
+    return [], words
+
+
+def entrypoint_for(image_entrypoint: Sequence[str] | None, wanted: Sequence[str] | None) -> list[str]:
+    """Give the entrypoint to run: the user's; else the image's when it is ``vllm serve``; else ``vllm serve``.
+
+    vllm/vllm-openai-rocm has ENTRYPOINT ["vllm", "serve"], rocm/vllm has a shell or none (docker/Dockerfile.rocm and
+    AMD's image): a shell as the main command would wait for someone to type, so it is replaced.
+    """
+    if wanted:
+        return list(wanted)
+    current = list(image_entrypoint or [])
+    head, tail = split_entrypoint(current)
+    if head and not tail:
+        return current
+    return ["vllm", "serve"]
+
+
+_HELP_FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*(?:\.[\w-]+)?)")
+
+
+def flags_in_help(text: str) -> frozenset[str]:
+    """Read the long flag names out of argparse's help text (``vllm serve --help=all``)."""
+    names = {match.group(1) for match in _HELP_FLAG.finditer(text.replace("_", "-"))}
+    return frozenset(names)
+
+
+def unknown_flags(args: Mapping[str, object], known: frozenset[str]) -> list[str]:
+    """List the flags of ``args`` that the image does not know; dotted ones (config objects) count by their head."""
+    out = []
+    for name, value in normalise_args(args).items():
+        if value is None or name.startswith("-"):
+            continue
+        head = name.partition(".")[0]
+        if head not in known and f"no-{head}" not in known:
+            out.append(name)
+    return out

@@ -1,0 +1,269 @@
+"""The desired container against the one Docker has: named differences. Pure.
+
+Both sides are flattened to the same fields, with what the images contribute left out, and compared field by field.
+Everything that is shown (``differences``, ``diff``) comes from here, so secrets are replaced here by a fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ansible.module_utils.vllm_fleet import command
+from ansible.module_utils.vllm_fleet.spec import (
+    ENGINE_CACHE,
+    LABEL_IMAGE_ID,
+    LABEL_PREFIX,
+    Image,
+    Spec,
+    Volume,
+    is_secret,
+)
+
+Fields = dict[str, object]
+Redact = Callable[[str], str]
+
+#: Docker's own values for what nobody set (docker 20.10 to 29 daemon defaults).
+DEFAULT_SHM_SIZE = 64 << 20
+DEFAULT_STOP_TIMEOUT = 10
+
+#: Fields that Docker can change on a container that keeps running (`docker update`).
+UPDATABLE = frozenset({"restart_policy"})
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field that is not as desired. ``None`` means absent."""
+
+    name: str
+    current: object
+    desired: object
+
+    def as_dict(self) -> dict[str, object]:
+        """Give it the shape of the module's result."""
+        return {"name": self.name, "current": self.current, "desired": self.desired}
+
+
+def fingerprint(key: bytes) -> Redact:
+    """Make the function that shows a secret: a keyed digest, which changes with the secret and tells nothing of it."""
+
+    def redact(value: str) -> str:
+        digest = hmac.new(key, value.encode(), hashlib.sha256).hexdigest()
+        return f"(secret, fingerprint {digest[:12]})"
+
+    return redact
+
+
+def differences(
+    spec: Spec, image: Image, container: Mapping[str, object], own_image: Image | None, redact: Redact
+) -> list[Difference]:
+    """Compare ``spec`` (to be run from ``image``) with an inspected ``container`` (made from ``own_image``).
+
+    ``container`` is Docker's inspect JSON. ``own_image`` is None when that image is gone from the node; nothing is
+    then left out of the container's settings, and its identity comes from the note made at its creation.
+    """
+    want, have = desired_fields(spec, image, redact), current_fields(container, own_image, redact)
+    found = [
+        Difference(name, have.get(name), want.get(name))
+        for name in sorted(want.keys() | have.keys())
+        if have.get(name) != want.get(name)
+    ]
+    image_difference = _image(spec, image, container)
+    return ([image_difference] if image_difference else []) + found
+
+
+def desired_fields(spec: Spec, image: Image, redact: Redact) -> Fields:
+    """Flatten the desired container."""
+    fields: Fields = {
+        "entrypoint": list(spec.entrypoint),
+        "ipc_mode": _ipc(spec.ipc_mode),
+        "network_mode": spec.network_mode,
+        "restart_policy": spec.restart_policy,
+        "stop_timeout": spec.stop_timeout,
+        "volumes": _sorted(_volume(str(v)) for v in spec.volumes),
+        "devices": list(spec.devices),
+        "groups": list(spec.groups),
+        "capabilities": list(spec.capabilities),
+        "security_opts": list(spec.security_opts),
+        "ulimits": _sorted(f"{u.name}={u.soft}:{u.hard}" for u in spec.ulimits),
+        "ports": _sorted(f"{host}->{inner}" for inner, host in spec.ports.items()),
+        "shm_size": None if spec.ipc_mode == "host" else (spec.shm_size or DEFAULT_SHM_SIZE),
+    }
+    fields |= _command_fields(spec.command)
+    fields |= _named("env", _own(spec.env, image.env), redact)
+    fields |= _named("labels", _own(spec.labels, image.labels), redact)
+    return {k: v for k, v in fields.items() if v not in (None, [])}
+
+
+def current_fields(container: Mapping[str, object], own_image: Image | None, redact: Redact) -> Fields:
+    """Flatten what Docker has, with the same names."""
+    config, host = _dict(container.get("Config")), _dict(container.get("HostConfig"))
+    image_env = own_image.env if own_image else {}
+    image_labels = own_image.labels if own_image else {}
+    entry, words = _entrypoint_and_words(config)
+    labels = {k: v for k, v in _dict(config.get("Labels")).items() if not str(k).startswith(LABEL_PREFIX)}
+    ipc = _ipc(str(host.get("IpcMode") or ""))
+    shm = host.get("ShmSize") or DEFAULT_SHM_SIZE
+    restart = _dict(host.get("RestartPolicy"))
+    policy = str(restart.get("Name") or "no")
+    retries = restart.get("MaximumRetryCount") or 0
+    fields: Fields = {
+        "entrypoint": entry,
+        "ipc_mode": ipc,
+        "network_mode": {"default": "bridge", "": "bridge"}.get(
+            str(host.get("NetworkMode") or ""), host.get("NetworkMode")
+        ),
+        "restart_policy": f"{policy}:{retries}" if retries else policy,
+        "stop_timeout": config.get("StopTimeout") or DEFAULT_STOP_TIMEOUT,
+        "volumes": _sorted(_volume(v) for v in _list(host.get("Binds"))),
+        "devices": _sorted(str(_dict(d).get("PathOnHost")) for d in _list(host.get("Devices"))),
+        "groups": _sorted(str(g) for g in _list(host.get("GroupAdd"))),
+        "capabilities": _sorted(str(c).upper().removeprefix("CAP_") for c in _list(host.get("CapAdd"))),
+        "security_opts": _sorted(
+            # Docker 20.10 stores the separator that it was given; `:` is the old spelling of `=`.
+            str(o).replace(":", "=", 1) if "=" not in str(o) else str(o)
+            for o in _list(host.get("SecurityOpt"))
+            # Added by Docker itself when a container shares the host's IPC.
+            if not (ipc == "host" and str(o).startswith("label"))
+        ),
+        "ulimits": _sorted(f"{u['Name']}={u['Soft']}:{u['Hard']}" for u in map(_dict, _list(host.get("Ulimits")))),
+        "ports": _ports(_dict(host.get("PortBindings"))),
+        "shm_size": None if ipc == "host" else shm,
+        "privileged": True if host.get("Privileged") else None,
+    }
+    fields |= _command_fields(words)
+    fields |= _named("env", _own(_env(config.get("Env")), image_env), redact)
+    fields |= _named("labels", _own({str(k): str(v) for k, v in labels.items()}, image_labels), redact)
+    return {k: v for k, v in fields.items() if v not in (None, [])}
+
+
+def as_diff(found: Sequence[Difference], name: str) -> dict[str, object]:
+    """Turn differences into Ansible's ``diff``: only what differs, dotted names as nested keys."""
+    before: dict[str, object] = {}
+    after: dict[str, object] = {}
+    for item in found:
+        _put(before, item.name, item.current)
+        _put(after, item.name, item.desired)
+    return {"before_header": f"{name} (running)", "after_header": f"{name} (wanted)", "before": before, "after": after}
+
+
+def _put(tree: dict[str, object], name: str, value: object) -> None:
+    head, dot, tail = name.partition(".")
+    if not dot:
+        if value is not None:
+            tree[head] = value
+        return
+    if value is not None:
+        branch = tree.setdefault(head, {})
+        assert isinstance(branch, dict)  # noqa: S101  fields named x and x.y never exist together
+        branch[tail] = value
+
+
+def _image(spec: Spec, image: Image, container: Mapping[str, object]) -> Difference | None:
+    """Judge the image by its bytes, not by its name.
+
+    Docker's two image stores name the same image by different digests (classic: the configuration's, containerd: the
+    manifest's or the index's), and a container may carry either; so any match of any of them is a match.
+    """
+    config = _dict(container.get("Config"))
+    descriptor = _dict(container.get("ImageManifestDescriptor"))
+    noted = _dict(config.get("Labels")).get(LABEL_IMAGE_ID)
+    have = {str(d) for d in (container.get("Image"), descriptor.get("digest"), noted) if d}
+    if have & (image.ids | {image.id}):
+        return None
+    name, digest = str(config.get("Image")), str(container.get("Image") or noted)
+    return Difference("image", describe_image(name, digest), describe_image(spec.image, image.id))
+
+
+def describe_image(ref: str, digest: str) -> str:
+    """Show an image as its name with the start of its id; by its id alone when that is the name."""
+    short = digest.removeprefix("sha256:")[:12]
+    return short if ref.startswith("sha256:") else f"{ref} ({short})"
+
+
+def _entrypoint_and_words(config: Mapping[str, object]) -> tuple[list[str], list[str]]:
+    """Read a container's command line; a CMD that repeats ``vllm serve`` with no entrypoint means the same."""
+    entry = [str(w) for w in _list(config.get("Entrypoint"))]
+    words = [str(w) for w in _list(config.get("Cmd"))]
+    if not entry:
+        head, tail = command.split_entrypoint(words)
+        if head:
+            return head, tail
+    return entry, words
+
+
+def _command_fields(words: Sequence[str]) -> Fields:
+    parsed = command.parse(words)
+    fields: Fields = {f"args.{name}": _plain(value) for name, value in parsed.flags.items()}
+    if parsed.model is not None:
+        fields["model"] = parsed.model
+    if parsed.rest:
+        fields["command"] = list(parsed.rest)
+    if "api-key" in parsed.flags:
+        # Put there by someone else: a key on a command line is in every process list, and must not be in a diff too.
+        fields["args.api-key"] = "(secret)"
+    return fields
+
+
+def _plain(value: object) -> object:
+    """Show numbers as numbers; a YAML reader then sees 512 and not '512'."""
+    if isinstance(value, str) and re.fullmatch(r"-?(0|[1-9]\d{0,14})", value):
+        return int(value)
+    return value
+
+
+def _own(values: Mapping[str, str], inherited: Mapping[str, str]) -> dict[str, str]:
+    return {k: v for k, v in values.items() if inherited.get(k) != v}
+
+
+def _named(prefix: str, values: Mapping[str, str], redact: Redact) -> Fields:
+    return {f"{prefix}.{k}": redact(v) if is_secret(k) else v for k, v in values.items()}
+
+
+def _env(value: object) -> dict[str, str]:
+    out = {}
+    for item in _list(value):
+        key, _, text = str(item).partition("=")
+        out[key] = text
+    return out
+
+
+def _volume(text: object) -> str:
+    parts = str(text).split(":")
+    if len(parts) not in (2, 3):
+        return str(text)
+    source, target = parts[:2]
+    if target == ENGINE_CACHE:
+        # The engine's cache has a folder for each image and model: another one is no difference of its own, it
+        # follows from the image's or the model's, which is named.
+        source = source.rpartition("/")[0] + "/*"
+    # SELinux and propagation suffixes stay; a bare default is spelt out.
+    return str(Volume(source, target, parts[2] if len(parts) == 3 else "rw"))
+
+
+def _ports(bindings: Mapping[str, object]) -> list[str]:
+    out = []
+    for inner, hosts in bindings.items():
+        for host in map(_dict, _list(hosts)):
+            out.append(f"{host.get('HostIp') or '0.0.0.0'}:{host.get('HostPort')}->{inner}")  # noqa: S104  read, not bound
+    return sorted(out)
+
+
+def _ipc(mode: str | None) -> str:
+    # What the daemon writes when nobody chose depends on its default-ipc-mode; both are the container's own.
+    return "private" if mode in (None, "", "shareable") else str(mode)
+
+
+def _sorted(items: object) -> list[str]:
+    return sorted(items)  # type: ignore[call-overload, no-any-return]
+
+
+def _dict(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: object) -> Sequence[object]:
+    return value if isinstance(value, (list, tuple)) else []

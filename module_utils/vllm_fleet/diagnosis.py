@@ -1,0 +1,447 @@
+"""Why a vLLM server did not start, or stopped: its log and how it ended in, a named failure out. Pure.
+
+The known failures are the table of failures.py. What counts as the root cause: the earliest traceback that is no
+wrapper. A worker that fails makes its engine fail, and the engine its API server, each with a traceback of its own that
+only says that the other failed; those are never given as the reason. Warnings are never read, and of a server that had
+become ready nothing that it printed before.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ansible.module_utils.vllm_fleet import failures
+from ansible.module_utils.vllm_fleet.failures import (
+    CLASSES,
+    ROWS,
+    Case,
+    Context,
+    ExitFacts,
+    Explain,
+    Gpu,
+    Holder,
+    Row,
+    Run,
+    Words,
+)
+from ansible.module_utils.vllm_fleet.logtext import Error, errors, scrub, split
+from ansible.module_utils.vllm_fleet.progress import Progress
+
+__all__ = [
+    "CLASSES",
+    "ROWS",
+    "Context",
+    "ExitFacts",
+    "Failure",
+    "Gpu",
+    "Holder",
+    "diagnose",
+    "gpus_from_info",
+    "message",
+    "scrub",
+]
+
+_EVIDENCE_CHARS = 600
+
+#: Lines that only say that another process failed (v1/engine/utils.py, core.py and exceptions.py, v1/utils.py,
+#: v1/executor/multiproc_executor.py and ray_executor_v2.py), and ends of processes that were told to end.
+_WRAPPER = re.compile(
+    r"Engine core initialization failed|WorkerProc initialization failed|EngineCore failed to start|WorkerProc failed"
+    r"|WorkerProc hit an exception|EngineCore encountered (?:an issue|a fatal error)|EngineDeadError"
+    r"|AsyncLLM output_handler failed|Engine core process \S+ died unexpectedly|Frontend process failed during "
+    r"engine core"
+    r"|Process \S+ \(PID: \d+\) died with exit code|Exception occurred while running API servers"
+    r"|Invocation of \S+ method failed|RayWorkerProc|Engine process failed to start|Engine loop has died|MQLLMEngine"
+    r"|^SystemExit|^(?:asyncio\.exceptions\.)?CancelledError|^KeyboardInterrupt$"
+)
+#: What makes a wrapper telling after all: the signal that ended a process which had no chance to say anything.
+_KILLED = re.compile(r"exit code:? -\d+|'\w+': -\d+")
+
+_STARTED = ("non-default args: ", " headless multiproc executor", " in headless mode")
+#: Uvicorn says the first on stderr; where only stdout was kept, the first answer to a request tells the same.
+_READY = ("Application startup complete", ' HTTP/1.1" 200')
+_TOLD_TO_STOP = "API server: shutdown triggered"
+_TOLD_TO_STOP_HEADLESS = "[shutdown] Executor: waiting for worker exit"
+_VANISHED = "engine core exited unexpectedly"
+_SIGNALS = {2: "Ctrl-C", 6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A named failure.
+
+    ``cause`` and ``remedy`` are one sentence each without the full stop, ``evidence`` the few lines that prove it.
+    """
+
+    class_: str
+    cause: str
+    evidence: list[str]
+    remedy: str
+    exit_code: int | None
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the ``failure`` of a module's result."""
+        return {
+            "class": self.class_,
+            "cause": self.cause,
+            "evidence": list(self.evidence),
+            "remedy": self.remedy,
+            "exit_code": self.exit_code,
+        }
+
+
+def gpus_from_info(gpus: Iterable[Mapping[str, object]]) -> list[Gpu]:
+    """Turn the ``gpus`` of ``rocm_info`` into the context's; those whose memory is not known are left out."""
+    found: list[Gpu] = []
+    for gpu in gpus:
+        total, free, holders = gpu.get("vram_total"), gpu.get("vram_free"), gpu.get("holders")
+        if isinstance(total, int) and isinstance(free, int):
+            entries = [_holder(entry) for entry in holders] if isinstance(holders, list) else []
+            found.append(Gpu(int(str(gpu.get("index", len(found)))), total, free, entries))
+    return found
+
+
+def _holder(entry: Mapping[str, object]) -> Holder:
+    command, size = entry.get("command"), entry.get("bytes")
+    container = entry.get("container_name") or entry.get("container")
+    return Holder(
+        int(str(entry["pid"])),
+        str(command) if command else None,
+        str(container) if container else None,
+        size if isinstance(size, int) else None,
+    )
+
+
+def diagnose(log: str, exit: ExitFacts, context: Context) -> Failure:
+    """Name a failure.
+
+    ``log`` is the container's output, both streams, whole or its end. There is always an answer: class ``unknown``,
+    with the earliest root-cause line, where no row of the table fits.
+    """
+    if exit.error:
+        docker = Error(0, "", "traceback", [[exit.error]], [[exit.error]], [""])
+        return _by_table(Run((), [docker], ready=False, stop=None), exit, context) or _docker_unknown(exit, context)
+    if exit.verdict == "wrong_model_served":
+        return _wrong_model(exit, context)
+    lines = split(log)
+    if exit.oom_killed:
+        evidence = [*_last(lines), f"OOMKilled: true, exit code {exit.exit_code}"]
+        return _failure("host_memory", failures.host_memory(limit=True), evidence, exit, context)
+    run = _last_run(lines)
+    found = _by_run(run, exit, context)
+    if found is None and not run.ready and not run.errors and exit.verdict in ("exited", "restarting"):
+        # The last start has not come far enough to say anything: those before it ended alike.
+        found = next(filter(None, (_by_run(earlier, exit, context) for earlier in _earlier_runs(lines))), None)
+    return found or _by_end(run, exit, context)
+
+
+def message(failure: Failure, context: Context) -> str:
+    """Return the one sentence that a person reads first: where, which class, why, and what to do."""
+    where = f"Container {context.container}" + (f" on {context.host}" if context.host else "")
+    remedy = failure.remedy[:1].lower() + failure.remedy[1:]
+    return scrub(f"{where} failed with {failure.class_}: {failure.cause}; {remedy}.", context.secrets)
+
+
+# By the table ----------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _patterns() -> tuple[tuple[Row, tuple[tuple[re.Pattern[str], Explain], ...]], ...]:
+    """Compiled at the first failure: a module that finds nothing to do does not pay for them."""
+    return tuple(
+        (row, tuple((re.compile(text, re.M), rule.explain) for rule in row.rules for text in rule.patterns))
+        for row in ROWS
+        if row.rules
+    )
+
+
+@dataclass(frozen=True)
+class _Hit:
+    """A row whose pattern matched in an error's exception ``number``."""
+
+    row: Row
+    explain: Explain
+    match: re.Match[str]
+    error: Error
+    number: int
+
+
+def _by_run(run: Run, exit: ExitFacts, context: Context) -> Failure | None:
+    if run.stop is None or exit.verdict not in ("exited", "restarting"):
+        return _by_table(run, exit, context)
+    # What a server prints after it was told to stop comes of the stopping.
+    before = Run(run.lines, [error for error in run.errors if error.index < run.stop], run.ready, None)
+    found = _by_table(before, exit, context)
+    return found or _failure(
+        "stopped_by_signal", failures.stopped(ready=run.ready), [run.lines[run.stop]], exit, context
+    )
+
+
+def _by_table(run: Run, exit: ExitFacts, context: Context) -> Failure | None:
+    """Return the best match: causes before consequences, tracebacks before single lines, the earliest first."""
+    best: _Hit | None = None
+    lowest = math.inf
+    seen: set[str] = set()
+    for error in run.errors:
+        texts = ["\n".join(lines) for lines in error.exceptions]
+        key = "\n".join(texts)
+        if key in seen:
+            continue
+        seen.add(key)
+        hit = _first_hit(error, texts, run.ready)
+        if hit is None:
+            continue
+        # A logger's line may be a complaint that the server got over; a traceback that ended a process is not.
+        rank = hit.row.rank + (0.0 if error.kind == "traceback" else 0.5)
+        if rank < lowest:
+            best, lowest = hit, rank
+        if rank == 0:
+            break
+    if best is None:
+        return None
+    case = Case(best.match, best.match.string, run, context)
+    return _failure(best.row.class_, best.explain(case), _proof(best), exit, context)
+
+
+def _first_hit(error: Error, texts: Sequence[str], ready: bool) -> _Hit | None:
+    kept = [(number, text) for number, text in enumerate(texts) if not _WRAPPER.search(text) or _KILLED.search(text)]
+    for row, patterns in _patterns():
+        if ready and not row.serving:
+            continue
+        for pattern, explain in patterns:
+            for number, text in kept:
+                match = pattern.search(text)
+                if match is not None:
+                    return _Hit(row, explain, match, error, number)
+    return None
+
+
+def _proof(hit: _Hit) -> list[str]:
+    """The exception's first line and the one that matched, as they stand in the log."""
+    raw = hit.error.raw[hit.number]
+    at = min(hit.match.string.count("\n", 0, hit.match.end()), len(raw) - 1)
+    if at == 0 or "validation error" in raw[0]:
+        return [raw[at]]
+    return [raw[0], raw[at]]
+
+
+# By how it ended -------------------------------------------------------------------------------------------------
+
+
+def _by_end(run: Run, exit: ExitFacts, context: Context) -> Failure:
+    """Name what the log does not tell: by the verdict, the signal, or not at all."""
+    root = _root(run)
+    if exit.verdict == "stalled":
+        return _failure("stalled", _stalled(run, exit), [*root, *_last(run.lines)], exit, context)
+    if exit.verdict == "ready_timeout":
+        return _failure("ready_timeout", _too_slow(run, exit, context), [*root, *_last(run.lines)], exit, context)
+    found = _by_signal(run, root, exit)
+    if found is None and (run.ready or (not root and any(_VANISHED in line for line in run.lines))):
+        found = _vanished(run, root)
+    if found is None and not root and any(_TOLD_TO_STOP_HEADLESS in line for line in run.lines):
+        # A rank without an API server never says that it is ready, and ends when the head node's server does.
+        found = ("stopped_by_signal", failures.stopped(ready=True, how="by a signal, or with its head node"), [])
+    if found is None:
+        found = ("unknown", _unknown(run, root, exit, context), root)
+    class_, words, proof = found
+    return _failure(class_, words, [*(proof or _last(run.lines)), f"exit code {exit.exit_code}"], exit, context)
+
+
+def _by_signal(run: Run, root: list[str], exit: ExitFacts) -> tuple[str, Words, list[str]] | None:
+    """A shell's and Docker's exit code of a process that a signal ended is 128 more than the signal's number."""
+    number = (exit.exit_code or 0) - 128
+    if number in (2, 15) or (number == 9 and not root):
+        return "stopped_by_signal", failures.stopped(ready=run.ready, how=_SIGNALS[number]), root
+    if number == 7:
+        return "shared_memory", failures.shared_memory(), root
+    if number == 4:
+        words = (
+            "The node's processor does not know an instruction that the image was built with (SIGILL)",
+            "Choose an image built for this processor, for vLLM's CPU builds need AVX2 or AVX-512",
+        )
+        return "unsupported_architecture", words, root
+    if number in (6, 11):
+        what = f"{_SIGNALS[number]}, a crash in native code"
+        return "engine_died", failures.engine_died(what, ready=run.ready), root
+    return None
+
+
+def _vanished(run: Run, root: list[str]) -> tuple[str, Words, list[str]]:
+    """A server that was ready and is gone; vLLM ends with code 0 then (its watchdog shuts the API server down)."""
+    dead = [line for line in run.lines if _VANISHED in line][:1]
+    what = _said(root[0]) if root else "it was killed, or crashed without a word" if dead else ""
+    return "engine_died", failures.engine_died(what, ready=run.ready), root or dead
+
+
+def _too_slow(run: Run, exit: ExitFacts, context: Context) -> Words:
+    detail = f" ({exit.detail.rstrip('.')})" if exit.detail else ""
+    if run.ready:
+        return (
+            f"The server says that it is ready, but did not answer on port {context.port or '?'} within "
+            f"{exit.seconds:.0f} s{detail}",
+            "Compare `vllm_server_port` and `vllm_server_bind` with the port that the log names, and look for a "
+            "firewall in "
+            "between",
+        )
+    progress = run.progress()
+    pace = ""
+    timeout = max(3600, 2 * math.ceil(exit.seconds / 600) * 600)
+    if progress.stage == "loading weights" and progress.done and progress.total and exit.seconds:
+        whole = exit.seconds * progress.total / progress.done
+        pace = f", at a pace that takes {whole / 60:.0f} min for the weights alone"
+        timeout = math.ceil(1.5 * whole / 600) * 600
+    return (
+        f"The server was still at '{progress.describe()}' after {exit.seconds:.0f} s{pace}{detail}",
+        f"Give it more time with `vllm_server_ready_timeout: {timeout}`, or put the weights on a faster disk",
+    )
+
+
+def _stalled(run: Run, exit: ExitFacts) -> Words:
+    at = run.progress().describe()
+    detail = f" ({exit.detail.rstrip('.')})" if exit.detail else ""
+    cause = f"The start has stood still at '{at}'{detail}, with nothing logged, loaded or computed any more"
+    tail = "\n".join(run.lines[-50:])
+    lock = re.search(r"waiting for baton release at (\S+)", tail)
+    if lock:
+        return (
+            f"{cause}, for AITER waits for a lock ({lock.group(1)}) whose owner is gone",
+            f"Remove {lock.group(1)} in the engine's cache folder, and start again",
+        )
+    if at.startswith(("starting", "configuring")) and re.search(r"NCCL|init_method|distributed_init", tail):
+        return (
+            f"{cause}, where the processes of the GPUs look for each other",
+            f"Start again with {failures.variable(NCCL_DEBUG='INFO')} and, over several nodes, NCCL_SOCKET_IFNAME and "
+            "GLOO_SOCKET_IFNAME that name the network between them",
+        )
+    if at.startswith("downloading"):
+        return cause, (
+            f"Stage the weights beforehand with {failures.STAGE}, and where that stands still too set "
+            f"{failures.variable(HF_HUB_DISABLE_XET=1)}"
+        )
+    return cause, (
+        "Look into `dmesg -T` for GPU resets and at the process with `py-spy dump`, or raise "
+        "`vllm_server_stall_timeout` where "
+        "a silence this long is normal"
+    )
+
+
+def _wrong_model(exit: ExitFacts, context: Context) -> Failure:
+    port = f" on port {context.port}" if context.port else ""
+    served = context.arg("served-model-name") or context.model_name
+    name = served[0] if isinstance(served, list) and served else served
+    words = (
+        f"A server answers{port}, but it does not serve {name}"
+        + (f" ({exit.detail.rstrip('.')})" if exit.detail else ""),
+        "Stop whatever else listens there (`docker ps`, `ss -ltnp`), or correct served-model-name in "
+        "`vllm_server_args`",
+    )
+    return _failure("wrong_model_served", words, [exit.detail] if exit.detail else [], exit, context)
+
+
+def _unknown(run: Run, root: list[str], exit: ExitFacts, context: Context) -> Words:
+    log = context.log_file or "the container's log"
+    if root:
+        return (
+            f'This failure is not known, and the first error in the log is "{_said(root[0])}"',
+            f"Read {log} from that line on, and search vLLM's issues for it",
+        )
+    if run.lines:
+        return (
+            "This failure is not known, for the container ended without an error in its log",
+            f"Read the end of {log}, and start again with {failures.variable(VLLM_LOGGING_LEVEL='DEBUG')}",
+        )
+    return (
+        "This failure is not known, for the container ended without a word",
+        "Look at the image's entrypoint with `docker inspect`, for images that start a shell need the option "
+        "`entrypoint: [vllm, serve]`",
+    )
+
+
+def _docker_unknown(exit: ExitFacts, context: Context) -> Failure:
+    words = (
+        "This failure is not known: Docker could not start the container and says "
+        f'"{exit.error.strip().rstrip(".")[:300]}"',
+        "Look into `journalctl -u docker` on the node for what came before",
+    )
+    return _failure("unknown", words, [exit.error], exit, context)
+
+
+def _failure(class_: str, words: Words, evidence: Sequence[str], exit: ExitFacts, context: Context) -> Failure:
+    cause, remedy = (scrub(text, context.secrets).strip().rstrip(".") for text in words)
+    shown = list(dict.fromkeys(scrub(_short(line), context.secrets) for line in evidence))
+    return Failure(class_, cause, shown, remedy, exit.exit_code)
+
+
+# How a log is read -----------------------------------------------------------------------------------------------
+
+
+def _starts(lines: Sequence[str]) -> list[int]:
+    return [index for index, line in enumerate(lines) if any(word in line for word in _STARTED)]
+
+
+def _last_run(lines: Sequence[str]) -> Run:
+    starts = _starts(lines)
+    # What stands before the first start (an import that fails, argparse) belongs to the only run that there is.
+    return _run(lines[starts[-1] if len(starts) > 1 else 0 :])
+
+
+def _earlier_runs(lines: Sequence[str]) -> Iterable[Run]:
+    starts = _starts(lines)
+    for number in range(len(starts) - 2, -1, -1):
+        yield _run(lines[starts[number] if number else 0 : starts[number + 1]])
+
+
+def _run(lines: Sequence[str]) -> Run:
+    ready = next((index for index, line in enumerate(lines) if any(word in line for word in _READY)), None)
+    after = 0 if ready is None else ready + 1
+    stop = next((index for index in range(after, len(lines)) if _TOLD_TO_STOP in lines[index]), None)
+    return Run(lines, errors(lines, after), ready is not None, stop)
+
+
+def _root(run: Run) -> list[str]:
+    """Return the line that names the reason: of the earliest traceback that is no wrapper, else of an error line.
+
+    Of a server that was ready only its engine's errors count: the API server's are mostly about single requests.
+    """
+    for kind in ("traceback", "line"):
+        for error in run.errors:
+            if error.kind != kind or (run.ready and error.process in ("", "APIServer")):
+                continue
+            for number in range(len(error.exceptions) - 1, -1, -1):
+                if not _WRAPPER.search("\n".join(error.exceptions[number])):
+                    return _root_lines(error, number)
+    return []
+
+
+def _root_lines(error: Error, number: int) -> list[str]:
+    """The exception's line, pydantic's reason instead of its heading, and the frame where there is no message."""
+    texts, raw, frame = error.exceptions[number], error.raw[number], error.frames[number]
+    reason = next((index for index, text in enumerate(texts) if text.lstrip().startswith("Value error, ")), 0)
+    return [raw[reason], *([frame] if frame and ":" not in texts[0] else [])]
+
+
+def _short(line: str) -> str:
+    """A line without pydantic's dump of the input, and not longer than a few lines of a terminal."""
+    line = re.sub(r" \[type=\w+, input_value=.*", "", line.strip())
+    return line if len(line) <= _EVIDENCE_CHARS else line[: _EVIDENCE_CHARS - 1] + "…"
+
+
+def _said(line: str) -> str:
+    """A line's text without its prefix, as part of a sentence."""
+    text = re.sub(r"^\([\w.-]+ pid=\d+[^)]*\) ?", "", _short(line))
+    text = re.sub(r"^(?:ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[?\S+\] ?", "", text)
+    return text.strip().rstrip(".")[:300]
+
+
+def _last(lines: Sequence[str]) -> list[str]:
+    """Return the last line that says something and is no wrapper."""
+    for line in reversed(lines[-200:]):
+        progress = Progress()
+        progress.feed_line(line, 0.0)
+        if progress.last_line and not _WRAPPER.search(line):
+            return [line]
+    return []

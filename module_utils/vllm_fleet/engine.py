@@ -1,0 +1,269 @@
+"""Docker, and the only file that imports its SDK.
+
+Works with python3-docker 5.0 (Debian 12) and newer, against engines from 20.10 on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ansible.module_utils.vllm_fleet.spec import LABEL_IMAGE_ID, LABEL_MANAGED, Image, Spec
+
+try:
+    from docker import errors as docker_errors
+    from docker import types as docker_types
+    from docker.api import APIClient
+
+    IMPORT_ERROR: str | None = None
+except ImportError as exc:  # the module says how to install it; a traceback would not
+    IMPORT_ERROR = str(exc)
+
+#: Seconds that one call to the engine may take; a stop adds the container's own stop timeout.
+CALL_TIMEOUT = 60
+
+
+class EngineUnavailable(Exception):
+    """No Docker engine answers; the text says where it was looked for and what it said."""
+
+
+class EngineError(Exception):
+    """The engine refused an action; the text is its own explanation."""
+
+
+class Engine:
+    """One Docker engine. Every method is one question or one action; nothing is decided here."""
+
+    def __init__(self, url: str | None = None) -> None:
+        """Connect to ``url`` (default: DOCKER_HOST or the local socket). Raises EngineUnavailable."""
+        if IMPORT_ERROR:
+            raise EngineUnavailable(
+                f"the Docker SDK for Python is missing ({IMPORT_ERROR}); install the package python3-docker"
+            )
+        self._url = url
+        self._api = self._client(CALL_TIMEOUT)
+
+    def _client(self, timeout: int) -> Any:
+        try:
+            return APIClient(base_url=self._url, version="auto", timeout=timeout)
+        except docker_errors.DockerException as exc:
+            where = self._url or "unix:///var/run/docker.sock"
+            raise EngineUnavailable(f"no Docker engine answers at {where}: {exc}") from exc
+
+    # -- questions ---------------------------------------------------------------------------------------------
+
+    def container(self, name: str) -> Mapping[str, Any] | None:
+        """Inspect a container by name or id; None when there is none."""
+        try:
+            found: Mapping[str, Any] = self._api.inspect_container(name)
+        except docker_errors.NotFound:
+            return None
+        # The API also finds by id prefix: a container called "vllm" must not be answered by an id.
+        if found["Name"] != f"/{name}" and not str(found["Id"]).startswith(name):
+            return None
+        return found
+
+    def image(self, ref: str) -> Image | None:
+        """Inspect an image by reference or id; None when the node does not have it."""
+        try:
+            found: Mapping[str, Any] = self._api.inspect_image(ref)
+        except (docker_errors.ImageNotFound, docker_errors.NotFound):
+            return None
+        except docker_errors.APIError as exc:
+            raise EngineError(f"image {ref}: {_explain(exc)}") from exc
+        return image_from_inspect(ref, found)
+
+    def running(self) -> list[Mapping[str, Any]]:
+        """List running containers (Docker's short form: Id, Names, Ports, Labels)."""
+        found: list[Mapping[str, Any]] = self._api.containers()
+        return found
+
+    def network_exists(self, name: str) -> bool:
+        """Tell whether a network of that name is there."""
+        return any(n["Name"] == name for n in self._api.networks(names=[name]))
+
+    def log(self, container: str, since: int | None = None, tail: int | str = "all") -> bytes:
+        """Both streams of a container's log, in order, without timestamps."""
+        kwargs = {"since": since} if since else {}
+        try:
+            data: bytes = self._api.logs(container, stdout=True, stderr=True, tail=tail, **kwargs)
+        except docker_errors.APIError as exc:
+            return f"(the log could not be read: {_explain(exc)})\n".encode()
+        return data
+
+    def usage(self, container: str) -> tuple[int, int] | None:
+        """CPU nanoseconds and bytes read from and written to disks since the container's start; None if unknown.
+
+        Network bytes are left out: whoever asks the server for its health makes them.
+        """
+        try:
+            stats = self._client(CALL_TIMEOUT).stats(container, stream=False)
+            cpu = int(stats["cpu_stats"]["cpu_usage"]["total_usage"])
+            blocks = (stats.get("blkio_stats") or {}).get("io_service_bytes_recursive") or []
+            moved = sum(int(row["value"]) for row in blocks if str(row.get("op")).lower() in ("read", "write"))
+        except (EngineUnavailable, docker_errors.APIError, OSError, KeyError, TypeError, ValueError):
+            return None  # a container that is just ending has no statistics; the event stream tells that better
+        return cpu, moved
+
+    def pids(self, container: str) -> frozenset[int]:
+        """Process ids (the node's) of a running container."""
+        try:
+            table = self._api.top(container, ps_args="-eo pid")
+            return frozenset(int(row[0]) for row in table["Processes"])
+        except (docker_errors.APIError, KeyError, ValueError):
+            return frozenset()
+
+    # -- actions -----------------------------------------------------------------------------------------------
+
+    def create(self, spec: Spec, image: Image) -> str:
+        """Create the container and give its id. Raises EngineError."""
+        host = self._api.create_host_config(
+            binds=[str(v) for v in spec.volumes] or None,
+            devices=[f"{d}:{d}:rwm" for d in spec.devices] or None,
+            group_add=list(spec.groups) or None,
+            ipc_mode=spec.ipc_mode,
+            shm_size=spec.shm_size,
+            cap_add=list(spec.capabilities) or None,
+            security_opt=list(spec.security_opts) or None,
+            ulimits=[docker_types.Ulimit(name=u.name, soft=u.soft, hard=u.hard) for u in spec.ulimits] or None,
+            network_mode=spec.network_mode,
+            port_bindings={inner: _address(host) for inner, host in spec.ports.items()} or None,
+            restart_policy=_restart_policy(spec.restart_policy),
+        )
+        with _errors(f"create container {spec.name}"):
+            made = self._api.create_container(
+                spec.image,  # by name, so that `docker ps` shows it; which bytes it was is noted in a label
+                name=spec.name,
+                entrypoint=list(spec.entrypoint),
+                command=list(spec.command),
+                environment=dict(spec.env),
+                ports=[tuple(inner.split("/")) for inner in spec.ports] or None,
+                labels={**spec.labels, LABEL_IMAGE_ID: image.id, LABEL_MANAGED: "true"},
+                stop_timeout=spec.stop_timeout,
+                host_config=host,
+            )
+        return str(made["Id"])
+
+    def start(self, container: str) -> None:
+        """Start a container. Raises EngineError with the engine's own words (port taken, no such device, ...)."""
+        with _errors(f"start container {container}"):
+            self._api.start(container)
+
+    def stop(self, container: str, timeout: int) -> None:
+        """Stop a container: SIGTERM, then SIGKILL after ``timeout`` seconds."""
+        with _errors(f"stop container {container}"), contextlib.closing(self._client(CALL_TIMEOUT + timeout)) as api:
+            api.stop(container, timeout=timeout)
+
+    def remove(self, container: str) -> None:
+        """Remove a stopped container; one that is gone already is fine."""
+        with _errors(f"remove container {container}"), contextlib.suppress(docker_errors.NotFound):
+            self._api.remove_container(container, v=True)
+
+    def rename(self, container: str, name: str) -> None:
+        """Give a container another name."""
+        with _errors(f"rename container {container} to {name}"):
+            self._api.rename(container, name)
+
+    def update_restart_policy(self, container: str, policy: str) -> None:
+        """Change the restart policy of a container that may keep running."""
+        with _errors(f"update container {container}"):
+            self._api.update_container(container, restart_policy=_restart_policy(policy))
+
+    def run_once(self, image: Image, words: list[str], *, timeout: float, devices: tuple[str, ...] = ()) -> str | None:
+        """Run a command in a throw-away container without network and give its output; None when it failed."""
+        made = self._api.create_container(
+            image.id,
+            entrypoint=words[:1],
+            command=words[1:],
+            labels={LABEL_MANAGED: "probe"},
+            host_config=self._api.create_host_config(
+                network_mode="none", devices=[f"{d}:{d}:rwm" for d in devices] or None
+            ),
+        )
+        try:
+            self._api.start(made["Id"])
+            ended = self._api.wait(made["Id"], timeout=timeout)
+            output: bytes = self._api.logs(made["Id"], stdout=True, stderr=False)
+        except Exception:  # noqa: BLE001  requests' and urllib3's time-outs differ by version; all mean "no answer"
+            return None
+        finally:
+            with contextlib.suppress(docker_errors.APIError):
+                self._api.remove_container(made["Id"], force=True, v=True)
+        return output.decode(errors="replace") if ended.get("StatusCode") == 0 else None
+
+    # -- streams -----------------------------------------------------------------------------------------------
+
+    def follow(self, container: str, since: int, sink: queue.SimpleQueue[tuple[str, Any]]) -> None:
+        """Feed a container's log and events into ``sink`` from two daemon threads, until it is gone.
+
+        Items: ("log", bytes with Docker's timestamp in front), ("event", Docker's event), ("log_end", None).
+        """
+
+        def read_log() -> None:
+            with contextlib.suppress(Exception):  # a broken stream is an end; the watcher inspects and decides
+                for chunk in self._client(CALL_TIMEOUT).logs(
+                    container, stdout=True, stderr=True, stream=True, follow=True, timestamps=True, since=since
+                ):
+                    sink.put(("log", chunk))
+            sink.put(("log_end", None))
+
+        def read_events() -> None:
+            with contextlib.suppress(Exception):
+                for event in self._events(container):
+                    sink.put(("event", event))
+
+        for target in (read_events, read_log):
+            threading.Thread(target=target, daemon=True).start()
+
+    def _events(self, container: str) -> Iterator[Mapping[str, Any]]:
+        stream: Iterator[Mapping[str, Any]] = self._client(CALL_TIMEOUT).events(
+            filters={"type": "container", "container": container, "event": ["die", "oom"]}, decode=True
+        )
+        return stream
+
+
+def image_from_inspect(ref: str, found: Mapping[str, Any]) -> Image:
+    """Read Docker's image inspect JSON (both image stores)."""
+    config = found.get("Config") or {}
+    descriptor = found.get("Descriptor") or {}
+    manifests = found.get("Manifests") or []
+    ids = {found["Id"], descriptor.get("digest"), *(m.get("ID") for m in manifests)}
+    ids |= {str(d).partition("@")[2] for d in found.get("RepoDigests") or []}
+    return Image(
+        ref=ref,
+        id=str(found["Id"]),
+        ids=frozenset(i for i in ids if i),
+        entrypoint=tuple(config["Entrypoint"]) if config.get("Entrypoint") else None,
+        cmd=tuple(config["Cmd"]) if config.get("Cmd") else None,
+        env=dict(str(item).partition("=")[::2] for item in config.get("Env") or []),
+        labels=dict(config.get("Labels") or {}),
+    )
+
+
+def _restart_policy(text: str) -> dict[str, Any]:
+    name, _, count = text.partition(":")
+    return {"Name": name, "MaximumRetryCount": int(count or 0)}
+
+
+def _address(host: str) -> tuple[str, int]:
+    ip, _, port = host.rpartition(":")
+    return ip, int(port)
+
+
+@contextlib.contextmanager
+def _errors(action: str) -> Iterator[None]:
+    try:
+        yield
+    except docker_errors.APIError as exc:
+        raise EngineError(f"{action}: {_explain(exc)}") from exc
+    except OSError as exc:  # requests' ConnectionError and ReadTimeout are OSErrors: the engine went away
+        raise EngineError(f"{action}: the Docker engine did not answer: {exc}") from exc
+
+
+def _explain(exc: Any) -> str:
+    text = str(getattr(exc, "explanation", None) or exc)
+    return re.sub(r"\s+", " ", text).strip()

@@ -1,0 +1,439 @@
+"""One run of vllm_server on one node: survey, checks, actions, watch, and on failure diagnosis and restore.
+
+A run may be cut into slices by its caller: ``Progressing`` carries what the next slice needs, and nothing of it is
+needed for safety - a run that never gets its next slice is taken up by any later run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.vllm_fleet import compare, gpu_gate, plan, preconditions, snapshot
+from ansible.module_utils.vllm_fleet import survey as surveys
+from ansible.module_utils.vllm_fleet.engine import Engine, EngineError
+from ansible.module_utils.vllm_fleet.logtext import scrub
+from ansible.module_utils.vllm_fleet.plan import PREVIOUS_SUFFIX, Existing, Rank
+from ansible.module_utils.vllm_fleet.preconditions import Refused
+from ansible.module_utils.vllm_fleet.spec import ENGINE_CACHE, Spec
+from ansible.module_utils.vllm_fleet.state import LockTaken, NodeState
+from ansible.module_utils.vllm_fleet.survey import Survey
+from ansible.module_utils.vllm_fleet.watch import Limits, Outcome, Token, Watch, epoch
+
+#: Seconds to wait for another module run on the same container: the slice of a run whose connection was lost.
+LOCK_WAIT = 45.0
+#: Lines of a failed start's log that go into the result; the whole log is in a file on the node.
+LOG_TAIL = 20
+
+
+@dataclass
+class Passage:
+    """What travels from slice to slice (plain JSON), and what the final result is made of."""
+
+    phase: str = "start"  # start | restore
+    begun: float = 0.0  # CLOCK_BOOTTIME of the node
+    stopped: float | None = None  # the same, when the old server was told to stop
+    changed: bool = False
+    actions: list[str] = field(default_factory=list)
+    differences: list[dict[str, Any]] = field(default_factory=list)
+    diff: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    failure: dict[str, Any] | None = None
+    msg: str | None = None
+    log_file: str | None = None
+    watch: dict[str, Any] = field(default_factory=dict)
+
+
+def boottime() -> float:
+    """Seconds since the node's boot: a monotonic clock that all processes of the node share."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Lifecycle:
+    """Drives one container on one node. ``run`` gives the module's result (``failed`` and ``pending`` included)."""
+
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        engine: Engine,
+        *,
+        host: str,
+        check_mode: bool = False,
+        token: Mapping[str, Any] | None = None,
+        slice_seconds: float | None = None,
+        secrets: tuple[str, ...] = (),
+        after_action: Callable[[str], None] | None = None,
+    ) -> None:
+        """Remember everything; nothing happens yet. ``after_action`` is told each action that was carried out."""
+        self.options, self.engine, self.host, self.check_mode = options, engine, host, check_mode
+        self.name = str(options["name"])
+        self.node = NodeState(str(options["state_dir"]), self.name)
+        self.slice, self.secrets = slice_seconds, secrets
+        self.after_action = after_action or (lambda action: None)
+        self.passage = Passage(**token) if token else Passage(begun=boottime())
+        self.resumed = bool(token)
+
+    # -- the run -----------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Do it. Never raises for what can be foreseen: a refusal is a result with ``failed`` and ``failure``."""
+        try:
+            if self.check_mode:
+                return self._fresh()
+            with self.node.lock(LOCK_WAIT):
+                return self._resume() if self.resumed else self._fresh()
+        except Refused as exc:
+            return self._refused(exc)
+        except LockTaken as exc:
+            return self._refused(Refused("unknown", str(exc), "wait for it to end, then run again"))
+
+    def _fresh(self) -> dict[str, Any]:
+        seen = surveys.survey(self.options, self.engine, self.node, check_mode=self.check_mode)
+        p = self.passage
+        p.notes += seen.notes
+        p.differences = [d.as_dict() for d in seen.differences]
+        p.diff = compare.as_diff(seen.differences, self.name)
+        p.changed = bool(seen.differences)
+        starts = "start" in seen.plan.actions
+        if seen.state == "started" and starts and seen.spec:
+            seen = self._checked(seen)
+        if self.check_mode:
+            p.actions = list(seen.plan.actions)
+            return self._result(seen.current)
+        if seen.state == "confirmed":
+            return self._confirm(seen)
+        if seen.state == "restored":
+            p.phase = "restore"
+        try:
+            current = self._apply(seen.plan.actions, seen)
+        except (EngineError, OSError) as exc:
+            return self._not_started(str(exc))
+        except Refused as exc:  # found only after the old server had stopped: its memory did not come back
+            self._set_failure(exc)
+            return self._put_back(Outcome("not_started", 0.0, detail=exc.cause))
+        if not seen.plan.watch or current is None:
+            return self._result(current)
+        return self._watch(current)
+
+    def _resume(self) -> dict[str, Any]:
+        """Take up the watch of an earlier slice, or of the restore that it had come to."""
+        current = self.engine.container(self.name)
+        if current is None:
+            raise Refused(
+                "unknown",
+                f"the container {self.name} disappeared while its start was watched",
+                "somebody else removed it; run again",
+            )
+        return self._watch(current)
+
+    # -- before the stop ---------------------------------------------------------------------------------------
+
+    def _checked(self, seen: Survey) -> Survey:
+        """Refuse what cannot start, while the old server still answers."""
+        made = seen.spec
+        assert made is not None  # noqa: S101  started always has one
+        options = self.options
+        cache = options.get("hf_cache")
+        model = str(options["model"])
+        if cache and made.env.get("HF_HUB_OFFLINE") == "1" and not model.startswith("/"):
+            try:
+                preconditions.model_in_cache(str(cache), model, options.get("revision"))
+            except Refused as exc:
+                exc.cause += surveys.suggest_model(model, str(cache))
+                raise
+        gpu_gate.check_parallelism(options)
+        self._check_volumes(made)
+        running = self.engine.running()
+        preconditions.port_is_free(str(options["bind"]), int(options["port"]), running, own=self.name)
+        if options["accelerator"] == "rocm":
+            pids = self.engine.pids(seen.current_id) if seen.current_id else frozenset()
+            names = {str(c["Id"]): str((c.get("Names") or [c["Id"]])[0]).lstrip("/") for c in running}
+            verdict = gpu_gate.before_stop(options, made, pids, names)
+            seen.spec = verdict.spec
+            self.passage.notes += verdict.notes
+        return seen
+
+    def _check_volumes(self, made: Spec) -> None:
+        keep = tuple(v for v in made.volumes if v.target != ENGINE_CACHE)
+        preconditions.volumes_exist(keep)
+
+    # -- actions -----------------------------------------------------------------------------------------------
+
+    def _apply(self, actions: tuple[str, ...], seen: Survey) -> Mapping[str, Any] | None:
+        """Carry out the plan, one boundary after the other. Gives the container that then has the name."""
+        current = str(seen.current["Id"]) if seen.current else None
+        previous = str(seen.previous["Id"]) if seen.previous else None
+        if current and "keep" in actions and seen.current_rank > Rank.UNKNOWN:
+            # Noted before it is stopped: afterwards nobody could ask it any more.
+            self._note(current, seen.current_rank, (current, previous))
+        for action in actions:
+            if action == "stop" and current:
+                self._stop(current, seen.current)
+            elif action == "remove_previous" and previous:
+                self.engine.remove(previous)
+                previous = None
+            elif action == "keep" and current:
+                self.engine.rename(current, self.name + PREVIOUS_SUFFIX)
+                previous, current = current, None
+            elif action == "remove" and current:
+                self._keep_log(current)
+                self.engine.remove(current)
+                current = None
+            elif action == "unkeep" and previous:
+                self.engine.rename(previous, self.name)
+                current, previous = previous, None
+            elif action == "create" and seen.spec and seen.image:
+                self._make_engine_cache(seen.spec)
+                current = self.engine.create(seen.spec, seen.image)
+            elif action == "update" and current and seen.spec:
+                self.engine.update_restart_policy(current, seen.spec.restart_policy)
+            elif action == "start" and current:
+                if self.options.get("accelerator") == "rocm" and seen.spec:
+                    gpu_gate.after_stop(self.options, seen.spec)
+                self.engine.start(current)
+            self.passage.actions.append(action)
+            self.passage.changed = True
+            self.after_action(action)
+        return self.engine.container(current) if current else None
+
+    def _stop(self, container: str, info: Mapping[str, Any] | None) -> None:
+        own = ((info or {}).get("Config") or {}).get("StopTimeout")
+        self.passage.stopped = boottime()
+        self.engine.stop(container, int(own or self.options["stop_timeout"]))
+
+    def _keep_log(self, container: str) -> None:
+        """Save the log of a container that is about to be removed and that was started at least once."""
+        log = self._scrubbed(self.engine.log(container))
+        if log and not self.passage.log_file:
+            self.passage.log_file = str(self.node.save_log(log, container))
+
+    def _scrubbed(self, log: bytes) -> bytes:
+        return scrub(log.decode(errors="replace"), self.secrets).encode()
+
+    @staticmethod
+    def _make_engine_cache(made: Spec) -> None:
+        for volume in made.volumes:
+            if volume.target == ENGINE_CACHE:
+                Path(volume.source).mkdir(parents=True, exist_ok=True, mode=0o755)
+
+    def _note(self, container: str, rank: Rank, existing: tuple[str | None, ...]) -> None:
+        self.node.note_rank(container, rank, tuple(e for e in existing if e))
+
+    def _confirm(self, seen: Survey) -> dict[str, Any]:
+        """Mark the running container as verified from outside; it is then the last good one."""
+        current = seen.current_id
+        if current and seen.current_rank is not Rank.CONFIRMED:
+            previous = str(seen.previous["Id"]) if seen.previous else None
+            self._note(current, Rank.CONFIRMED, (current, previous))
+        return self._result(seen.current)
+
+    # -- watching ----------------------------------------------------------------------------------------------
+
+    def _watch(self, current: Mapping[str, Any]) -> dict[str, Any]:
+        p, options = self.passage, self.options
+        restoring = p.phase == "restore"
+        where = surveys.endpoint_of(current) if restoring else surveys.endpoint(options)
+        watch = Watch(
+            self.engine,
+            str(current["Id"]),
+            where,
+            Limits(float(options["ready_timeout"]), float(options["stall_timeout"]), self.slice),
+            token=Token(**p.watch) if p.watch else None,
+            cache=self._blobs(),
+            idle=not p.actions and not p.watch,
+            offline="HF_HUB_OFFLINE=1" in ((current.get("Config") or {}).get("Env") or []),
+        )
+        outcome = watch.run()
+        if outcome.verdict == "pending":
+            p.watch = outcome.token_dict()
+            return self._pending(current, outcome)
+        p.watch = {}
+        return self._ready(outcome) if outcome.verdict == "ready" else self._failed(current, outcome)
+
+    def _blobs(self) -> Path | None:
+        cache, model = self.options.get("hf_cache"), str(self.options.get("model") or "/")
+        return snapshot.repo_folder(Path(str(cache)), model) / "blobs" if cache and not model.startswith("/") else None
+
+    def _pending(self, current: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
+        result = self._result(current, outcome)
+        result["pending"] = True
+        result["token"] = asdict(self.passage)
+        return result
+
+    def _ready(self, outcome: Outcome) -> dict[str, Any]:
+        current = self.engine.container(self.name)
+        previous = self.engine.container(self.name + PREVIOUS_SUFFIX)
+        if current:
+            ids = [str(c["Id"]) for c in (current, previous) if c]
+            self._note(str(current["Id"]), Rank.READY, tuple(ids))
+        result = self._result(current, outcome)
+        if self.passage.failure:
+            result.update(failed=True, rolled_back=True)
+            result["msg"] = f"{self.passage.msg} The previous server is back and ready."
+        return result
+
+    # -- failure -----------------------------------------------------------------------------------------------
+
+    def _not_started(self, error: str) -> dict[str, Any]:
+        """The engine refused an action: the same road as a start that failed."""
+        return self._failed(self.engine.container(self.name), Outcome("not_started", 0.0, detail=error))
+
+    def _failed(self, current: Mapping[str, Any] | None, outcome: Outcome) -> dict[str, Any]:
+        """Say why, keep the log, and put the better container back."""
+        p = self.passage
+        if p.failure:
+            # The restore itself failed: both are told, the first is what the user must mend.
+            p.msg = (
+                f"{p.msg} The previous server was put back but did not become ready ({outcome.verdict}: "
+                f"{outcome.detail or outcome.describe}); see `docker logs {self.name}` on {self.host}."
+            )
+            return self._result(current, outcome, failed=True, msg=p.msg)
+        log = b""
+        if current:
+            since = int(epoch(str(current["State"]["StartedAt"]))) or None
+            log = self._scrubbed(self.engine.log(str(current["Id"]), since=since))
+            if log:
+                p.log_file = str(self.node.save_log(log, str(current["Id"])))
+        self._diagnose(outcome, log.decode(errors="replace"))
+        return self._put_back(outcome)
+
+    def _put_back(self, outcome: Outcome) -> dict[str, Any]:
+        """Bring back what served before; without it, leave the failed container stopped for whoever looks into it."""
+        p = self.passage
+        p.stages = outcome.stages
+        current = self.engine.container(self.name)
+        previous = self.engine.container(self.name + PREVIOUS_SUFFIX)
+        existing = self._existing(current)
+        rank = existing.rank if existing else Rank.UNKNOWN
+        made = plan.on_failure(self._existing(previous), existing)
+        back = Survey(self.name, "restored", None, None, current, previous, rank, Rank.UNKNOWN, [], made)
+        stopped = p.stopped
+        try:
+            now = self._apply(made.actions, back)
+        except (EngineError, OSError) as exc:
+            msg = f"{p.msg} The previous server could not be put back: {exc}."
+            return self._result(self.engine.container(self.name), outcome, failed=True, msg=msg)
+        finally:
+            # The downtime began when the old server stopped, not when its failed successor did.
+            p.stopped = stopped if stopped is not None else p.stopped
+        if not made.watch or now is None:
+            return self._result(self.engine.container(self.name), outcome, failed=True, msg=p.msg)
+        p.phase = "restore"
+        return self._watch(now)
+
+    def _existing(self, container: Mapping[str, Any] | None) -> Existing | None:
+        if container is None:
+            return None
+        ident = str(container["Id"])
+        return Existing(ident, bool(container["State"].get("Running")), self.node.rank(ident))
+
+    def _diagnose(self, outcome: Outcome, log: str) -> None:
+        """Turn an outcome into the failure that the user reads."""
+        # Imported here: a run with nothing to diagnose, which is nearly every run, does not pay for the table.
+        from ansible.module_utils.vllm_fleet import diagnosis  # noqa: PLC0415
+
+        p, options = self.passage, self.options
+        facts = diagnosis.ExitFacts(
+            exit_code=outcome.exit_code,
+            oom_killed=outcome.oom_killed,
+            error=outcome.detail if outcome.verdict in ("not_started", "exited") else "",
+            verdict=outcome.verdict,
+            seconds=outcome.elapsed,
+            detail=outcome.detail,
+        )
+        context = diagnosis.Context(
+            host=self.host,
+            container=self.name,
+            image=str(options.get("image") or ""),
+            model=str(options.get("model") or ""),
+            port=int(options.get("port") or 0),
+            args=dict(options.get("args") or {}),
+            utilization=gpu_gate.utilization(options),
+            gpus=diagnosis.gpus_from_info(gpu_gate.gpus_as_dicts(options)) or None,
+            log_file=p.log_file or "",
+            secrets=self.secrets,
+        )
+        found = diagnosis.diagnose(log, facts, context)
+        p.failure = found.as_dict()
+        p.msg = diagnosis.message(found, context)
+
+    def _set_failure(self, exc: Refused) -> None:
+        remedy = exc.remedy[:1].upper() + exc.remedy[1:].rstrip(".")
+        self.passage.failure = {
+            "class": exc.failure_class,
+            "cause": exc.cause,
+            "evidence": exc.evidence,
+            "remedy": remedy,
+            "exit_code": None,
+        }
+        self.passage.msg = f"{self.host}, container {self.name}: {exc.cause} ({exc.failure_class}). {remedy}."
+
+    def _refused(self, exc: Refused) -> dict[str, Any]:
+        """Nothing was touched, and the result says so whatever the differences were."""
+        self._set_failure(exc)
+        self.passage.changed = bool(self.passage.actions)
+        return self._result(self.engine.container(self.name), failed=True, msg=self.passage.msg)
+
+    # -- result ------------------------------------------------------------------------------------------------
+
+    def _result(
+        self,
+        current: Mapping[str, Any] | None,
+        outcome: Outcome | None = None,
+        *,
+        failed: bool = False,
+        msg: str | None = None,
+    ) -> dict[str, Any]:
+        p = self.passage
+        now = boottime()
+        serving = outcome is not None and outcome.verdict == "ready"
+        result: dict[str, Any] = {
+            "changed": p.changed,
+            "actions": p.actions,
+            "differences": p.differences,
+            "diff": p.diff,
+            "container": _describe(current),
+            "elapsed": round(now - p.begun, 3),
+            "downtime": round(now - p.stopped, 3) if p.stopped is not None and serving else None,
+            "stages": p.stages or (outcome.stages if outcome else []),
+            "log_file": p.log_file,
+            "rolled_back": False,
+            "confirmed": bool(current) and self.node.rank(str((current or {})["Id"])) is Rank.CONFIRMED,
+            "notes": p.notes,
+        }
+        if p.failure:
+            result["failure"] = p.failure
+        if failed:
+            result["failed"] = True
+        if msg:
+            result["msg"] = msg
+        if outcome:
+            result["progress"] = {
+                "stage": outcome.stage,
+                "describe": outcome.describe,
+                "elapsed": outcome.elapsed,
+                "estimate": outcome.estimate,
+                "last_line": scrub(outcome.last_line, self.secrets),
+                "news": [asdict(n) for n in outcome.news],
+                "phase": p.phase,
+            }
+            result["log_lines"] = [scrub(line, self.secrets) for line in outcome.new_lines]
+        return result
+
+
+def _describe(container: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if container is None:
+        return None
+    state, config = container["State"], container.get("Config") or {}
+    return {
+        "id": container["Id"],
+        "name": str(container["Name"]).lstrip("/"),
+        "image": config.get("Image"),
+        "image_id": container.get("Image"),
+        "started_at": state.get("StartedAt"),
+        "status": state.get("Status"),
+    }

@@ -1,0 +1,252 @@
+"""A vLLM server's output as text: lines, their prefix, the errors in them, and secrets taken out. Pure.
+
+Shapes are vLLM 0.32.0's (logger.py, logging_utils/formatter.py), with those of older releases beside them. vLLM's own
+logger writes to stdout; tqdm, uvicorn, warnings and the API server's traceback go to stderr. Read each stream through
+a :class:`LogReader` of its own, for a half line of one must not meet a half line of the other.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+#: Characters after which a line without an end is given out in pieces: memory stays bounded whatever comes in.
+MAX_LINE = 65536
+
+#: Lines of an exception's message that are kept.
+MAX_MESSAGE_LINES = 40
+
+HIDDEN = "***"
+
+_CONTROL = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours and cursor movement (tqdm's \x1b[A)
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles
+    r"|\x1b[@-Z\\-_]?"
+    r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
+)
+_ENDS = re.compile(r"[\r\n]")
+
+_HEAD = re.compile(
+    r"(?:\((?P<process>[A-Za-z][\w.-]*) pid=(?P<pid>\d+)(?:, ip=[\w.:]+)?\) ?)?"
+    r"(?:(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)? "
+    # 0.32.0 puts the source in brackets; releases of 2024 wrote `file.py:12] text`.
+    r"(?:\[(?P<source>[^\]\s]+:\d+)\]|(?P<older>[\w./-]+:\d+)\]) ?)?"
+)
+
+
+class Line(NamedTuple):
+    """One line without its prefix. ``process`` is ``APIServer``, ``EngineCore_DP1``, ``Worker_TP0_EP0``, or empty."""
+
+    process: str
+    pid: str
+    level: str
+    source: str
+    text: str
+
+
+def parse(line: str) -> Line:
+    """Split a line into its prefix and its text; what is missing is an empty string."""
+    match = _HEAD.match(line)
+    if match is None or match.end() == 0:
+        return Line("", "", "", "", line)
+    process, pid, level, source, older = match.group("process", "pid", "level", "source", "older")
+    return Line(process or "", pid or "", level or "", source or older or "", line[match.end() :])
+
+
+def plain(text: str) -> str:
+    """Text without colours, cursor movement and control characters (line ends and tabs stay)."""
+    return _CONTROL.sub("", text)
+
+
+def split(text: str) -> list[str]:
+    """Lines of a whole log, split at carriage returns too (progress bars), without empty ones."""
+    if "\x1b" in text or "\x00" in text:
+        text = plain(text)
+    return [line for line in _ENDS.split(text) if line and not line.isspace()]
+
+
+class LogReader:
+    """Bytes of one stream in, whole lines out, however the bytes are cut.
+
+    Splits at ``\\r`` and ``\\n``, decodes UTF-8 with replacement, drops colours and empty lines, and keeps what has no
+    end yet until it has, or until :meth:`close`.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing kept."""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._kept = ""
+
+    def feed(self, data: bytes) -> list[str]:
+        """Take bytes, return the lines that they complete."""
+        parts = _ENDS.split(self._kept + self._decoder.decode(data))
+        self._kept = parts.pop()
+        lines = [piece for part in parts for piece in _pieces(part)]
+        while len(self._kept) > MAX_LINE:
+            lines.append(self._kept[:MAX_LINE])
+            self._kept = self._kept[MAX_LINE:]
+        return _cleaned(lines)
+
+    def close(self) -> list[str]:
+        """Return what was kept: the stream has ended."""
+        last = self._kept + self._decoder.decode(b"", final=True)
+        self._kept = ""
+        return _cleaned(_pieces(last))
+
+
+def _pieces(line: str) -> list[str]:
+    if len(line) <= MAX_LINE:
+        return [line]
+    return [line[at : at + MAX_LINE] for at in range(0, len(line), MAX_LINE)]
+
+
+def _cleaned(lines: Iterable[str]) -> list[str]:
+    return [line for line in map(plain, lines) if line and not line.isspace()]
+
+
+# Secrets ---------------------------------------------------------------------------------------------------------
+
+_SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"\bhf_(?:(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{6,}|[a-z]{16,})"), HIDDEN),
+    (re.compile(r"\bsk-[\w-]{6,}"), HIDDEN),
+    (re.compile(r"\b(bearer\s+)[\w.~+/=-]+", re.I), rf"\1{HIDDEN}"),
+    # A command line, where --api-key takes several values, and the same as a list of quoted words.
+    (
+        re.compile(r"(--(?:api-key|hf-token)(?:=|\s+))(?!\[)(?:(?!-)[^\s'\"\]]+(?:\s+(?!-)[^\s'\"\]]+)*)"),
+        rf"\1{HIDDEN}",
+    ),
+    (re.compile(r"(--(?:api-key|hf-token)['\"]\s*,\s*['\"])[^'\"]*"), rf"\1{HIDDEN}"),
+    (
+        re.compile(r"\b(\w*(?:API_KEY|SECRET|PASSWORD|HF_TOKEN|HUB_TOKEN)['\"]?\s*[=:]\s*['\"]?)[^\s'\",}\]]+"),
+        rf"\1{HIDDEN}",
+    ),
+    (re.compile(r"\b([A-Z]\w*_TOKEN=)[^\s'\",}\]]+"), rf"\1{HIDDEN}"),
+    # `non-default args: {'api_key': ['...']}`: 0.32.0 hides them itself, older releases print them.
+    (re.compile(r"(\b(?:api_key|hf_token)['\"]?\s*[=:]\s*)(?:\[[^\]]*\]|'[^']*'|\"[^\"]*\")"), rf"\1'{HIDDEN}'"),
+    (re.compile(r"(://[^/\s:@]*:)[^/\s@]+@"), rf"\1{HIDDEN}@"),
+)
+_SECRET_HINT = re.compile(r"hf_|sk-|bearer|api[-_]key|token|secret|password|://[^/\s]*@", re.I)
+
+
+def scrub(text: str, secrets: Sequence[str] = ()) -> str:
+    """Take out what looks like a key or a token, and the given values wherever they stand.
+
+    Values of fewer than three characters are left: they are no secrets, and hiding them would hide the text.
+    """
+    for value in sorted({value for value in secrets if len(value) >= 3}, key=len, reverse=True):
+        text = text.replace(value, HIDDEN)
+    if _SECRET_HINT.search(text):
+        for pattern, replacement in _SECRETS:
+            text = pattern.sub(replacement, text)
+    return text
+
+
+# Errors ----------------------------------------------------------------------------------------------------------
+
+_TRACEBACK = "Traceback (most recent call last)"
+_CHAIN = ("During handling of the above exception", "The above exception was the direct cause")
+_EXCEPTION = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?::|$)")
+#: An exception without its traceback: the log was cut, or only this line was kept.
+_BARE = re.compile(r"[\w.]*(?:Error|Exception): ")
+#: What ends an exception's message on stderr: the next thing that somebody else writes there.
+_FOREIGN = re.compile(
+    r"INFO:|WARNING:|ERROR:|DEBUG:|\[?[IWEF]\d{4} |usage: |\S+\.py:\d+: \w*Warning|\s*warnings\.warn\(|Process \S+:$"
+    r"|[^:|]{3,60}:\s+\d+%"
+)
+#: What says that something is broken in a line that no logger and no traceback made: libraries, the shell, argparse.
+_FATAL = re.compile(
+    r": error: |Unable to open /dev/kfd|ROCk module is NOT loaded|Memory access fault by GPU|HSA_STATUS_ERROR"
+    r"|NCCL WARN|Bus error|SIGBUS|Fatal Python error|Segmentation fault|Illegal instruction|terminate called|what\(\): "
+    r"|No space left on device|Cannot allocate memory|command not found|cannot execute|[Ee]xec(?: format)? error"
+    r"|^(?:\S*/)?(?:ba|da)?sh: |^exec "
+)
+
+
+@dataclass
+class Error:
+    """One thing that went wrong: a traceback with its chain of exceptions, an ERROR line, or a fatal raw line.
+
+    ``index`` is the number of its first line, ``kind`` is ``traceback`` or ``line``; ``exceptions`` holds for each
+    exception its lines as text, ``raw`` the same lines as they stand in the log, ``frames`` the innermost frame. The
+    last exception is the one that left the traceback.
+    """
+
+    index: int
+    process: str
+    kind: str
+    exceptions: list[list[str]] = field(default_factory=list)
+    raw: list[list[str]] = field(default_factory=list)
+    frames: list[str] = field(default_factory=list)
+
+
+class _Open:
+    """An error that may still grow, of one process: first ``frames``, then its ``message``, perhaps a ``chain``."""
+
+    def __init__(self, error: Error, state: str, source: str) -> None:
+        self.error = error
+        self.state = state
+        self.source = source
+        self.frame = ""
+
+    def takes(self, level: str, source: str, text: str, line: str) -> bool:
+        """Add a line if it belongs to this error."""
+        if level and source != self.source:
+            return False
+        if text.lstrip(" |+").startswith(_CHAIN):
+            self.state = "chain"
+        elif self.state == "frames":
+            self._frame(text, line)
+        elif self.state == "message" and (level or not (self.source or _FOREIGN.match(text))):
+            if len(self.error.raw[-1]) < MAX_MESSAGE_LINES:
+                self.error.exceptions[-1].append(text)
+                self.error.raw[-1].append(line)
+        else:
+            return False
+        return True
+
+    def _frame(self, text: str, line: str) -> None:
+        if text.lstrip().startswith('File "'):
+            self.frame = text.strip()
+        elif not text[:1].isspace() and _EXCEPTION.match(text) and not _FOREIGN.match(text):
+            self.error.exceptions.append([text])
+            self.error.raw.append([line])
+            self.error.frames.append(self.frame)
+            self.state = "message"
+
+
+def errors(lines: Sequence[str], start: int = 0) -> list[Error]:
+    """Errors of a log in order of their first line, from line ``start`` on. Warnings are none.
+
+    Lines of several processes may be mixed: each process's are put together by its prefix.
+    """
+    found: list[Error] = []
+    opened: dict[tuple[str, str], _Open] = {}
+    for index in range(start, len(lines)):
+        line = lines[index]
+        process, pid, level, source, text = parse(line)
+        key = (process, pid)
+        current = opened.get(key)
+        if level and level not in ("ERROR", "CRITICAL"):
+            if current is not None and current.state == "message":
+                del opened[key]
+            continue
+        if text.lstrip(" |+").startswith(_TRACEBACK):
+            if current is None or current.state != "chain":
+                current = opened[key] = _Open(Error(index, process, "traceback"), "frames", source)
+                found.append(current.error)
+            current.state = "frames"
+            continue
+        if current is not None:
+            if current.takes(level, source, text, line):
+                continue
+            del opened[key]
+        bare = bool(level or _BARE.match(text))
+        if bare or _FATAL.search(text):
+            error = Error(index, process, "line", [[text]], [[line]], [""])
+            found.append(error)
+            if bare:
+                opened[key] = _Open(error, "message", source)
+    return [error for error in found if error.exceptions]

@@ -1,0 +1,104 @@
+"""Differences and what exists, to the ordered actions that end in the desired state. Pure.
+
+The order is the safety: at every boundary between two actions a run may be killed, and what then exists must lead the
+next run to the same end without deleting the last container that was known to be good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ansible.module_utils.vllm_fleet.compare import UPDATABLE, Difference
+
+#: The name under which the replaced container waits, in case it is needed again.
+PREVIOUS_SUFFIX = ".previous"
+
+
+class Rank(IntEnum):
+    """How well a container has proved itself."""
+
+    UNKNOWN = 0
+    READY = 1
+    CONFIRMED = 2
+
+
+@dataclass(frozen=True)
+class Existing:
+    """A container that is there: Docker's id, whether its process runs, and how good it is known to be."""
+
+    id: str
+    running: bool
+    rank: Rank = Rank.UNKNOWN
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do. ``watch``: a server is (or will be) starting or serving and its readiness decides the outcome."""
+
+    actions: tuple[str, ...]
+    watch: bool
+
+
+class NothingToRestore(ValueError):
+    """``state: restored`` was asked for and no previous container exists."""
+
+
+def make(state: str, found: Sequence[Difference], current: Existing | None, previous: Existing | None) -> Plan:
+    """Plan ``state`` (started, stopped, absent, restored, confirmed).
+
+    ``found`` are the differences of ``current`` from the desired container (without its running state).
+    Actions: stop, remove_previous, keep (rename to .previous), remove, unkeep (rename back), create, update, start.
+    """
+    if state == "started":
+        return _started(found, current, previous)
+    if state == "stopped":
+        return Plan(("stop",) if current and current.running else (), watch=False)
+    if state == "absent":
+        actions = [*_stop(current), *(["remove"] if current else []), *(["remove_previous"] if previous else [])]
+        return Plan(tuple(actions), watch=False)
+    if state == "restored":
+        if previous is None:
+            raise NothingToRestore
+        return Plan((*_stop(current), *(("remove",) if current else ()), "unkeep", "start"), watch=True)
+    if state == "confirmed":
+        return Plan((), watch=False)
+    raise ValueError(f"unknown state {state!r}")
+
+
+def _started(found: Sequence[Difference], current: Existing | None, previous: Existing | None) -> Plan:
+    if current is None:
+        return Plan(("create", "start"), watch=True)
+    if all(d.name in UPDATABLE for d in found):
+        actions = (["update"] if found else []) + ([] if current.running else ["start"])
+        return Plan(tuple(actions), watch=True)
+    return Plan((*_stop(current), *_put_aside(current, previous), "create", "start"), watch=True)
+
+
+def _put_aside(current: Existing, previous: Existing | None) -> tuple[str, ...]:
+    """Make room for the new container, keeping the better of the two that are there."""
+    if previous is None:
+        return ("keep",)
+    if previous.rank > current.rank:
+        # The current one never got as far as the one that waits (an interrupted or failed change): that one stays.
+        return ("remove",)
+    return ("remove_previous", "keep")
+
+
+def _stop(current: Existing | None) -> list[str]:
+    return ["stop"] if current and current.running else []
+
+
+def on_failure(previous: Existing | None, current: Existing | None) -> Plan:
+    """Plan what follows a failed start: the previous container back when it is the better one, else a quiet stop.
+
+    Of two that never proved themselves the previous is the better one: it ran before this change. A container that
+    was itself confirmed and now fails is left to its restart policy: it is still the best there is.
+    """
+    if previous is not None and (current is None or current.rank is Rank.UNKNOWN or previous.rank > current.rank):
+        stop = ("stop", "remove") if current else ()
+        return Plan((*stop, "unkeep", "start"), watch=True)
+    if current is not None and current.rank is not Rank.CONFIRMED:
+        return Plan(("stop",), watch=False)
+    return Plan((), watch=False)

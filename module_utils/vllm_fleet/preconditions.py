@@ -1,0 +1,149 @@
+"""What must hold before a start, checked while the old server still answers. Reads the node, changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.vllm_fleet import snapshot
+from ansible.module_utils.vllm_fleet.spec import LOOPBACK, Volume
+
+
+@dataclass
+class Refused(Exception):
+    """A start that cannot succeed, found before anything was touched.
+
+    ``failure_class`` is one of the public classes; ``cause`` and ``remedy`` are sentences; ``evidence`` lines.
+    """
+
+    failure_class: str
+    cause: str
+    remedy: str
+    evidence: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """Give the sentence."""
+        return f"{self.cause}; {self.remedy}"
+
+
+def reachable(bind: str) -> str:
+    """Give the address at which a server bound to ``bind`` answers from its own node."""
+    if bind in ("", "0.0.0.0"):  # noqa: S104  asked for by the user, only read here
+        return "127.0.0.1"
+    return {"::": "::1", "localhost": "127.0.0.1"}.get(bind, bind)
+
+
+def port_is_free(bind: str, port: int, running: Sequence[Mapping[str, Any]], own: str) -> None:
+    """Refuse (``port_taken``) when somebody else listens on bind:port, naming who.
+
+    ``running`` are Docker's running containers, ``own`` the name whose container is about to be replaced.
+    """
+    for container in running:
+        names = [str(n).lstrip("/") for n in container.get("Names") or []]
+        taken = any(
+            p.get("PublicPort") == port and _overlap(bind, str(p.get("IP") or "")) for p in container.get("Ports") or []
+        )
+        if taken and own in names:
+            return
+        if taken:
+            raise _port_taken(bind, port, f"the container {names[0] if names else container['Id'][:12]}")
+    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        # As vLLM and Docker's proxy bind: connections that linger in TIME_WAIT are no obstacle.
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("127.0.0.1" if bind == "localhost" else bind, port))
+            trial.listen(1)
+        except OSError as exc:
+            if exc.errno == 98:  # EADDRINUSE
+                raise _port_taken(bind, port, listener(port) or "another program") from None
+            raise Refused(
+                "bad_argument",
+                f"bind: {bind}:{port} cannot be used on this node ({exc.strerror})",
+                "give an address that the node has (`ip addr`), or 127.0.0.1",
+            ) from None
+
+
+def _port_taken(bind: str, port: int, who: str) -> Refused:
+    return Refused(
+        "port_taken",
+        f"port {port} on {bind} is already taken by {who}",
+        "stop that program or choose another port (vllm_server_port)",
+        [f"listening on port {port}: {who}"],
+    )
+
+
+def _overlap(one: str, other: str) -> bool:
+    everything = ("", "0.0.0.0", "::")  # noqa: S104
+    return one in everything or other in everything or one == other or (one in LOOPBACK and other in LOOPBACK)
+
+
+def listener(port: int, proc: Path = Path("/proc")) -> str | None:
+    """Name the process that listens on a TCP port, as ``name (pid n)``; None when it cannot be seen."""
+    inodes = set()
+    for table in ("net/tcp", "net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in (proc / table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                    inodes.add(f"socket:[{fields[9]}]")
+    for folder in proc.glob("[0-9]*") if inodes else ():
+        with contextlib.suppress(OSError):
+            for handle in (folder / "fd").iterdir():
+                if str(handle.readlink()) in inodes:
+                    words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                    return f"{words[:80] or folder.name} (pid {folder.name})"
+    return None
+
+
+def volumes_exist(volumes: Iterable[Volume]) -> None:
+    """Refuse host paths that are not there: Docker would silently make empty folders, owned by root."""
+    for volume in volumes:
+        if volume.source.startswith("/") and not Path(volume.source).exists():
+            raise Refused(
+                "cache_miss_offline" if volume.mode == "ro" else "bad_argument",
+                f"{volume.source} (to be mounted at {volume.target}) does not exist on this node",
+                "create it, or correct the path; it is the node's path, not the controller's",
+            )
+
+
+def model_in_cache(cache: str, model: str, revision: str | None) -> None:
+    """Refuse when the snapshot that an offline server would load is not complete in the node's cache."""
+    folder = Path(cache)
+    if not folder.is_absolute():
+        raise Refused(
+            "bad_argument",
+            f"hf_cache: expected an absolute path on the node, got {cache!r}",
+            "write the full path; ~ is expanded by the role, not here",
+        )
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise Refused(
+            "cache_miss_offline",
+            f"hf_cache: expected a folder on the node, but {cache} {what}",
+            "run the role hf_cache first, or correct hf_cache_path",
+        )
+    try:
+        report = snapshot.inspect(folder, model, revision or "main")
+    except snapshot.SnapshotError as exc:
+        raise Refused("model_not_found", str(exc), "correct vllm_server_model") from None
+    if report.complete:
+        return
+    wrong = [*report.missing, *report.corrupt]
+    if report.commit is None or report.files == 0:
+        raise Refused(
+            "cache_miss_offline",
+            f"{model} at revision {revision or 'main'} is not in the cache {cache}",
+            "put it there with the role hf_cache, or set env HF_HUB_OFFLINE to 0 to let the server download it",
+            [f"missing: {item}" for item in wrong[:5]],
+        )
+    raise Refused(
+        "cache_incomplete",
+        f"the snapshot of {model} in {cache} is not whole: {len(wrong)} of its files are missing or damaged",
+        "run the role hf_cache: it fetches only what is missing",
+        [f"missing: {m}" for m in report.missing[:5]] + [f"damaged: {c}" for c in report.corrupt[:5]],
+    )

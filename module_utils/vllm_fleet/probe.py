@@ -1,0 +1,95 @@
+"""Asks a vLLM server over HTTP whether it is ready, in two requests."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+#: Seconds for one request. A loading server refuses at once, a ready one answers in milliseconds.
+REQUEST_TIMEOUT = 3.0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the server answers from the node, and what it must serve.
+
+    ``names``: acceptable ids in /v1/models; ``root``: the model it must have been started with (None: not checked).
+    """
+
+    host: str
+    port: int
+    names: tuple[str, ...]
+    root: str | None = None
+    api_key: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Give the base URL, for messages."""
+        return f"http://{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``ready``; or ``wrong``: it serves something else than it should; or neither: not yet, ``detail`` says what."""
+
+    ready: bool = False
+    wrong: bool = False
+    detail: str = ""
+
+
+def ask(endpoint: Endpoint, timeout: float = REQUEST_TIMEOUT) -> Answer:
+    """Ask /health, then /v1/models. Never raises.
+
+    Refused, reset, empty and slow answers all mean "not yet": the port opens only after the load, and Docker's own
+    proxy may accept a connection before that (vLLM 0.32.0 entrypoints/launchers/launcher.py binds early, listens late).
+    """
+    try:
+        status, _ = _get(endpoint, "/health", timeout)
+        if status != 200:
+            return Answer(detail=f"/health answers {status}")
+        status, body = _get(endpoint, "/v1/models", timeout)
+    except (OSError, http.client.HTTPException) as exc:
+        return Answer(detail=f"{type(exc).__name__}: {exc}".rstrip(": "))
+    if status != 200:
+        return Answer(detail=f"/health answers 200 but /v1/models {status}")
+    return judge_models(body, endpoint.names, endpoint.root)
+
+
+def judge_models(body: bytes, names: Sequence[str], root: str | None) -> Answer:
+    """Judge /v1/models' answer: the served name must be listed, and must have been started from ``root``."""
+    try:
+        data = json.loads(body)["data"]
+        served = {str(item["id"]): item.get("root") for item in data}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Answer(wrong=True, detail=f"/v1/models is not a model list: {body[:120]!r}")
+    for name in names:
+        if name in served:
+            if root is not None and not same_root(served[name], root):
+                return Answer(wrong=True, detail=f"{name} is served from {served[name]}, expected {root}")
+            return Answer(ready=True)
+    return Answer(wrong=True, detail=f"expected {' or '.join(names)}, got {', '.join(served) or 'no model at all'}")
+
+
+def same_root(served: object, wanted: str) -> bool:
+    """Tell whether a served model's ``root`` is the model that was asked for.
+
+    With HF_HUB_OFFLINE vLLM replaces a Hub id by the snapshot's folder (vLLM 0.32.0 engine/arg_utils.py); servers that
+    do not tell a root are believed.
+    """
+    if served is None or served == wanted:
+        return True
+    folder = "/models--" + wanted.replace("/", "--") + "/snapshots/"
+    return folder in str(served)
+
+
+def _get(endpoint: Endpoint, path: str, timeout: float) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=timeout)
+    try:
+        headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.read(1 << 20)
+    finally:
+        connection.close()

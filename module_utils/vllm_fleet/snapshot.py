@@ -1,0 +1,678 @@
+"""Is one pinned snapshot of a Hugging Face cache complete, and what is wrong with it if not? Reads files only.
+
+Layout of the cache, as huggingface_hub 2.4.0 writes it (`cache` is what HF_HOME names, its hub is `<cache>/hub`)::
+
+    hub/models--org--name/refs/main            the commit, without a newline
+    hub/models--org--name/trees/<commit>.json  the repository's file list with sizes and hashes
+    hub/models--org--name/snapshots/<commit>/  one link per file, to ../../blobs/<hash>
+    hub/models--org--name/blobs/<hash>         sha256 of a large file, git's sha1 of a small one
+    hub/blobs/<2 hex>/<xet hash>               store shared by all repositories; a blob may be a link into it
+
+huggingface_hub itself checks neither sizes nor hashes of what it finds there (a blob cut to 10 bytes passes
+`snapshot_download(local_files_only=True)`), so "complete" is decided here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import stat
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TREE_FORMAT = 1
+"""`format_version` of trees/<commit>.json that huggingface_hub 2.4.0 reads and writes (_tree_cache.py)."""
+
+MARKER_FORMAT = 1
+STATE_FOLDER = ".vllm-fleet"
+"""Folder in the cache, beside `hub`, for markers and the lock: huggingface_hub never looks there."""
+
+PART_SUFFIX = ".vllm-fleet.incomplete"
+"""Ending of the temporary files of this project inside `blobs`."""
+
+HASH_CHUNK = 1 << 20
+SMALL_FILE = 1 << 20
+"""Without a file list, files up to this many bytes are hashed even by a quick check: sizes say nothing there."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_BLOB_NAME = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_REPO_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+_REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_./-]*[A-Za-z0-9_])?")
+
+# What `vllm serve` does not read when safetensors are there. A cache filled with patterns (vLLM's own download does
+# so) lacks these and still serves; they count only as long as nothing else of the snapshot is there.
+_UNREAD = (
+    "original/*", "*.pth", "*.pt", "*.bin", "*.bin.index.json", "*.gguf", "*.onnx", "*.onnx_data", "onnx/*", "*.h5",
+    "*.msgpack", "*.tflite", "*.md", "*.pdf", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", ".gitattributes",
+    ".gitignore", "LICENSE*", "NOTICE*", "figures/*", "assets/*",
+)  # fmt: skip
+
+
+class SnapshotError(Exception):
+    """The question itself is wrong (a repository id, a revision, a cache path); the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a snapshot: path inside it, size in bytes and blob name, both None when nothing tells them."""
+
+    path: str
+    size: int | None
+    blob: str | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files that a snapshot must have. `origin` is tree (the repository's own list), marker or links."""
+
+    commit: str
+    entries: tuple[Entry, ...]
+    origin: str
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes of the distinct blobs whose size is known."""
+        sizes = {entry.blob or entry.path: entry.size or 0 for entry in self.entries}
+        return sum(sizes.values())
+
+    def as_files(self) -> dict[str, dict[str, Any]]:
+        """Return {path: {size, blob}}, the form in which a manifest travels between machines."""
+        return {entry.path: {"size": entry.size, "blob": entry.blob} for entry in self.entries}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault: the file of the snapshot (or the ref) it concerns, its kind (a word), and a sentence's end."""
+
+    file: str
+    kind: str
+    detail: str
+
+    def __str__(self) -> str:
+        """Return file and detail as a person reads them."""
+        return f"{self.file}: {self.detail}"
+
+
+@dataclass
+class Report:
+    """The verdict on one snapshot.
+
+    `bytes` and `files` count the whole snapshot as its manifest has it. `missing` and `corrupt` are paths inside the
+    snapshot; `problems` says for each what was found. `optional` are files of the manifest that are absent and that
+    no server reads. `litter` are leftovers of interrupted downloads, as paths in the cache.
+    """
+
+    repo_id: str
+    revision: str
+    commit: str | None = None
+    path: str | None = None
+    bytes: int = 0
+    files: int = 0
+    complete: bool = False
+    missing: list[str] = field(default_factory=list)
+    corrupt: list[str] = field(default_factory=list)
+    optional: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    litter: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    manifest: Manifest | None = None
+    hashed: bool = False
+    """All contents were hashed, now or when the marker was written and not touched since."""
+
+    def miss(self, file: str, kind: str, detail: str) -> None:
+        """Count `file` as absent."""
+        self.missing.append(file)
+        self.problems.append(Problem(file, kind, detail))
+
+    def blame(self, file: str, kind: str, detail: str) -> None:
+        """Count `file` as present and wrong."""
+        self.corrupt.append(file)
+        self.problems.append(Problem(file, kind, detail))
+
+    @property
+    def failure(self) -> str:
+        """Return the project's failure class of an incomplete snapshot."""
+        return "weights_corrupt" if self.corrupt and not self.missing else "cache_incomplete"
+
+    def sentence(self) -> str:
+        """Say in one sentence what state the snapshot is in, naming the first faults."""
+        name = f"{self.repo_id} at {self.commit or self.revision}"
+        if self.complete:
+            return f"{name} is complete: {self.files} files, {self.bytes} bytes."
+        shown = "; ".join(str(problem) for problem in self.problems[:3])
+        more = f"; and {len(self.problems) - 3} more" if len(self.problems) > 3 else ""
+        return f"{name} is not complete ({len(self.missing)} missing, {len(self.corrupt)} corrupt): {shown}{more}."
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a memory estimate needs: bytes of all weights, number of weight files, the parsed config.json."""
+
+    total_bytes: int
+    files: int
+    config: dict[str, Any]
+
+
+# Names and places
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise SnapshotError unless `repo_id` is a model's id on the Hub: `name` or `organisation/name`.
+
+    The rules are those of huggingface_hub 2.4.0 `validate_repo_id`, without its range of repository types.
+    """
+    parts = repo_id.split("/")
+    fault = ""
+    if len(parts) > 2:
+        fault = "it has more than one slash"
+    elif any(character.isspace() for character in repo_id):
+        fault = "it has a space in it"
+    elif "--" in repo_id or ".." in repo_id:
+        fault = "it has `--` or `..` in it"
+    elif len(repo_id) > 96:
+        fault = "it is longer than 96 characters"
+    elif not all(_REPO_PART.fullmatch(part) for part in parts):
+        fault = "only letters, digits, `-`, `_` and `.` may occur, the last two not at an end"
+    if fault:
+        raise SnapshotError(
+            f"Model id {repo_id!r} is not a Hugging Face repository: {fault}; "
+            "give it as the Hub's page shows it, such as 'deepseek-ai/DeepSeek-V3.1'."
+        )
+
+
+def check_revision(revision: str) -> None:
+    """Raise SnapshotError unless `revision` is a commit or can be the name of a branch or tag."""
+    if not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision:
+        raise SnapshotError(
+            f"Revision {revision!r} is neither a commit (40 hexadecimal digits) nor a branch or tag name."
+        )
+
+
+def is_commit(revision: str) -> bool:
+    """Return whether `revision` is a full commit id."""
+    return bool(_COMMIT.fullmatch(revision))
+
+
+def hub_of(cache: Path) -> Path:
+    """Return the hub folder of a cache (HF_HOME)."""
+    return cache / "hub"
+
+
+def repo_folder(cache: Path, repo_id: str) -> Path:
+    """Return the folder of a model repository inside `cache`."""
+    return hub_of(cache) / ("models--" + repo_id.replace("/", "--"))
+
+
+def marker_path(cache: Path, repo_id: str, commit: str) -> Path:
+    """Return where the marker of one verified snapshot lies."""
+    return cache / STATE_FOLDER / repo_folder(cache, repo_id).name / f"{commit}.json"
+
+
+def known_repos(cache: Path) -> list[str]:
+    """Return the ids of the model repositories in `cache` that have at least one snapshot, sorted."""
+    found = []
+    try:
+        folders = sorted(hub_of(cache).iterdir())
+    except OSError:
+        return []
+    for folder in folders:
+        if folder.name.startswith("models--") and (folder / "snapshots").is_dir():
+            found.append(folder.name.removeprefix("models--").replace("--", "/"))
+    return found
+
+
+def nearest(repo_id: str, known: list[str]) -> list[str]:
+    """Return up to three of `known` that `repo_id` may have meant, the best first."""
+    by_lower = {name.lower(): name for name in known}
+    matches = difflib.get_close_matches(repo_id.lower(), by_lower, n=3, cutoff=0.6)
+    return [by_lower[match] for match in matches]
+
+
+# Manifests
+
+
+def _safe(path: str) -> bool:
+    return bool(path) and not path.startswith("/") and ".." not in path.split("/") and "\0" not in path
+
+
+def given_manifest(commit: str, files: dict[str, dict[str, Any]]) -> Manifest:
+    """Make a manifest of {path: {size, blob}}, as `Manifest.as_files` gave it on another machine.
+
+    Raises SnapshotError for an entry that is not of that form or whose path leaves the snapshot.
+    """
+    entries = []
+    for path, info in sorted(files.items()):
+        size, blob = info.get("size"), info.get("blob")
+        if not _safe(path) or not isinstance(size, int) or not isinstance(blob, str) or not _BLOB_NAME.fullmatch(blob):
+            raise SnapshotError(
+                f"Manifest entry {path!r} must be a relative path with a size in bytes and a blob name "
+                f"(40 or 64 hexadecimal digits), got size {size!r} and blob {blob!r}."
+            )
+        entries.append(Entry(path, size, blob))
+    return Manifest(commit, tuple(entries), "links")
+
+
+def tree_manifest(text: bytes | str, commit: str) -> Manifest:
+    """Parse trees/<commit>.json; raise ValueError when it is not in the known format."""
+    data = json.loads(text)
+    if (
+        not isinstance(data, dict)
+        or data.get("format_version") != TREE_FORMAT
+        or not isinstance(data.get("files"), dict)
+    ):
+        raise ValueError(f"not a file list of format {TREE_FORMAT}")
+    entries = []
+    for path, info in sorted(data["files"].items()):
+        size, blob = info.get("size"), info.get("lfs_sha256") or info.get("blob_id")
+        if not _safe(path) or not isinstance(size, int) or not isinstance(blob, str) or not _BLOB_NAME.fullmatch(blob):
+            raise ValueError(f"entry {path!r} lacks a size or a hash")
+        entries.append(Entry(path, size, blob))
+    if not entries:
+        raise ValueError("it lists no files")
+    return Manifest(commit, tuple(entries), "tree")
+
+
+def git_sha1(content: bytes) -> str:
+    """Return git's object id of a file with this content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def tree_json(manifest: Manifest) -> str:
+    """Write a manifest as trees/<commit>.json the way huggingface_hub does.
+
+    For a file of Large File Storage, `blob_id` is git's id of the pointer text, which follows from hash and size.
+    """
+    files: dict[str, dict[str, Any]] = {}
+    for entry in sorted(manifest.entries, key=lambda item: item.path):
+        if entry.size is None or entry.blob is None:
+            raise ValueError(f"{entry.path} has no size or hash")
+        if len(entry.blob) == 64:
+            pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{entry.blob}\nsize {entry.size}\n"
+            files[entry.path] = {
+                "size": entry.size,
+                "blob_id": git_sha1(pointer.encode()),
+                "lfs_sha256": entry.blob,
+                "lfs_size": entry.size,
+            }
+        else:
+            files[entry.path] = {"size": entry.size, "blob_id": entry.blob}
+    return json.dumps({"format_version": TREE_FORMAT, "files": files}, indent=1)
+
+
+def safetensors_size(path: Path) -> int:
+    """Return the size in bytes that a safetensors file's own header calls for; raise ValueError if it has none.
+
+    Format: 8 bytes little-endian length, that many bytes of JSON, then the data up to the largest end offset.
+    """
+    with path.open("rb") as file:
+        head = file.read(8)
+        if len(head) < 8:
+            raise ValueError("too short for a safetensors header")
+        (length,) = struct.unpack("<Q", head)
+        if not 2 <= length <= 100_000_000:  # the limit of the safetensors library
+            raise ValueError("no safetensors header")
+        text = file.read(length)
+    if len(text) < length:
+        raise ValueError("cut off inside the safetensors header")
+    header = json.loads(text)
+    if not isinstance(header, dict):
+        raise ValueError("no safetensors header")
+    ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+    return 8 + int(length) + max(ends, default=0)
+
+
+def _linked_files(snapshot: Path) -> list[str]:
+    """Return the paths of everything linked in a snapshot folder, subfolders included, sorted."""
+    found = []
+    for folder, _folders, names in os.walk(snapshot):
+        base = Path(folder).relative_to(snapshot)
+        found += [(base / name).as_posix() for name in names]
+    return sorted(found)
+
+
+def _link_blob(link: Path) -> str | None:
+    """Return the blob name that a snapshot's link points to, None for a plain file or a foreign link."""
+    try:
+        target = Path(os.readlink(link))  # noqa: PTH115 - Path.readlink costs three times as much, for 163 links
+    except OSError:
+        return None
+    return target.name if target.parent.name == "blobs" and _BLOB_NAME.fullmatch(target.name) else None
+
+
+def _links_manifest(snapshot: Path, commit: str, report: Report) -> Manifest:
+    """Make the list from what is linked plus what the weight index names, when no better list is there."""
+    paths = set(_linked_files(snapshot))
+    entries = {path: Entry(path, None, _link_blob(snapshot / path)) for path in paths}
+    required = {"config.json"}
+    indexes = [name for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json") if name in paths]
+    if indexes:
+        try:
+            weight_map = json.loads((snapshot / indexes[0]).read_bytes())["weight_map"]
+            required |= {shard for shard in set(weight_map.values()) if _safe(shard)}
+        except OSError:
+            pass  # a dangling index is reported as a missing file
+        except (ValueError, KeyError, TypeError, AttributeError):
+            report.blame(indexes[0], "index", "is not a weight index (no weight_map in it)")
+    elif not any(fnmatch.fnmatch(path, pattern) for path in paths for pattern in ("*.safetensors", "*.bin", "*.gguf")):
+        required.add("model.safetensors")
+    for path in required - paths:
+        entries[path] = Entry(path, None, None)
+    return Manifest(commit, tuple(entries[path] for path in sorted(entries)), "links")
+
+
+# Markers
+
+
+def _read_marker(cache: Path, repo_id: str, commit: str) -> dict[str, dict[str, Any]]:
+    """Return {path: {blob, size, mtime_ns}} of a marker, empty when there is none that can be read."""
+    try:
+        data = json.loads(marker_path(cache, repo_id, commit).read_bytes())
+        if data["format"] == MARKER_FORMAT and data["commit"] == commit:
+            files: dict[str, dict[str, Any]] = data["files"]
+            return files
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return {}
+
+
+def marker_json(cache: Path, repo_id: str, manifest: Manifest) -> str:
+    """Write the marker of a snapshot whose contents were hashed just now: blob, size and mtime of every file.
+
+    A later quick check then needs stat calls only, and still notices a blob that was touched at equal size.
+    """
+    snapshot = repo_folder(cache, repo_id) / "snapshots" / manifest.commit
+    files = {}
+    for entry in manifest.entries:
+        try:
+            found = (snapshot / entry.path).stat()
+        except FileNotFoundError:
+            continue  # one of the files that no server reads
+        files[entry.path] = {"blob": entry.blob, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
+    return json.dumps({"format": MARKER_FORMAT, "commit": manifest.commit, "files": files}, indent=1, sort_keys=True)
+
+
+# Inspection
+
+
+def resolve(cache: Path, repo_id: str, revision: str) -> tuple[str | None, Problem | None]:
+    """Return the commit that `revision` stands for in `cache`, and what is wrong with the ref if anything.
+
+    huggingface_hub takes the ref's content as it is: with a newline at the end it finds no snapshot.
+    """
+    if is_commit(revision):
+        return revision, None
+    ref = repo_folder(cache, repo_id) / "refs" / revision
+    name = f"refs/{revision}"
+    try:
+        content = ref.read_bytes().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return None, Problem(name, "no_ref", f"there is no {ref}")
+    except OSError as error:
+        return None, Problem(name, "no_ref", f"{ref} cannot be read ({error.strerror})")
+    commit = content.strip()
+    if not is_commit(commit):
+        return None, Problem(name, "bad_ref", f"holds {content[:60]!r} instead of a commit of 40 hexadecimal digits")
+    if commit != content:
+        return commit, Problem(name, "ref_newline", f"holds {content!r}: with white space around it nobody resolves it")
+    return commit, None
+
+
+def new_digest(blob: str, size: int) -> Any:
+    """Return the hashlib object whose hexdigest over the content is the blob's name.
+
+    A name of 64 digits is the sha256; one of 40 is git's sha1, which begins with the length of the content in bytes.
+    """
+    if len(blob) == 40:
+        return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    return hashlib.sha256()
+
+
+def blob_hash(path: Path, blob: str) -> str:
+    """Return the hash of `path` of the kind that the blob name `blob` is."""
+    digest = new_digest(blob, path.stat().st_size)
+    buffer = memoryview(bytearray(HASH_CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return str(digest.hexdigest())
+
+
+def _dangling(repo: Path, path: str, link: Path) -> tuple[str, str]:
+    """Name the break in the chain link -> blob -> shared store."""
+    if not os.path.islink(link):  # noqa: PTH114 - as cheap as it gets, called per file
+        return "no_link", "is not in the snapshot"
+    blob = repo / "blobs" / Path(os.readlink(link)).name  # noqa: PTH115
+    if blob.is_symlink():
+        return "dangling_shared", f"blob {blob.name} is a link to {os.readlink(blob)}, which is gone"  # noqa: PTH115
+    return "dangling", f"its link points to {os.readlink(link)}, which does not exist"  # noqa: PTH115
+
+
+def _litter(cache: Path, repo: Path) -> list[str]:
+    found = []
+    try:
+        with os.scandir(repo / "blobs") as blobs:
+            found = [item.path for item in blobs if item.name.endswith(".incomplete")]
+    except OSError:
+        return []
+    return sorted(Path(item).relative_to(cache).as_posix() for item in found)
+
+
+def _check_quick(entry: Entry, found: os.stat_result, link: Path, origin: str) -> tuple[str, str] | None:
+    """Return (kind, detail) of a fault that shows without reading the whole file."""
+    blob = _link_blob(link)
+    if entry.blob and blob and blob != entry.blob:
+        return "wrong_blob", f"is linked to blob {blob}, the file list names {entry.blob}"
+    expected = entry.size
+    if expected is None and entry.path.endswith(".safetensors"):
+        try:
+            expected = safetensors_size(link)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            return "truncated", f"is not a whole safetensors file ({error})"
+    if expected is not None and found.st_size != expected:
+        kind = "truncated" if found.st_size < expected else "wrong_size"
+        return kind, f"has {found.st_size} bytes, expected {expected}"
+    if origin == "links" and entry.blob and found.st_size <= SMALL_FILE:
+        return _check_hash(entry.blob, link)
+    return None
+
+
+def _check_hash(blob: str, path: Path) -> tuple[str, str] | None:
+    try:
+        got = blob_hash(path, blob)
+    except OSError as error:
+        return "unreadable", f"cannot be read ({error.strerror})"
+    return None if got == blob else ("wrong_hash", f"its content hashes to {got}, expected {blob}")
+
+
+def _read_manifest(
+    repo: Path, commit: str, given: Manifest | None, marker: dict[str, dict[str, Any]], report: Report
+) -> Manifest | None:
+    """Choose the best list at hand: the repository's own, one given, the marker's, or what links and index tell."""
+    tree = repo / "trees" / f"{commit}.json"
+    try:
+        return tree_manifest(tree.read_bytes(), commit)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        report.notes.append(f"{tree} cannot be read ({error.strerror}); judged without it.")
+    except (ValueError, AttributeError) as error:
+        report.notes.append(f"{tree} is not usable ({error}); judged without it.")
+    if given:
+        return given
+    snapshot = repo / "snapshots" / commit
+    if not snapshot.is_dir():
+        return None
+    if marker:
+        entries = (Entry(path, info.get("size"), info.get("blob")) for path, info in sorted(marker.items()))
+        return Manifest(commit, tuple(entries), "marker")
+    return _links_manifest(snapshot, commit, report)
+
+
+def inspect(
+    cache: Path,
+    repo_id: str,
+    revision: str = "main",
+    verify: str = "quick",
+    *,
+    manifest: Manifest | None = None,
+    workers: int | None = None,
+) -> Report:
+    """Judge one snapshot, offline and without changing anything.
+
+    `cache` is a folder such as ~/.cache/huggingface; `revision` a commit of 40 hexadecimal digits or a name under
+    refs. `verify="quick"` compares names, links and sizes, and hashes only what changed since its marker was
+    written; `verify="full"` hashes every file in `workers` threads (hashlib releases the interpreter lock).
+    What must be there comes from trees/<commit>.json; else from `manifest`; else from the marker of an earlier run;
+    else from the weight index and the links, where the header of every safetensors file tells its size.
+
+    Raises SnapshotError for an id, a revision or a `verify` that cannot be, never for the state of the cache.
+    """
+    check_repo_id(repo_id)
+    check_revision(revision)
+    if verify not in ("quick", "full"):
+        raise SnapshotError(f"Verification {verify!r} is unknown; it is either 'quick' or 'full'.")
+    report = Report(repo_id, revision)
+    repo = repo_folder(cache, repo_id)
+    report.litter = _litter(cache, repo)
+    commit, fault = resolve(cache, repo_id, revision)
+    if fault:
+        if commit:
+            report.blame(fault.file, fault.kind, fault.detail)
+        else:
+            report.miss(fault.file, fault.kind, fault.detail)
+    if commit is None:
+        return report
+    report.commit = commit
+    snapshot = repo / "snapshots" / commit
+    report.path = str(snapshot)
+    marker = _read_marker(cache, repo_id, commit)
+    report.manifest = chosen = _read_manifest(repo, commit, manifest, marker, report)
+    if chosen is None:
+        report.miss(f"snapshots/{commit}", "no_snapshot", f"there is no {snapshot}")
+        return report
+    _check_entries(repo, snapshot, chosen, marker, verify=verify, workers=workers, report=report)
+    report.files = len(chosen.entries)
+    report.bytes = chosen.bytes or sum(_size(snapshot / entry.path) for entry in chosen.entries)
+    report.complete = not report.missing and not report.corrupt
+    if report.litter:
+        report.notes.append(f"{len(report.litter)} leftover(s) of interrupted downloads, first {report.litter[0]}.")
+    if report.optional:
+        report.notes.append(
+            f"{len(report.optional)} file(s) that no server reads are not in this cache, first {report.optional[0]}."
+        )
+    return report
+
+
+def _check_entries(
+    repo: Path,
+    snapshot: Path,
+    manifest: Manifest,
+    marker: dict[str, dict[str, Any]],
+    *,
+    verify: str,
+    workers: int | None,
+    report: Report,
+) -> None:
+    """Fill missing, corrupt, optional and hashed of `report`."""
+    absent: list[Entry] = []
+    to_hash: list[Entry] = []
+    unmarked = False
+    served = False
+    has_safetensors = any(entry.path.endswith(".safetensors") for entry in manifest.entries)
+    for entry in manifest.entries:
+        link = snapshot / entry.path
+        unread = has_safetensors and is_unread(entry.path)
+        try:
+            found = os.stat(link)  # noqa: PTH116 - a quick check of many shards is nothing but these calls
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and unread and not os.path.islink(link):  # noqa: PTH114
+                absent.append(entry)
+            elif isinstance(error, FileNotFoundError):
+                report.miss(entry.path, *_dangling(repo, entry.path, link))
+            else:
+                report.blame(entry.path, "unreadable", f"cannot be read ({error.strerror})")
+            continue
+        served = served or not unread
+        if not stat.S_ISREG(found.st_mode):
+            report.blame(entry.path, "not_a_file", "is not a file")
+            continue
+        try:
+            fault = _check_quick(entry, found, link, manifest.origin)
+        except OSError as error:
+            fault = "unreadable", f"cannot be read ({error.strerror})"
+        if fault:
+            report.blame(entry.path, *fault)
+            continue
+        mark = marker.get(entry.path, {})
+        touched = bool(mark) and (mark.get("size"), mark.get("mtime_ns")) != (found.st_size, found.st_mtime_ns)
+        unmarked = unmarked or not mark
+        if entry.blob and (verify == "full" or touched):
+            to_hash.append(entry)
+    for entry in absent:
+        if served:
+            report.optional.append(entry.path)
+        else:
+            report.miss(entry.path, "no_link", "is not in the snapshot")
+    _check_hashes(snapshot, to_hash, workers, report)
+    report.hashed = (verify == "full" or not unmarked) and not report.missing and not report.corrupt
+
+
+def _check_hashes(snapshot: Path, entries: list[Entry], workers: int | None, report: Report) -> None:
+    if not entries:
+        return
+    with ThreadPoolExecutor(max_workers=workers or min(8, os.cpu_count() or 1)) as pool:
+        faults = pool.map(lambda entry: _check_hash(entry.blob or "", snapshot / entry.path), entries)
+        for entry, fault in zip(entries, faults, strict=True):
+            if fault:
+                report.blame(entry.path, *fault)
+
+
+def is_unread(path: str) -> bool:
+    """Return whether `path` is one of the files that no server reads when safetensors are there."""
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in _UNREAD)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def weights(cache: Path, repo_id: str, commit: str) -> Weights:
+    """Return what memory arithmetic needs to know about a snapshot in `cache`.
+
+    The bytes are the `total_size` of the weight index where it has one, otherwise the sizes of the safetensors files.
+    Raises SnapshotError when config.json or all weights are absent or unreadable.
+    """
+    check_repo_id(repo_id)
+    snapshot = repo_folder(cache, repo_id) / "snapshots" / commit
+    where = f"{repo_id} at {commit} in {cache}"
+    try:
+        config = json.loads((snapshot / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise SnapshotError(f"config.json of {where} cannot be read ({error}); bring the snapshot in first.") from error
+    if not isinstance(config, dict):
+        raise SnapshotError(f"config.json of {where} holds no JSON object; bring the snapshot in anew.")
+    try:
+        index = json.loads((snapshot / "model.safetensors.index.json").read_bytes())
+        shards = sorted(set(index["weight_map"].values()))
+        total = index.get("metadata", {}).get("total_size")
+    except FileNotFoundError:
+        shards, total = [path for path in _linked_files(snapshot) if path.endswith(".safetensors")], None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SnapshotError(
+            f"The weight index of {where} cannot be read ({error}); bring the snapshot in anew."
+        ) from error
+    if not isinstance(total, (int, float)):
+        total = sum(_size(snapshot / shard) for shard in shards)
+    if not shards or not total:
+        raise SnapshotError(f"There are no safetensors weights in {where}; bring the snapshot in first.")
+    return Weights(int(total), len(shards), config)

@@ -1,0 +1,373 @@
+"""Options to the desired container, normalised. Pure: the node's facts come in as values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ansible.module_utils.vllm_fleet import command, snapshot
+
+#: Where the Hugging Face home and the engine's own caches appear inside the container (vLLM's documented
+#: ``-v ~/.cache/huggingface:/root/.cache/huggingface``).
+HF_HOME = "/root/.cache/huggingface"
+ENGINE_CACHE = "/root/.cache/vllm"
+
+#: The port that ``vllm serve`` listens on when it is not told (vLLM 0.32.0 entrypoints/openai/cli_args.py).
+CONTAINER_PORT = 8000
+
+#: Labels under this prefix are the project's own notes on a container, not something a user asked for.
+LABEL_PREFIX = "io.vllm-fleet."
+LABEL_IMAGE_ID = LABEL_PREFIX + "image-id"
+LABEL_MANAGED = LABEL_PREFIX + "managed"
+
+#: Environment variables whose values are never shown.
+SECRET_ENV = ("VLLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+#: Singular on purpose: vLLM has many settings that count tokens, and hiding a "1" would hide every 1 in the output.
+_SECRET_NAME = re.compile(
+    r"(?:(?:^|_)TOKEN|(?:API|ACCESS|PRIVATE|SECRET)_?KEY|PASSWORD|PASSWD|CREDENTIALS?|(?:^|_)SECRET)$", re.I
+)
+
+_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([bkmgt]?)i?b?\s*$", re.I)
+_CONTAINER_NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$")
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class SpecError(ValueError):
+    """An option is wrong; the text says which, what was expected, what was got and what to do."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """What an image contributes to a container. ``ids`` holds every digest by which Docker may name it."""
+
+    ref: str
+    id: str
+    ids: frozenset[str] = frozenset()
+    entrypoint: tuple[str, ...] | None = None
+    cmd: tuple[str, ...] | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ulimit:
+    """A resource limit; -1 is unlimited."""
+
+    name: str
+    soft: int
+    hard: int
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A bind mount or a named volume."""
+
+    source: str
+    target: str
+    mode: str = "rw"
+
+    def __str__(self) -> str:
+        """Write it as Docker does: source:target:mode."""
+        return f"{self.source}:{self.target}:{self.mode}"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The desired container. Lists whose order Docker ignores are sorted, names are Docker's."""
+
+    name: str
+    image: str
+    entrypoint: tuple[str, ...]
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    volumes: tuple[Volume, ...]
+    devices: tuple[str, ...]
+    groups: tuple[str, ...]
+    ipc_mode: str | None
+    shm_size: int | None
+    capabilities: tuple[str, ...]
+    security_opts: tuple[str, ...]
+    ulimits: tuple[Ulimit, ...]
+    network_mode: str
+    ports: Mapping[str, str]
+    restart_policy: str
+    stop_timeout: int
+    labels: Mapping[str, str]
+    secrets: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What the spec needs to know of the node.
+
+    ``gids``: numeric ids of the groups video and render and of the device nodes' owners; None entries are left out.
+    ``hf_hub_target``: where ``<hf_cache>/hub`` really lies when it is a symbolic link, which a container could not
+    follow.
+    """
+
+    gids: tuple[int, ...] = ()
+    hf_hub_target: str | None = None
+
+
+#: AMD's and vLLM's documented `docker run` line for ROCm, plus what the engine asks for on start:
+#: docs.vllm.ai installation/gpu (rocm) and rocm.docs.amd.com vLLM inference pages; nofile from vLLM 0.32.0
+#: utils/system_utils.py:255; memlock unlimited for RDMA and pinned memory.
+ROCM_DEVICES = ("/dev/dri", "/dev/kfd")
+ROCM_IPC_MODE = "host"
+ROCM_CAPABILITIES = ("SYS_PTRACE",)
+ROCM_SECURITY_OPTS = ("seccomp=unconfined",)
+ROCM_ULIMITS = (Ulimit("memlock", -1, -1), Ulimit("nofile", 65535, 65535))
+
+
+#: vLLM's documented `docker run` line for CPUs (docs.vllm.ai installation/cpu) has --shm-size=4g: the executor asks for
+#: 160 MiB of shared memory at once and Docker gives 64 by default.
+CPU_SHM_SIZE = 4 << 30
+
+
+def is_secret(name: str) -> bool:
+    """Tell whether an environment variable's value must never be shown."""
+    return name in SECRET_ENV or bool(_SECRET_NAME.search(name))
+
+
+def parse_size(value: object, option: str) -> int | None:
+    """Read a size such as ``16g`` or ``16GiB`` into bytes; None stays None."""
+    if value is None or value == "":
+        return None
+    match = _SIZE.match(str(value))
+    if not match:
+        raise SpecError(f"{option}: expected a size such as 16g, got {value!r}")
+    return int(float(match.group(1)) * _UNITS[match.group(2).lower()])
+
+
+def parse_volume(text: str) -> Volume:
+    """Read ``source:target[:mode]``."""
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not all(parts) or not parts[1].startswith("/"):
+        raise SpecError(f"volumes: expected source:/target[:ro|rw], got {text!r}")
+    return Volume(parts[0], parts[1], parts[2] if len(parts) == 3 else "rw")
+
+
+def parse_ulimit(value: str) -> Ulimit:
+    """Read ``name=soft[:hard]``; ``-1`` and ``unlimited`` mean no limit."""
+    name, equals, numbers = value.partition("=")
+    soft, _, hard = numbers.partition(":")
+    try:
+        if not name or not equals:
+            raise ValueError
+        low = -1 if soft == "unlimited" else int(soft)
+        high = low if not hard else (-1 if hard == "unlimited" else int(hard))
+    except ValueError:
+        raise SpecError(f"ulimits: expected name=soft[:hard], got {value!r}") from None
+    return Ulimit(name, low, high)
+
+
+def check_image_ref(ref: str, *, allow_latest: bool = False) -> None:
+    """Refuse an image without a fixed tag or digest: a moving name makes two nodes run two servers."""
+    if not ref or ref.strip() != ref or " " in ref:
+        raise SpecError(f"image: expected repository:tag or repository@sha256:..., got {ref!r}")
+    if "@sha256:" in ref or re.fullmatch(r"sha256:[0-9a-f]{64}", ref):
+        return
+    tag = ref.rsplit("/", 1)[-1].partition(":")[2]
+    if tag in ("", "latest") and not allow_latest:
+        what = "has no tag, which means latest" if not tag else "is tagged latest"
+        repo = ref.removesuffix(":latest")
+        raise SpecError(
+            f"image: {ref} {what}: it names another image tomorrow. Pin it: a version tag "
+            f"({repo}:v0.32.0) or better a digest ({repo}@sha256:..., from "
+            f"`docker image inspect --format '{{{{.RepoDigests}}}}' {ref}`)"
+        )
+
+
+def check_model(model: str) -> None:
+    """Refuse what is neither a Hub id nor an absolute path, before vLLM guesses."""
+    if model.startswith("/"):
+        return
+    try:
+        snapshot.check_repo_id(model)
+    except snapshot.SnapshotError as exc:
+        raise SpecError(f"model: {exc}") from None
+
+
+def build(options: Mapping[str, object], image: Image, node: NodeFacts, *, shutdown_timeout: bool) -> Spec:
+    """Make the desired container from the module's options.
+
+    ``options`` has the module's option names, with ``engine_cache`` (host folder for the engine's compile caches, or
+    None). ``shutdown_timeout`` says that the image's vLLM knows ``--shutdown-timeout`` (since 0.18).
+    Raises SpecError or command.CommandError with a sentence for the user.
+    """
+    name = str(options["name"])
+    if not _CONTAINER_NAME.match(name):
+        raise SpecError(f"name: expected a container name ([a-zA-Z0-9][a-zA-Z0-9_.-]+), got {name!r}")
+    model = str(options["model"])
+    check_model(model)
+    rocm = options["accelerator"] == "rocm"
+    entrypoint = command.entrypoint_for(image.entrypoint, _strings(options.get("entrypoint")))
+    env, secrets = _env(options)
+    network_mode = str(options.get("network_mode") or "bridge")
+    bind, port = str(options["bind"]), _int(options["port"])
+    if not 1 <= port <= 65535:
+        raise SpecError(f"port: expected 1 to 65535, got {port}")
+    extra: dict[str, str] = {}
+    if options.get("revision"):
+        extra["revision"] = str(options["revision"])
+    ports: dict[str, str] = {}
+    if network_mode == "host":
+        extra |= {"host": bind, "port": str(port)}
+    else:
+        ports = {f"{CONTAINER_PORT}/tcp": f"{bind}:{port}"}
+    args = _mapping(options.get("args"))
+    stop_timeout = _int(options["stop_timeout"])
+    names = command.normalise_args(args)
+    if shutdown_timeout and "shutdown-timeout" not in names:
+        # Below Docker's own limit, so that vLLM ends by itself and is not killed in the middle of the last answer.
+        extra["shutdown-timeout"] = str(max(0, stop_timeout - max(2, stop_timeout // 6)))
+    check_utilization(names.get("gpu-memory-utilization"))
+    words = command.build(model, args, entrypoint=entrypoint, extra=extra)
+    spec = Spec(
+        name=name,
+        image=str(options["image"]),
+        entrypoint=tuple(entrypoint),
+        command=tuple(words),
+        env=env,
+        volumes=_volumes(options, node, env),
+        devices=_sorted(options.get("devices"), ROCM_DEVICES if rocm else ()),
+        groups=_sorted(options.get("groups"), tuple(str(g) for g in node.gids) if rocm else ()),
+        ipc_mode=_or(options.get("ipc_mode"), ROCM_IPC_MODE if rocm else None),
+        shm_size=parse_size(options.get("shm_size"), "shm_size") or (None if rocm else CPU_SHM_SIZE),
+        capabilities=tuple(
+            c.upper().removeprefix("CAP_")
+            for c in _sorted(options.get("capabilities"), ROCM_CAPABILITIES if rocm else ())
+        ),
+        security_opts=_sorted(options.get("security_opts"), ROCM_SECURITY_OPTS if rocm else ()),
+        ulimits=_ulimits(options.get("ulimits"), rocm=rocm),
+        network_mode=network_mode,
+        ports=ports,
+        restart_policy=str(options["restart_policy"]),
+        stop_timeout=stop_timeout,
+        labels={str(k): str(v) for k, v in _mapping(options.get("labels")).items()},
+        secrets=secrets,
+    )
+    _check_exposure(spec, bind, allow=bool(options.get("allow_unauthenticated")))
+    return spec
+
+
+def check_utilization(value: object) -> None:
+    """Refuse a --gpu-memory-utilization outside (0, 1]."""
+    if value is None:
+        return
+    try:
+        number = float(str(value))
+    except ValueError:
+        number = -1.0
+    if not 0 < number <= 1:
+        raise SpecError(f"args: gpu-memory-utilization: expected a fraction above 0 and at most 1, got {value!r}")
+
+
+def with_utilization(spec: Spec, utilization: float) -> Spec:
+    """Give the same container with another --gpu-memory-utilization (policy ``fit``)."""
+    words = list(spec.command)
+    flag = "--gpu-memory-utilization"
+    text = f"{utilization:g}"
+    if flag in words:
+        words[words.index(flag) + 1] = text
+    else:
+        words += [flag, text]
+    return replace(spec, command=tuple(words))
+
+
+def _check_exposure(spec: Spec, bind: str, *, allow: bool) -> None:
+    if bind in LOOPBACK or allow or spec.env.get("VLLM_API_KEY"):
+        return
+    raise SpecError(
+        f"bind: {bind} is reachable from outside the node and there is no api_key; set api_key (vllm_server_api_key, "
+        f"from vault), keep bind at 127.0.0.1, or say allow_unauthenticated: true if anyone may use this server"
+    )
+
+
+def _env(options: Mapping[str, object]) -> tuple[dict[str, str], frozenset[str]]:
+    """Defaults, then the user's, then the secrets."""
+    env: dict[str, str] = {
+        # vLLM gives up on its own engine after 600 s by default, in the middle of a long load
+        # (vLLM 0.32.0 v1/engine/core_client.py:739); how long to wait is decided by ready_timeout alone.
+        "VLLM_ENGINE_READY_TIMEOUT_S": "86400",
+    }
+    if options.get("hf_cache"):
+        env |= {"HF_HOME": HF_HOME, "HF_HUB_OFFLINE": "1"}
+    if options.get("engine_cache"):
+        # One folder survives the container: vLLM's own (torch.compile), Triton's and Inductor's, and the Python files
+        # of trust-remote-code models, which would otherwise be written beside the read-only weights.
+        env |= {
+            "VLLM_CACHE_ROOT": ENGINE_CACHE,
+            "TRITON_CACHE_DIR": f"{ENGINE_CACHE}/triton",
+            "TORCHINDUCTOR_CACHE_DIR": f"{ENGINE_CACHE}/inductor",
+            "HF_MODULES_CACHE": f"{ENGINE_CACHE}/modules",
+        }
+    for key, value in _mapping(options.get("env")).items():
+        if value is None:
+            env.pop(str(key), None)
+        elif isinstance(value, bool):
+            # YAML's true would arrive as Python's True, which no program reads; 1 and 0 are what vLLM's switches take.
+            env[str(key)] = "1" if value else "0"
+        else:
+            env[str(key)] = str(value)
+    if options.get("api_key"):
+        env["VLLM_API_KEY"] = str(options["api_key"])
+    if options.get("hf_token") and env.get("HF_HUB_OFFLINE", "0") not in ("1", "ON", "YES", "TRUE"):
+        env["HF_TOKEN"] = str(options["hf_token"])
+    return env, frozenset(key for key in env if is_secret(key))
+
+
+def _volumes(options: Mapping[str, object], node: NodeFacts, env: Mapping[str, str]) -> tuple[Volume, ...]:
+    volumes = [parse_volume(v) for v in _strings(options.get("volumes")) or []]
+    cache = options.get("hf_cache")
+    if cache:
+        mode = "ro" if env.get("HF_HUB_OFFLINE") == "1" else "rw"
+        if node.hf_hub_target:
+            volumes.append(Volume(node.hf_hub_target, f"{HF_HOME}/hub", mode))
+        else:
+            volumes.append(Volume(str(cache), HF_HOME, mode))
+    model = str(options["model"])
+    if model.startswith("/") and not any(model == v.target or model.startswith(v.target + "/") for v in volumes):
+        volumes.append(Volume(model, model, "ro"))
+    if options.get("engine_cache"):
+        volumes.append(Volume(str(options["engine_cache"]), ENGINE_CACHE, "rw"))
+    return tuple(sorted(volumes, key=lambda v: v.target))
+
+
+def _ulimits(value: object, *, rocm: bool) -> tuple[Ulimit, ...]:
+    given = _strings(value)
+    if given is None:
+        return ROCM_ULIMITS if rocm else ()
+    return tuple(sorted((parse_ulimit(v) for v in given), key=lambda u: u.name))
+
+
+def _sorted(value: object, default: object) -> tuple[str, ...]:
+    given = _strings(value)
+    words: Sequence[str] = default if given is None else given  # type: ignore[assignment]
+    return tuple(sorted(words))
+
+
+def _strings(value: object) -> list[str] | None:
+    if value is None:
+        return None
+    if isinstance(value, (list, tuple)):
+        return [str(item) for item in value]
+    raise SpecError(f"expected a list, got {value!r}")
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        return value
+    raise SpecError(f"expected a dict, got {value!r}")
+
+
+def _int(value: object) -> int:
+    return int(str(value))
+
+
+def _or(value: object, default: str | None) -> str | None:
+    return default if value in (None, "") else str(value)

@@ -1,0 +1,147 @@
+"""What the node remembers between runs: which container was good, failed logs, the flags an image knows, a lock."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.vllm_fleet.plan import Rank
+
+DEFAULT_STATE_DIR = "/var/lib/vllm-fleet"
+#: Logs of failed starts that are kept for each container name.
+KEPT_LOGS = 10
+
+
+class LockTaken(Exception):
+    """Another run works on the same container on this node; the text says which process."""
+
+
+class NodeState:
+    """The folder ``<state_dir>/<name>`` on the node. Reading never creates anything."""
+
+    def __init__(self, state_dir: str, name: str) -> None:
+        """Remember where; nothing is touched yet."""
+        self.root = Path(state_dir)
+        self.folder = self.root / name
+
+    # -- ranks -------------------------------------------------------------------------------------------------
+
+    def rank(self, container: str) -> Rank:
+        """How good a container is known to be."""
+        ranks = self._read(self.folder / "state.json").get("ranks")
+        number = ranks.get(container, 0) if isinstance(ranks, dict) else 0
+        return Rank(number) if number in list(Rank) else Rank.UNKNOWN
+
+    def note_rank(self, container: str, rank: Rank, existing: tuple[str, ...]) -> None:
+        """Note a rank (it only rises) and forget containers that are not in ``existing`` any more."""
+        state = self._read(self.folder / "state.json")
+        old = state.get("ranks")
+        ranks = {k: v for k, v in (old if isinstance(old, dict) else {}).items() if k in existing}
+        ranks[container] = max(int(rank), int(ranks.get(container, 0)))
+        self._write(self.folder / "state.json", {**state, "ranks": ranks})
+
+    # -- secrets' fingerprints ---------------------------------------------------------------------------------
+
+    def fingerprint_key(self, *, create: bool) -> bytes:
+        """Give the node's key for fingerprints; without ``create`` an ephemeral one when there is none yet."""
+        path = self.root / "fingerprint.key"
+        with contextlib.suppress(OSError):
+            return path.read_bytes()
+        key = secrets.token_bytes(32)
+        if create:
+            self._write_bytes(path, key)
+        return key
+
+    # -- flags of an image -------------------------------------------------------------------------------------
+
+    def flags(self, image_id: str) -> frozenset[str] | None:
+        """Flags that an image's server knows; empty when it could not be asked, None when it never was."""
+        found = self._read(self._flags_file(image_id))
+        return frozenset(found["flags"]) if isinstance(found.get("flags"), list) else None
+
+    def note_flags(self, image_id: str, flags: frozenset[str]) -> None:
+        """Keep what an image answered; its id names the bytes, so the answer never grows old."""
+        self._write(self._flags_file(image_id), {"flags": sorted(flags)})
+
+    def _flags_file(self, image_id: str) -> Path:
+        return self.root / "flags" / f"{image_id.removeprefix('sha256:')[:24]}.json"
+
+    # -- engine caches and logs --------------------------------------------------------------------------------
+
+    def engine_cache(self, image_id: str, model: str) -> Path:
+        """Folder for the engine's compile caches: one for each image and model, since neither fits another."""
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "--", model).strip("-")
+        return self.root / "engine-cache" / f"{image_id.removeprefix('sha256:')[:12]}-{slug}"
+
+    def save_log(self, data: bytes, container: str) -> Path:
+        """Keep the full log of a failed start, readable by root alone, and drop the oldest ones."""
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        path = self.folder / "logs" / f"{stamp}-{container[:12]}.log"
+        self._write_bytes(path, data)
+        for old in sorted(path.parent.glob("*.log"))[:-KEPT_LOGS]:
+            old.unlink(missing_ok=True)
+        return path
+
+    # -- lock --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lock(self, wait: float) -> Iterator[None]:
+        """Hold the node's lock for this container, waiting up to ``wait`` seconds. Raises LockTaken.
+
+        The kernel drops it with the process, so a killed run leaves none behind.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.folder / "lock").open("a+") as handle:
+            deadline = time.monotonic() + wait
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if time.monotonic() >= deadline:
+                        handle.seek(0)
+                        raise LockTaken(
+                            f"another run holds {self.folder}/lock ({handle.read().strip() or 'unknown'})"
+                        ) from None
+                    time.sleep(0.2)  # flock has no timed wait; a signal would end the module
+            handle.truncate(0)
+            handle.write(f"pid {os.getpid()}")
+            handle.flush()
+            yield
+
+    # -- files -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _read(path: Path) -> Mapping[str, Any]:
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _write(self, path: Path, value: Mapping[str, Any]) -> None:
+        self._write_bytes(path, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+
+    @staticmethod
+    def _write_bytes(path: Path, data: bytes) -> None:
+        """Write whole or not at all: a run may be killed in the middle."""
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise

@@ -1,0 +1,249 @@
+"""Everything one run must know before it acts: options checked, Docker asked, differences found, actions planned."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import grp
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.vllm_fleet import command, compare, plan, probe, snapshot, spec
+from ansible.module_utils.vllm_fleet.engine import Engine
+from ansible.module_utils.vllm_fleet.plan import PREVIOUS_SUFFIX, Existing, Plan, Rank
+from ansible.module_utils.vllm_fleet.preconditions import Refused, reachable
+from ansible.module_utils.vllm_fleet.spec import Image, NodeFacts, Spec
+from ansible.module_utils.vllm_fleet.state import NodeState
+
+#: Seconds that an image may take to print its help; importing vLLM on a busy node takes about 30.
+HELP_TIMEOUT = 180.0
+#: Flags that every `vllm serve` of the last two years has; an answer without them is not vLLM's help.
+_WELL_KNOWN = frozenset({"max-model-len", "served-model-name", "host", "port"})
+
+
+@dataclass
+class Survey:
+    """What was found and what is to be done."""
+
+    name: str
+    state: str
+    spec: Spec | None
+    image: Image | None
+    current: Mapping[str, Any] | None
+    previous: Mapping[str, Any] | None
+    current_rank: Rank
+    previous_rank: Rank
+    differences: list[compare.Difference]
+    plan: Plan
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def current_id(self) -> str | None:
+        """Docker's id of the container that has the name now."""
+        return str(self.current["Id"]) if self.current else None
+
+
+def survey(options: Mapping[str, Any], engine: Engine, node: NodeState, *, check_mode: bool) -> Survey:
+    """Look at options and node, plan. Changes nothing. Raises Refused for what cannot work."""
+    name, state = str(options["name"]), str(options["state"])
+    current, previous = engine.container(name), engine.container(name + PREVIOUS_SUFFIX)
+    previous_rank = node.rank(str(previous["Id"])) if previous else Rank.UNKNOWN
+    if state != "started":
+        rank = node.rank(str(current["Id"])) if current else Rank.UNKNOWN
+        return _without_spec(name, state, current, previous, (rank, previous_rank))
+    wanted, image, notes = desired(options, engine, node)
+    redact = compare.fingerprint(node.fingerprint_key(create=not check_mode))
+    found: list[compare.Difference] = []
+    if current:
+        own = image if current["Image"] == image.id else engine.image(str(current["Image"]))
+        found = compare.differences(wanted, image, current, own, redact)
+    rank = _rank(current, node, options)
+    existing = _existing(current, rank)
+    made = plan.make(state, found, existing, _existing(previous, previous_rank))
+    if current is None:
+        found = [
+            compare.Difference(key, None, value)
+            for key, value in sorted(compare.desired_fields(wanted, image, redact).items())
+        ]
+        found.insert(0, compare.Difference("image", None, compare.describe_image(wanted.image, image.id)))
+    if not (current and current["State"].get("Running")):
+        status = str(current["State"].get("Status")) if current else None
+        found.append(compare.Difference("state", status, "running"))
+    return Survey(name, state, wanted, image, current, previous, rank, previous_rank, found, made, notes)
+
+
+def _without_spec(
+    name: str,
+    state: str,
+    current: Mapping[str, Any] | None,
+    previous: Mapping[str, Any] | None,
+    ranks: tuple[Rank, Rank],
+) -> Survey:
+    """States that need no desired container: what is there decides. ``ranks`` of current and previous."""
+    rank, previous_rank = ranks
+    try:
+        made = plan.make(state, [], _existing(current, rank), _existing(previous, previous_rank))
+    except plan.NothingToRestore:
+        raise Refused(
+            "unknown",
+            f"there is no container {name}{PREVIOUS_SUFFIX} to restore",
+            "deploy a release that works (state: started); nothing was touched",
+        ) from None
+    if state == "confirmed" and current is None:
+        raise Refused("unknown", f"there is no container {name} to confirm", "start it first (state: started)")
+    found = []
+    if made.actions:
+        status = str(current["State"].get("Status")) if current else "absent"
+        wanted = {"stopped": "exited", "absent": "absent", "restored": "running"}[state]
+        found.append(compare.Difference("state", status, wanted))
+        if state == "restored" and previous and current:
+            found.append(compare.Difference("container", str(current["Id"])[:12], str(previous["Id"])[:12]))
+    return Survey(name, state, None, None, current, previous, rank, previous_rank, found, made)
+
+
+def desired(options: Mapping[str, Any], engine: Engine, node: NodeState) -> tuple[Spec, Image, list[str]]:
+    """Build the desired container, and notes on what could not be checked. Raises Refused."""
+    ref = str(options["image"])
+    try:
+        spec.check_image_ref(ref, allow_latest=bool(options.get("allow_latest")))
+        spec.check_model(str(options["model"]))
+        command.normalise_args(options.get("args") or {})
+    except (spec.SpecError, command.CommandError) as exc:
+        raise Refused("bad_argument", str(exc), "nothing was touched") from None
+    image = engine.image(ref)
+    if image is None:
+        raise Refused(
+            "image_missing",
+            f"the image {ref} is not on this node",
+            "pull, build or load it first (role vllm_image); nothing was touched",
+        )
+    notes: list[str] = []
+    known = _known_flags(options, image, engine, node, notes)
+    cache = options.get("engine_cache", True) and str(node.engine_cache(image.id, str(options["model"])))
+    full = {**options, "engine_cache": cache or None}
+    try:
+        made = spec.build(full, image, node_facts(options), shutdown_timeout="shutdown-timeout" in known)
+    except (spec.SpecError, command.CommandError) as exc:
+        raise Refused("bad_argument", str(exc), "nothing was touched") from None
+    if made.network_mode not in ("bridge", "host", "none") and not engine.network_exists(made.network_mode):
+        raise Refused(
+            "bad_argument",
+            f"network_mode: there is no Docker network {made.network_mode} on this node",
+            "create it (docker network create), or use host or bridge",
+        )
+    return made, image, notes
+
+
+def _known_flags(
+    options: Mapping[str, Any], image: Image, engine: Engine, node: NodeState, notes: list[str]
+) -> frozenset[str]:
+    """Ask the image once which flags its server knows, and refuse the ones it does not.
+
+    The answer is kept under the image's id. An image that cannot answer (no ``vllm`` on its PATH, help that needs a
+    GPU) is not held against anyone: the flags are then not checked, and a note says so.
+    """
+    known = node.flags(image.id)
+    entrypoint = command.entrypoint_for(image.entrypoint, options.get("entrypoint"))
+    if known is None:
+        devices = tuple(d for d in spec.ROCM_DEVICES if Path(d).exists())
+        text = engine.run_once(image, [*entrypoint, "--help=all"], timeout=HELP_TIMEOUT, devices=devices)
+        known = command.flags_in_help(text or "")
+        if not known >= _WELL_KNOWN:
+            known = frozenset()
+        with contextlib.suppress(OSError):  # an unwritable state folder costs the next run the question again
+            node.note_flags(image.id, known)
+    if not known:
+        notes.append(f"the flags in args were not checked: {image.ref} did not print vLLM's help")
+        return known
+    unknown = command.unknown_flags(options.get("args") or {}, known)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], sorted(known), n=3, cutoff=0.6)
+        hint = f"did you mean {', '.join('--' + n for n in near)}?" if near else "see `vllm serve --help=all`"
+        raise Refused(
+            "bad_argument",
+            f"args: {', '.join('--' + u for u in unknown)} is not a flag of the vLLM in {image.ref}",
+            f"{hint} (vllm_server_args); nothing was touched",
+        )
+    return known
+
+
+def node_facts(options: Mapping[str, Any]) -> NodeFacts:
+    """Read what the spec needs of the node: numeric groups that own the GPU devices, and where the hub really is."""
+    gids: set[int] = set()
+    if options["accelerator"] == "rocm":
+        for group in ("video", "render"):
+            with contextlib.suppress(KeyError):
+                gids.add(grp.getgrnam(group).gr_gid)
+        for device in (Path("/dev/kfd"), *Path("/dev/dri").glob("renderD*")):
+            with contextlib.suppress(OSError):
+                gids.add(device.stat().st_gid)
+        gids.discard(0)  # root's group is the container's own
+    target = None
+    if options.get("hf_cache"):
+        hub = Path(str(options["hf_cache"])) / "hub"
+        if hub.is_symlink():
+            target = os.path.realpath(hub)
+    return NodeFacts(tuple(sorted(gids)), target)
+
+
+def endpoint(options: Mapping[str, Any]) -> probe.Endpoint:
+    """Say where the server answers from its own node and what it must serve."""
+    model = str(options["model"])
+    flags = command.normalise_args(options.get("args") or {})
+    served = flags.get("served-model-name")
+    names = tuple(served) if isinstance(served, list) else (str(served),) if served else (model,)
+    return probe.Endpoint(
+        host=reachable(str(options["bind"])),
+        port=int(options["port"]),
+        names=names,
+        root=model,
+        api_key=str(options["api_key"]) if options.get("api_key") else None,
+    )
+
+
+def endpoint_of(container: Mapping[str, Any]) -> probe.Endpoint | None:
+    """Read the same out of an existing container, whoever made it; None when it has no reachable port."""
+    config, host = container.get("Config") or {}, container.get("HostConfig") or {}
+    words = [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
+    parsed = command.parse(command.split_entrypoint(words)[1])
+    env = dict(str(item).partition("=")[::2] for item in config.get("Env") or [])
+    served = parsed.flags.get("served-model-name")
+    names = tuple(served) if isinstance(served, list) else (str(served),) if served else (parsed.model or "",)
+    key = parsed.flags.get("api-key") or env.get("VLLM_API_KEY")
+    inner = str(parsed.flags.get("port", spec.CONTAINER_PORT))
+    if host.get("NetworkMode") == "host":
+        address, port = str(parsed.flags.get("host") or "127.0.0.1"), inner
+    else:
+        bindings = (host.get("PortBindings") or {}).get(f"{inner}/tcp") or []
+        if not bindings:
+            return None
+        address, port = bindings[0].get("HostIp") or "127.0.0.1", bindings[0].get("HostPort") or "0"
+    return probe.Endpoint(reachable(address), int(port), names, root=parsed.model, api_key=str(key) if key else None)
+
+
+def _existing(container: Mapping[str, Any] | None, rank: Rank) -> Existing | None:
+    if container is None:
+        return None
+    return Existing(str(container["Id"]), bool(container["State"].get("Running")), rank)
+
+
+def _rank(current: Mapping[str, Any] | None, node: NodeState, options: Mapping[str, Any]) -> Rank:
+    """A container that serves right now has proved itself, whether or not this project ever saw it before."""
+    if current is None:
+        return Rank.UNKNOWN
+    noted = node.rank(str(current["Id"]))
+    if noted > Rank.UNKNOWN or not current["State"].get("Running"):
+        return noted
+    where = endpoint_of(current)
+    return Rank.READY if where and probe.ask(where, timeout=2.0).ready else Rank.UNKNOWN
+
+
+def suggest_model(model: str, cache: str | None) -> str:
+    """Name models in the cache that may have been meant; empty when none is near."""
+    if not cache or model.startswith("/"):
+        return ""
+    near = snapshot.nearest(model, snapshot.known_repos(Path(cache)))
+    return f"; in the cache there is {', '.join(near)}" if near else ""

@@ -1,0 +1,390 @@
+"""Watches a start until there is a verdict, from three sides at once: the container, its log, and HTTP.
+
+Three threads report into one queue and a loop judges; it sleeps only on that queue. A watch may be cut into slices:
+all it must remember fits into a small token, and everything else is read again from Docker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Protocol
+
+from ansible.module_utils.vllm_fleet import probe
+from ansible.module_utils.vllm_fleet.logtext import LogReader
+from ansible.module_utils.vllm_fleet.progress import Progress
+
+#: Seconds between two HTTP probes: the larger half of what lies between the first 200 and the verdict.
+PROBE_INTERVAL = 0.1
+#: Seconds between two looks at CPU, I/O and the cache; they only matter against ``stall_timeout``.
+PULSE_INTERVAL = 10.0
+#: A container that uses less than this share of one core is not computing: answering the probes takes about 0.01.
+BUSY_CORES = 0.05
+#: What the server's access log says of the probes themselves; it is no sign of life.
+PROBE_ECHO = "GET /health"
+#: Seconds; a queue cannot wait for a year, which is what a user may write for "never".
+LONGEST_SLEEP = 60.0
+#: Seconds to wait for the rest of the log after a death; Docker closes the stream when the process is gone.
+LOG_GRACE = 2.0
+#: Seconds that a slice goes on after news, so that two quick stages come in one call.
+NEWS_GRACE = 0.5
+
+_STAMP = re.compile(rb"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d) ?")
+
+
+class Source(Protocol):
+    """What the watch needs of Docker."""
+
+    def container(self, name: str) -> Mapping[str, Any] | None:
+        """Inspect."""
+
+    def follow(self, container: str, since: int, sink: queue.SimpleQueue[tuple[str, Any]]) -> None:
+        """Stream log and events."""
+
+    def usage(self, container: str) -> tuple[int, int] | None:
+        """Give CPU nanoseconds and bytes moved."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds. ``slice``: return ``pending`` after so long (None: watch to the end)."""
+
+    ready_timeout: float
+    stall_timeout: float
+    slice: float | None = None
+
+
+@dataclass
+class Token:
+    """What one slice leaves to the next."""
+
+    container: str
+    started_at: str
+    shown: float = -1.0
+    active: float = 0.0
+    cpu_ns: int = 0
+    io_bytes: int = 0
+    cache_bytes: int = 0
+    pulse: float = 0.0
+
+
+@dataclass(frozen=True)
+class News:
+    """One line for the terminal: a change of stage at ``at`` seconds after the container's start."""
+
+    at: float
+    stage: str
+    detail: str
+
+
+@dataclass
+class Outcome:
+    """What a watch (or a slice of one) came to.
+
+    verdict: ready | exited | restarting | stalled | ready_timeout | wrong_model_served | pending.
+    """
+
+    verdict: str
+    elapsed: float
+    detail: str = ""
+    exit_code: int | None = None
+    oom_killed: bool = False
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    news: list[News] = field(default_factory=list)
+    stage: str = "starting"
+    describe: str = "starting"
+    estimate: float | None = None
+    last_line: str = ""
+    new_lines: list[str] = field(default_factory=list)
+    token: Token | None = None
+
+    def token_dict(self) -> dict[str, Any]:
+        """Give the token in a form that travels as JSON."""
+        return asdict(self.token) if self.token else {}
+
+
+class Watch:
+    """One start, watched."""
+
+    def __init__(
+        self,
+        source: Source,
+        container: str,
+        endpoint: probe.Endpoint | None,
+        limits: Limits,
+        *,
+        token: Token | None = None,
+        cache: Path | None = None,
+        idle: bool = False,
+        offline: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        ask: Callable[[probe.Endpoint], probe.Answer] = probe.ask,
+    ) -> None:
+        """Prepare to watch ``container`` (an id).
+
+        ``endpoint`` None: a server without a port (a headless rank). ``idle``: nothing was started in this run, so a
+        server that answers at once is just confirmed. ``offline``: weights are only read, never downloaded.
+        """
+        self._idle = idle
+        self._source, self._id, self._endpoint, self._limits = source, container, endpoint, limits
+        self._cache, self._clock, self._ask = cache, clock, ask
+        self._token = token
+        self._sink: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._done = threading.Event()
+        self._reader, self._progress = LogReader(), Progress(offline=offline)
+        self._stages: list[dict[str, Any]] = [{"stage": "starting", "at": 0.0}]
+        self._news: list[News] = []
+        self._lines: list[str] = []
+        self._whole: set[str] = set()
+        self._answer = probe.Answer()
+        self._started = 0.0
+
+    def run(self) -> Outcome:
+        """Watch until a verdict, or until the slice is over."""
+        info = self._source.container(self._id)
+        if info is None:
+            return Outcome("exited", 0.0, detail="the container is gone")
+        state = info["State"]
+        started_at = str(state["StartedAt"])
+        self._started = epoch(started_at)
+        fresh = self._token is None or self._token.container != self._id
+        if not fresh and self._token is not None and self._token.started_at != started_at:
+            # Docker's restart policy was quicker than the next slice: the start that was watched has failed.
+            return self._died(info, "restarting")
+        age = process_age(int(state.get("Pid") or 0))
+        if age is None:
+            age = max(0.0, time.time() - self._started)
+        token = self._token or Token(self._id, started_at, active=age)
+        self._token = token
+        if not state.get("Running"):
+            return self._died(info, "exited")
+        if fresh:
+            self._news.append(News(0.0, "starting", f"container {self._id[:12]}"))
+        begin = self._clock()
+        if self._idle and self._endpoint and self._ask(self._endpoint).ready:
+            # Nothing was started and it answers: there is nothing to tell, and its log need not be read.
+            return Outcome("ready", round(age, 3), stage="ready", describe="ready", token=token)
+        self._source.follow(self._id, int(self._started), self._sink)
+        workers: list[Callable[[], None]] = [self._pulse]
+        if self._endpoint:
+            workers.append(self._probe)
+        for worker in workers:
+            threading.Thread(target=worker, daemon=True).start()
+        try:
+            return self._loop(token, age, begin)
+        finally:
+            self._done.set()
+
+    def _loop(self, token: Token, age0: float, begin: float) -> Outcome:
+        news_at: float | None = None
+        while True:
+            now = self._clock()
+            age = age0 + now - begin
+            over = self._over(token, age)
+            if over:
+                return over
+            left = [self._limits.ready_timeout - age, self._limits.stall_timeout - (age - token.active)]
+            if self._limits.slice is not None:
+                rest = begin + self._limits.slice - now
+                if news_at is not None:
+                    rest = min(rest, news_at + NEWS_GRACE - now)
+                if rest <= 0:
+                    return self._outcome("pending", age)
+                left.append(rest)
+            try:
+                kind, item = self._sink.get(timeout=max(0.005, min(LONGEST_SLEEP, *left)))
+            except queue.Empty:
+                continue
+            age = age0 + self._clock() - begin
+            if kind == "log":
+                if PROBE_ECHO.encode() not in item:
+                    token.active = age
+                if self._feed(item) and news_at is None:
+                    news_at = self._clock()
+                continue
+            outcome = self._hear(token, kind, item, age)
+            if outcome:
+                return outcome
+
+    def _over(self, token: Token, age: float) -> Outcome | None:
+        """Judge the two limits of patience."""
+        if age >= self._limits.ready_timeout:
+            return self._outcome("ready_timeout", age, detail=self._answer.detail)
+        if age - token.active >= self._limits.stall_timeout:
+            return self._outcome("stalled", age, detail=f"nothing moved for {age - token.active:.0f} s")
+        return None
+
+    def _hear(self, token: Token, kind: str, item: Any, age: float) -> Outcome | None:
+        if kind == "http":
+            return self._judge(item, age)
+        if kind == "pulse":
+            self._activity(token, item, age)
+            return None
+        return self._ended(kind, item)
+
+    # -- the three sides ---------------------------------------------------------------------------------------
+
+    def _probe(self) -> None:
+        assert self._endpoint is not None  # noqa: S101  started only with one
+        while not self._done.is_set():
+            self._sink.put(("http", self._ask(self._endpoint)))
+            self._done.wait(PROBE_INTERVAL)
+
+    def _pulse(self) -> None:
+        interval = min(PULSE_INTERVAL, self._limits.stall_timeout / 4)
+        while not self._done.is_set():
+            self._sink.put(("pulse", (self._source.usage(self._id), folder_bytes(self._cache))))
+            self._done.wait(interval)
+
+    def _feed(self, chunk: bytes) -> bool:
+        """Take a piece of the log; True when the stage changed."""
+        match = _STAMP.match(chunk)
+        at = epoch(chunk[: match.end()].decode().strip()) - self._started if match else 0.0
+        if match and at < 0:
+            return False  # of an earlier run of the same container
+        news = False
+        for line in self._reader.feed(chunk[match.end() :] if match else chunk):
+            event = self._progress.feed_line(line, at)
+            if self._token is not None and at > self._token.shown:
+                self._lines.append(line)
+            if event is None or event.stage == "ready":
+                # Ready is what HTTP says; a log that says so comes a moment earlier.
+                continue
+            if self._stages[-1]["stage"] != event.stage:
+                self._stages.append({"stage": event.stage, "at": round(at, 3)})
+            first_whole = _whole(event.detail) and event.stage not in self._whole
+            if first_whole:
+                self._whole.add(event.stage)
+            if self._token is None or at <= self._token.shown:
+                continue
+            if self._news and self._news[-1].stage == event.stage:
+                # The same stage gets on: one line, with the latest of it.
+                self._news[-1] = replace(self._news[-1], detail=event.detail)
+            elif self._stages[-1]["at"] == round(at, 3) or first_whole:
+                self._news.append(News(at, event.stage, event.detail))
+                news = True
+        return news
+
+    def _judge(self, answer: probe.Answer, age: float) -> Outcome | None:
+        self._answer = answer
+        if answer.ready:
+            self._stages.append({"stage": "ready", "at": round(age, 3)})
+            self._news.append(News(age, "ready", ""))
+            return self._outcome("ready", age)
+        if answer.wrong:
+            return self._outcome("wrong_model_served", age, detail=answer.detail)
+        return None
+
+    def _activity(self, token: Token, item: tuple[tuple[int, int] | None, int], age: float) -> None:
+        usage, cache = item
+        cpu, moved = usage or (token.cpu_ns, token.io_bytes)
+        span = max(1e-3, age - token.pulse)
+        busy = (cpu - token.cpu_ns) / 1e9 / span >= BUSY_CORES
+        if busy or moved > token.io_bytes or cache > token.cache_bytes:
+            token.active = age
+        token.cpu_ns, token.io_bytes, token.cache_bytes, token.pulse = cpu, moved, cache, age
+
+    # -- ends --------------------------------------------------------------------------------------------------
+
+    def _ended(self, kind: str, item: Any) -> Outcome | None:
+        """The container died, or its log stream ended (which also happens when only the engine went away)."""
+        code: int | None = None
+        if kind == "event":
+            if item.get("Action", item.get("status")) != "die":
+                return None
+            code = int(item.get("Actor", {}).get("Attributes", {}).get("exitCode", -1))
+            self._drain()
+        info = self._source.container(self._id)
+        running = info is not None and info["State"].get("Running")
+        same = info is not None and self._token is not None and info["State"]["StartedAt"] == self._token.started_at
+        if kind == "log_end" and running and same:
+            return None  # the stream broke, the server did not; HTTP and events still watch
+        return self._died(info, "exited", code)
+
+    def _drain(self) -> None:
+        """Take what is left of the log after a death: its last lines hold the reason."""
+        deadline = self._clock() + LOG_GRACE
+        while (left := deadline - self._clock()) > 0:
+            try:
+                kind, item = self._sink.get(timeout=left)
+            except queue.Empty:
+                return
+            if kind == "log":
+                self._feed(item)
+            elif kind == "log_end":
+                return
+
+    def _died(self, info: Mapping[str, Any] | None, verdict: str, code: int | None = None) -> Outcome:
+        state = info["State"] if info else {}
+        finished = epoch(str(state.get("FinishedAt") or "")) if info else 0.0
+        begun = epoch(self._token.started_at) if self._token else self._started
+        if code is None and state.get("Status") == "exited":
+            code = state.get("ExitCode")
+        outcome = self._outcome(verdict, max(0.0, finished - begun), detail=str(state.get("Error") or ""))
+        outcome.exit_code = code
+        outcome.oom_killed = bool(state.get("OOMKilled"))
+        return outcome
+
+    def _outcome(self, verdict: str, age: float, detail: str = "") -> Outcome:
+        token = self._token
+        if token is not None:
+            token.shown = max([token.shown, *(n.at for n in self._news)])
+        return Outcome(
+            verdict,
+            round(age, 3),
+            detail=detail,
+            stages=self._stages,
+            news=self._news,
+            stage=self._progress.stage,
+            describe=self._progress.describe(),
+            estimate=self._progress.estimate(),
+            last_line=self._progress.last_line,
+            new_lines=self._lines,
+            token=token,
+        )
+
+
+def _whole(detail: str) -> bool:
+    """Tell whether a count such as 163/163 is complete."""
+    done, slash, total = detail.partition("/")
+    return bool(slash) and done == total
+
+
+def epoch(stamp: str) -> float:
+    """Read Docker's RFC 3339 time with nanoseconds into seconds since 1970; 0.0 for its zero time or nonsense."""
+    match = _STAMP.match(stamp.encode())
+    if not match or stamp.startswith("0001"):
+        return 0.0
+    whole, fraction, zone = (g.decode() if g else "" for g in match.groups())
+    moment = datetime.fromisoformat(whole + ("+00:00" if zone == "Z" else zone))
+    return moment.astimezone(timezone.utc).timestamp() + float(fraction or 0)
+
+
+def process_age(pid: int) -> float | None:
+    """Seconds since a process started, by the clock that nobody can set (field 22 of /proc/<pid>/stat)."""
+    if pid <= 0:
+        return None
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks = int(fields[19])
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    return None
+
+
+def folder_bytes(folder: Path | None) -> int:
+    """Sum of the sizes of the files of one repo folder's blobs (a download grows there); 0 when there is none."""
+    total = 0
+    if folder is not None:
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    total += entry.stat().st_size
+    return total

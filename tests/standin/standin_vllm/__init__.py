@@ -1,0 +1,3 @@
+"""A stand-in for a vLLM server: what it looks like from outside, without a model."""
+
+VERSION = "0.32.0"

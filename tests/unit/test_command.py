@@ -1,0 +1,119 @@
+"""The command line of vllm serve: written canonically, read from any hand."""
+
+from __future__ import annotations
+
+import pytest
+from ansible.module_utils.vllm_fleet import command
+
+SERVE = ["vllm", "serve"]
+OLD = ["python3", "-m", "vllm.entrypoints.openai.api_server"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({}, []),
+        ({"max-model-len": 512}, ["--max-model-len", "512"]),
+        ({"max_model_len": 512}, ["--max-model-len", "512"]),
+        ({"--max-model-len": 512}, ["--max-model-len", "512"]),
+        ({"enable-expert-parallel": True}, ["--enable-expert-parallel"]),
+        ({"enable-prefix-caching": False}, ["--no-enable-prefix-caching"]),
+        ({"trust-remote-code": None}, []),
+        ({"-tp": 8}, ["--tensor-parallel-size", "8"]),
+        ({"served-model-name": ["a", "b"]}, ["--served-model-name", "a", "b"]),
+        (
+            {"speculative-config": {"num_speculative_tokens": 1, "method": "mtp"}},
+            ["--speculative-config", '{"method":"mtp","num_speculative_tokens":1}'],
+        ),
+        ({"compilation_config.cudagraph_mode": "none"}, ["--compilation-config.cudagraph_mode", "none"]),
+        ({"seed": -1}, ["--seed=-1"]),
+        ({"gpu-memory-utilization": 0.9, "dtype": "auto"}, ["--dtype", "auto", "--gpu-memory-utilization", "0.9"]),
+    ],
+)
+def test_arguments_are_written_as_vllm_reads_them(args, words):
+    assert command.build("org/m", args, entrypoint=SERVE, extra={}) == ["org/m", *words]
+
+
+def test_the_old_entry_module_gets_the_model_as_a_flag():
+    assert command.build("org/m", {}, entrypoint=OLD, extra={"revision": "abc"}) == [
+        "--model",
+        "org/m",
+        "--revision",
+        "abc",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"port": 1}, "option 'port'"),
+        ({"api_key": "x"}, "option 'api_key'"),
+        ({"model": "x"}, "option 'model'"),
+        ({"max-model-len": 1, "max_model_len": 2}, "same flag --max-model-len"),
+        ({"x": object()}, "expected text"),
+    ],
+)
+def test_refusals_name_the_flag_and_the_way_out(args, says):
+    with pytest.raises(command.CommandError, match=says):
+        command.build("org/m", args, entrypoint=SERVE, extra={})
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "flags", "rest"),
+    [
+        (["org/m", "--max-model-len", "512"], "org/m", {"max-model-len": "512"}, ()),
+        (["--model=org/m", "-tp", "8", "--enforce-eager"], "org/m", {"tensor-parallel-size": "8", "enforce-eager": True}, ()),
+        (["org/m", "--seed", "-1"], "org/m", {"seed": "-1"}, ()),
+        (["org/m", "--no-enable-prefix-caching"], "org/m", {"enable-prefix-caching": False}, ()),
+        (["org/m", "--served-model-name", "a", "b", "--port=1"], "org/m", {"served-model-name": ["a", "b"], "port": "1"}, ()),
+        (["bash", "-c"], "bash", {"c": True}, ()),
+    ],
+)  # fmt: skip
+def test_any_command_line_is_read(words, model, flags, rest):
+    if "c" in flags:
+        flags = {"-c": True}
+    parsed = command.parse(words)
+    assert (parsed.model, parsed.flags, parsed.rest) == (model, flags, rest)
+
+
+def test_what_is_written_is_read_back():
+    args = {"max-model-len": 512, "enforce-eager": True, "seed": -3, "served-model-name": ["x", "y"], "a-b": False}
+    parsed = command.parse(command.build("org/m", args, entrypoint=SERVE, extra={"revision": "r"}))
+    assert parsed.model == "org/m"
+    assert parsed.flags == {
+        "a-b": False,
+        "enforce-eager": True,
+        "max-model-len": "512",
+        "revision": "r",
+        "seed": "-3",
+        "served-model-name": ["x", "y"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("image", "wanted", "result"),
+    [
+        (["vllm", "serve"], None, ["vllm", "serve"]),  # vllm/vllm-openai-rocm
+        (["/opt/venv/bin/vllm", "serve"], None, ["/opt/venv/bin/vllm", "serve"]),
+        (None, None, ["vllm", "serve"]),
+        (["/bin/bash"], None, ["vllm", "serve"]),  # rocm/vllm: a shell would wait for someone to type
+        (["vllm", "serve"], OLD, OLD),
+    ],
+)
+def test_the_entrypoint_follows_the_image_unless_the_user_says(image, wanted, result):
+    assert command.entrypoint_for(image, wanted) == result
+
+
+HELP = """usage: vllm serve [model_tag] [options]
+  --max-model-len MAX_MODEL_LEN, --max_model_len
+  --enable-prefix-caching, --no-enable-prefix-caching
+  --served-model-name [NAME ...]
+  --compilation-config, -cc CONFIG
+"""
+
+
+def test_flags_are_read_from_help_and_unknown_ones_named():
+    known = command.flags_in_help(HELP)
+    assert {"max-model-len", "enable-prefix-caching", "served-model-name", "compilation-config"} <= known
+    args = {"max_model_len": 1, "gpu-mem-utilisation": 0.5, "compilation-config.mode": "none", "gone": None}
+    assert command.unknown_flags(args, known) == ["gpu-mem-utilisation"]

@@ -1,0 +1,213 @@
+"""The watch, with the engine, the clock and HTTP given by hand: no waiting, every order of events."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import datetime, timezone
+
+import pytest
+from ansible.module_utils.vllm_fleet import probe, watch
+
+START = datetime(2026, 11, 22, 10, 0, 0, tzinfo=timezone.utc)
+STARTED_AT = "2026-11-22T10:00:00.500000000Z"
+WHERE = probe.Endpoint("127.0.0.1", 1, ("m",))
+LOADING = "(EngineCore pid=1) INFO 11-22 10:00:05 [gpu_model_runner.py:1] Starting to load model org/m..."
+SHARDS = "Loading safetensors checkpoint shards:  25% Completed | 41/163 [00:10<00:30, 4.0it/s]"
+
+
+def line(seconds, text):
+    """A log line as Docker sends it, `seconds` after the start."""
+    return f"2026-11-22T10:{int(seconds) // 60:02}:{int(seconds) % 60:02}.600000000Z {text}\n".encode()
+
+
+class Clock:
+    """Time that passes only when the watch waits: each look at it is a quarter of a second."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        self.now += 0.25
+        return self.now
+
+
+class Docker:
+    """One container, and what its streams bring."""
+
+    def __init__(self, items=(), *, running=True, started_at=STARTED_AT, usage=None, state=None):
+        self.items, self.usage_now = list(items), usage
+        self.state = {"Running": running, "StartedAt": started_at, "Pid": 0, "Status": "running", **(state or {})}
+
+    def container(self, name):
+        return {"State": self.state}
+
+    def follow(self, container, since, sink):
+        for item in self.items:
+            sink.put(item)
+
+    def usage(self, container):
+        return self.usage_now
+
+
+def run(docker, answers=(), *, limits=None, token=None, idle=False, endpoint=WHERE, clock=None):
+    """Watch; `answers` are given to the HTTP probe one after the other, the last one for ever."""
+    left = list(answers) or [probe.Answer(detail="ConnectionRefusedError")]
+    lock = threading.Lock()
+
+    def ask(_):
+        with lock:
+            return left.pop(0) if len(left) > 1 else left[0]
+
+    limits = limits or watch.Limits(ready_timeout=1e8, stall_timeout=1e8)
+    one = watch.Watch(
+        docker, "c", endpoint, limits, token=token, idle=idle, offline=True, clock=clock or Clock(), ask=ask
+    )
+    return one.run()
+
+
+NOT_YET = probe.Answer(detail="refused")
+READY = probe.Answer(ready=True)
+
+
+def test_ready_is_what_http_says():
+    out = run(Docker([("log", line(5, LOADING))]), [NOT_YET, NOT_YET, READY])
+    assert out.verdict == "ready"
+    assert out.stages[-1]["stage"] == "ready"
+
+
+def test_a_server_that_serves_something_else_is_not_ready():
+    out = run(Docker(), [probe.Answer(wrong=True, detail="expected m, got other")])
+    assert (out.verdict, out.detail) == ("wrong_model_served", "expected m, got other")
+
+
+def test_death_ends_the_watch_with_the_last_words_of_the_log():
+    die = {"Action": "die", "Actor": {"Attributes": {"exitCode": "1"}}}
+    items = [("event", die), ("log", line(3, "ValueError: too late but not lost")), ("log_end", None)]
+    docker = Docker(items, state={"FinishedAt": "2026-11-22T10:00:03.500000000Z"})
+    out = run(docker)
+    assert (out.verdict, out.exit_code) == ("exited", 1)
+    assert "ValueError: too late but not lost" in out.new_lines
+    assert out.elapsed == 3.0
+
+
+def test_a_container_that_is_dead_already_is_not_waited_for():
+    docker = Docker(running=False, state={"Status": "exited", "ExitCode": 137, "OOMKilled": True})
+    out = run(docker)
+    assert (out.verdict, out.exit_code, out.oom_killed) == ("exited", 137, True)
+
+
+def test_a_restart_between_two_slices_is_a_failed_start():
+    token = watch.Token("c", "2026-11-22T09:00:00Z")
+    assert run(Docker(), [READY], token=token).verdict == "restarting"
+
+
+def test_a_broken_log_stream_of_a_running_server_is_no_death():
+    assert run(Docker([("log_end", None)]), [NOT_YET, NOT_YET, READY]).verdict == "ready"
+
+
+def test_nothing_moving_is_stalled():
+    out = run(Docker(usage=(5, 5)), limits=watch.Limits(1e8, 2.0))
+    assert out.verdict == "stalled"
+
+
+@pytest.mark.parametrize("moves", ["log", "cpu", "io"])
+def test_whatever_moves_is_not_stalled(moves):
+    docker = Docker(usage=(0, 0))
+
+    def usage(_):
+        cpu, moved = docker.usage_now
+        docker.usage_now = (cpu + (10**9 if moves == "cpu" else 0), moved + (1 if moves == "io" else 0))
+        return docker.usage_now
+
+    docker.usage = usage
+    if moves == "log":
+        docker.follow = lambda c, s, sink: threading.Thread(
+            target=lambda: [(sink.put(("log", line(1, "still here"))), time.sleep(0.05)) for _ in range(30)],
+            daemon=True,
+        ).start()
+    # Three times as long as the patience with a server in which nothing moves.
+    out = run(docker, limits=watch.Limits(1e8, 0.4, 1.2), clock=time.monotonic)
+    assert out.verdict == "pending"
+
+
+def test_the_probes_own_echo_in_the_log_is_no_sign_of_life():
+    echo = ("log", line(1, 'INFO: 127.0.0.1 - "GET /health HTTP/1.1" 503 Service Unavailable'))
+    assert run(Docker([echo] * 2000, usage=(5, 5)), limits=watch.Limits(1e8, 2.0)).verdict == "stalled"
+
+
+def test_patience_has_an_end():
+    out = run(Docker(), [probe.Answer(detail="/health answers 503")], limits=watch.Limits(0.3, 1e8))
+    # The recorded start is long ago, so the limit is over at once; it counts from the start and not from the call.
+    assert (out.verdict, out.detail) == ("ready_timeout", "")
+
+
+def test_a_slice_leaves_all_that_the_next_one_needs():
+    docker = Docker([("log", line(5, LOADING)), ("log", line(16, SHARDS))])
+    first = run(docker, limits=watch.Limits(1e8, 1e8, 5.0))
+    assert first.verdict == "pending"
+    assert [n.stage for n in first.news] == ["starting", "loading weights"]
+    assert first.news[-1].detail == "41/163"
+    assert first.describe == "loading weights 41/163"
+    second = run(docker, limits=watch.Limits(1e8, 1e8, 5.0), token=watch.Token(**first.token_dict()))
+    assert second.news == []
+    assert second.describe == "loading weights 41/163"
+    assert second.stages == first.stages
+
+
+def test_a_change_of_stage_ends_a_slice_early():
+    clock_ticks = run(Docker([("log", line(5, LOADING))]), limits=watch.Limits(1e8, 1e8, 3600.0))
+    assert clock_ticks.verdict == "pending"
+
+
+def test_a_server_that_was_ready_before_is_asked_once():
+    docker = Docker()
+    docker.follow = None  # would be called
+    out = run(docker, [READY], idle=True)
+    assert (out.verdict, out.news) == ("ready", [])
+
+
+def test_lines_of_an_earlier_run_of_the_container_do_not_count():
+    old = b"2026-11-22T09:59:59.000000000Z " + SHARDS.encode() + b"\n"
+    out = run(Docker([("log", old)]), limits=watch.Limits(1e8, 1e8, 0.5))
+    assert out.describe == "starting"
+
+
+@pytest.mark.parametrize(
+    ("stamp", "seconds"),
+    [
+        ("1970-01-01T00:00:01.500000000Z", 1.5),
+        ("1970-01-01T01:00:00+01:00", 0.0),
+        ("0001-01-01T00:00:00Z", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_dockers_time(stamp, seconds):
+    assert watch.epoch(stamp) == seconds
+
+
+def test_a_process_is_as_old_as_the_kernel_says():
+    import os
+
+    age = watch.process_age(os.getpid())
+    assert age is not None
+    assert 0 <= age < 3600 * 24
+    assert watch.process_age(0) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "names", "root", "ready", "wrong"),
+    [
+        (b'{"data":[{"id":"m","root":"org/m"}]}', ("m",), "org/m", True, False),
+        (b'{"data":[{"id":"m"}]}', ("m",), "org/m", True, False),
+        (b'{"data":[{"id":"m","root":"org/other"}]}', ("m",), "org/m", False, True),
+        (b'{"data":[{"id":"m","root":"/c/hub/models--org--m/snapshots/abc"}]}', ("m",), "org/m", True, False),
+        (b'{"data":[{"id":"x","root":"org/m"}]}', ("m",), "org/m", False, True),
+        (b'{"data":[]}', ("m",), None, False, True),
+        (b"<html>", ("m",), None, False, True),
+        (b"[1]", ("m",), None, False, True),
+    ],
+)
+def test_the_served_model_must_be_the_one_asked_for(body, names, root, ready, wrong):
+    answer = probe.judge_models(body, names, root)
+    assert (answer.ready, answer.wrong) == (ready, wrong)
