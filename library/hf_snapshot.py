@@ -50,6 +50,7 @@ options:
       - Where missing contents come from when O(state=present).
       - An absolute path to another cache on the same machine, V(hub) for a download, or, together with O(manifest),
         an absolute path to a folder that holds blobs under their hashes.
+      - With O(state=verified) and O(manifest), that folder may be filled in part; what it holds counts as room.
       - Without it, only what needs no contents is repaired (links, refs); the rest is a failure.
     type: str
   manifest:
@@ -188,7 +189,11 @@ wanted:
   description: With O(manifest), the blobs whose contents are not in the cache.
   type: list
   elements: str
-  returned: when O(manifest) is given
+  returned: when O(state=verified) and O(manifest) is given
+belongs_to:
+  description: User and group id that new files in the cache get, for whoever makes a staging area in it.
+  type: dict
+  returned: when O(state=verified) and O(manifest) is given
 manifest:
   description: The file list, for O(manifest) on another machine.
   type: dict

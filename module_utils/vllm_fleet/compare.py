@@ -185,14 +185,14 @@ def describe_image(ref: str, digest: str) -> str:
 
 
 def _entrypoint_and_words(config: Mapping[str, object]) -> tuple[list[str], list[str]]:
-    """Read a container's command line; a CMD that repeats ``vllm serve`` with no entrypoint means the same."""
+    """Read a container's command line, wherever its author drew the line between entrypoint and CMD.
+
+    ``--entrypoint vllm IMAGE serve M``, ``IMAGE vllm serve M`` and an entrypoint ``vllm serve`` all run the same.
+    """
     entry = [str(w) for w in _list(config.get("Entrypoint"))]
     words = [str(w) for w in _list(config.get("Cmd"))]
-    if not entry:
-        head, tail = command.split_entrypoint(words)
-        if head:
-            return head, tail
-    return entry, words
+    head, tail = command.split_entrypoint([*entry, *words])
+    return (head, tail) if len(head) >= len(entry) and head else (entry, words)
 
 
 def _command_fields(words: Sequence[str]) -> Fields:

@@ -45,7 +45,12 @@ __all__ = [
     "scrub",
 ]
 
+#: Characters of a line that are searched, and of one that are shown.
+_SEARCHED = 4000
 _EVIDENCE_CHARS = 600
+
+#: Different errors that are looked at, from the beginning of a log and from its end.
+_FIRST_ERRORS, _LAST_ERRORS = 300, 100
 
 #: Lines that only say that another process failed (v1/engine/utils.py, core.py and exceptions.py, v1/utils.py,
 #: v1/executor/multiproc_executor.py and ray_executor_v2.py), and ends of processes that were told to end.
@@ -124,7 +129,9 @@ def diagnose(log: str, exit: ExitFacts, context: Context) -> Failure:
     """
     if exit.error:
         docker = Error(0, "", "traceback", [[exit.error]], [[exit.error]], [""])
-        return _by_table(Run((), [docker], ready=False, stop=None), exit, context) or _docker_unknown(exit, context)
+        told = _by_table(Run((), [docker], ready=False, stop=None), exit, context)
+        if told is not None or exit.verdict == "not_started":
+            return told or _docker_unknown(exit, context)
     if exit.verdict == "wrong_model_served":
         return _wrong_model(exit, context)
     lines = split(log)
@@ -185,13 +192,7 @@ def _by_table(run: Run, exit: ExitFacts, context: Context) -> Failure | None:
     """Return the best match: causes before consequences, tracebacks before single lines, the earliest first."""
     best: _Hit | None = None
     lowest = math.inf
-    seen: set[str] = set()
-    for error in run.errors:
-        texts = ["\n".join(lines) for lines in error.exceptions]
-        key = "\n".join(texts)
-        if key in seen:
-            continue
-        seen.add(key)
+    for error, texts in _different(run.errors):
         hit = _first_hit(error, texts, run.ready)
         if hit is None:
             continue
@@ -205,6 +206,18 @@ def _by_table(run: Run, exit: ExitFacts, context: Context) -> Failure | None:
         return None
     case = Case(best.match, best.match.string, run, context)
     return _failure(best.row.class_, best.explain(case), _proof(best), exit, context)
+
+
+def _different(found: Sequence[Error]) -> Iterable[tuple[Error, list[str]]]:
+    """Errors with the texts of their exceptions, each text once: a crash loop says the same a thousand times."""
+    seen: dict[str, tuple[Error, list[str]]] = {}
+    for error in found:
+        texts = ["\n".join(line[:_SEARCHED] for line in lines) for lines in error.exceptions]
+        seen.setdefault("\n".join(texts), (error, texts))
+    once = list(seen.values())
+    if len(once) > _FIRST_ERRORS + _LAST_ERRORS:
+        once = once[:_FIRST_ERRORS] + once[-_LAST_ERRORS:]
+    return once
 
 
 def _first_hit(error: Error, texts: Sequence[str], ready: bool) -> _Hit | None:
@@ -284,8 +297,7 @@ def _too_slow(run: Run, exit: ExitFacts, context: Context) -> Words:
             f"The server says that it is ready, but did not answer on port {context.port or '?'} within "
             f"{exit.seconds:.0f} s{detail}",
             "Compare `vllm_server_port` and `vllm_server_bind` with the port that the log names, and look for a "
-            "firewall in "
-            "between",
+            "firewall in between",
         )
     progress = run.progress()
     pace = ""
@@ -324,8 +336,7 @@ def _stalled(run: Run, exit: ExitFacts) -> Words:
         )
     return cause, (
         "Look into `dmesg -T` for GPU resets and at the process with `py-spy dump`, or raise "
-        "`vllm_server_stall_timeout` where "
-        "a silence this long is normal"
+        "`vllm_server_stall_timeout` where a silence this long is normal"
     )
 
 
@@ -354,10 +365,15 @@ def _unknown(run: Run, root: list[str], exit: ExitFacts, context: Context) -> Wo
             "This failure is not known, for the container ended without an error in its log",
             f"Read the end of {log}, and start again with {failures.variable(VLLM_LOGGING_LEVEL='DEBUG')}",
         )
+    if exit.error:
+        return (
+            f'This failure is not known: the container ended without a word, and Docker says "{_said(exit.error)}"',
+            "Look who stopped or removed it with `docker events --since 1h`, and into `journalctl -u docker`",
+        )
     return (
         "This failure is not known, for the container ended without a word",
-        "Look at the image's entrypoint with `docker inspect`, for images that start a shell need the option "
-        "`entrypoint: [vllm, serve]`",
+        "Look at the image's entrypoint with `docker inspect`, for images that start a shell need "
+        "`vllm_server_entrypoint: [vllm, serve]`",
     )
 
 
@@ -372,7 +388,8 @@ def _docker_unknown(exit: ExitFacts, context: Context) -> Failure:
 
 def _failure(class_: str, words: Words, evidence: Sequence[str], exit: ExitFacts, context: Context) -> Failure:
     cause, remedy = (scrub(text, context.secrets).strip().rstrip(".") for text in words)
-    shown = list(dict.fromkeys(scrub(_short(line), context.secrets) for line in evidence))
+    # Secrets go before the cut: half of one would not be known as such.
+    shown = list(dict.fromkeys(_short(scrub(line[:_SEARCHED], context.secrets)) for line in evidence))
     return Failure(class_, cause, shown, remedy, exit.exit_code)
 
 
@@ -380,7 +397,8 @@ def _failure(class_: str, words: Words, evidence: Sequence[str], exit: ExitFacts
 
 
 def _starts(lines: Sequence[str]) -> list[int]:
-    return [index for index, line in enumerate(lines) if any(word in line for word in _STARTED)]
+    arguments, joined, headless = _STARTED
+    return [i for i, line in enumerate(lines) if arguments in line or joined in line or headless in line]
 
 
 def _last_run(lines: Sequence[str]) -> Run:
@@ -396,7 +414,8 @@ def _earlier_runs(lines: Sequence[str]) -> Iterable[Run]:
 
 
 def _run(lines: Sequence[str]) -> Run:
-    ready = next((index for index, line in enumerate(lines) if any(word in line for word in _READY)), None)
+    complete, answered = _READY
+    ready = next((index for index, line in enumerate(lines) if complete in line or answered in line), None)
     after = 0 if ready is None else ready + 1
     stop = next((index for index in range(after, len(lines)) if _TOLD_TO_STOP in lines[index]), None)
     return Run(lines, errors(lines, after), ready is not None, stop)

@@ -79,12 +79,13 @@ class DockerApi:
             raise DockerRefused(data.get("message", "") if isinstance(data, dict) else f"HTTP {status}")
         return data
 
-    def ping(self) -> bool:
-        """Tell whether the engine can build with BuildKit. Raises DockerUnavailable when none answers."""
+    def ping(self) -> tuple[int, int]:
+        """Give the engine's API version, such as (1, 41). Raises DockerUnavailable when none answers."""
         status, _, headers = self._call("GET", "/_ping")
         if status != http.client.OK:
             raise DockerUnavailable(f"the Docker engine at {self._path} answers its ping with HTTP {status}")
-        return str(headers.get("Builder-Version", "1")) == "2"
+        major, _, minor = str(headers.get("Api-Version", "1.0")).partition(".")
+        return int(major), int(minor)
 
     def info(self) -> dict[str, Any]:
         """Give `docker info`."""

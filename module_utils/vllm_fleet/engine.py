@@ -149,14 +149,25 @@ class Engine:
         return str(made["Id"])
 
     def start(self, container: str) -> None:
-        """Start a container. Raises EngineError with the engine's own words (port taken, no such device, ...)."""
+        """Start a container, or let a paused one go on.
+
+        Raises EngineError with the engine's own words (port taken, no such device, ...).
+        """
         with _errors(f"start container {container}"):
-            self._api.start(container)
+            if not self._unpause(container):
+                self._api.start(container)
 
     def stop(self, container: str, timeout: int) -> None:
         """Stop a container: SIGTERM, then SIGKILL after ``timeout`` seconds."""
         with _errors(f"stop container {container}"), contextlib.closing(self._client(CALL_TIMEOUT + timeout)) as api:
+            self._unpause(container)  # a frozen process would sleep through SIGTERM
             api.stop(container, timeout=timeout)
+
+    def _unpause(self, container: str) -> bool:
+        paused = bool(self._api.inspect_container(container)["State"].get("Paused"))
+        if paused:
+            self._api.unpause(container)
+        return paused
 
     def remove(self, container: str) -> None:
         """Remove a stopped container; one that is gone already is fine."""

@@ -128,9 +128,10 @@ class Run:
     stop: int | None
 
     def progress(self) -> Progress:
-        """Return how far this start had come."""
+        """Return how far this start had come; of a very long log its beginning and its end tell that."""
         progress = Progress()
-        for line in self.lines:
+        lines = self.lines if len(self.lines) <= 20_000 else [*self.lines[:5_000], *self.lines[-15_000:]]
+        for line in lines:
             progress.feed_line(line, 0.0)
         return progress
 
@@ -228,22 +229,25 @@ def _memory_taken(case: Case) -> Words:
     device = f" {case.get('device')}" if case.get("device") else ""
     memory = f"memory of NUMA node{device}" if cpu else "GPU memory" + (f" on{device}" if device else "")
     cause = (
-        f"{total - free:.2f} of {total:.2f} GiB of {memory} are taken by others{others}, so only {free:.2f} GiB "
-        "are free "
-        f"where gpu-memory-utilization {case.get('want')} needs {need:.2f} GiB"
+        f"{total - free:.2f} of {total:.2f} GiB of {memory} are taken by others{others}, so only {free:.2f} GiB are "
+        f"free where gpu-memory-utilization {case.get('want')} needs {need:.2f} GiB"
     )
     share = free / total
     if gpus and case.context.world >= len(gpus):
         share = min([share, *(gpu.free / gpu.total for gpu in gpus if gpu.total)])
     fits = floored(share)
-    if holders:
-        stop = "Stop " + (f"pid {holders[0].pid}" if len(holders) == 1 else "those processes")
+    if len(holders) == 1:
+        stop = f"Stop pid {holders[0].pid}" + (
+            f" (`docker stop {holders[0].container}`)" if holders[0].container else ""
+        )
+    elif holders:
+        stop = "Stop those processes"
     elif cpu:
         stop = "Stop other programs on the node"
     else:
         stop = f"Stop what holds it (`ansible {case.context.host or 'HOST'} -m rocm_info` names the processes)"
-    if fits < 0.01:
-        return cause, f"{stop}, for what is free now is too little for any setting"
+    if fits < float(case.get("want")) / 2:
+        return cause, f"{stop}, for what is free now allows no more than gpu-memory-utilization {fits:.2f}"
     lower = setting(gpu_memory_utilization=f"{fits:.2f}")
     remedy = f"{stop}, or set {lower}, the highest that fits now ({fits * total:.2f} GiB)"
     return cause, remedy if cpu else f"{remedy}, which `vllm_server_gpu_memory_policy: fit` does by itself"
@@ -253,8 +257,8 @@ def _memory_moved(case: Case) -> Words:
     return (
         f"Another process gave GPU memory back while vLLM measured it ({case.get('before')} GiB were free, then "
         f"{case.get('after')} GiB), so the measurement is worth nothing",
-        "Make sure that nothing else uses these GPUs "
-        f"(`ansible {case.context.host or 'HOST'} -m rocm_info` names the processes), and run again",
+        f"Make sure that nothing else uses these GPUs (`ansible {case.context.host or 'HOST'} -m rocm_info` names "
+        "the processes), and run again",
     )
 
 
@@ -262,8 +266,8 @@ def _out_of_memory(case: Case) -> Words:
     reached = case.run.progress()
     room = ""
     if case.get("asked"):
-        room = f" ({case.get('asked')} more were asked for, and of the {case.get('total')} of GPU {case.get('gpu')} "
-        room += f"{case.get('left')} were free)"
+        room = f" ({case.get('asked')} more were asked for, and GPU {case.get('gpu')} had {case.get('left')} of its "
+        room += f"{case.get('total')} free)"
     other = re.search(r"Process (\d+) has ([\d.]+ \wiB) memory in use", case.text)
     if other:
         room += f", of which process {other.group(1)} holds {other.group(2)}"
@@ -276,15 +280,13 @@ def _out_of_memory(case: Case) -> Words:
         return (
             f"The weights fit into GPU memory, but the working memory beside them does not{room}",
             f"Compute less at once with {setting(max_num_seqs=128, max_num_batched_tokens=4096)}, or leave more "
-            "beside the "
-            f"KV cache with {setting(gpu_memory_utilization=f'{less:.2f}')}",
+            f"beside the KV cache with {setting(gpu_memory_utilization=f'{less:.2f}')}",
         )
     size, count = case.context.size("tensor-parallel-size"), len(case.context.gpus or ())
     if count and size * 2 > count:
         remedy = (
-            f"Serve a quantised version of it, or spread it over several nodes (tensor-parallel-size is {size}, "
-            "and this node "
-            f"has {count} GPUs)"
+            f"Serve a quantised version of it, or spread it over several nodes (tensor-parallel-size is {size}, and "
+            f"this node has {count} GPUs)"
         )
     else:
         remedy = f"Spread it over more GPUs with {setting(tensor_parallel_size=size * 2)} (now {size}), or serve a "
@@ -337,8 +339,7 @@ def _context_too_long(case: Case) -> Words:
     longest = _whole(case.get("longest"))
     return (
         f"max-model-len {_whole(case.get('wanted'))} is more than the {longest} tokens that "
-        f"{case.context.model_name} was "
-        "made for",
+        f"{case.context.model_name} was made for",
         f"Set {setting(max_model_len=longest)} or less, or leave it out",
     )
 
@@ -363,8 +364,7 @@ def _gated(case: Case) -> Words:
     return (
         f"{repo} is gated, and no token was given that opens it",
         f"Accept the licence at https://huggingface.co/{repo} with the account that owns the token, and set "
-        "`hf_token` to it "
-        "in the vault",
+        "`hf_token` to it in the vault",
     )
 
 
@@ -378,25 +378,23 @@ def _files_missing(case: Case) -> Words:
     else:
         missing = "it holds no weights"
     return (
-        f"The copy of {case.context.model_name}{_revision(case)} on the node is incomplete: {missing}",
+        f"The copy of {case.context.model_name}{_revision(case)} on the node is incomplete ({missing})",
         f"Complete it with {STAGE}, which checks every file",
     )
 
 
 def _not_cached(case: Case) -> Words:
     return (
-        f"{case.context.model_name}{_revision(case)} is not in the cache that the container sees, and downloads "
-        "are switched "
-        "off",
+        f"{case.context.model_name}{_revision(case)} is not in the cache that the container sees, and downloads are "
+        "switched off",
         f"Stage it with {STAGE}, and check that `hf_cache_path` and `vllm_server_revision` are what it was staged with",
     )
 
 
 def _not_reached(case: Case) -> Words:
     return (
-        f"{case.context.model_name}{_revision(case)} is not in the cache that the container sees, and the Hub "
-        "cannot be "
-        "reached from the node",
+        f"{case.context.model_name}{_revision(case)} is not in the cache that the container sees, and the Hub cannot "
+        "be reached from the node",
         f"Stage it with {STAGE} (`hf_cache_source: controller` needs no way out of the node), or open the way to "
         "huggingface.co",
     )
@@ -408,9 +406,8 @@ def _no_folder(case: Case) -> Words:
         return _no_repo(case)
     return (
         f"The model {path} is no folder in the container",
-        f"Mount the folder that holds the model's config.json at {path} (option `volumes`), or set "
-        "`vllm_server_model` to a Hub "
-        "id",
+        f"Mount the folder that holds the model's config.json at {path} (`vllm_server_volumes`), or set "
+        "`vllm_server_model` to a Hub id",
     )
 
 
@@ -433,9 +430,8 @@ def _no_revision(case: Case) -> Words:
 
 def _no_repo(case: Case) -> Words:
     return (
-        f"The Hub has no model {case.get('repo') or case.get('path') or case.context.model_name}, or it is "
-        "private and the "
-        "token does not open it (the Hub answers both alike)",
+        f"The Hub has no model {case.get('repo') or case.get('path') or case.context.model_name}, or it is private "
+        "and the token does not open it (the Hub answers both alike)",
         "Compare `vllm_server_model` letter by letter with the model's page, and set `hf_token` if the model is "
         "private",
     )
@@ -445,9 +441,8 @@ def _corrupt(how: str) -> Explain:
     def explain(case: Case) -> Words:
         return (
             f"A weight file of {case.context.model_name} {how}",
-            "Find it with `hf_snapshot` (`state: verified`, `verify: full`), which compares checksums, and "
-            "bring it anew with "
-            f"{STAGE}",
+            "Find it with `hf_snapshot` (`state: verified`, `verify: full`), which compares checksums, and bring it "
+            f"anew with {STAGE}",
         )
 
     return explain
@@ -574,9 +569,8 @@ def _permission(case: Case) -> Words:
     return (
         "The container's process may not open the GPU devices, for it is in none of the groups that own them on "
         "the node",
-        "Put the numbers that `stat -c %g /dev/kfd /dev/dri/renderD*` prints on the node into the option "
-        "`groups` (names are "
-        "looked up inside the image, and mean other numbers there)",
+        "Put the numbers that `stat -c %g /dev/kfd /dev/dri/renderD*` prints on the node into the option `groups` "
+        "(names are looked up inside the image, and mean other numbers there)",
     )
 
 
@@ -591,9 +585,8 @@ def _driver(case: Case) -> Words:
 
 def _no_cdi(case: Case) -> Words:
     return (
-        f"Docker does not know the device {case.get('device')}, for the AMD container toolkit has not described "
-        "this node's "
-        "GPUs to it",
+        f"Docker does not know the device {case.get('device')}, for the AMD container toolkit has not described this "
+        "node's GPUs to it",
         "Set the option `devices` to /dev/kfd and /dev/dri, or write the description with `amd-ctk cdi generate`",
     )
 
@@ -608,9 +601,9 @@ def _no_gpu(case: Case) -> Words:
         )
     return (
         "vLLM finds no GPU, nor anything else that it could run on",
-        "Check that `rocminfo` shows GPUs on the node, that the container gets /dev/kfd and /dev/dri, and that "
-        "the image is "
-        f"built for ROCm ({variable(VLLM_LOGGING_LEVEL='DEBUG')} makes vLLM say why it refused each platform)",
+        "Check that `rocminfo` shows GPUs on the node, that the container gets /dev/kfd and /dev/dri, and that the "
+        f"image is built for ROCm ({variable(VLLM_LOGGING_LEVEL='DEBUG')} makes vLLM say why it refused each "
+        "platform)",
     )
 
 
@@ -676,16 +669,15 @@ def _refused_arguments(case: Case) -> Words:
 def _no_program(case: Case) -> Words:
     return (
         f"The container was to run `{case.get('program')}`, and {case.context.image_name} has no such program",
-        "Set the option `entrypoint` to the image's own command (`[vllm, serve]` in vllm/vllm-openai-rocm), or "
-        "use an image "
-        "that contains vLLM",
+        "Set `vllm_server_entrypoint` to the image's own command (`[vllm, serve]` in vllm/vllm-openai-rocm), or use "
+        "an image that contains vLLM",
     )
 
 
 def _no_mount(case: Case) -> Words:
     return (
         f"The folder {case.get('path')}, which the container was to see, does not exist on the node",
-        "Create it, or correct `hf_cache_path` or the option `volumes`",
+        "Create it, or correct `hf_cache_path` or `vllm_server_volumes`",
     )
 
 
@@ -727,8 +719,7 @@ def _image(case: Case) -> Words:
     image = case.get("image").rstrip(".:,")
     return (
         f"{f'The image {image}' if image else case.context.image_name.capitalize()} is not on the node, and the "
-        "registry does "
-        "not give it",
+        "registry does not give it",
         f"Check `vllm_image_name`, `vllm_image_tag` and `vllm_image_digest`, and bring it with {STAGE}",
     )
 
@@ -740,7 +731,7 @@ def shared_memory() -> Words:
     """Explain a lack of shared memory."""
     return (
         "The server's processes ran out of shared memory (/dev/shm, to which Docker gives 64 MB unless told otherwise)",
-        "Set the option `ipc_mode: host`, or `shm_size: 32g`",
+        "Set `vllm_server_shm_size: 32g`, or the option `ipc_mode: host`",
     )
 
 
@@ -751,8 +742,7 @@ def host_memory(process: str = "", *, limit: bool = False) -> Words:
         f"{f'The process {process}' if process else 'A process of the server'} was killed because {why} (RAM, "
         "not GPU memory)",
         "Stop other programs on the node or raise the container's limit, and leave out cpu-offload-gb and "
-        "prefetching in "
-        "`vllm_server_args` (`dmesg -T | grep -i oom` shows what was killed)",
+        "prefetching in `vllm_server_args` (`dmesg -T | grep -i oom` shows what was killed)",
     )
 
 
@@ -765,8 +755,7 @@ def _collective(case: Case) -> Words:
         return (
             cause,
             f"Check that every node reaches {head} on the master port and that NCCL_SOCKET_IFNAME and "
-            "GLOO_SOCKET_IFNAME in "
-            f"`vllm_server_env` name the network between them, or {look}",
+            f"GLOO_SOCKET_IFNAME in `vllm_server_env` name the network between them, or {look}",
         )
     return cause, f"Check that the container has `ipc_mode: host` and all of /dev/dri, or {look}"
 
@@ -796,9 +785,8 @@ def stopped(*, ready: bool, how: str = "SIGTERM") -> Words:
     cause = f"Somebody stopped the server ({how}) while {when}, it did not fail by itself"
     if how == "SIGKILL":
         return cause, (
-            "Look who did with `docker events --since 1h`, and with `dmesg -T | grep -i oom` whether the kernel "
-            "did for lack of "
-            "RAM, and start again"
+            "Look who did with `docker events --since 1h`, and with `dmesg -T | grep -i oom` whether the kernel did "
+            "for lack of RAM, and start again"
         )
     return (
         cause,
@@ -813,8 +801,7 @@ def engine_died(what: str, *, ready: bool) -> Words:
     if "out of memory" in what:
         return cause, "Lower gpu-memory-utilization by 0.03 or max-num-seqs in `vllm_server_args`, and deploy again"
     return cause, (
-        "Look into `dmesg -T` for GPU faults and killed processes, and into the log above this line, and start "
-        "again if the "
+        "Look into `dmesg -T` for GPU faults and killed processes and at the end of the log, and start again if the "
         "restart policy has not"
     )
 
@@ -1221,7 +1208,7 @@ ROWS: tuple[Row, ...] = (
             _on(
                 _collective,
                 # distributed/device_communicators/pynccl_wrapper.py; RCCL reports as NCCL
-                r"NCCL error:? ?(?:in: )?(?P<what>[^\n]{0,120})",
+                r"NCCL error:? ?(?:in: )?(?P<what>[^\n(]{0,120})",
                 # PyTorch
                 r"(?P<what>nccl(?:System|UnhandledCuda|Internal|Remote)Error)",
                 r"(?P<what>Timed out after \d+ seconds waiting for clients|Timed out initializing process group"
@@ -1240,8 +1227,9 @@ ROWS: tuple[Row, ...] = (
             _on(
                 _last_words,
                 # ROCm runtime
-                r"(?P<what>Memory access fault by GPU[^\n]{0,120}|HSA_STATUS_ERROR\w+|HIP error: [^\n]{0,80})",
-                r"(?P<what>(?:HIP|CUDA) out of memory[^\n]{0,100})",
+                r"(?P<what>Memory access fault by GPU node-\d+[^\n.]{0,120}|HSA_STATUS_ERROR\w+)",
+                r"(?P<what>HIP error: [^\n.]{0,80})",
+                r"(?P<what>(?:HIP|CUDA) out of memory)",
                 r"(?P<what>Segmentation fault|Illegal instruction|Fatal Python error[^\n]{0,80})",
                 # v1/executor/multiproc_executor.py, v1/engine/utils.py
                 r"(?P<what>Worker proc \S+ died unexpectedly \(exit code: -?\d+\))",

@@ -784,6 +784,7 @@ class Outcome:
     report: Report
     plan: Plan = field(default_factory=Plan)
     wanted: list[str] | None = None
+    owner: tuple[int, int] | None = None
     changed: bool = False
 
     def result(self, *, with_manifest: bool) -> dict[str, Any]:
@@ -806,6 +807,8 @@ class Outcome:
         }
         if self.wanted is not None:
             result["wanted"] = self.wanted
+        if self.owner is not None:
+            result["belongs_to"] = {"uid": self.owner[0], "gid": self.owner[1]}
         if with_manifest and report.complete and report.manifest and report.path:
             result["manifest"] = export(Path(report.path), report)
         return result
@@ -875,7 +878,8 @@ def _incomplete(wish: Wish, report: Report, hint: str) -> FetchError:
 def verified(wish: Wish, outcome: Outcome) -> None:
     """Look only. Fill `outcome`; raise FetchError when the snapshot is not complete.
 
-    With a manifest, `wanted` names the blobs that would have to be brought here.
+    With a manifest, `wanted` names the blobs that would have to be brought here, and the disk must have room for
+    them; what lies in the staging area `source` already needs none.
     """
     _check_names(wish)
     given = _given(wish)
@@ -887,9 +891,20 @@ def verified(wish: Wish, outcome: Outcome) -> None:
         source = Source("", given[0], lambda entry: Path())
         plan = plan_present(wish.cache, outcome.report, source, revision=revision, verify=wish.verify)
         outcome.wanted = [str(entry.blob) for entry in plan.blobs]
-        check_space(wish.cache, sum(entry.size or 0 for entry in plan.blobs), wish.margin)
+        outcome.owner = _owner(wish.cache) or (os.geteuid(), os.getegid())
+        staged = _bytes_below(Path(wish.source)) if wish.source else 0
+        check_space(wish.cache, max(0, sum(entry.size or 0 for entry in plan.blobs) - staged), wish.margin)
     if not outcome.report.complete:
         raise _incomplete(wish, outcome.report, "run hf_snapshot with state present and a source")
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for base, _folders, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += (Path(base) / name).lstat().st_size
+    return total
 
 
 def _check_names(wish: Wish) -> None:

@@ -11,6 +11,10 @@ from typing import Any
 #: Label of a built image: the hash of everything it was built from.
 LABEL_BUILD_INPUTS = "io.vllm-fleet.build-inputs"
 
+#: API version from which an engine on Linux builds with BuildKit when the client asks for it (Docker 18.09). The
+#: ping's Builder-Version is only the engine's preference: 20.10 says 1 and builds with BuildKit all the same.
+BUILDKIT_API = (1, 39)
+
 SOURCES = ("pull", "build", "archive")
 
 _PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
@@ -145,13 +149,13 @@ class Client:
     buildx: bool
 
 
-def choose_client(clients: Sequence[Client], engine_has_buildkit: bool) -> tuple[str, bool]:
+def choose_client(clients: Sequence[Client], api_version: tuple[int, int]) -> tuple[str, bool]:
     """Choose the client to build with: (path, with BuildKit). The first on PATH wins among equals; "" for none.
 
     A client before 23 has BuildKit built in; a newer one only with the buildx plugin, and without it falls back to
     the classic builder, which knows no mounts in RUN.
     """
-    for client in clients if engine_has_buildkit else ():
+    for client in clients if api_version >= BUILDKIT_API else ():
         major = re.match(r"\d+", client.version)
         if client.buildx or (major and int(major.group()) < 23):
             return client.path, True

@@ -148,9 +148,14 @@ class Lifecycle:
         gpu_gate.check_parallelism(options)
         self._check_volumes(made)
         running = self.engine.running()
-        preconditions.port_is_free(str(options["bind"]), int(options["port"]), running, own=self.name)
+
+        def own_pids() -> frozenset[int]:
+            return self.engine.pids(seen.current_id) if seen.current_id else frozenset()
+
+        bind, port = str(options["bind"]), int(options["port"])
+        preconditions.port_is_free(bind, port, running, own=self.name, own_pids=own_pids)
         if options["accelerator"] == "rocm":
-            pids = self.engine.pids(seen.current_id) if seen.current_id else frozenset()
+            pids = own_pids()
             names = {str(c["Id"]): str((c.get("Names") or [c["Id"]])[0]).lstrip("/") for c in running}
             verdict = gpu_gate.before_stop(options, made, pids, names)
             seen.spec = verdict.spec
@@ -329,7 +334,8 @@ class Lifecycle:
         if container is None:
             return None
         ident = str(container["Id"])
-        return Existing(ident, bool(container["State"].get("Running")), self.node.rank(ident))
+        state = container["State"]
+        return Existing(ident, bool(state.get("Running")), self.node.rank(ident), bool(state.get("Paused")))
 
     def _diagnose(self, outcome: Outcome, log: str) -> None:
         """Turn an outcome into the failure that the user reads."""

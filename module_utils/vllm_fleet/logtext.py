@@ -16,20 +16,24 @@ from typing import NamedTuple
 #: Characters after which a line without an end is given out in pieces: memory stays bounded whatever comes in.
 MAX_LINE = 65536
 
+#: Lines of a whole log that are read: more than any start prints, and little enough to be read within a second.
+MAX_LINES = 100_000
+
 #: Lines of an exception's message that are kept.
 MAX_MESSAGE_LINES = 40
 
 HIDDEN = "***"
 
-_CONTROL = re.compile(
+# Patterns are compiled when they are first needed, by the re module's cache: most runs of a module need none of them.
+_CONTROL = (
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours and cursor movement (tqdm's \x1b[A)
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles
     r"|\x1b[@-Z\\-_]?"
     r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
 )
-_ENDS = re.compile(r"[\r\n]")
+_ENDS = r"[\r\n]"
 
-_HEAD = re.compile(
+_HEAD = (
     r"(?:\((?P<process>[A-Za-z][\w.-]*) pid=(?P<pid>\d+)(?:, ip=[\w.:]+)?\) ?)?"
     r"(?:(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)? "
     # 0.32.0 puts the source in brackets; releases of 2024 wrote `file.py:12] text`.
@@ -49,7 +53,7 @@ class Line(NamedTuple):
 
 def parse(line: str) -> Line:
     """Split a line into its prefix and its text; what is missing is an empty string."""
-    match = _HEAD.match(line)
+    match = re.match(_HEAD, line)
     if match is None or match.end() == 0:
         return Line("", "", "", "", line)
     process, pid, level, source, older = match.group("process", "pid", "level", "source", "older")
@@ -58,14 +62,22 @@ def parse(line: str) -> Line:
 
 def plain(text: str) -> str:
     """Text without colours, cursor movement and control characters (line ends and tabs stay)."""
-    return _CONTROL.sub("", text)
+    return re.sub(_CONTROL, "", text)
 
 
 def split(text: str) -> list[str]:
-    """Lines of a whole log, split at carriage returns too (progress bars), without empty ones."""
+    """Lines of a whole log, split at carriage returns too (progress bars), without empty ones.
+
+    Of a log of more than :data:`MAX_LINES` lines the beginning and the end are kept.
+    """
     if "\x1b" in text or "\x00" in text:
         text = plain(text)
-    return [line for line in _ENDS.split(text) if line and not line.isspace()]
+    lines = text.replace("\r", "\n").split("\n")
+    if len(lines) > MAX_LINES:
+        lines = lines[: MAX_LINES // 4] + lines[-3 * MAX_LINES // 4 :]
+    if max(map(len, lines)) > MAX_LINE:
+        lines = [piece for line in lines for piece in _pieces(line)]
+    return [line for line in lines if line and not line.isspace()]
 
 
 class LogReader:
@@ -82,7 +94,7 @@ class LogReader:
 
     def feed(self, data: bytes) -> list[str]:
         """Take bytes, return the lines that they complete."""
-        parts = _ENDS.split(self._kept + self._decoder.decode(data))
+        parts = re.split(_ENDS, self._kept + self._decoder.decode(data))
         self._kept = parts.pop()
         lines = [piece for part in parts for piece in _pieces(part)]
         while len(self._kept) > MAX_LINE:
@@ -109,26 +121,25 @@ def _cleaned(lines: Iterable[str]) -> list[str]:
 
 # Secrets ---------------------------------------------------------------------------------------------------------
 
-_SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"\bhf_(?:(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{6,}|[a-z]{16,})"), HIDDEN),
-    (re.compile(r"\bsk-[\w-]{6,}"), HIDDEN),
-    (re.compile(r"\b(bearer\s+)[\w.~+/=-]+", re.I), rf"\1{HIDDEN}"),
+#: Patterns of keys and tokens, and what takes their place.
+_HIDE = (
+    (r"\bhf_(?:(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{6,}|[a-z]{16,})", HIDDEN),
+    (r"\bsk-[\w-]{6,}", HIDDEN),
+    (r"\b((?i:bearer)\s+)[\w.~+/=-]+", rf"\1{HIDDEN}"),
     # A command line, where --api-key takes several values, and the same as a list of quoted words.
     (
-        re.compile(r"(--(?:api-key|hf-token)(?:=|\s+))(?!\[)(?:(?!-)[^\s'\"\]]+(?:\s+(?!-)[^\s'\"\]]+)*)"),
+        r"(--(?:api-key|hf-token)(?:=|\s+))(?!\[|API_KEY\b)(?:(?!-)[^\s'\"\]]+(?:\s+(?!-)[^\s'\"\]]+)*)",
         rf"\1{HIDDEN}",
     ),
-    (re.compile(r"(--(?:api-key|hf-token)['\"]\s*,\s*['\"])[^'\"]*"), rf"\1{HIDDEN}"),
-    (
-        re.compile(r"\b(\w*(?:API_KEY|SECRET|PASSWORD|HF_TOKEN|HUB_TOKEN)['\"]?\s*[=:]\s*['\"]?)[^\s'\",}\]]+"),
-        rf"\1{HIDDEN}",
-    ),
-    (re.compile(r"\b([A-Z]\w*_TOKEN=)[^\s'\",}\]]+"), rf"\1{HIDDEN}"),
+    (r"(--(?:api-key|hf-token)['\"]\s*,\s*['\"])[^'\"]*", rf"\1{HIDDEN}"),
+    (r"\b(\w*(?:API_KEY|SECRET|PASSWORD|HF_TOKEN|HUB_TOKEN)['\"]?\s*[=:]\s*['\"]?)[^\s'\",}\]]+", rf"\1{HIDDEN}"),
+    (r"\b([A-Z]\w*_TOKEN=)[^\s'\",}\]]+", rf"\1{HIDDEN}"),
     # `non-default args: {'api_key': ['...']}`: 0.32.0 hides them itself, older releases print them.
-    (re.compile(r"(\b(?:api_key|hf_token)['\"]?\s*[=:]\s*)(?:\[[^\]]*\]|'[^']*'|\"[^\"]*\")"), rf"\1'{HIDDEN}'"),
-    (re.compile(r"(://[^/\s:@]*:)[^/\s@]+@"), rf"\1{HIDDEN}@"),
+    (r"(\b(?:api_key|hf_token)['\"]?\s*[=:]\s*)(?:\[[^\]]*\]|'[^']*'|\"[^\"]*\")", rf"\1'{HIDDEN}'"),
+    (r"(://[^/\s:@]*:)[^/\s@]+@", rf"\1{HIDDEN}@"),
 )
-_SECRET_HINT = re.compile(r"hf_|sk-|bearer|api[-_]key|token|secret|password|://[^/\s]*@", re.I)
+#: What a text must hold for any of them to be worth a try.
+_HINT = r"(?i)hf_|sk-|bearer|api[-_]key|token|secret|password|://[^/\s]*@"
 
 
 def scrub(text: str, secrets: Sequence[str] = ()) -> str:
@@ -138,9 +149,9 @@ def scrub(text: str, secrets: Sequence[str] = ()) -> str:
     """
     for value in sorted({value for value in secrets if len(value) >= 3}, key=len, reverse=True):
         text = text.replace(value, HIDDEN)
-    if _SECRET_HINT.search(text):
-        for pattern, replacement in _SECRETS:
-            text = pattern.sub(replacement, text)
+    if re.search(_HINT, text):
+        for pattern, replacement in _HIDE:
+            text = re.sub(pattern, replacement, text)
     return text
 
 
@@ -148,20 +159,34 @@ def scrub(text: str, secrets: Sequence[str] = ()) -> str:
 
 _TRACEBACK = "Traceback (most recent call last)"
 _CHAIN = ("During handling of the above exception", "The above exception was the direct cause")
-_EXCEPTION = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?::|$)")
+_EXCEPTION = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?::|$)"
 #: An exception without its traceback: the log was cut, or only this line was kept.
-_BARE = re.compile(r"[\w.]*(?:Error|Exception): ")
+_BARE = r"[\w.]*(?:Error|Exception): "
 #: What ends an exception's message on stderr: the next thing that somebody else writes there.
-_FOREIGN = re.compile(
+_FOREIGN = (
     r"INFO:|WARNING:|ERROR:|DEBUG:|\[?[IWEF]\d{4} |usage: |\S+\.py:\d+: \w*Warning|\s*warnings\.warn\(|Process \S+:$"
     r"|[^:|]{3,60}:\s+\d+%"
 )
 #: What says that something is broken in a line that no logger and no traceback made: libraries, the shell, argparse.
-_FATAL = re.compile(
-    r": error: |Unable to open /dev/kfd|ROCk module is NOT loaded|Memory access fault by GPU|HSA_STATUS_ERROR"
-    r"|NCCL WARN|Bus error|SIGBUS|Fatal Python error|Segmentation fault|Illegal instruction|terminate called|what\(\): "
-    r"|No space left on device|Cannot allocate memory|command not found|cannot execute|[Ee]xec(?: format)? error"
-    r"|^(?:\S*/)?(?:ba|da)?sh: |^exec "
+_FATAL = (
+    ": error: ",
+    "Unable to open /dev/kfd",
+    "ROCk module is NOT loaded",
+    "Memory access fault by GPU",
+    "HSA_STATUS_ERROR",
+    "NCCL WARN",
+    "Bus error",
+    "SIGBUS",
+    "Fatal Python error",
+    "Segmentation fault",
+    "Illegal instruction",
+    "terminate called",
+    "what(): ",
+    "No space left on device",
+    "Cannot allocate memory",
+    "command not found",
+    "cannot execute",
+    "sh: ",
 )
 
 
@@ -199,7 +224,7 @@ class _Open:
             self.state = "chain"
         elif self.state == "frames":
             self._frame(text, line)
-        elif self.state == "message" and (level or not (self.source or _FOREIGN.match(text))):
+        elif self.state == "message" and (level or not (self.source or re.match(_FOREIGN, text))):
             if len(self.error.raw[-1]) < MAX_MESSAGE_LINES:
                 self.error.exceptions[-1].append(text)
                 self.error.raw[-1].append(line)
@@ -210,7 +235,7 @@ class _Open:
     def _frame(self, text: str, line: str) -> None:
         if text.lstrip().startswith('File "'):
             self.frame = text.strip()
-        elif not text[:1].isspace() and _EXCEPTION.match(text) and not _FOREIGN.match(text):
+        elif not text[:1].isspace() and re.match(_EXCEPTION, text) and not re.match(_FOREIGN, text):
             self.error.exceptions.append([text])
             self.error.raw.append([line])
             self.error.frames.append(self.frame)
@@ -224,8 +249,14 @@ def errors(lines: Sequence[str], start: int = 0) -> list[Error]:
     """
     found: list[Error] = []
     opened: dict[tuple[str, str], _Open] = {}
+    whole = "\n".join(lines)
+    fatal = tuple(word for word in _FATAL if word in whole)
     for index in range(start, len(lines)):
         line = lines[index]
+        # Nearly all lines of a log are none of these, and to see that costs a tenth of parsing them.
+        telling = "Error" in line or "ERROR" in line or "Traceback" in line or "CRITICAL" in line or "Exception" in line
+        if not (telling or opened or (fatal and any(word in line for word in fatal))):
+            continue
         process, pid, level, source, text = parse(line)
         key = (process, pid)
         current = opened.get(key)
@@ -243,8 +274,8 @@ def errors(lines: Sequence[str], start: int = 0) -> list[Error]:
             if current.takes(level, source, text, line):
                 continue
             del opened[key]
-        bare = bool(level or _BARE.match(text))
-        if bare or _FATAL.search(text):
+        bare = bool(level or re.match(_BARE, text))
+        if bare or (fatal and any(word in text for word in fatal)):
             error = Error(index, process, "line", [[text]], [[line]], [""])
             found.append(error)
             if bare:

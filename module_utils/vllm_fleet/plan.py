@@ -26,11 +26,15 @@ class Rank(IntEnum):
 
 @dataclass(frozen=True)
 class Existing:
-    """A container that is there: Docker's id, whether its process runs, and how good it is known to be."""
+    """A container that is there: Docker's id, whether its process runs, and how good it is known to be.
+
+    A ``paused`` one runs too: it holds its port and its memory, and answers nobody.
+    """
 
     id: str
     running: bool
     rank: Rank = Rank.UNKNOWN
+    paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def _started(found: Sequence[Difference], current: Existing | None, previous: Ex
     if current is None:
         return Plan(("create", "start"), watch=True)
     if all(d.name in UPDATABLE for d in found):
-        actions = (["update"] if found else []) + ([] if current.running else ["start"])
+        actions = (["update"] if found else []) + ([] if current.running and not current.paused else ["start"])
         return Plan(tuple(actions), watch=True)
     return Plan((*_stop(current), *_put_aside(current, previous), "create", "start"), watch=True)
 

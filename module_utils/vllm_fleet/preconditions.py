@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,17 @@ def reachable(bind: str) -> str:
     return {"::": "::1", "localhost": "127.0.0.1"}.get(bind, bind)
 
 
-def port_is_free(bind: str, port: int, running: Sequence[Mapping[str, Any]], own: str) -> None:
+def port_is_free(
+    bind: str,
+    port: int,
+    running: Sequence[Mapping[str, Any]],
+    own: str,
+    own_pids: Callable[[], frozenset[int]] = frozenset,
+) -> None:
     """Refuse (``port_taken``) when somebody else listens on bind:port, naming who.
 
-    ``running`` are Docker's running containers, ``own`` the name whose container is about to be replaced.
+    ``running`` are Docker's running containers, ``own`` the name whose container is about to be replaced, and
+    ``own_pids`` asks for that container's processes: on the host's network it holds a port that Docker does not list.
     """
     for container in running:
         names = [str(n).lstrip("/") for n in container.get("Names") or []]
@@ -60,7 +68,11 @@ def port_is_free(bind: str, port: int, running: Sequence[Mapping[str, Any]], own
             trial.listen(1)
         except OSError as exc:
             if exc.errno == 98:  # EADDRINUSE
-                raise _port_taken(bind, port, listener(port) or "another program") from None
+                holders = listeners(bind, port)
+                if holders and holders.keys() <= own_pids():
+                    return
+                who = next((f"{name} (pid {pid})" for pid, name in holders.items()), "another program")
+                raise _port_taken(bind, port, who) from None
             raise Refused(
                 "bad_argument",
                 f"bind: {bind}:{port} cannot be used on this node ({exc.strerror})",
@@ -82,22 +94,32 @@ def _overlap(one: str, other: str) -> bool:
     return one in everything or other in everything or one == other or (one in LOOPBACK and other in LOOPBACK)
 
 
-def listener(port: int, proc: Path = Path("/proc")) -> str | None:
-    """Name the process that listens on a TCP port, as ``name (pid n)``; None when it cannot be seen."""
+def listeners(bind: str, port: int, proc: Path = Path("/proc")) -> dict[int, str]:
+    """Name the processes that listen on a TCP port of ``bind``: {pid: command}; empty when they cannot be seen."""
     inodes = set()
     for table in ("net/tcp", "net/tcp6"):
         with contextlib.suppress(OSError):
             for line in (proc / table).read_text().splitlines()[1:]:
                 fields = line.split()
-                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                address, _, number = fields[1].rpartition(":")
+                if fields[3] == "0A" and int(number, 16) == port and _overlap(bind, _proc_address(address)):
                     inodes.add(f"socket:[{fields[9]}]")
+    found = {}
     for folder in proc.glob("[0-9]*") if inodes else ():
         with contextlib.suppress(OSError):
             for handle in (folder / "fd").iterdir():
                 if str(handle.readlink()) in inodes:
                     words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                    return f"{words[:80] or folder.name} (pid {folder.name})"
-    return None
+                    found[int(folder.name)] = words[:80] or folder.name
+                    break
+    return found
+
+
+def _proc_address(text: str) -> str:
+    """Read an address of /proc/net/tcp and tcp6: 32-bit words in the machine's byte order."""
+    packed = b"".join(struct.pack("=I", int(text[at : at + 8], 16)) for at in range(0, len(text), 8))
+    address = socket.inet_ntop(socket.AF_INET6 if len(packed) == 16 else socket.AF_INET, packed)
+    return address.removeprefix("::ffff:")
 
 
 def volumes_exist(volumes: Iterable[Volume]) -> None:

@@ -67,14 +67,14 @@ class Facts:
 
 #: A tqdm bar: vLLM's own `_BAR_FORMAT` (model_loader/weight_utils.py: `shards: 25% Completed | 41/163 [01:02<03:04, …`)
 #: and tqdm's own, which graph capture uses (`graphs (decode, FULL): 50%|█████ | 26/51 [00:03<00:03, …]`).
-_BAR = re.compile(
+_BAR = (
     r"(?P<what>[A-Z][^|%]*?):\s+\d+%(?: Completed \||\|[^|]*\|) *(?P<done>[\d.]+)(?P<unit>[kKMGT]?)B?/"
     r"(?P<total>[\d.]+[kKMGT]?)B? \[[\d:?]+<(?P<left>[\d:?]+)"
 )
 _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 #: Lines that say nothing about the start: the banner's art, warnings and the source line under them, routes, requests.
-_NOISE = re.compile(
+_NOISE = (
     r"[\s▀▄█]*$|[\s▀▄█]*[▀▄█]|\s*warnings\.warn\(|\S+\.py:\d+: \w*Warning:|\[?W\d{4} |Route: |Available routes|\s{2,}\S"
     r'|INFO:\s+[\d.a-f:\[\]]+:\d+ - "|Traceback |\t'
 )
@@ -82,6 +82,11 @@ _NOISE = re.compile(
 _TELLING_WARNING = "No available shared memory broadcast block"
 
 _NUMBER = r"(-?[\d,]+(?:\.\d+)?)"
+
+#: Characters of a line that are read; what tells something stands at the beginning.
+_LONGEST = 2000
+#: Characters of a line that are shown.
+_SHOWN = 500
 
 
 class Progress:
@@ -116,15 +121,18 @@ class Progress:
         """
         head = parse(line)
         text = head.text
+        if len(text) > _LONGEST:
+            head = head._replace(text=text[:_LONGEST])
+            text = head.text
         if not _noise(head):
-            self.last_line = scrub(text.strip())
+            self.last_line = _shown(text)
         if "%" in text:
-            bar = _BAR.search(text)
+            bar = re.search(_BAR, text)
             if bar is not None:
                 return self._bar(bar, at, text)
-        for word, pattern, act in _COMPILED:
+        for word, pattern, act in _LINES:
             if word in text:
-                match = pattern.search(text)
+                match = re.search(pattern, text)
                 if match is not None:
                     return act(self, match, head, at)
         return None
@@ -169,7 +177,7 @@ class Progress:
             self.done = self.total = self._left = self._first = None
             self._what = ""
         self.stage, self.detail = stage, detail
-        return Event(stage, detail, at, scrub(text.strip()))
+        return Event(stage, detail, at, _shown(text))
 
     def _count(self, done: float, total: float | None, at: float) -> None:
         if self._first is None:
@@ -276,6 +284,8 @@ def _fact(name: str, kind: Callable[[str], object]) -> _Act:
 
 
 #: (a word that the line must hold, the pattern, what it does); the word is looked for first because that is quick.
+#: Patterns are compiled when they are first needed, by the re module's cache: a run that changes nothing needs none,
+#: and compiling them all would cost it more than all else that is imported here.
 _LINES: tuple[tuple[str, str, _Act], ...] = (
     # entrypoints/serve/utils/api_utils.py log_version_and_model: the banner, or one line where it is switched off.
     ("version ", r"█  version (\S+)", Progress._banner),
@@ -325,13 +335,17 @@ _LINES: tuple[tuple[str, str, _Act], ...] = (
     ("Application startup complete", r"Application startup complete", _stage("ready")),
     ("Uvicorn running on", r"Uvicorn running on", _stage("ready")),
 )
-_COMPILED = tuple((word, re.compile(pattern), act) for word, pattern, act in _LINES)
 
 
 def _noise(head: Line) -> bool:
     if head.level in ("WARNING", "DEBUG"):
         return _TELLING_WARNING not in head.text
-    return _NOISE.match(head.text) is not None
+    return re.match(_NOISE, head.text) is not None
+
+
+def _shown(text: str) -> str:
+    """A line for the terminal. Secrets go before the cut: half of one would not be known as such."""
+    return scrub(text.strip(" \t▀▄█"))[:_SHOWN]
 
 
 def _number(text: str) -> float:

@@ -46,7 +46,7 @@ class NodeState:
         state = self._read(self.folder / "state.json")
         old = state.get("ranks")
         ranks = {k: v for k, v in (old if isinstance(old, dict) else {}).items() if k in existing}
-        ranks[container] = max(int(rank), int(ranks.get(container, 0)))
+        ranks[container] = max(int(rank), int(self.rank(container)))
         self._write(self.folder / "state.json", {**state, "ranks": ranks})
 
     # -- secrets' fingerprints ---------------------------------------------------------------------------------

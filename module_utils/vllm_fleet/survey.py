@@ -69,7 +69,7 @@ def survey(options: Mapping[str, Any], engine: Engine, node: NodeState, *, check
             for key, value in sorted(compare.desired_fields(wanted, image, redact).items())
         ]
         found.insert(0, compare.Difference("image", None, compare.describe_image(wanted.image, image.id)))
-    if not (current and current["State"].get("Running")):
+    if not (current and current["State"].get("Running") and not current["State"].get("Paused")):
         status = str(current["State"].get("Status")) if current else None
         found.append(compare.Difference("state", status, "running"))
     return Survey(name, state, wanted, image, current, previous, rank, previous_rank, found, made, notes)
@@ -227,7 +227,8 @@ def endpoint_of(container: Mapping[str, Any]) -> probe.Endpoint | None:
 def _existing(container: Mapping[str, Any] | None, rank: Rank) -> Existing | None:
     if container is None:
         return None
-    return Existing(str(container["Id"]), bool(container["State"].get("Running")), rank)
+    state = container["State"]
+    return Existing(str(container["Id"]), bool(state.get("Running")), rank, bool(state.get("Paused")))
 
 
 def _rank(current: Mapping[str, Any] | None, node: NodeState, options: Mapping[str, Any]) -> Rank:

@@ -456,6 +456,53 @@ def test_a_corrupt_blob_of_the_source_is_named_and_not_taken_over(seed: FakeCach
     assert not (target / "hub" / seed.repo.name / "refs").exists()
 
 
+# The role, on the machine that runs Ansible
+
+
+def test_the_role_looks_copies_once_and_is_quiet_afterwards(seed: FakeCache, target: Path, tmp_path: Path) -> None:
+    play = {
+        "hosts": "all",
+        "gather_facts": False,
+        "vars": {
+            "hf_cache_path": "~/.cache/huggingface",
+            "hf_cache_home": str(target.parents[1]),
+            "hf_cache_repo_id": REPO,
+            "hf_cache_source": "controller",
+            "hf_cache_controller_path": str(seed.cache),
+        },
+        "roles": ["hf_cache"],
+        "post_tasks": [{"ansible.builtin.debug": {"msg": "{{ hf_cache_folder }} has {{ hf_cache_commit }}"}}],
+    }
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+    (target.parents[1]).mkdir()
+
+    def run(*arguments: str) -> str:
+        command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "node,", "-c", "local", *arguments]
+        environment = {**os.environ, "ANSIBLE_PYTHON_INTERPRETER": sys.executable}
+        done = subprocess.run(
+            [*command, str(tmp_path / "play.yml")],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+            check=False,
+        )
+        return " ".join((done.stdout + done.stderr).split())  # YAML output breaks long lines
+
+    for arguments, changed in (("--check",), 1), ((), 1), ((), 0):
+        output = run(*arguments)
+        assert f"changed={changed} " in output, output
+        assert "failed=0" in output
+        assert target.exists() is (arguments != ("--check",))
+    assert f"{target} has {COMMIT}" in output
+    assert "ok=4 " in output  # arguments, one look, the facts, the message
+    (target / "hub" / seed.repo.name / "blobs" / blob_name(SHARD, seed.files[SHARD])).unlink()
+    shared = run("-e", "hf_cache_source=shared")
+    assert f"the shared cache {target} cannot be served from" in shared
+    assert SHARD in shared
+    assert "changed=0" in shared
+
+
 # A file list that travels
 
 
@@ -467,10 +514,14 @@ def test_a_staging_area_of_blobs_with_the_file_list_of_another_machine(
     asked = module(cache=str(target), state="verified", manifest=manifest)
     wanted = {blob_name(path, content) for path, content in seed.files.items() if path != "config.json"}
     assert set(asked["wanted"]) == wanted  # the blob that an older snapshot has is not asked for
+    assert asked["belongs_to"] == {"uid": os.getuid(), "gid": os.getgid()}
     staging = target / ".vllm-fleet" / "staging"
+    full = {"cache": str(target), "state": "verified", "manifest": manifest, "source": str(staging), "margin": 1 << 60}
+    assert module(**full)["failure"]["class"] == "disk_full"
     staging.mkdir(parents=True)
     for name in wanted:
         shutil.copy(seed.repo / "blobs" / name, staging / name)
+    assert module(**full)["failure"]["class"] == "cache_incomplete"  # what is staged needs no more room
     inodes = {name: (staging / name).stat().st_ino for name in wanted}
     # Moving takes no room, so a margin is not asked for.
     options = {"cache": str(target), "manifest": manifest, "source": str(staging), "move": True, "margin": 1 << 60}

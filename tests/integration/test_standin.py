@@ -275,6 +275,12 @@ def test_sigterm_drains_for_the_shutdown_timeout_and_ends_with_code_0(timeout, f
             assert time.monotonic() < end
         begun = time.monotonic()
         running.process.send_signal(signal.SIGTERM)
+        if finishes:
+            while "shutdown triggered" not in running.log:
+                time.sleep(0.01)
+            assert get(running.url, "/health")[0] == 200
+            status, body = get(running.url, "/v1/chat/completions", "POST", question())
+            assert (status, b"cannot schedule new futures after shutdown" in body) == (500, True)
         assert running.process.wait(5) == 0
         asking.join(5)
         assert (answers[0][0] == 200 if isinstance(answers[0], tuple) else False) == finishes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from standin_vllm import VERSION
@@ -107,6 +107,11 @@ def _add_flag(parser: argparse._ActionsContainer, group: str) -> None:
     )
 
 
+class _SortedHelpFormatter(argparse.HelpFormatter):
+    def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
+        super().add_arguments(sorted(actions, key=lambda action: action.option_strings))
+
+
 def build_parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """The parser of `vllm` and, in it, that of `vllm serve`."""
     parser = argparse.ArgumentParser(prog="vllm", description="vLLM CLI")
@@ -114,6 +119,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     subparsers = parser.add_subparsers(dest="subparser")
     serve = subparsers.add_parser(
         "serve",
+        usage="vllm serve [model_tag] [options]",
+        formatter_class=_SortedHelpFormatter,
         description="Launch a local OpenAI-compatible API server to serve LLM completions via HTTP.",
     )
     serve.add_argument("model_tag", nargs="?", help="The model tag to serve (optional if specified in config)")

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
         log.traceback("launchers/launcher.py", 348, "create_server_socket", f"OSError: {error}")
         return 1
     except KeyboardInterrupt:
-        log.traceback("launchers/api_server/entry.py", 172, "signal_handler", "KeyboardInterrupt: terminated")
+        log.traceback("launchers/api_server/entry.py", 172, "_interrupt_init", "KeyboardInterrupt: terminated")
         return EXIT_INTERRUPTED
 
     if not stop.wait(behaviour.die_after or None):

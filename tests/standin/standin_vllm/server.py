@@ -312,7 +312,8 @@ class Completion:
     def __init__(self, server: Server, body: bytes, *, chat: bool) -> None:
         """Raises RefusedError on what vLLM refuses."""
         if server.traffic.draining:
-            raise RefusedError(503, "ServiceUnavailableError", "Server shutting down")
+            # Measured: the port stays open and /health says 200, and this is what a new request gets.
+            raise RefusedError(500, "InternalServerError", "cannot schedule new futures after shutdown")
         try:
             request = json.loads(body)
             messages = request["messages"] if chat else [{"content": request["prompt"]}]
@@ -330,12 +331,18 @@ class Completion:
             message = (
                 f"This model's maximum context length is {server.max_model_len} tokens. However, your prompt contains "
                 f"{self.prompt_tokens} input tokens, which exceeds this limit even without any output tokens. "
-                "Please reduce the length of the input prompt."
+                f"Please reduce the length of the input prompt. (parameter=input_tokens, value={self.prompt_tokens})"
             )
             raise RefusedError(400, "BadRequestError", message, "input_tokens")
         limit = request.get("max_completion_tokens") or request.get("max_tokens", None if chat else 16)
         if limit is not None and limit < 1:
             raise RefusedError(400, "BadRequestError", f"max_tokens must be at least 1, got {limit}.", "max_tokens")
+        if limit is not None and limit > server.max_model_len:
+            message = (
+                f"max_tokens={limit} cannot be greater than max_model_len={server.max_model_len}. "
+                f"Please request fewer output tokens. (parameter=max_tokens, value={limit})"
+            )
+            raise RefusedError(400, "BadRequestError", message, "max_tokens")
         limit = min(limit or server.max_model_len, server.max_model_len - self.prompt_tokens)
 
         behaviour = server.behaviour

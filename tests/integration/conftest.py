@@ -1,0 +1,54 @@
+"""What the integration tests share: the Docker engine, the stand-in's image, servers that are removed afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def docker_client() -> Iterator[Any]:
+    """The machine's Docker engine, through the SDK."""
+    import docker
+
+    client = docker.from_env()
+    client.ping()
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def standin_image(docker_client: Any) -> str:
+    """The stand-in's image without an entrypoint (as rocm/vllm), by a tag that names its sources."""
+    import standin
+
+    return standin.build_image(docker_client, "plain")
+
+
+@pytest.fixture(scope="session")
+def standin_openai_image(docker_client: Any) -> str:
+    """The stand-in's image with the entrypoint `vllm serve` (as vllm/vllm-openai-rocm)."""
+    import standin
+
+    return standin.build_image(docker_client, "openai")
+
+
+@pytest.fixture(scope="session")
+def engine() -> Any:
+    """The project's own connection to the engine."""
+    from ansible.module_utils.vllm_fleet.engine import Engine
+
+    return Engine()
+
+
+@pytest.fixture
+def server(engine: Any, docker_client: Any, standin_image: str, tmp_path: Path) -> Iterator[Any]:
+    """One server under test: a name, a port and a state folder of its own; removed afterwards."""
+    from vllm_server_tools import Server
+
+    made = Server(engine, docker_client, standin_image, tmp_path)
+    yield made
+    made.close()

@@ -1,0 +1,90 @@
+"""What must hold before a start: real sockets, real files."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+from ansible.module_utils.vllm_fleet import preconditions
+from ansible.module_utils.vllm_fleet.preconditions import Refused
+from ansible.module_utils.vllm_fleet.spec import Volume
+
+
+def listening():
+    server = socket.create_server(("127.0.0.1", 0))
+    return server, server.getsockname()[1]
+
+
+def test_a_port_held_by_a_process_is_named_with_its_pid():
+    server, port = listening()
+    with server, pytest.raises(Refused, match=rf"port {port} on 127\.0\.0\.1.*pid {os.getpid()}") as refused:
+        preconditions.port_is_free("127.0.0.1", port, [], own="vllm")
+    assert refused.value.failure_class == "port_taken"
+
+
+def test_a_free_port_passes_also_while_old_connections_linger():
+    server, port = listening()
+    with server:
+        client = socket.create_connection(("127.0.0.1", port))
+        accepted, _ = server.accept()
+        accepted.close()  # this side closes first, so it is the one that lingers in TIME_WAIT
+        client.recv(1)
+        client.close()
+    preconditions.port_is_free("127.0.0.1", port, [], own="vllm")
+
+
+@pytest.mark.parametrize(
+    ("ip", "bind", "taken"),
+    [("127.0.0.1", "127.0.0.1", True), ("0.0.0.0", "127.0.0.1", True), ("127.0.0.1", "0.0.0.0", True),
+     ("10.0.0.1", "127.0.0.1", False)],
+)  # fmt: skip
+def test_a_port_held_by_a_container_is_named(ip, bind, taken):
+    server, port = listening()
+    server.close()
+    other = {"Id": "1" * 64, "Names": ["/web"], "Ports": [{"IP": ip, "PublicPort": port}]}
+    if taken:
+        with pytest.raises(Refused, match="the container web"):
+            preconditions.port_is_free(bind, port, [other], own="vllm")
+    else:
+        preconditions.port_is_free(bind, port, [other], own="vllm")
+
+
+def test_our_own_container_may_hold_the_port_it_is_replaced_on():
+    server, port = listening()
+    with server:
+        own = {"Id": "1", "Names": ["/vllm"], "Ports": [{"IP": "127.0.0.1", "PublicPort": port}]}
+        preconditions.port_is_free("127.0.0.1", port, [own], own="vllm")
+
+
+def test_an_address_that_the_node_does_not_have():
+    with pytest.raises(Refused, match="cannot be used on this node"):
+        preconditions.port_is_free("192.0.2.1", 8000, [], own="vllm")
+
+
+def test_a_mount_that_is_not_there_is_not_left_to_docker(tmp_path):
+    preconditions.volumes_exist([Volume(str(tmp_path), "/x"), Volume("named", "/y")])
+    with pytest.raises(Refused, match="does not exist on this node"):
+        preconditions.volumes_exist([Volume(str(tmp_path / "none"), "/x", "ro")])
+
+
+@pytest.mark.parametrize(
+    ("make", "says", "failure_class"),
+    [
+        (lambda p: "relative/path", "absolute path", "bad_argument"),
+        (lambda p: str(p / "none"), "does not exist", "cache_miss_offline"),
+        (lambda p: str((p / "f").write_text("") and p / "f" or p / "f"), "is a file", "cache_miss_offline"),
+        (lambda p: str(p), "is not in the cache", "cache_miss_offline"),
+    ],
+)
+def test_a_cache_that_cannot_serve_is_refused(tmp_path, make, says, failure_class):
+    with pytest.raises(Refused, match=says) as refused:
+        preconditions.model_in_cache(make(tmp_path), "org/m", "a" * 40)
+    assert refused.value.failure_class == failure_class
+
+
+@pytest.mark.parametrize(
+    ("bind", "address"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("10.0.0.5", "10.0.0.5")]
+)
+def test_where_a_server_answers_on_its_own_node(bind, address):
+    assert preconditions.reachable(bind) == address

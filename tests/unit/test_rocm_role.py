@@ -1,0 +1,162 @@
+"""Role rocm as data: what it would write on each distribution, rendered by Ansible itself."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ansible.module_utils.vllm_fleet import gpu
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLE = ROOT / "roles/rocm"
+
+KERNELS = {
+    "ubuntu-22.04": "5.15.0-164-generic",
+    "ubuntu-24.04": "6.8.0-90-generic",
+    "ubuntu-26.04": "7.0.0-28-generic",
+    "debian-12": "6.1.0-41-amd64",
+    "debian-13": "6.12.57+deb13-amd64",
+}
+# Distribution -> suite of repo.radeon.com and packages, as AMD's installation pages list them.
+TABLE = {
+    "ubuntu-22.04": (
+        "jammy",
+        ["linux-headers", "linux-modules-extra", "python3-setuptools", "python3-wheel", "gcc-12"],
+    ),
+    "ubuntu-24.04": ("noble", ["linux-headers", "linux-modules-extra", "python3-setuptools", "python3-wheel"]),
+    "ubuntu-26.04": ("resolute", ["linux-headers", "linux-modules-extra", "python3-setuptools", "python3-wheel"]),
+    "debian-12": ("jammy", ["linux-headers"]),
+    "debian-13": ("noble", ["linux-headers"]),
+}
+# Driver release -> folder of the repository and the digits in its package versions.
+RELEASES = {
+    "30.30.4": ("30.30.4", "30300400"),
+    "31.40.0": ("31.40", "31400000"),
+    "31.40": ("31.40", "31400000"),
+    "30.10.2": ("30.10.2", "30100200"),
+    "31.50": ("31.50", "31500000"),
+}
+
+
+def probe(distribution):
+    """As much of rocm_info's answer as the templates look at."""
+    name, version = distribution.split("-")
+    kernel = {"release": KERNELS[distribution], "missing": []}
+    return {"os": {"id": name, "version_id": version}, "kernel": kernel, "driver": {}}
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    """Render the role's templates and variables for every distribution and release, in one run of Ansible."""
+    folder = tmp_path_factory.mktemp("rendered")
+    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
+    cases = {f"{d}_{r}": {"rocm_probe": probe(d), "rocm_driver_version": r} for d in TABLE for r in RELEASES}
+    # Role defaults are the weakest of all variables; group_vars of the inventory come nearest to that.
+    inventory = {"all": {"hosts": cases, "vars": defaults}}
+    wanted = [
+        f"'sources': lookup('template', '{ROLE}/templates/amdgpu.sources.j2')",
+        f"'pref': lookup('template', '{ROLE}/templates/amdgpu.pref.j2')",
+        "'kernel_packages': __rocm_header_packages + __rocm_optional_packages",
+        "'build': __rocm_distribution.build",
+        "'version': __rocm_package_version",
+        "'enabled': rocm_enabled",
+    ]
+    play = {
+        "hosts": "all",
+        "gather_facts": False,
+        "vars_files": [str(ROLE / "vars/main.yml")],
+        "tasks": [{"name": "Render", "ansible.builtin.debug": {"msg": "{{ {" + ", ".join(wanted) + "} }}"}}],
+    }
+    (folder / "inventory.yml").write_text(yaml.safe_dump(inventory, sort_keys=False))
+    (folder / "play.yml").write_text(yaml.safe_dump([play], sort_keys=False))
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "inventory.yml", "play.yml"],
+        cwd=folder,
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+            "ANSIBLE_FORKS": "2",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer = json.loads(done.stdout[done.stdout.index("{") :])
+    hosts = answer["plays"][0]["tasks"][0]["hosts"]
+    return {case: hosts[case]["msg"] for case in cases}
+
+
+@pytest.mark.parametrize("distribution", TABLE)
+@pytest.mark.parametrize("release", RELEASES)
+def test_repository_and_packages(rendered, distribution, release):
+    suite, packages = TABLE[distribution]
+    folder, code = RELEASES[release]
+    got = rendered[f"{distribution}_{release}"]
+    assert got["sources"].splitlines()[1:] == [
+        "Types: deb",
+        f"URIs: https://repo.radeon.com/amdgpu/{folder}/ubuntu",
+        f"Suites: {suite}",
+        "Components: main",
+        "Architectures: amd64",
+        "Signed-By: /etc/apt/keyrings/rocm.asc",
+    ]
+    kernel = KERNELS[distribution]
+    assert got["kernel_packages"] + got["build"] == [
+        f"{name}-{kernel}" if name.startswith("linux-") else name for name in packages
+    ]
+    assert got["version"] == f"*.{code}-*[0-9]"
+    # The role and rocm_info must mean the same package by a release.
+    assert code == gpu.release_code(release)
+
+
+def test_the_pin_holds_the_release_and_prefers_amd(rendered):
+    stanzas = rendered["ubuntu-24.04_30.30.4"]["pref"].split("\n\n")
+    assert "Package: amdgpu-dkms amdgpu-dkms-firmware\nPin: version *.30300400-*[0-9]\nPin-Priority: 1001" in stanzas[0]
+    assert "Package: *\nPin: release o=repo.radeon.com\nPin-Priority: 600" in stanzas[1]
+
+
+def test_debian_and_ubuntu_are_all_there():
+    assert set(yaml.safe_load((ROLE / "vars/main.yml").read_text())["__rocm_distributions"]) == set(TABLE)
+
+
+def test_role_is_on_unless_the_fleet_runs_on_cpu(rendered):
+    assert rendered["debian-12_30.30.4"]["enabled"] is True
+    default = yaml.safe_load((ROLE / "defaults/main.yml").read_text())["rocm_enabled"]
+    assert default == "{{ vllm_server_accelerator | default('rocm') == 'rocm' }}"
+
+
+def test_specification_and_defaults_agree():
+    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
+    specs = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]
+    assert set(specs) == {"main", "reboot"}
+    for spec in specs.values():
+        assert set(spec["options"]) == set(defaults)
+        for name, option in spec["options"].items():
+            if "default" in option:
+                assert option["default"] == defaults[name], name
+            else:  # an expression, which a specification cannot hold
+                assert "{{" in defaults[name], name
+
+
+def test_required_command_line_is_the_one_that_is_looked_for():
+    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
+    assert tuple(defaults["rocm_kernel_cmdline"]) == gpu.REQUIRED_CMDLINE
+
+
+def test_every_address_is_a_variable():
+    """A mirror is enough: nothing but the defaults names a host."""
+    for path in ROLE.rglob("*"):
+        if (
+            path.is_file()
+            and path.suffix in (".yml", ".j2")
+            and "defaults" not in path.parts
+            and "meta" not in path.parts
+        ):
+            assert "://" not in path.read_text().replace("https?://", ""), path

@@ -1,0 +1,85 @@
+"""What the node remembers: whole or not at all, and nothing created by looking."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from ansible.module_utils.vllm_fleet.plan import Rank
+from ansible.module_utils.vllm_fleet.state import KEPT_LOGS, LockTaken, NodeState
+
+
+def test_looking_creates_nothing(tmp_path):
+    state = NodeState(str(tmp_path / "s"), "vllm")
+    assert state.rank("c") is Rank.UNKNOWN
+    assert state.flags("sha256:1") is None
+    assert len(state.fingerprint_key(create=False)) == 32
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ranks_rise_and_the_gone_are_forgotten(tmp_path):
+    state = NodeState(str(tmp_path), "vllm")
+    state.note_rank("a", Rank.CONFIRMED, ("a",))
+    state.note_rank("a", Rank.READY, ("a",))
+    assert state.rank("a") is Rank.CONFIRMED
+    state.note_rank("b", Rank.READY, ("b",))
+    assert (state.rank("a"), state.rank("b")) == (Rank.UNKNOWN, Rank.READY)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"ranks": 3}', '{"ranks": {"a": 99}}'])
+def test_a_damaged_memory_knows_nothing_and_is_mended(tmp_path, content):
+    state = NodeState(str(tmp_path), "vllm")
+    state.folder.mkdir()
+    (state.folder / "state.json").write_text(content)
+    assert state.rank("a") is Rank.UNKNOWN
+    state.note_rank("a", Rank.READY, ("a",))
+    assert state.rank("a") is Rank.READY
+
+
+def test_the_fingerprint_key_stays_and_is_roots_alone(tmp_path):
+    state = NodeState(str(tmp_path), "vllm")
+    assert state.fingerprint_key(create=True) == state.fingerprint_key(create=False)
+    assert (tmp_path / "fingerprint.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_logs_are_roots_alone_and_do_not_pile_up(tmp_path):
+    state = NodeState(str(tmp_path), "vllm")
+    for number in range(KEPT_LOGS + 3):
+        path = state.save_log(b"x", f"{number:012}")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert len(list(path.parent.glob("*.log"))) == KEPT_LOGS
+    assert path.exists()
+
+
+def test_engine_caches_are_apart_by_image_and_model(tmp_path):
+    state = NodeState(str(tmp_path), "vllm")
+    one = state.engine_cache("sha256:" + "a" * 64, "org/m")
+    assert one == tmp_path / "engine-cache" / "aaaaaaaaaaaa-org--m"
+    assert one != state.engine_cache("sha256:" + "b" * 64, "org/m")
+    assert state.engine_cache("sha256:" + "a" * 64, "/models/../x").parent == one.parent
+
+
+def test_two_runs_on_one_container_take_turns(tmp_path):
+    state = NodeState(str(tmp_path), "vllm")
+    with state.lock(0.1), pytest.raises(LockTaken, match=f"pid {os.getpid()}"), state.lock(0.3):
+        pass
+    with state.lock(0.1):
+        pass
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path):
+    program = textwrap.dedent(f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))!r})
+        import conftest
+        from ansible.module_utils.vllm_fleet.state import NodeState
+        with NodeState({str(tmp_path)!r}, "vllm").lock(1):
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
+    assert done.returncode == -9, done.stderr
+    with NodeState(str(tmp_path), "vllm").lock(0.1):
+        pass
