@@ -60,6 +60,7 @@ class ActionModule(ActionBase):
         variables = task_vars or {}
         host = str(variables.get("inventory_hostname", "localhost"))
         args = {"reported_host": host, "watch_slice": SLICE, **self._task.args}
+        slice_seconds = float(args["watch_slice"])
         token: dict[str, Any] | None = None
         lost: float | None = None
         while True:
@@ -81,7 +82,7 @@ class ActionModule(ActionBase):
             if lost is not None:
                 display.display(f"[{host}] the node is back after {clock(time.monotonic() - lost)}")
                 lost = None
-            self._show(host, answer, quiet=time.monotonic() - began > SLICE / 2)
+            self._show(host, answer, quiet=time.monotonic() - began > slice_seconds / 2)
             if not answer.get("pending"):
                 break
             token = answer["token"]

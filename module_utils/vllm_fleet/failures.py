@@ -1018,7 +1018,8 @@ ROWS: tuple[Row, ...] = (
                 r"Error while creating shared memory segment",  # NCCL, RCCL
                 r"No space left on device[^\n]*/dev/shm|(?:/dev/shm|shared memory)[^\n]*No space left on device",
                 r"unable to (?:write to|allocate|open)[^\n]*(?:</torch_|shared memory)",  # PyTorch
-                r"insufficient shared memory|Bus error|SIGBUS",
+                # vLLM 0.32.0, recorded: a container with Docker's 64 MiB
+                r"Insufficient space in /dev/shm|insufficient shared memory|Bus error|SIGBUS",
                 # v1/executor/multiproc_executor.py, v1/utils.py, v1/engine/utils.py: killed by signal 7
                 r"died unexpectedly \(exit code: -7\)|died with exit code -7\b|Failed core proc[^\n]*': -7\b",
             ),

@@ -139,12 +139,16 @@ class Lifecycle:
         options = self.options
         cache = options.get("hf_cache")
         model = str(options["model"])
+        if cache:
+            preconditions.cache_folder(str(cache))
         if cache and made.env.get("HF_HUB_OFFLINE") == "1" and not model.startswith("/"):
             try:
                 preconditions.model_in_cache(str(cache), model, options.get("revision"))
             except Refused as exc:
                 exc.cause += surveys.suggest_model(model, str(cache))
                 raise
+        if model.startswith("/") and any(v.source == model for v in made.volumes):
+            preconditions.model_folder_exists(model)
         gpu_gate.check_parallelism(options)
         self._check_volumes(made)
         running = self.engine.running()
@@ -299,7 +303,9 @@ class Lifecycle:
             return self._result(current, outcome, failed=True, msg=p.msg)
         log = b""
         if current:
-            since = int(epoch(str(current["State"]["StartedAt"]))) or None
+            # From the start that was watched, which a restart by Docker's policy may have left behind.
+            begun = outcome.token.started_at if outcome.token else str(current["State"]["StartedAt"])
+            since = int(epoch(begun)) or None
             log = self._scrubbed(self.engine.log(str(current["Id"]), since=since))
             if log:
                 p.log_file = str(self.node.save_log(log, str(current["Id"])))

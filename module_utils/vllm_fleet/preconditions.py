@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.vllm_fleet import snapshot
-from ansible.module_utils.vllm_fleet.spec import LOOPBACK, Volume
+from ansible.module_utils.vllm_fleet.spec import HF_HOME, LOOPBACK, Volume
 
 
 @dataclass
@@ -127,14 +127,32 @@ def volumes_exist(volumes: Iterable[Volume]) -> None:
     for volume in volumes:
         if volume.source.startswith("/") and not Path(volume.source).exists():
             raise Refused(
-                "cache_miss_offline" if volume.mode == "ro" else "bad_argument",
+                "cache_miss_offline" if volume.target.startswith(HF_HOME) else "bad_argument",
                 f"{volume.source} (to be mounted at {volume.target}) does not exist on this node",
                 "create it, or correct the path; it is the node's path, not the controller's",
             )
 
 
-def model_in_cache(cache: str, model: str, revision: str | None) -> None:
-    """Refuse when the snapshot that an offline server would load is not complete in the node's cache."""
+def model_folder_exists(model: str) -> None:
+    """Refuse a model given as a path on the node where there is no such folder, or none that holds a model."""
+    folder = Path(model)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist on this node"
+        raise Refused(
+            "model_not_found",
+            f"model: expected a folder with a model, but {model} {what}",
+            "correct vllm_server_model; a path is the node's, not the controller's",
+        )
+    if not (folder / "config.json").is_file() and not (folder / "params.json").is_file():
+        raise Refused(
+            "model_not_found",
+            f"model: {model} holds neither a config.json nor a params.json",
+            "name the folder that holds the model's files; of a Hugging Face cache that is snapshots/<commit>",
+        )
+
+
+def cache_folder(cache: str) -> Path:
+    """Give the cache's folder; refuse a path that Docker would take for something else, or make by itself."""
     folder = Path(cache)
     if not folder.is_absolute():
         raise Refused(
@@ -149,6 +167,12 @@ def model_in_cache(cache: str, model: str, revision: str | None) -> None:
             f"hf_cache: expected a folder on the node, but {cache} {what}",
             "run the role hf_cache first, or correct hf_cache_path",
         )
+    return folder
+
+
+def model_in_cache(cache: str, model: str, revision: str | None) -> None:
+    """Refuse when the snapshot that an offline server would load is not complete in the node's cache."""
+    folder = cache_folder(cache)
     try:
         report = snapshot.inspect(folder, model, revision or "main")
     except snapshot.SnapshotError as exc:

@@ -311,6 +311,8 @@ _LINES: tuple[tuple[str, str, _Act], ...] = (
     # compilation/: monitor.py, backends.py, decorators.py
     ("torch.compile", r"Starting torch\.compile|vLLM's torch\.compile", _stage("compiling")),
     ("torch.compile ", r"torch\.compile (?:took|takes) ([\d.]+) s in total", _stage("compiling", "compile_seconds")),
+    # v1/worker/cpu_model_runner.py: on a CPU compilation is announced by its caller alone
+    ("Warming up model for", r"Warming up model for the compilation", _stage("compiling")),
     ("Dynamo bytecode", r"Dynamo bytecode transform time", _stage("compiling")),
     ("Compiling a graph", r"Compiling a graph for", _stage("compiling")),
     ("Directly load ", r"Directly load (?:the compiled graph|AOT compilation)", _stage("compiling")),

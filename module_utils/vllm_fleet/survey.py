@@ -112,7 +112,7 @@ def desired(options: Mapping[str, Any], engine: Engine, node: NodeState) -> tupl
         spec.check_model(str(options["model"]))
         command.normalise_args(options.get("args") or {})
     except (spec.SpecError, command.CommandError) as exc:
-        raise Refused("bad_argument", str(exc), "nothing was touched") from None
+        raise Refused("bad_argument", str(exc), "correct that option and run again; nothing was touched") from None
     image = engine.image(ref)
     if image is None:
         raise Refused(
@@ -127,7 +127,7 @@ def desired(options: Mapping[str, Any], engine: Engine, node: NodeState) -> tupl
     try:
         made = spec.build(full, image, node_facts(options), shutdown_timeout="shutdown-timeout" in known)
     except (spec.SpecError, command.CommandError) as exc:
-        raise Refused("bad_argument", str(exc), "nothing was touched") from None
+        raise Refused("bad_argument", str(exc), "correct that option and run again; nothing was touched") from None
     if made.network_mode not in ("bridge", "host", "none") and not engine.network_exists(made.network_mode):
         raise Refused(
             "bad_argument",

@@ -64,11 +64,16 @@ class Limits:
 
 @dataclass
 class Token:
-    """What one slice leaves to the next."""
+    """What one slice leaves to the next.
+
+    Times are seconds after the container's start: ``shown`` of the last news, ``heard`` of the last log line, ``active``
+    of the last sign of life, ``pulse`` of the last look at CPU, I/O and cache.
+    """
 
     container: str
     started_at: str
     shown: float = -1.0
+    heard: float = -1.0
     active: float = 0.0
     cpu_ns: int = 0
     io_bytes: int = 0
@@ -144,8 +149,10 @@ class Watch:
         self._news: list[News] = []
         self._lines: list[str] = []
         self._whole: set[str] = set()
+        self._heard_before = token.heard if token else -1.0
         self._answer = probe.Answer()
         self._started = 0.0
+        self._oom = False
 
     def run(self) -> Outcome:
         """Watch until a verdict, or until the slice is over."""
@@ -205,9 +212,7 @@ class Watch:
                 continue
             age = age0 + self._clock() - begin
             if kind == "log":
-                if PROBE_ECHO.encode() not in item:
-                    token.active = age
-                if self._feed(item) and news_at is None:
+                if self._feed(item, age) and news_at is None:
                     news_at = self._clock()
                 continue
             outcome = self._hear(token, kind, item, age)
@@ -244,16 +249,25 @@ class Watch:
             self._sink.put(("pulse", (self._source.usage(self._id), folder_bytes(self._cache))))
             self._done.wait(interval)
 
-    def _feed(self, chunk: bytes) -> bool:
-        """Take a piece of the log; True when the stage changed."""
+    def _feed(self, chunk: bytes, age: float | None = None) -> bool:
+        """Take a piece of the log; True when the stage changed.
+
+        Each slice reads the log from the container's start, so that progress is known whole; only lines that no slice
+        before has heard are shown, and are signs of life at ``age``.
+        """
         match = _STAMP.match(chunk)
         at = epoch(chunk[: match.end()].decode().strip()) - self._started if match else 0.0
         if match and at < 0:
             return False  # of an earlier run of the same container
+        unheard = at > self._heard_before
+        if self._token is not None and unheard:
+            self._token.heard = max(self._token.heard, at)
+            if age is not None and PROBE_ECHO.encode() not in chunk:
+                self._token.active = age
         news = False
         for line in self._reader.feed(chunk[match.end() :] if match else chunk):
             event = self._progress.feed_line(line, at)
-            if self._token is not None and at > self._token.shown:
+            if unheard:
                 self._lines.append(line)
             if event is None or event.stage == "ready":
                 # Ready is what HTTP says; a log that says so comes a moment earlier.
@@ -290,6 +304,8 @@ class Watch:
         busy = (cpu - token.cpu_ns) / 1e9 / span >= BUSY_CORES
         if busy or moved > token.io_bytes or cache > token.cache_bytes:
             token.active = age
+        if cache > token.cache_bytes > 0:
+            self._progress.feed_download(cache, None, age)  # the server itself says nothing while it downloads
         token.cpu_ns, token.io_bytes, token.cache_bytes, token.pulse = cpu, moved, cache, age
 
     # -- ends --------------------------------------------------------------------------------------------------
@@ -298,29 +314,50 @@ class Watch:
         """The container died, or its log stream ended (which also happens when only the engine went away)."""
         code: int | None = None
         if kind == "event":
-            if item.get("Action", item.get("status")) != "die":
+            code = self._exit_code(item)
+            if code is None:
                 return None
-            code = int(item.get("Actor", {}).get("Attributes", {}).get("exitCode", -1))
-            self._drain()
+            self._drain("log_end")
         info = self._source.container(self._id)
         running = info is not None and info["State"].get("Running")
         same = info is not None and self._token is not None and info["State"]["StartedAt"] == self._token.started_at
-        if kind == "log_end" and running and same:
-            return None  # the stream broke, the server did not; HTTP and events still watch
+        if kind == "log_end" and running:
+            if same:
+                return None  # the stream broke, the server did not; HTTP and events still watch
+            # Restarted already by Docker's policy: how the start ended stands only in the event.
+            code = self._drain("event")
         return self._died(info, "exited", code)
 
-    def _drain(self) -> None:
-        """Take what is left of the log after a death: its last lines hold the reason."""
+    def _exit_code(self, event: Mapping[str, Any]) -> int | None:
+        """Read an event of this start; None for what is no death, or the death of an earlier start."""
+        at = float(event.get("timeNano") or 0) / 1e9
+        if at and at < self._started:
+            return None
+        action = event.get("Action", event.get("status"))
+        if action == "oom":
+            # The inspected flag is that of the latest start, which may be a newer one.
+            self._oom = True
+        return int(event.get("Actor", {}).get("Attributes", {}).get("exitCode", -1)) if action == "die" else None
+
+    def _drain(self, last: str) -> int | None:
+        """Take what is left after a death until ``last`` has come: the log's last lines hold the reason.
+
+        Gives the exit code when an event tells it.
+        """
+        code: int | None = None
         deadline = self._clock() + LOG_GRACE
         while (left := deadline - self._clock()) > 0:
             try:
                 kind, item = self._sink.get(timeout=left)
             except queue.Empty:
-                return
+                break
             if kind == "log":
                 self._feed(item)
-            elif kind == "log_end":
-                return
+            elif kind == "event":
+                code = self._exit_code(item) if code is None else code
+            if kind == last and (kind != "event" or code is not None):
+                break
+        return code
 
     def _died(self, info: Mapping[str, Any] | None, verdict: str, code: int | None = None) -> Outcome:
         state = info["State"] if info else {}
@@ -330,7 +367,7 @@ class Watch:
             code = state.get("ExitCode")
         outcome = self._outcome(verdict, max(0.0, finished - begun), detail=str(state.get("Error") or ""))
         outcome.exit_code = code
-        outcome.oom_killed = bool(state.get("OOMKilled"))
+        outcome.oom_killed = self._oom or bool(state.get("OOMKilled"))
         return outcome
 
     def _outcome(self, verdict: str, age: float, detail: str = "") -> Outcome:

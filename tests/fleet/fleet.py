@@ -417,7 +417,7 @@ class Fleet:
             arguments += ["--security-opt", option]
         # A private cgroup namespace: with the machine's tree mounted instead, a node's systemd remounts and adds to it.
         arguments += ["--device-cgroup-rule", "a *:* rwm", "--cgroupns", "private"]
-        arguments += ["--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp:exec", "--shm-size", "1g"]  # noqa: S108 - the node's own
+        arguments += ["--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp:exec", "--shm-size", "1g"]
         arguments += ["--env", "container=docker", "--env", f"NODE_GPUS={gpus}", "--stop-signal", "SIGRTMIN+3"]
         # overlay2 does not stack on overlay2: the nested engine's storage is a volume.
         docker(*arguments, "--volume", f"{volume}:/var/lib/docker", image)

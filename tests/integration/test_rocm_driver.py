@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 from aptrepo import build as aptrepo
-from fleet.node_image import ensure_image
+from node_image import ensure_image
 from sysfs import trees
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -272,6 +272,35 @@ def test_after_the_boot_nothing_is_left_to_do_and_a_newer_release_does_not_tempt
     for result in results.values():
         assert (result["failures"], result["changed"], result["reasons"]) == (0, 0, []), output
     assert {suite: bed.files(suite) for suite in SUITES} == before
+
+
+def test_access_and_kernel_settings(bed):
+    """Users into the groups, a rule for device nodes with a wrong group, GRUB's drop-in; then nothing more to do."""
+    bed.sh(
+        "bookworm",
+        "useradd ops; mknod -m 600 /dev/kfd c 1 3; mkdir -p /etc/default/grub.d; rm -f /tmp/grub;"
+        "printf '#!/bin/sh\\ncat /etc/default/grub.d/*.cfg > /tmp/grub\\n' > /usr/sbin/update-grub;"
+        "chmod +x /usr/sbin/update-grub",
+    )
+    settings = {
+        "rocm_users": ["ops"],
+        "rocm_manage_kernel_cmdline": True,
+        # Not on the command line of any machine, and one that the probe does not ask for.
+        "rocm_kernel_cmdline": ["pci=bfsort", "intel_iommu=on"],
+        "rocm_allow_reboot": True,
+    }
+    results, output = bed.play({"bookworm": ("bookworm", settings)}, "--check")
+    assert results["bookworm"]["failures"] == 0, output
+    assert bed.sh("bookworm", "ls /tmp/grub 2>/dev/null || true") == ""
+    results, output = bed.play({"bookworm": ("bookworm", settings)})
+    assert results["bookworm"]["reasons"] == ["the kernel runs without pci=bfsort"], output
+    assert bed.sh("bookworm", "id -nG ops").split() == ["ops", "video", "render"]
+    assert 'GROUP="render", MODE="0660"' in bed.sh("bookworm", "cat /etc/udev/rules.d/70-amdgpu.rules")
+    assert 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT pci=bfsort intel_iommu=on"' in bed.sh(
+        "bookworm", "cat /tmp/grub"
+    )
+    results, output = bed.play({"bookworm": ("bookworm", settings)})
+    assert (results["bookworm"]["failures"], results["bookworm"]["changed"]) == (0, 0), output
 
 
 def test_another_release_when_told_up_and_down(bed):

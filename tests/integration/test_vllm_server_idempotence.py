@@ -410,7 +410,7 @@ def test_ansible_shows_a_diff_that_a_person_can_read(server):
     server.ready()
     shown = server.ansible("--diff", "--check", args={"max-model-len": 512}, labels={"team": "search"})
     assert shown.returncode == 0
-    diff = shown.stdout[: shown.stdout.index(f"localhost |")]
+    diff = shown.stdout[: shown.stdout.index("localhost |")]
     assert "-" not in [line[:1] for line in diff.splitlines() if "max-model-len" in line]
     assert yaml.safe_load(
         "\n".join(line[1:] for line in diff.splitlines() if line.startswith("+") and "+++" not in line)

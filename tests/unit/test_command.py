@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ansible.module_utils.vllm_fleet import command
 
 SERVE = ["vllm", "serve"]

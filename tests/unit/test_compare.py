@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from ansible.module_utils.vllm_fleet import compare, engine, spec
 
 RECORDED = Path(__file__).parent.parent / "fixtures" / "docker-inspect"

@@ -138,7 +138,7 @@ def test_every_recorded_and_composed_log_is_in_the_table() -> None:
     logs = {f"recorded/{path.name}" for path in RECORDED.iterdir() if path.suffix in (".log", ".txt")}
     logs |= {path.name for path in (FIXTURES / "failures").glob("*.log")}
     # stderr alone goes with the stdout of the same run, and a healthy start is no failure: they are tested below.
-    assert logs - named == {"recorded/engine_killed.stderr.log", "healthy_eight_gpus.log"}
+    assert logs - named == {"recorded/engine_killed.stderr.log", "recorded/compiled.log", "healthy_eight_gpus.log"}
 
 
 @pytest.mark.parametrize("log", ["recorded/ready.log", "recorded/terminated_by_sigterm.log", "healthy_eight_gpus.log"])

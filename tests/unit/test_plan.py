@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+
 from ansible.module_utils.vllm_fleet import plan
 from ansible.module_utils.vllm_fleet.compare import Difference
 from ansible.module_utils.vllm_fleet.plan import Existing, Rank

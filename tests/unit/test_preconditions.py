@@ -6,6 +6,7 @@ import os
 import socket
 
 import pytest
+
 from ansible.module_utils.vllm_fleet import preconditions
 from ansible.module_utils.vllm_fleet.preconditions import Refused
 from ansible.module_utils.vllm_fleet.spec import Volume
@@ -73,8 +74,8 @@ def test_a_mount_that_is_not_there_is_not_left_to_docker(tmp_path):
     [
         (lambda p: "relative/path", "absolute path", "bad_argument"),
         (lambda p: str(p / "none"), "does not exist", "cache_miss_offline"),
-        (lambda p: str((p / "f").write_text("") and p / "f" or p / "f"), "is a file", "cache_miss_offline"),
-        (lambda p: str(p), "is not in the cache", "cache_miss_offline"),
+        (lambda p: str(((p / "f").write_text("") and p / "f") or p / "f"), "is a file", "cache_miss_offline"),
+        (str, "is not in the cache", "cache_miss_offline"),
     ],
 )
 def test_a_cache_that_cannot_serve_is_refused(tmp_path, make, says, failure_class):

@@ -27,6 +27,8 @@ EXPECTED = {
     "offline_cache_miss": "configuring",
     "port_in_use": "configuring",
     "unknown_flag": "",
+    "shared_memory_too_small": "configuring",
+    "compiled": "configuring, loading weights 0/1 1/1, compiling, allocating kv cache, starting api, ready",
     # The middle of this recording is another server's output, which carries no stage.
     "two_nodes_rank0": "configuring, starting api, ready",
     # A rank without an API server: nothing that it prints says that it is ready.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 import pytest
+
 from ansible.module_utils.vllm_fleet import spec
 
 IMAGE = spec.Image("vllm/vllm-openai-rocm:v0.31.0", "sha256:" + "1" * 64, entrypoint=("vllm", "serve"))

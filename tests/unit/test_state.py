@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+
 from ansible.module_utils.vllm_fleet.plan import Rank
 from ansible.module_utils.vllm_fleet.state import KEPT_LOGS, LockTaken, NodeState
 
@@ -73,7 +75,7 @@ def test_two_runs_on_one_container_take_turns(tmp_path):
 def test_a_killed_run_leaves_no_lock(tmp_path):
     program = textwrap.dedent(f"""
         import os, signal, sys
-        sys.path.insert(0, {str(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))!r})
+        sys.path.insert(0, {str(Path(__file__).resolve().parent.parent)!r})
         import conftest
         from ansible.module_utils.vllm_fleet.state import NodeState
         with NodeState({str(tmp_path)!r}, "vllm").lock(1):

@@ -7,6 +7,7 @@ import time
 from datetime import datetime, timezone
 
 import pytest
+
 from ansible.module_utils.vllm_fleet import probe, watch
 
 START = datetime(2026, 11, 22, 10, 0, 0, tzinfo=timezone.utc)

@@ -57,7 +57,7 @@ class Startup:
         self._log = log
         self._stages = [s for s in STAGES if not (options.enforce_eager and s in ("compile", "graphs"))]
         self._whole = sum(SHARES[stage] for stage in self._stages)
-        self.address = f"http://{options.host or '0.0.0.0'}:{options.port}"  # noqa: S104  (what vLLM prints)
+        self.address = f"http://{options.host or '0.0.0.0'}:{options.port}"
 
     def announce(self) -> None:
         """The banner and the arguments."""

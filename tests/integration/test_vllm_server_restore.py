@@ -1,0 +1,369 @@
+"""Replaced in place, put back on failure or on request, ended gracefully; the last good server is never lost."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+import urllib.request
+
+import pytest
+from vllm_server_tools import Server, facts, outcome
+
+BAD = {"env": {"STANDIN_FAIL_AT": "load"}}
+PREVIOUS = ".previous"
+
+
+def release(number, **more):
+    """A release that differs from every other one."""
+    return {"labels": {"release": str(number)}, **more}
+
+
+def labels(server, suffix=""):
+    """The release that a container is of."""
+    info = server.inspect(suffix)
+    return info and info["Config"]["Labels"].get("release")
+
+
+# --- replace ---
+
+
+def test_the_replaced_server_is_kept(server):
+    old = server.ready(**release(1))["container"]["id"]
+    result = server.ready(**release(2))
+    assert result["actions"] == ["stop", "keep", "create", "start"]
+    assert result["rolled_back"] is False
+    assert server.id(PREVIOUS) == old
+    assert server.running() == [server.name]
+    third = server.ready(**release(3))
+    assert third["actions"] == ["stop", "remove_previous", "keep", "create", "start"]
+    assert [labels(server), labels(server, PREVIOUS)] == ["3", "2"]
+    assert len(server.picture()) == 2
+
+
+def test_downtime_is_the_time_from_stop_to_ready(server):
+    assert server.ready(**release(1))["downtime"] is None
+    result = server.ready(**release(2, env={"STANDIN_START_SECONDS": 1.5}))
+    assert 1.5 < result["downtime"] <= result["elapsed"]
+    assert server.ready(**release(2, env={"STANDIN_START_SECONDS": 1.5}))["downtime"] is None
+
+
+def test_a_request_that_runs_is_finished_before_the_old_server_ends(server):
+    server.ready(**release(1, env={"STANDIN_TOKEN_DELAY": 0.25}))
+    assert "--shutdown-timeout" in server.inspect()["Config"]["Cmd"]
+    answers = []
+
+    def ask():
+        body = {"model": "acme/tiny", "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{server.port}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=20) as response:
+            answers.append(json.load(response)["choices"][0]["message"]["content"])
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    end = time.monotonic() + 10
+    while server.served("/load")["server_load"] < 1:
+        assert time.monotonic() < end
+    result = server.ready(**release(2))
+    asking.join(20)
+    assert answers == ["The capital of France is Paris."]
+    assert result["actions"] == ["stop", "keep", "create", "start"]
+
+
+def test_a_server_that_does_not_end_is_killed_after_its_own_stop_timeout(server):
+    """The old one's timeout counts, not the new one's."""
+    server.ready(**release(1, env={"STANDIN_IGNORE_TERM": 1}, stop_timeout=2))
+    begun = time.monotonic()
+    server.ready(**release(2, stop_timeout=300))
+    assert 2 <= time.monotonic() - begun < 20
+    assert server.inspect(PREVIOUS)["State"]["ExitCode"] == 137
+
+
+def test_no_shutdown_timeout_for_a_vllm_that_does_not_know_it(server):
+    """Only flags that the image lists are passed; here it cannot be asked."""
+    result = server.run(entrypoint=["python3", "-c", "raise SystemExit(3)"])
+    assert "--shutdown-timeout" not in server.inspect()["Config"]["Cmd"]
+    assert result["failed"]
+
+
+# --- back on failure ---
+
+
+@pytest.mark.parametrize("sliced", [False, True], ids=["whole", "sliced"])
+def test_the_old_server_comes_back(server, sliced):
+    old = server.ready(**release(1))["container"]["id"]
+    phases = []
+    if sliced:
+        options = release(2, env=BAD["env"] | {"STANDIN_START_SECONDS": 1})
+        result = server.run(slice_seconds=0.3, **options)
+        while result.get("pending"):
+            phases.append(result["progress"]["phase"])
+            token = json.loads(json.dumps(result["token"]))
+            result = server.run(slice_seconds=0.3, token=token, **options)
+        assert phases and phases == sorted(phases, reverse=True)
+    else:
+        result = server.run(**release(2, **BAD))
+    assert result["failed"] and result["rolled_back"] is True
+    assert result["actions"] == ["stop", "keep", "create", "start", "stop", "remove", "unkeep", "start"]
+    assert "failure ordered at stage load" in result["msg"]
+    assert result["msg"].endswith("The previous server is back and ready.")
+    assert result["container"]["id"] == server.id() == old
+    assert server.running() == [server.name]
+    assert server.served()["data"]
+    assert result["downtime"] > 0
+    assert [stage["stage"] for stage in result["stages"]][-1] != "ready", "the stages are those of the failed start"
+    assert open(result["log_file"]).read()
+    # And it is as if nothing had been tried.
+    assert facts(server.ready(**release(1))) == (False, [], [])
+
+
+def test_the_same_bad_change_again_fails_the_same_way(server):
+    old = server.ready(**release(1))["container"]["id"]
+    first, second = server.run(**release(2, **BAD)), server.run(**release(2, **BAD))
+    for result in (first, second):
+        assert result["rolled_back"] is True
+        assert result["actions"] == ["stop", "keep", "create", "start", "stop", "remove", "unkeep", "start"]
+    assert server.id() == old
+
+
+def test_an_older_release_is_not_needed_when_the_latest_comes_back(server):
+    """Two releases kept; the failing third costs the oldest one, not the one that served."""
+    server.ready(**release(1))
+    second = server.ready(**release(2))["container"]["id"]
+    result = server.run(**release(3, **BAD))
+    assert result["rolled_back"] and server.id() == second
+
+
+def test_neither_comes_up(server, engine):
+    """The old one cannot come back: both reasons are told, and nothing runs in a loop behind the user's back."""
+    from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
+
+    server.ready(**release(1, env={"STANDIN_GROW_FILE": "/data/x"}, volumes=[f"{server.folder}:/data"]))
+
+    def break_the_old_one(action):
+        if action == "create":  # its port is taken when it is its turn to come back
+            server.blocker = server.client.api.create_container(
+                server.image, command=["sleep", "60"], name=server.name.replace("it-", "blocker-"),
+                ports=[80], host_config=server.client.api.create_host_config(
+                    port_bindings={80: ("127.0.0.1", server.port)}))["Id"]
+        if action == "unkeep":
+            server.client.api.start(server.blocker)
+
+    try:
+        options = server.options(**release(2, **BAD))
+        result = Lifecycle(options, engine, host="node7", after_action=break_the_old_one).run()
+    finally:
+        server.client.api.remove_container(server.blocker, force=True)
+    assert result["failed"] and result["rolled_back"] is False
+    assert "failure ordered at stage load" in result["msg"]
+    assert "could not be put back" in result["msg"]
+    assert "port is already allocated" in result["msg"]
+    assert labels(server) == "1"
+    assert server.ready(**release(1, env={"STANDIN_GROW_FILE": "/data/x"}, volumes=[f"{server.folder}:/data"]))
+
+
+def test_a_failed_first_deployment_is_left_stopped_and_the_next_one_works(server):
+    result = server.run(**release(1, **BAD))
+    assert result["failed"] and result["rolled_back"] is False
+    assert result["actions"] == ["create", "start", "stop"]
+    assert server.inspect()["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
+    time.sleep(0.5)  # longer than Docker's first delay before a restart
+    assert server.inspect()["State"]["Status"] == "exited"
+    check = server.check(**release(2))
+    good = server.ready(**release(2))
+    assert facts(check) == facts(good)
+    assert labels(server) == "2"
+    assert server.running() == [server.name]
+
+
+def test_a_start_known_to_fail_is_not_what_a_failure_falls_back_to(server):
+    """Two bad releases, one after the other: the first one is not started again when the second fails."""
+    server.run(**release(1, **BAD))
+    result = server.run(**release(2, env={"STANDIN_FAIL_AT": "shards"}))
+    assert result["failed"] and result["rolled_back"] is False
+    assert result["actions"].count("start") == 1, result["actions"]
+    assert "failure ordered at stage shards" in result["msg"]
+    assert "previous" not in result["msg"]
+    assert server.running() == []
+    assert server.ready(**release(3))["container"]["status"] == "running"
+    # What never worked is not kept for a fall-back either.
+    assert labels(server, PREVIOUS) is None
+
+
+def test_the_same_failed_container_may_be_started_again(server):
+    """Its cause may lie outside of it (a full disk, a taken GPU): the same command again tries again."""
+    missing = server.folder / "later"
+    missing.mkdir()
+    options = release(1, env={"STANDIN_FAIL_LOG": "/later/log", "STANDIN_FAIL_AT": "load"}, volumes=[f"{missing}:/later"])
+    (missing / "log").write_text("ValueError: not yet\n")
+    assert server.run(**options)["failed"]
+    again = server.run(**options)
+    assert again["actions"] == ["start", "stop"]
+    assert again["failed"]
+
+
+def test_a_start_that_hangs_is_replaced_by_the_old_one(server):
+    old = server.ready(**release(1))["container"]["id"]
+    result = server.run(**release(2, env={"STANDIN_STAGE_SILENT": "shards"}, stall_timeout=1.5))
+    assert result["failure"]["class"] == "stalled"
+    assert result["rolled_back"] and server.id() == old
+
+
+# --- back on request ---
+
+
+def test_restored_on_request(server):
+    old = server.ready(**release(1))["container"]["id"]
+    new = server.ready(**release(2))["container"]["id"]
+    before = server.picture()
+    check = server.check(state="restored")
+    assert server.picture() == before
+    result = server.run(state="restored")
+    assert not result.get("failed"), result.get("msg")
+    assert facts(check) == facts(result)
+    assert result["actions"] == ["stop", "remove", "unkeep", "start"]
+    assert result["differences"] == [
+        {"name": "state", "current": "running", "desired": "running"},
+        {"name": "container", "current": new[:12], "desired": old[:12]},
+    ][1:] or result["differences"][-1] == {"name": "container", "current": new[:12], "desired": old[:12]}
+    assert server.id() == old
+    assert server.running() == [server.name]
+    assert server.served()["data"]
+    assert "Application startup complete" in open(result["log_file"]).read(), "the removed server's log is kept"
+    nothing = server.run(state="restored")
+    assert nothing["failed"] and "nothing was touched" in nothing["msg"]
+    assert server.running() == [server.name]
+
+
+def test_restored_without_model_and_image(server):
+    """The verification's rescue knows the container's name alone."""
+    server.ready(**release(1))
+    server.ready(**release(2))
+    run = server.ansible(state="restored", image=None, model=None)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "[localhost] restoring, ready" in run.stdout
+    assert labels(server) == "1"
+
+
+def test_confirmed_protects_the_server_that_was_verified(server):
+    server.ready(**release(1))
+    assert server.run(state="confirmed")["confirmed"] is True
+    server.ready(**release(2))
+    third = server.ready(**release(3))
+    assert third["actions"] == ["stop", "remove", "create", "start"]
+    assert [labels(server), labels(server, PREVIOUS)] == ["3", "1"]
+    assert third["confirmed"] is False
+    result = server.run(state="confirmed")
+    assert (result["changed"], result["actions"], result["confirmed"]) == (False, [], True)
+    server.ready(**release(4))
+    assert [labels(server), labels(server, PREVIOUS)] == ["4", "3"]
+
+
+def test_a_confirmed_server_that_fails_today_is_not_exchanged_for_an_older_one(server):
+    server.ready(**release(1))
+    server.run(state="confirmed")
+    server.ready(**release(2))
+    server.run(state="confirmed")
+    current = server.id()
+    server.client.api.stop(current, timeout=5)
+    (server.state_dir / "x").write_text("")
+    result = server.run(**release(2), ready_timeout=0.01)
+    assert result["failed"] and result["rolled_back"] is False
+    assert server.id() == current and labels(server, PREVIOUS) == "1"
+
+
+def test_nothing_to_confirm(server):
+    result = server.run(state="confirmed")
+    assert result["failed"] and "start it first" in result["msg"]
+
+
+# --- end and beginning ---
+
+
+def test_absent_removes_the_predecessor_too_and_keeps_caches_and_logs(server):
+    server.run(**release(0, **BAD))
+    server.ready(**release(1))
+    server.ready(**release(2))
+    result = server.run(state="absent")
+    assert set(result["actions"]) == {"stop", "remove", "remove_previous"}
+    assert server.picture() == {}
+    assert list((server.state_dir / "engine-cache").iterdir())
+    assert list((server.state_dir / server.name / "logs").iterdir())
+
+
+def test_the_engines_cache_is_the_images_and_the_models(server, standin_openai_image):
+    def source():
+        return next(m["Source"] for m in server.inspect()["Mounts"] if m["Destination"] == "/root/.cache/vllm")
+
+    server.ready(**release(1))
+    first = source()
+    server.ready(**release(2))
+    assert source() == first
+    server.ready(**release(2, model="acme/other"))
+    other_model = source()
+    server.ready(**release(2, image=standin_openai_image))
+    assert len({first, other_model, source()}) == 3
+
+
+def test_an_engine_that_dies_while_serving_is_brought_back(server):
+    """vLLM ends with exit code 0 then, so `on-failure` would not do."""
+    options = release(1, env={"STANDIN_DIE_AFTER": 1.0})
+    server.ready(**options)
+    end = time.monotonic() + 20
+    while not server.inspect()["RestartCount"]:
+        assert time.monotonic() < end, "Docker did not restart it"
+        time.sleep(0.05)
+    result = server.run(**options)
+    assert not result.get("failed"), result["msg"]
+    assert facts(result) == (False, [], [])
+
+
+def test_a_lost_connection_in_the_middle_of_a_restore(server):
+    """The caller dies while the old server comes back: the next run sees what is there and goes on from it."""
+    old = server.ready(**release(1, env={"STANDIN_START_SECONDS": 1.5}))["container"]["id"]
+    bad = release(2, **BAD)
+    result = server.run(slice_seconds=0.3, **bad)
+    while result.get("pending") and result["progress"]["phase"] != "restore":
+        result = server.run(slice_seconds=0.3, token=result["token"], **bad)
+    assert result["pending"]
+    again = server.run(**bad)
+    assert again["failed"] and again["rolled_back"]
+    assert server.id() == old
+    assert server.running() == [server.name]
+
+
+def test_progress_says_that_it_restores(server):
+    server.ready(**release(1))
+    run = server.ansible(**release(2, **BAD))
+    assert run.returncode == 2
+    lines = [line for line in run.stdout.splitlines() if line.startswith("[localhost]")]
+    assert any(line.startswith("[localhost] restoring, starting") for line in lines), run.stdout
+    assert lines[-1].startswith("[localhost] restoring, ready")
+    assert "rolled_back: true" in run.stdout
+    assert re.search(r"The previous server\s+is back and ready", run.stdout)
+
+
+def test_a_killed_controller_leaves_no_second_run(server):
+    """The module is killed while it watches a replacement: the next run takes up the watch, and keeps the old one."""
+    server.ready(**release(1))
+    old = server.id()
+    options = release(2, env={"STANDIN_START_SECONDS": 2})
+    process = server.spawn(**options)
+    end = time.monotonic() + 20
+    while not (labels(server) == "2" and "Starting to load model" in server.log()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.kill()
+    assert outcome(process) == (-9, None)
+    result = server.ready(**options)
+    assert (result["changed"], result["actions"]) == (False, [])
+    assert server.id(PREVIOUS) == old
+
+
+def test_server_tools_are_typed():
+    assert Server.__doc__

@@ -1,0 +1,43 @@
+"""The real vLLM (CPU) with a real model, brought by the project's own roles: the scenario `default` ran before."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+LOCAL = yaml.safe_load((Path(__file__).parents[2] / "inventory/local/group_vars/vllm.yml").read_text())
+CACHE = Path(os.environ.get("VLLM_FLEET_CACHE") or Path.home() / ".cache/vllm-fleet")
+
+
+@pytest.fixture(scope="session")
+def docker_client():
+    import docker
+
+    client = docker.from_env()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def real(docker_client, tmp_path):
+    """A server of the real image, with the local inventory's model and arguments."""
+    from vllm_server_tools import Server
+
+    from ansible.module_utils.vllm_fleet.engine import Engine
+
+    made = Server(Engine(), docker_client, f"{LOCAL['vllm_image_name']}:{LOCAL['vllm_image_tag']}", tmp_path)
+    made.fixed = {
+        "model": LOCAL["vllm_server_model"],
+        "revision": LOCAL["vllm_server_revision"],
+        "hf_cache": str(CACHE / "seed"),
+        "args": LOCAL["vllm_server_args"],
+        "env": {k: str(v) for k, v in LOCAL["vllm_server_env"].items()},
+        "ready_timeout": 600.0,
+        "stall_timeout": 300.0,
+        "stop_timeout": 30,
+    }
+    yield made
+    made.close()

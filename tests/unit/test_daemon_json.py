@@ -1,0 +1,148 @@
+"""Merging daemon.json and deciding what a change takes; tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+import yaml
+
+from ansible.module_utils.vllm_fleet.daemon_json import RELOADABLE, action, differences, merge, parse, render
+
+ROLE = Path(__file__).resolve().parents[2] / "roles" / "docker_engine"
+
+
+@pytest.mark.parametrize(
+    ("existing", "wanted", "merged"),
+    [
+        ({}, {"live-restore": True}, {"live-restore": True}),
+        ({"live-restore": False}, {"live-restore": True}, {"live-restore": True}),
+        ({"data-root": "/srv"}, {"live-restore": True}, {"data-root": "/srv", "live-restore": True}),
+        ({"live-restore": True}, {"live-restore": None}, {}),
+        ({}, {"live-restore": None}, {}),
+        # a container toolkit's runtimes stay
+        (
+            {"runtimes": {"amd": {"path": "amd-container-runtime"}}, "default-runtime": "amd"},
+            {"runtimes": {"other": {"path": "x"}}},
+            {"runtimes": {"amd": {"path": "amd-container-runtime"}, "other": {"path": "x"}}, "default-runtime": "amd"},
+        ),
+        # lists get what they lack, in order, nothing twice
+        (
+            {"registry-mirrors": ["https://a", "https://b"]},
+            {"registry-mirrors": ["https://b", "https://c"]},
+            {"registry-mirrors": ["https://a", "https://b", "https://c"]},
+        ),
+        # a value of another kind is replaced
+        ({"registry-mirrors": "https://a"}, {"registry-mirrors": ["https://b"]}, {"registry-mirrors": ["https://b"]}),
+        # options of the same driver are merged; json-file is the default driver
+        (
+            {"log-opts": {"tag": "x", "max-size": "1g"}},
+            {"log-driver": "json-file", "log-opts": {"max-size": "50m"}},
+            {"log-driver": "json-file", "log-opts": {"tag": "x", "max-size": "50m"}},
+        ),
+        # options of another driver would be refused by the new one
+        (
+            {"log-driver": "syslog", "log-opts": {"syslog-address": "udp://x"}},
+            {"log-driver": "json-file", "log-opts": {"max-size": "50m"}},
+            {"log-driver": "json-file", "log-opts": {"max-size": "50m"}},
+        ),
+    ],
+)
+def test_merge(existing: dict[str, Any], wanted: dict[str, Any], merged: dict[str, Any]) -> None:
+    before = json.dumps(existing)
+    assert merge(existing, wanted) == merged
+    assert json.dumps(existing) == before, "the input is not touched"
+    assert merge(merged, wanted) == merged, "a second merge changes nothing"
+
+
+@pytest.mark.parametrize(("text", "found"), [("", {}), (" \n", {}), ("{}", {}), ('{"debug": true}', {"debug": True})])
+def test_parse(text: str, found: dict[str, Any]) -> None:
+    assert parse(text) == found
+
+
+@pytest.mark.parametrize("text", ["[]", '"x"', "{", "{'a': 1}", '{"a": 1,}'])
+def test_what_is_no_object_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse(text)
+
+
+def test_render_keeps_the_order_and_reads_back() -> None:
+    text = render({"b": 1, "a": {"c": True}})
+    assert text == '{\n  "b": 1,\n  "a": {\n    "c": true\n  }\n}\n'
+    assert parse(text) == {"b": 1, "a": {"c": True}}
+
+
+def test_differences_name_what_changes_and_only_that() -> None:
+    assert differences({"a": 1, "b": 2, "d": 4}, {"a": 1, "b": 3, "c": None, "e": 5}) == [
+        {"name": "b", "current": 2, "desired": 3},
+        {"name": "d", "current": 4, "desired": None},
+        {"name": "e", "current": None, "desired": 5},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "running", "containers", "live_restore", "allow", "expected"),
+    [
+        ([], False, 0, False, False, "start"),
+        (["log-opts"], False, 0, False, False, "start"),
+        ([], True, 3, False, False, "none"),
+        (["live-restore"], True, 3, False, False, "reload"),
+        (["live-restore", "registry-mirrors"], True, 3, False, False, "reload"),
+        (["log-opts"], True, 0, False, False, "restart"),
+        (["log-opts"], True, 3, True, False, "restart"),
+        (["log-opts"], True, 3, False, False, "pending"),
+        (["log-opts", "live-restore"], True, 3, False, False, "pending"),
+        (["log-opts"], True, 3, False, True, "restart"),
+    ],
+)
+def test_action(
+    changed: list[str], running: bool, containers: int, live_restore: bool, allow: bool, expected: str
+) -> None:
+    assert action(changed, running, containers, live_restore, allow) == expected
+
+
+def test_log_settings_are_not_taken_for_reloadable() -> None:
+    assert not {"log-driver", "log-opts", "data-root", "storage-driver", "hosts"} & RELOADABLE
+
+
+@pytest.mark.parametrize(
+    ("distribution", "codename", "architecture", "variables", "lines"),
+    [
+        (
+            "debian",
+            "bookworm",
+            "amd64",
+            {},
+            ["https://download.docker.com/linux/debian", "bookworm", "stable", "amd64"],
+        ),
+        ("debian", "trixie", "amd64", {}, ["https://download.docker.com/linux/debian", "trixie", "stable", "amd64"]),
+        ("ubuntu", "jammy", "amd64", {}, ["https://download.docker.com/linux/ubuntu", "jammy", "stable", "amd64"]),
+        ("ubuntu", "noble", "arm64", {}, ["https://download.docker.com/linux/ubuntu", "noble", "stable", "arm64"]),
+        (
+            "ubuntu",
+            "noble",
+            "amd64",
+            {
+                "docker_engine_repo_url": "http://mirror.lan/docker",
+                "docker_engine_repo_suite": "pool",
+                "docker_engine_repo_components": ["stable", "test"],
+            },
+            ["http://mirror.lan/docker/ubuntu", "pool", "stable test", "amd64"],
+        ),
+    ],
+)
+def test_docker_s_own_repository(
+    distribution: str, codename: str, architecture: str, variables: dict[str, Any], lines: list[str]
+) -> None:
+    defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text(encoding="utf-8"))
+    template = (ROLE / "templates" / "docker.sources.j2").read_text(encoding="utf-8")
+    node = {"os": {"id": distribution, "version_codename": codename, "architecture": architecture}}
+    variables = {**defaults, **variables, "__docker_engine": node}
+    text = jinja2.Template(template, undefined=jinja2.StrictUndefined).render(variables)
+    fields = dict(line.split(": ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert [fields["URIs"], fields["Suites"], fields["Components"], fields["Architectures"]] == lines
+    assert fields["Types"] == "deb"
+    assert fields["Signed-By"] == "/etc/apt/keyrings/docker.asc"
