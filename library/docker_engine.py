@@ -143,31 +143,11 @@ action:
   sample: reload
 """
 
-import contextlib
-import importlib.util
-import json
-import os
-import platform
-import select
-import shutil
-import signal
-import subprocess
-import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import daemon_json
-from ansible.module_utils.vllm_fleet.docker_api import DockerApi, DockerUnavailable
-
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "armhf", "ppc64le": "ppc64el"}
-
-
-class EngineFailure(Exception):
-    """The engine cannot be brought to what is wanted; the text is one sentence, then evidence."""
+from ansible.module_utils.vllm_fleet.dockerd import Dockerd, DockerdFailure, Settings
 
 
 def main() -> None:
@@ -188,10 +168,12 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    engine = _Engine(module)
+    p = dict(module.params)
+    state = p.pop("state")
+    engine = Dockerd(Settings(**p))
     try:
         found = engine.look()
-        if module.params["state"] == "probed":
+        if state == "probed":
             module.exit_json(changed=False, **found)
         done = found["action"] not in ("none", "pending") or bool(found["differences"])
         if done and not module.check_mode:
@@ -205,7 +187,7 @@ def main() -> None:
                 "running, or with docker_engine_allow_restart: true after draining the node"
             )
         module.exit_json(changed=done, diff=_diff(found["differences"]), **found)
-    except EngineFailure as exc:
+    except DockerdFailure as exc:
         module.fail_json(msg=str(exc))
 
 
@@ -214,279 +196,6 @@ def _diff(differences: list[dict[str, Any]]) -> dict[str, Any]:
         "before": {d["name"]: d["current"] for d in differences if d["current"] is not None},
         "after": {d["name"]: d["desired"] for d in differences if d["desired"] is not None},
     }
-
-
-class _Engine:
-    """This machine's engine: questions and actions."""
-
-    def __init__(self, module: AnsibleModule) -> None:
-        self._module = module
-        self._p = module.params
-        self._api = DockerApi(self._p["socket"], timeout=10)
-        self._config = Path(self._p["config_path"])
-        self._pending_file = self._config.with_name(f".{self._config.name}.pending")
-        os.environ["PATH"] = ":".join(dict.fromkeys([*os.environ.get("PATH", "").split(":"), *_PATH.split(":")]))
-
-    # -- questions ---------------------------------------------------------------------------------------------
-
-    def look(self) -> dict[str, Any]:
-        """Tell everything that the role decides on."""
-        info: dict[str, Any] = {}
-        denied = False
-        try:
-            info = self._api.info()
-        except DockerUnavailable as exc:
-            denied = exc.denied
-        existing, merged = self._configs()
-        differences = daemon_json.differences(existing, merged)
-        pending = self._pending() if info else []
-        live, live_restore = int(info.get("ContainersRunning", 0)), bool(info.get("LiveRestoreEnabled"))
-        action = daemon_json.action(
-            [d["name"] for d in differences], bool(info), live, live_restore, self._p["allow_restart"]
-        )
-        if action in ("none", "reload") and pending:
-            # What an earlier run had to leave: no reason to stop anything now either.
-            action = "restart" if not live or self._p["allow_restart"] else action
-        sdk = importlib.util.find_spec("docker") is not None and importlib.util.find_spec("docker.api") is not None
-        client, daemon = shutil.which("docker") or "", shutil.which("dockerd") or ""
-        return {
-            "right": bool(info and sdk and client and action == "none"),
-            "running": bool(info),
-            "denied": denied,
-            "version": str(info.get("ServerVersion", "")),
-            "sdk": sdk,
-            "client": client,
-            "daemon": daemon,
-            "service_manager": self._service_manager(),
-            "os": _os_release(),
-            "uid": os.geteuid(),
-            "sudo": "SUDO_UID" in os.environ,
-            "live_containers": live,
-            "swarm": (info.get("Swarm") or {}).get("LocalNodeState") == "active",
-            "differences": differences,
-            "pending": sorted({*pending, *_waiting(differences)} if action == "pending" else pending),
-            "action": action,
-        }
-
-    def _configs(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        try:
-            existing = daemon_json.parse(self._config.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            existing = {}
-        except ValueError as exc:
-            raise EngineFailure(
-                f"{self._config} is not valid JSON: {exc}; mend or remove it, it was left as it is"
-            ) from exc
-        except OSError as exc:
-            raise EngineFailure(f"{self._config} cannot be read: {exc.strerror}") from exc
-        if not self._p["manage_config"]:
-            return existing, existing
-        return existing, daemon_json.merge(existing, self._p["config"])
-
-    def _service_manager(self) -> str:
-        if self._p["service_manager"] != "auto":
-            return str(self._p["service_manager"])
-        return "systemd" if Path("/run/systemd/system").is_dir() else "none"
-
-    def _pid(self) -> int | None:
-        try:
-            pid = int(Path(self._p["pid_file"]).read_text(encoding="utf-8"))
-            name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
-        except (OSError, ValueError):
-            return None
-        return pid if name == "dockerd" else None
-
-    def _pending(self) -> list[str]:
-        """Keys that a run wrote but left for a restart; void once another dockerd process runs."""
-        try:
-            left = json.loads(self._pending_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return []
-        return list(left["keys"]) if left["process"] == _identity(self._pid()) else []
-
-    # -- actions -----------------------------------------------------------------------------------------------
-
-    def act(self, found: dict[str, Any]) -> None:
-        """Write the file if it differs, then do what that takes."""
-        action = found["action"]
-        if not found["daemon"] and action != "none":
-            raise EngineFailure("dockerd is not installed: expected it on PATH; install docker.io or docker-ce first")
-        if found["swarm"] and self._p["config"].get("live-restore") and found["differences"]:
-            raise EngineFailure(
-                "live-restore cannot be set: this engine is in swarm mode, which excludes it; set "
-                "docker_engine_live_restore: false or leave the swarm"
-            )
-        if found["differences"]:
-            self._write(found["daemon"])
-        waiting = sorted({*found["pending"], *_waiting(found["differences"])})
-        if action in ("reload", "pending"):
-            self._reload(found["service_manager"])
-        elif action == "restart":
-            self._restart(found["service_manager"])
-        elif action == "start":
-            self._start(found["service_manager"], ["dockerd", *self._flags()])
-        if action in ("pending", "reload") and waiting:
-            self._leave_pending(waiting)
-        elif action in ("restart", "start"):
-            with contextlib.suppress(FileNotFoundError):
-                self._pending_file.unlink()
-
-    def _flags(self) -> list[str]:
-        flags = ["--pidfile", self._p["pid_file"], "--host", f"unix://{self._p['socket']}"]
-        if self._config.exists():
-            flags += ["--config-file", str(self._config)]
-        return [*flags, *self._p["daemon_args"]]
-
-    def _write(self, daemon: str) -> None:
-        _, merged = self._configs()
-        self._config.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{self._config.name}.", dir=self._config.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(daemon_json.render(merged))
-        Path(name).chmod(0o644)
-        # dockerd learnt to check a file with 23.0; an older one shows its usage for the unknown flag.
-        _, usage, _ = self._module.run_command([daemon, "--help"])
-        if "--validate" in usage:
-            rc, out, err = self._module.run_command([daemon, "--validate", "--config-file", name])
-            if rc:
-                Path(name).unlink()
-                raise EngineFailure(
-                    f"{self._config} was left as it is: dockerd refuses the new one, {(err or out).strip()}"
-                )
-        if self._config.exists():
-            self._module.backup_local(str(self._config))
-        self._module.atomic_move(name, str(self._config))
-
-    def _reload(self, manager: str) -> None:
-        wanted = self._configs()[1].get("live-restore")
-        if manager == "systemd" and self._is_unit():
-            self._systemctl("reload", "docker.service")
-        else:
-            pid = self._pid()
-            if pid is None:
-                raise EngineFailure(f"dockerd cannot be told to reload: {self._p['pid_file']} names no running dockerd")
-            os.kill(pid, signal.SIGHUP)
-        # SIGHUP has no answer; of the keys that are reloaded, live-restore is the one that the engine shows.
-        deadline = time.monotonic() + 10
-        while wanted is not None and bool(self._api.info().get("LiveRestoreEnabled")) != wanted:
-            if time.monotonic() > deadline:
-                raise EngineFailure(
-                    f"dockerd did not take over {self._config} on SIGHUP: live-restore is still {not wanted}; "
-                    f"its log says why\n{self._evidence(manager)}"
-                )
-            time.sleep(0.1)
-
-    def _restart(self, manager: str) -> None:
-        if manager == "systemd" and self._is_unit():
-            self._systemctl("restart", "docker.service")
-            self._wait(manager, None)
-            return
-        pid = self._pid()
-        argv = ["dockerd", *self._flags()]
-        if pid is not None:
-            # It goes on with the flags it was started with, whoever that was.
-            argv = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").rstrip("\0").split("\0")
-            os.kill(pid, signal.SIGTERM)
-            if not _ended(pid, 60):
-                raise EngineFailure(f"dockerd (pid {pid}) did not end within 60 s of SIGTERM; look at its log")
-        self._start("none", argv)
-
-    def _start(self, manager: str, argv: list[str]) -> None:
-        if manager == "systemd":
-            self._systemctl("enable", "docker.service")
-            # A unit that failed often enough is not started again until its counter is cleared.
-            self._module.run_command(["systemctl", "reset-failed", "docker.service", "docker.socket"])
-            self._systemctl("restart", "docker.service")
-            self._wait(manager, None)
-            return
-        log_path = Path(self._p["log_path"])
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        with log_path.open("ab") as log:
-            process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
-            )
-        self._wait(manager, process)
-
-    def _wait(self, manager: str, process: subprocess.Popen[bytes] | None) -> None:
-        deadline = time.monotonic() + self._p["start_timeout"]
-        while True:
-            with contextlib.suppress(DockerUnavailable):
-                self._api.ping()
-                return
-            if process and process.poll() is not None:
-                raise EngineFailure(
-                    f"dockerd ended with exit code {process.returncode} right after its start; its log "
-                    f"({self._p['log_path']}) ends with\n{self._evidence('none')}"
-                )
-            if time.monotonic() > deadline:
-                raise EngineFailure(
-                    f"dockerd does not answer at {self._p['socket']} after {self._p['start_timeout']:.0f} s; its log "
-                    f"ends with\n{self._evidence(manager)}"
-                )
-            if not (process and _ended(process.pid, 0.1)):
-                time.sleep(0 if process else 0.1)
-
-    def _evidence(self, manager: str) -> str:
-        if manager == "systemd":
-            _, text, _ = self._module.run_command(["journalctl", "-u", "docker.service", "-n", "12", "--no-pager"])
-            return str(text).strip()
-        try:
-            lines = Path(self._p["log_path"]).read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return "(no log)"
-        # dockerd's debug chatter of its gRPC client says nothing about a failed start
-        return "\n".join([line for line in lines if "module=grpc" not in line][-12:])
-
-    def _is_unit(self) -> bool:
-        rc, _, _ = self._module.run_command(["systemctl", "is-active", "--quiet", "docker.service"])
-        return bool(rc == 0)
-
-    def _systemctl(self, verb: str, unit: str) -> None:
-        rc, _, err = self._module.run_command(["systemctl", verb, unit])
-        if rc:
-            raise EngineFailure(f"systemctl {verb} {unit} failed: {err.strip()}\n{self._evidence('systemd')}")
-
-    def _leave_pending(self, keys: list[str]) -> None:
-        self._pending_file.write_text(json.dumps({"keys": keys, "process": _identity(self._pid())}), encoding="utf-8")
-
-
-def _waiting(differences: list[dict[str, Any]]) -> list[str]:
-    return [d["name"] for d in differences if d["name"] not in daemon_json.RELOADABLE]
-
-
-def _identity(pid: int | None) -> str:
-    """Name a process so that another one with its number is not taken for it."""
-    if pid is None:
-        return ""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
-    return f"{boot}:{pid}:{fields[19]}"
-
-
-def _ended(pid: int, seconds: float) -> bool:
-    try:
-        handle = os.pidfd_open(pid)
-    except OSError:
-        return True
-    try:
-        poller = select.poll()
-        poller.register(handle, select.POLLIN)
-        return bool(poller.poll(seconds * 1000))
-    finally:
-        os.close(handle)
-
-
-def _os_release() -> dict[str, str]:
-    found = {"id": "", "version_id": "", "version_codename": ""}
-    with contextlib.suppress(OSError):
-        for line in Path("/etc/os-release").read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition("=")
-            if key.lower() in found:
-                found[key.lower()] = value.strip("\"'")
-    return {**found, "architecture": _ARCHITECTURES.get(platform.machine(), platform.machine())}
 
 
 if __name__ == "__main__":

@@ -97,6 +97,11 @@ class DockerApi:
         found: dict[str, Any] | None = self._ask("GET", f"/images/{quote(ref, safe='/:@')}/json")
         return found
 
+    def container(self, name: str) -> dict[str, Any] | None:
+        """Inspect a container by name or id; None when there is none."""
+        found: dict[str, Any] | None = self._ask("GET", f"/containers/{quote(name, safe='')}/json")
+        return found
+
     def images_with_label(self, label: str) -> list[str]:
         """Ids of the images that carry ``label`` (``key=value``), newest first."""
         query = urlencode({"filters": json.dumps({"label": [label]})})

@@ -6,22 +6,15 @@ Works with python3-docker 5.0 (Debian 12) and newer, against engines from 20.10 
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import re
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ansible.module_utils.vllm_fleet.docker_api import DockerApi, DockerRefused, DockerUnavailable
 from ansible.module_utils.vllm_fleet.spec import LABEL_IMAGE_ID, LABEL_MANAGED, Image, Spec
-
-try:
-    from docker import errors as docker_errors
-    from docker import types as docker_types
-    from docker.api import APIClient
-
-    IMPORT_ERROR: str | None = None
-except ImportError as exc:  # the module says how to install it; a traceback would not
-    IMPORT_ERROR = str(exc)
 
 #: Seconds that one call to the engine may take; a stop adds the container's own stop timeout.
 CALL_TIMEOUT = 60
@@ -39,28 +32,47 @@ class Engine:
     """One Docker engine. Every method is one question or one action; nothing is decided here."""
 
     def __init__(self, url: str | None = None) -> None:
-        """Connect to ``url`` (default: DOCKER_HOST or the local socket). Raises EngineUnavailable."""
-        if IMPORT_ERROR:
-            raise EngineUnavailable(
-                f"the Docker SDK for Python is missing ({IMPORT_ERROR}); install the package python3-docker"
-            )
-        self._url = url
-        self._api = self._client(CALL_TIMEOUT)
+        """Connect to ``url`` (default: DOCKER_HOST or the local socket). Raises EngineUnavailable.
+
+        The SDK takes longer to import than everything that a run with nothing to change does, so such a run asks its
+        two questions over the socket itself; the SDK comes in with the first action.
+        """
+        self._url = url or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+        self._sdk_client: Any = None
+        self._socket = DockerApi(self._url.removeprefix("unix://")) if self._url.startswith("unix://") else None
+        if self._socket is None:
+            self._sdk_client = self._client(CALL_TIMEOUT)
+            return
+        try:
+            self._socket.ping()
+        except DockerUnavailable as exc:
+            raise EngineUnavailable(str(exc)) from exc
+
+    @property
+    def _api(self) -> Any:
+        if self._sdk_client is None:
+            self._sdk_client = self._client(CALL_TIMEOUT)
+        return self._sdk_client
 
     def _client(self, timeout: int) -> Any:
         try:
+            from docker.api import APIClient  # noqa: PLC0415  see __init__
+            from docker.errors import DockerException  # noqa: PLC0415
+        except ImportError as exc:
+            raise EngineUnavailable(
+                f"the Docker SDK for Python is missing ({exc}); install the package python3-docker"
+            ) from exc
+        try:
             return APIClient(base_url=self._url, version="auto", timeout=timeout)
-        except docker_errors.DockerException as exc:
-            where = self._url or "unix:///var/run/docker.sock"
-            raise EngineUnavailable(f"no Docker engine answers at {where}: {exc}") from exc
+        except DockerException as exc:
+            raise EngineUnavailable(f"no Docker engine answers at {self._url}: {exc}") from exc
 
     # -- questions ---------------------------------------------------------------------------------------------
 
     def container(self, name: str) -> Mapping[str, Any] | None:
         """Inspect a container by name or id; None when there is none."""
-        try:
-            found: Mapping[str, Any] = self._api.inspect_container(name)
-        except docker_errors.NotFound:
+        found = self._inspect("container", name)
+        if found is None:
             return None
         # The API also finds by id prefix: a container called "vllm" must not be answered by an id.
         if found["Name"] != f"/{name}" and not str(found["Id"]).startswith(name):
@@ -69,13 +81,26 @@ class Engine:
 
     def image(self, ref: str) -> Image | None:
         """Inspect an image by reference or id; None when the node does not have it."""
+        found = self._inspect("image", ref)
+        return image_from_inspect(ref, found) if found else None
+
+    def _inspect(self, kind: str, name: str) -> Mapping[str, Any] | None:
+        """Inspect a container or an image; None when there is none. Raises EngineError."""
+        if self._socket:
+            try:
+                return self._socket.image(name) if kind == "image" else self._socket.container(name)
+            except (DockerRefused, DockerUnavailable) as exc:
+                raise EngineError(f"{kind} {name}: {exc}") from exc
+        from docker.errors import APIError, NotFound  # noqa: PLC0415
+
         try:
-            found: Mapping[str, Any] = self._api.inspect_image(ref)
-        except (docker_errors.ImageNotFound, docker_errors.NotFound):
+            ask = self._api.inspect_image if kind == "image" else self._api.inspect_container
+            found: Mapping[str, Any] = ask(name)
+        except NotFound:
             return None
-        except docker_errors.APIError as exc:
-            raise EngineError(f"image {ref}: {_explain(exc)}") from exc
-        return image_from_inspect(ref, found)
+        except APIError as exc:
+            raise EngineError(f"{kind} {name}: {_explain(exc)}") from exc
+        return found
 
     def running(self) -> list[Mapping[str, Any]]:
         """List running containers (Docker's short form: Id, Names, Ports, Labels)."""
@@ -89,9 +114,11 @@ class Engine:
     def log(self, container: str, since: int | None = None, tail: int | str = "all") -> bytes:
         """Both streams of a container's log, in order, without timestamps."""
         kwargs = {"since": since} if since else {}
+        from docker.errors import APIError  # noqa: PLC0415
+
         try:
             data: bytes = self._api.logs(container, stdout=True, stderr=True, tail=tail, **kwargs)
-        except docker_errors.APIError as exc:
+        except APIError as exc:
             return f"(the log could not be read: {_explain(exc)})\n".encode()
         return data
 
@@ -111,7 +138,7 @@ class Engine:
             cpu = int(stats["cpu_stats"]["cpu_usage"]["total_usage"])
             blocks = (stats.get("blkio_stats") or {}).get("io_service_bytes_recursive") or []
             moved = sum(int(row["value"]) for row in blocks if str(row.get("op")).lower() in ("read", "write"))
-        except (EngineUnavailable, docker_errors.APIError, OSError, KeyError, TypeError, ValueError):
+        except (EngineUnavailable, OSError, KeyError, TypeError, ValueError):
             return None  # a container that is just ending has no statistics; the event stream tells that better
         return cpu, moved
 
@@ -120,13 +147,15 @@ class Engine:
         try:
             table = self._api.top(container, ps_args="-eo pid")
             return frozenset(int(row[0]) for row in table["Processes"])
-        except (docker_errors.APIError, KeyError, ValueError):
+        except (OSError, KeyError, ValueError):
             return frozenset()
 
     # -- actions -----------------------------------------------------------------------------------------------
 
     def create(self, spec: Spec, image: Image) -> str:
         """Create the container and give its id. Raises EngineError."""
+        from docker.types import Ulimit  # noqa: PLC0415
+
         host = self._api.create_host_config(
             binds=[str(v) for v in spec.volumes] or None,
             devices=[f"{d}:{d}:rwm" for d in spec.devices] or None,
@@ -135,7 +164,7 @@ class Engine:
             shm_size=spec.shm_size,
             cap_add=list(spec.capabilities) or None,
             security_opt=list(spec.security_opts) or None,
-            ulimits=[docker_types.Ulimit(name=u.name, soft=u.soft, hard=u.hard) for u in spec.ulimits] or None,
+            ulimits=[Ulimit(name=u.name, soft=u.soft, hard=u.hard) for u in spec.ulimits] or None,
             network_mode=spec.network_mode,
             port_bindings={inner: _address(host) for inner, host in spec.ports.items()} or None,
             restart_policy=_restart_policy(spec.restart_policy),
@@ -177,7 +206,7 @@ class Engine:
 
     def remove(self, container: str) -> None:
         """Remove a stopped container; one that is gone already is fine."""
-        with _errors(f"remove container {container}"), contextlib.suppress(docker_errors.NotFound):
+        with _errors(f"remove container {container}"), _gone_is_fine():
             self._api.remove_container(container, v=True)
 
     def rename(self, container: str, name: str) -> None:
@@ -208,7 +237,7 @@ class Engine:
         except Exception:  # noqa: BLE001  requests' and urllib3's time-outs differ by version; all mean "no answer"
             return None
         finally:
-            with contextlib.suppress(docker_errors.APIError):
+            with contextlib.suppress(OSError):
                 self._api.remove_container(made["Id"], force=True, v=True)
         return output.decode(errors="replace") if ended.get("StatusCode") == 0 else None
 
@@ -273,10 +302,20 @@ def _address(host: str) -> tuple[str, int]:
 
 
 @contextlib.contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    from docker.errors import NotFound  # noqa: PLC0415
+
+    with contextlib.suppress(NotFound):
+        yield
+
+
+@contextlib.contextmanager
 def _errors(action: str) -> Iterator[None]:
+    from docker.errors import APIError  # noqa: PLC0415
+
     try:
         yield
-    except docker_errors.APIError as exc:
+    except APIError as exc:
         raise EngineError(f"{action}: {_explain(exc)}") from exc
     except OSError as exc:  # requests' ConnectionError and ReadTimeout are OSErrors: the engine went away
         raise EngineError(f"{action}: the Docker engine did not answer: {exc}") from exc

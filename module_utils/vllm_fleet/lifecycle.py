@@ -294,6 +294,9 @@ class Lifecycle:
     def _failed(self, current: Mapping[str, Any] | None, outcome: Outcome) -> dict[str, Any]:
         """Say why, keep the log, and put the better container back."""
         p = self.passage
+        if current and self.node.rank(str(current["Id"])) is Rank.UNKNOWN:
+            previous = self.engine.container(self.name + PREVIOUS_SUFFIX)
+            self._note(str(current["Id"]), Rank.FAILED, tuple(str(c["Id"]) for c in (current, previous) if c))
         if p.failure:
             # The restore itself failed: both are told, the first is what the user must mend.
             p.msg = (

@@ -17,8 +17,9 @@ PREVIOUS_SUFFIX = ".previous"
 
 
 class Rank(IntEnum):
-    """How well a container has proved itself."""
+    """How well a container has proved itself. FAILED: its start failed and it never was ready."""
 
+    FAILED = -1
     UNKNOWN = 0
     READY = 1
     CONFIRMED = 2
@@ -82,6 +83,9 @@ def _started(found: Sequence[Difference], current: Existing | None, previous: Ex
 
 def _put_aside(current: Existing, previous: Existing | None) -> tuple[str, ...]:
     """Make room for the new container, keeping the better of the two that are there."""
+    if current.rank is Rank.FAILED:
+        # Nothing to fall back to: it would only be started to fail once more, after as long a wait as the first time.
+        return ("remove",)
     if previous is None:
         return ("keep",)
     if previous.rank > current.rank:
@@ -97,10 +101,12 @@ def _stop(current: Existing | None) -> list[str]:
 def on_failure(previous: Existing | None, current: Existing | None) -> Plan:
     """Plan what follows a failed start: the previous container back when it is the better one, else a quiet stop.
 
-    Of two that never proved themselves the previous is the better one: it ran before this change. A container that
-    was itself confirmed and now fails is left to its restart policy: it is still the best there is.
+    Of two that never proved themselves the previous is the better one: it ran before this change. One that is known to
+    fail is no better than anything. A container that was itself confirmed and now fails is left to its restart policy:
+    it is still the best there is.
     """
-    if previous is not None and (current is None or current.rank is Rank.UNKNOWN or previous.rank > current.rank):
+    useful = previous is not None and previous.rank is not Rank.FAILED
+    if useful and previous and (current is None or current.rank <= Rank.UNKNOWN or previous.rank > current.rank):
         stop = ("stop", "remove") if current else ()
         return Plan((*stop, "unkeep", "start"), watch=True)
     if current is not None and current.rank is not Rank.CONFIRMED:

@@ -46,7 +46,8 @@ class NodeState:
         state = self._read(self.folder / "state.json")
         old = state.get("ranks")
         ranks = {k: v for k, v in (old if isinstance(old, dict) else {}).items() if k in existing}
-        ranks[container] = max(int(rank), int(self.rank(container)))
+        # One that failed is below one of which nothing is known, so only what was noted counts.
+        ranks[container] = max(int(rank), int(self.rank(container))) if container in ranks else int(rank)
         self._write(self.folder / "state.json", {**state, "ranks": ranks})
 
     # -- secrets' fingerprints ---------------------------------------------------------------------------------

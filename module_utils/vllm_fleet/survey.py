@@ -239,7 +239,7 @@ def _rank(current: Mapping[str, Any] | None, node: NodeState, options: Mapping[s
     if noted > Rank.UNKNOWN or not current["State"].get("Running"):
         return noted
     where = endpoint_of(current)
-    return Rank.READY if where and probe.ask(where, timeout=2.0).ready else Rank.UNKNOWN
+    return Rank.READY if where and probe.ask(where, timeout=2.0).ready else noted
 
 
 def suggest_model(model: str, cache: str | None) -> str:

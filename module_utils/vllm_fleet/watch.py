@@ -66,7 +66,7 @@ class Limits:
 class Token:
     """What one slice leaves to the next.
 
-    Times are seconds after the container's start: ``shown`` of the last news, ``heard`` of the last log line, ``active``
+    Times are seconds after the container's start: ``shown`` of the last news, ``heard`` of the last line, ``active``
     of the last sign of life, ``pulse`` of the last look at CPU, I/O and cache.
     """
 

@@ -279,7 +279,7 @@ def test_a_confirmed_server_that_fails_today_is_not_exchanged_for_an_older_one(s
 
 def test_nothing_to_confirm(server):
     result = server.run(state="confirmed")
-    assert result["failed"] and "start it first" in result["msg"]
+    assert result["failed"] and "tart it first" in result["msg"]
 
 
 # --- end and beginning ---
