@@ -147,6 +147,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible.module_utils.vllm_fleet.docker_api import DockerRefused, DockerUnavailable
 from ansible.module_utils.vllm_fleet.dockerd import Dockerd, DockerdFailure, Settings
 
 
@@ -187,7 +188,7 @@ def main() -> None:
                 "running, or with docker_engine_allow_restart: true after draining the node"
             )
         module.exit_json(changed=done, diff=_diff(found["differences"]), **found)
-    except DockerdFailure as exc:
+    except (DockerdFailure, DockerUnavailable, DockerRefused) as exc:
         module.fail_json(msg=str(exc))
 
 

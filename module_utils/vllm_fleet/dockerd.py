@@ -161,7 +161,9 @@ class Dockerd:
                 self._pending_file.unlink()
 
     def _flags(self) -> list[str]:
-        flags = ["--pidfile", self._p.pid_file, "--host", f"unix://{self._p['socket']}"]
+        flags = ["--pidfile", self._p.pid_file]
+        if "hosts" not in self._configs()[1]:  # dockerd refuses what is both a flag and in the file
+            flags += ["--host", f"unix://{self._p.socket}"]
         if self._config.exists():
             flags += ["--config-file", str(self._config)]
         return [*flags, *self._p.daemon_args]
@@ -183,7 +185,7 @@ class Dockerd:
                     f"{self._config} was left as it is: dockerd refuses the new one, {(err or out).strip()}"
                 )
         if self._config.exists():
-            shutil.copystat(self._config, name)
+            Path(name).chmod(self._config.stat().st_mode & 0o777)
             shutil.copy2(self._config, f"{self._config}.{time.strftime('%Y-%m-%d@%H:%M:%S')}~")
         Path(name).replace(self._config)
 
@@ -194,9 +196,7 @@ class Dockerd:
         else:
             pid = self._pid()
             if pid is None:
-                raise DockerdFailure(
-                    f"dockerd cannot be told to reload: {self._p['pid_file']} names no running dockerd"
-                )
+                raise DockerdFailure(f"dockerd cannot be told to reload: {self._p.pid_file} names no running dockerd")
             os.kill(pid, signal.SIGHUP)
         # SIGHUP has no answer; of the keys that are reloaded, live-restore is the one that the engine shows.
         deadline = time.monotonic() + 10
@@ -248,15 +248,17 @@ class Dockerd:
             if process and process.poll() is not None:
                 raise DockerdFailure(
                     f"dockerd ended with exit code {process.returncode} right after its start; its log "
-                    f"({self._p['log_path']}) ends with\n{self._evidence('none')}"
+                    f"({self._p.log_path}) ends with\n{self._evidence('none')}"
                 )
             if time.monotonic() > deadline:
                 raise DockerdFailure(
-                    f"dockerd does not answer at {self._p['socket']} after {self._p['start_timeout']:.0f} s; its log "
+                    f"dockerd does not answer at {self._p.socket} after {self._p.start_timeout:.0f} s; its log "
                     f"ends with\n{self._evidence(manager)}"
                 )
-            if not (process and _ended(process.pid, 0.1)):
-                time.sleep(0 if process else 0.1)
+            if process:
+                _ended(process.pid, 0.1)
+            else:
+                time.sleep(0.1)
 
     def _evidence(self, manager: str) -> str:
         if manager == "systemd":

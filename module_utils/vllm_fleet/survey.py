@@ -92,13 +92,14 @@ def _without_spec(
             f"there is no container {name}{PREVIOUS_SUFFIX} to restore",
             "deploy a release that works (state: started); nothing was touched",
         ) from None
-    if state == "confirmed" and current is None:
-        raise Refused("unknown", f"there is no container {name} to confirm", "start it first (state: started)")
+    if state == "confirmed" and not (current and current["State"].get("Running")):
+        raise Refused("unknown", f"there is no running container {name} to confirm", "start it first (state: started)")
     found = []
     if made.actions:
         status = str(current["State"].get("Status")) if current else "absent"
         wanted = {"stopped": "exited", "absent": "absent", "restored": "running"}[state]
-        found.append(compare.Difference("state", status, wanted))
+        if status != wanted:
+            found.append(compare.Difference("state", status, wanted))
         if state == "restored" and previous and current:
             found.append(compare.Difference("container", str(current["Id"])[:12], str(previous["Id"])[:12]))
     return Survey(name, state, None, None, current, previous, rank, previous_rank, found, made)

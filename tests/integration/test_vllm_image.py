@@ -25,6 +25,7 @@ from ansible.module_utils.vllm_fleet.docker_api import DockerApi
 
 pytestmark = pytest.mark.engine
 
+LABEL = "io.vllm-fleet.test=vllm_image"
 FACTS = ["vllm_image_id", "vllm_image_ref"]
 
 
@@ -48,6 +49,7 @@ def name() -> Iterator[str]:
         if made in ref:
             with contextlib.suppress(subprocess.CalledProcessError):
                 docker("rmi", "--force", found if "<none>" in ref else ref)
+    docker("image", "prune", "--force", "--filter", f"label={LABEL}")  # what lost its tag to another
 
 
 def tiny(ref: str, content: str) -> str:
@@ -57,7 +59,7 @@ def tiny(ref: str, content: str) -> str:
         member = tarfile.TarInfo("content")
         member.size = len(content)
         tar.addfile(member, io.BytesIO(content.encode()))
-    return docker("import", "-", ref, input=archive.getvalue())
+    return docker("import", "--change", f"LABEL {LABEL}", "-", ref, input=archive.getvalue())
 
 
 def image(folder: Path, *more: str, tasks_from: str = "main", **variables: Any) -> play.Run:
@@ -123,7 +125,7 @@ def test_archive_that_is_none_or_compressed_is_told(tmp_path: Path, name: str) -
 DOCKERFILE = """\
 FROM scratch AS vllm-openai
 ARG GREETING
-LABEL greeting=$GREETING
+LABEL greeting=$GREETING io.vllm-fleet.test=vllm_image
 COPY content /content
 FROM vllm-openai AS other
 LABEL other=yes

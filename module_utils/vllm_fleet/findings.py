@@ -1,0 +1,376 @@
+"""Facts of a node against what is expected of it. Pure: dictionaries in, findings out.
+
+``node`` is what ``rocm_info`` returns (see gpu.Inventory for the shapes), ``host`` is :class:`Host`. A fact that could
+not be read gives a finding of level ``unknown``, never an exception and never ``ok``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+LEVELS = ("ok", "unknown", "warning", "refused")
+"""In rising order. ``refused`` is what a server cannot work with, ``warning`` what makes it slower or less certain."""
+
+TERA = 10**12
+#: Bytes of RAM that AMD's system acceptance documents ask of an eight-GPU node, by part of the product name.
+MIN_RAM: Mapping[str, int] = {"MI300X": 2 * TERA, "MI325X": 25 * TERA // 10, "MI355X": 3 * TERA}
+#: Firmware and kernel keep some of the installed RAM for themselves; MemTotal is what is left.
+RAM_TOLERANCE = 0.97
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check. ``expected`` and ``got`` are short, for a column; ``remedy`` is empty where nothing is to be done."""
+
+    level: str
+    what: str
+    expected: str
+    got: str
+    remedy: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """The finding as one sentence."""
+        return f"{self.what}: expected {self.expected}, found {self.got}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a node should be. Sizes in bytes; 0, an empty text or None leaves a check out."""
+
+    gpus: int = 8
+    gpu_name: str = ""
+    idle_vram: int = 5_000_000_000  # ROCm's cluster validation suite takes a GPU above 5000 MB for occupied
+    own_container: str = ""
+    foreign_level: str = "refused"
+    installs_driver: bool = True
+    sets_numa_balancing: bool = True
+    min_ram: int | None = None  # None: by the GPU's name
+    port: int = 0
+    clock: bool = True
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Room:
+    """One file system: what has to fit, how much of it is there already, how much is free. Bytes."""
+
+    path: str
+    purposes: Sequence[str]
+    needed: int
+    free: int | None
+
+
+@dataclass(frozen=True)
+class Host:
+    """Facts of a node that are not about GPUs.
+
+    ``port_holder`` names who listens on the server's port, "" when nobody does, None when that cannot be seen.
+    ``clock_synchronised`` is None where the kernel does not tell.
+    """
+
+    rooms: Sequence[Room] = ()
+    port_holder: str | None = ""
+    port_is_ours: bool = False
+    clock_synchronised: bool | None = None
+    sysctls: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def worst(findings: Iterable[Finding]) -> str:
+    """Return the highest level; ``ok`` of nothing."""
+    return max((finding.level for finding in findings), key=LEVELS.index, default="ok")
+
+
+def accept(findings: Iterable[Finding], accepted: Iterable[str]) -> list[Finding]:
+    """Turn refusals that the operator has accepted by name (``what``) into warnings."""
+    names = set(accepted)
+    return [replace(one, level="warning") if one.level == "refused" and one.what in names else one for one in findings]
+
+
+def judge(node: Mapping[str, Any] | None, host: Host, expected: Expected) -> list[Finding]:
+    """Judge a node: its GPUs where ``node`` is given (a node that serves from its CPU has none), then the rest."""
+    found = _host(host, expected)
+    if node is None:
+        return found
+    gpus = list(node.get("gpus") or [])
+    loaded = bool((node.get("driver") or {}).get("loaded"))
+    about_gpus = [_count(node, gpus, loaded, expected), _kind(node, gpus, expected)]
+    if gpus:
+        about_gpus += [_partition(gpus), _link(gpus), _occupied(gpus, expected), _ecc(gpus), _pages(gpus)]
+    return [*_driver(node.get("driver") or {}, expected), *about_gpus, *_kernel(node, gpus, expected), *found]
+
+
+def size(number: int) -> str:
+    """Write bytes for people: decimal units, as disks and AMD's memory figures are sold."""
+    for unit, power in (("TB", 12), ("GB", 9), ("MB", 6)):
+        if number >= 10**power:
+            return f"{number / 10**power:.1f} {unit}"
+    return f"{number} B"
+
+
+def _numbers(gpus: Iterable[Mapping[str, Any]]) -> str:
+    return ", ".join(str(gpu["index"]) for gpu in gpus)
+
+
+def _driver(driver: Mapping[str, Any], expected: Expected) -> list[Finding]:
+    wanted = "amdgpu loaded, allowed"
+    name = driver.get("release") or driver.get("version") or "of unknown release"
+    mended = "warning" if expected.installs_driver else "refused"
+    by_role = "the role rocm installs and loads it" if expected.installs_driver else ""
+    if not driver.get("loaded"):
+        remedy = by_role or "load it (modprobe amdgpu), or set rocm_install_driver: true"
+        found = Finding(mended, "driver", wanted, "not loaded", remedy)
+    elif driver.get("allowed") is None:
+        found = Finding("unknown", "driver", wanted, f"{name}, not compared", "see rocm_allowed_driver_versions")
+    elif not driver["allowed"]:
+        keep = "add it to rocm_allowed_driver_versions"
+        remedy = f"the role rocm replaces it; to keep it, {keep}" if by_role else keep
+        found = Finding(mended, "driver", wanted, f"{name}, not on the list", remedy)
+    else:
+        found = Finding("ok", "driver", wanted, str(name))
+    if driver.get("loaded") and driver.get("reboot_required"):
+        waiting = Finding(
+            "warning",
+            "driver on disk",
+            "the loaded one",
+            f"another ({driver.get('on_disk_version') or 'of unknown version'})",
+            "reboot once nothing is served, or set rocm_allow_reboot: true",
+        )
+        return [found, waiting]
+    return [found]
+
+
+def _count(node: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], loaded: bool, expected: Expected) -> Finding:
+    wanted = str(expected.gpus) if expected.gpus else "any number"
+    on_bus = [device["pci"] for device in node.get("pci_devices") or []]
+    # A GPU whose address is not known still counts as one.
+    usable = {gpu.get("pci") or f"#{gpu['index']}" for gpu in gpus}
+    if not loaded:
+        right = bool(on_bus) and expected.gpus in (0, len(on_bus))
+        remedy = "" if right else "check the hardware (lspci -d 1002:), or set preflight_gpus, or accelerator cpu"
+        return Finding("ok" if right else "refused", "GPU count", wanted, f"{len(on_bus)} on the PCI bus", remedy)
+    lost = sorted(set(on_bus) - usable)
+    got = str(len(usable))
+    if lost:
+        return Finding(
+            "refused" if not expected.gpus or len(usable) < expected.gpus else "warning",
+            "GPU count",
+            wanted,
+            f"{got} usable, without {', '.join(lost)}",
+            "see `dmesg | grep amdgpu`; a GPU that the driver gave up needs a power cycle or its provider",
+        )
+    if not usable or expected.gpus not in (0, len(usable)):
+        return Finding(
+            "refused", "GPU count", wanted, got, "check the hardware (lspci -d 1002:), or set preflight_gpus"
+        )
+    return Finding("ok", "GPU count", wanted, got)
+
+
+def _kind(node: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], expected: Expected) -> Finding:
+    wanted = expected.gpu_name or "all the same"
+    names = [one.get("name") for one in gpus] or [one.get("name") for one in node.get("pci_devices") or []]
+    known = Counter(str(name) for name in names if name)
+    got = ", ".join(known) if len(known) == 1 else ", ".join(f"{count}x {name}" for name, count in known.items())
+    if not known or known.total() < len(names):
+        return Finding("unknown", "GPU kind", wanted, got or "no name", "see rocm_info on this node")
+    if len(known) > 1:
+        return Finding("refused", "GPU kind", wanted, got, "a server needs GPUs of one kind; take the others out")
+    if expected.gpu_name.lower() not in got.lower():
+        return Finding("refused", "GPU kind", wanted, got, "correct preflight_gpu_name, or take the node out")
+    return Finding("ok", "GPU kind", wanted, got)
+
+
+def _partition(gpus: Sequence[Mapping[str, Any]]) -> Finding:
+    what, wanted = "partition mode", "the same on all GPUs"
+    modes = Counter(gpu.get("partition") for gpu in gpus)
+    if None in modes:
+        unknown = _numbers(gpu for gpu in gpus if gpu.get("partition") is None)
+        return Finding("unknown", what, wanted, f"unknown of GPU {unknown}", "compare with amd-smi static --partition")
+    if len(modes) > 1:
+        got = ", ".join(f"{count}x {mode}" for mode, count in modes.items())
+        remedy = "with idle GPUs: amd-smi set --gpu all --compute-partition SPX (and --memory-partition NPS1)"
+        return Finding("refused", what, wanted, got, remedy)
+    return Finding("ok", what, wanted, str(next(iter(modes))))
+
+
+def _link(gpus: Sequence[Mapping[str, Any]]) -> Finding:
+    what, wanted = "PCIe links", "full width and speed"
+    slow, unknown = [], []
+    for gpu in gpus:
+        link = gpu.get("link") or {}
+        # Further partitions of a device have no link of their own.
+        if link.get("degraded"):
+            slow.append(f"GPU {gpu['index']} {link.get('speed')} x{link.get('width')}")
+        elif link.get("degraded") is None and not gpu.get("partition_id"):
+            unknown.append(gpu)
+    if slow:
+        return Finding("warning", what, wanted, ", ".join(slow), "weights load slower; reseat, or tell the provider")
+    if unknown:
+        return Finding("unknown", what, wanted, f"unknown of GPU {_numbers(unknown)}", "see lspci -vv, LnkSta")
+    return Finding("ok", what, wanted, "all")
+
+
+def _occupied(gpus: Sequence[Mapping[str, Any]], expected: Expected) -> Finding:
+    what, wanted = "foreign use", f"under {size(expected.idle_vram)} a GPU"
+    taken, unknown = [], []
+    for gpu in gpus:
+        holders = gpu.get("holders") or []
+        foreign = [one for one in holders if not _own(one, expected.own_container)]
+        used = gpu.get("vram_used")
+        own = sum(one.get("bytes") or 0 for one in holders if _own(one, expected.own_container))
+        held = sum(one.get("bytes") or 0 for one in foreign)
+        # What nobody holds counts too: a graphics client, or memory that a killed process has left behind.
+        rest = max(held, (used or 0) - own)
+        if rest > expected.idle_vram:
+            who = " and ".join(_holder(one) for one in foreign) or "no process that the driver lists"
+            taken.append(f"GPU {gpu['index']} {size(rest)} by {who}")
+        elif used is None or any(one.get("bytes") is None for one in foreign):
+            unknown.append(gpu)
+    if taken:
+        remedy = "end that process, or raise preflight_idle_vram if it may stay"
+        return Finding(expected.foreign_level, what, wanted, "; ".join(taken), remedy)
+    if unknown:
+        return Finding("unknown", what, wanted, f"unknown of GPU {_numbers(unknown)}", "see rocm_info on this node")
+    return Finding("ok", what, wanted, "none")
+
+
+def _own(holder: Mapping[str, Any], own: str) -> bool:
+    return bool(own) and (
+        holder.get("container_name") == own or (len(own) >= 12 and str(holder.get("container") or "").startswith(own))
+    )
+
+
+def _holder(holder: Mapping[str, Any]) -> str:
+    container = holder.get("container_name") or (holder.get("container") or "")[:12]
+    inside = f" in container {container}" if container else ""
+    return f"pid {holder['pid']} ({(holder.get('command') or 'unknown command')[:60]}){inside}"
+
+
+def _ecc(gpus: Sequence[Mapping[str, Any]]) -> Finding:
+    what, wanted = "ECC errors", "0 uncorrectable"
+    counts = {gpu["index"]: (gpu.get("ecc") or {}).get("uncorrectable") for gpu in gpus if not gpu.get("partition_id")}
+    bad = {index: count for index, count in counts.items() if count}
+    if bad:
+        got = ", ".join(f"GPU {index}: {count}" for index, count in bad.items())
+        return Finding("refused", what, wanted, got, "reset the GPU or reboot; if it comes back, have it replaced")
+    if None in counts.values():
+        return Finding("unknown", what, wanted, "not known", "install amd-smi on the node to have them counted")
+    return Finding("ok", what, wanted, "0")
+
+
+def _pages(gpus: Sequence[Mapping[str, Any]]) -> Finding:
+    what, wanted = "bad pages", "none"
+    level, seen, unknown = "ok", [], False
+    for gpu in gpus:
+        if gpu.get("partition_id"):
+            continue
+        pages = gpu.get("bad_pages") or {}
+        counts = {kind: pages.get(kind) for kind in ("retired", "pending", "unreservable")}
+        unknown = unknown or all(count is None for count in counts.values())
+        if any(counts.values()):
+            seen.append(
+                f"GPU {gpu['index']}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+            )
+            # A retired page is out of use; the other two kinds may still be handed to a program.
+            serious = counts["pending"] or counts["unreservable"]
+            level = "refused" if serious or level == "refused" else "warning"
+    if seen:
+        remedy = "reboot to retire pending pages" if level == "refused" else "watch it; more of them mean a failing GPU"
+        return Finding(level, what, wanted, "; ".join(seen), f"{remedy} (amd-smi bad-pages)")
+    if unknown:
+        return Finding("unknown", what, wanted, "not known", "install amd-smi on the node to have them counted")
+    return Finding("ok", what, wanted, "none")
+
+
+def _kernel(node: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], expected: Expected) -> list[Finding]:
+    kernel = node.get("kernel") or {}
+    what, wanted = "kernel command line", "as AMD asks"
+    missing = list(kernel.get("missing") or [])
+    if kernel.get("cmdline") is None:
+        found = [Finding("unknown", what, wanted, "not known", "see /proc/cmdline")]
+    elif missing:
+        remedy = "set rocm_manage_kernel_cmdline: true and reboot, or add it to the boot loader"
+        found = [Finding("warning", what, wanted, f"without {' '.join(missing)}", remedy)]
+    else:
+        found = [Finding("ok", what, wanted, "complete")]
+    if kernel.get("blacklisted_by"):
+        got = ", ".join(kernel["blacklisted_by"])
+        remedy = "without rocm_load_blacklisted_driver: true the next boot has no GPUs"
+        found.append(Finding("warning", "driver at boot", "not kept out", f"kept out by {got}", remedy))
+    if kernel.get("numa_balancing") is None:
+        found.append(Finding("unknown", "kernel.numa_balancing", "0", "not known", "the kernel may lack it"))
+    elif kernel["numa_balancing"] != 0:
+        remedy = "the role rocm sets it" if expected.sets_numa_balancing else "sysctl -w kernel.numa_balancing=0"
+        found.append(
+            Finding("warning", "kernel.numa_balancing", "0", str(kernel["numa_balancing"]), remedy),
+        )
+    else:
+        found.append(Finding("ok", "kernel.numa_balancing", "0", "0"))
+    return [*found, *_ram(node, kernel, gpus, expected)]
+
+
+def _ram(
+    node: Mapping[str, Any], kernel: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], expected: Expected
+) -> list[Finding]:
+    names = {str(one.get("name")) for one in [*gpus, *(node.get("pci_devices") or [])]}
+    by_name = [need for part, need in MIN_RAM.items() if any(part in name for name in names)]
+    need = max(by_name, default=0) if expected.min_ram is None else expected.min_ram
+    if not need:
+        return []
+    what, wanted, total = "RAM", f"{size(need)} or more", kernel.get("memory_total")
+    if total is None:
+        return [Finding("unknown", what, wanted, "not known", "see /proc/meminfo")]
+    if total < need * RAM_TOLERANCE:
+        remedy = "AMD asks for it; large models load slower or not at all (preflight_min_ram)"
+        return [Finding("warning", what, wanted, size(total), remedy)]
+    return [Finding("ok", what, wanted, size(total))]
+
+
+def _host(host: Host, expected: Expected) -> list[Finding]:
+    found = []
+    for room in host.rooms:
+        what, wanted = f"disk of {room.path}", f"{size(room.needed)} free ({', '.join(room.purposes)})"
+        if room.free is None:
+            found.append(Finding("unknown", what, wanted, "not known", f"see df {room.path}"))
+        elif room.free < room.needed:
+            remedy = "make room (df, docker system df), use a larger disk, or correct preflight_disk_*"
+            found.append(Finding("refused", what, wanted, f"{size(room.free)} free", remedy))
+        else:
+            found.append(Finding("ok", what, wanted, f"{size(room.free)} free"))
+    if expected.port:
+        found.append(_port(host, expected.port))
+    if expected.clock:
+        found.append(_clock(host.clock_synchronised))
+    for name, wanted in expected.sysctls.items():
+        value = host.sysctls.get(name)
+        if value is None:
+            found.append(Finding("unknown", name, wanted, "not known", "this kernel may lack it"))
+        elif value.split() != wanted.split():
+            remedy = f"sysctl -w {name}='{wanted}', and a file in /etc/sysctl.d"
+            found.append(Finding("warning", name, wanted, value, remedy))
+        else:
+            found.append(Finding("ok", name, wanted, value))
+    return found
+
+
+def _port(host: Host, port: int) -> Finding:
+    what, wanted = f"port {port}", "free, or our own server's"
+    if host.port_holder is None:
+        return Finding("unknown", what, wanted, "not known", f"see ss -ltnp sport = :{port}")
+    if host.port_holder and not host.port_is_ours:
+        remedy = "stop that program or choose another port (vllm_server_port)"
+        return Finding("refused", what, wanted, f"taken by {host.port_holder}", remedy)
+    return Finding("ok", what, wanted, host.port_holder or "free")
+
+
+def _clock(synchronised: bool | None) -> Finding:
+    what, wanted = "clock", "synchronised"
+    if synchronised is None:
+        return Finding("unknown", what, wanted, "not known", "see timedatectl")
+    if not synchronised:
+        remedy = "install or repair chrony or systemd-timesyncd; TLS and logs of several nodes need it"
+        return Finding("warning", what, wanted, "not synchronised", remedy)
+    return Finding("ok", what, wanted, "synchronised")
