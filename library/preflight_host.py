@@ -204,11 +204,14 @@ def main() -> None:
         supports_check_mode=True,
     )
     options = module.params
+    engine = DockerApi(options["docker_socket"], timeout=20)
+    own = own_container(engine, options["name"])
     expected = findings.Expected(
         gpus=options["gpus"],
         gpu_name=options["gpu_name"],
         idle_vram=options["idle_vram"],
         own_container=options["name"],
+        own_container_id=str(own.get("Id") or ""),
         foreign_level=options["foreign_level"],
         installs_driver=options["installs_driver"],
         sets_numa_balancing=options["sets_numa_balancing"],
@@ -217,8 +220,7 @@ def main() -> None:
         clock=options["clock"],
         sysctls={name: str(value) for name, value in options["sysctls"].items()},
     )
-    engine = DockerApi(options["docker_socket"], timeout=20)
-    holder, ours = port_holder(options, engine)
+    holder, ours = port_holder(options, own)
     host = findings.Host(
         rooms=rooms(options, engine),
         port_holder=holder,
@@ -275,7 +277,15 @@ def cached(cache: Path, model: str) -> int:
         return 0
 
 
-def port_holder(options: dict[str, Any], engine: DockerApi) -> tuple[str | None, bool]:
+def own_container(engine: DockerApi, name: str) -> dict[str, Any]:
+    """Return what Docker says of the server's container; nothing without one, or without an engine."""
+    try:
+        return (engine.container(name) if name else None) or {}
+    except (DockerUnavailable, DockerRefused):
+        return {}
+
+
+def port_holder(options: dict[str, Any], own: dict[str, Any]) -> tuple[str | None, bool]:
     """Return who listens on the server's port ("" nobody, None not known) and whether that is our own server."""
     proc, port = Path(options["proc_root"]), options["port"]
     if not port:
@@ -286,10 +296,6 @@ def port_holder(options: dict[str, Any], engine: DockerApi) -> tuple[str | None,
     if not holders:
         return "", False
     pid, command = next(iter(holders.items()))
-    try:
-        own = engine.container(options["name"]) or {}
-    except (DockerUnavailable, DockerRefused):
-        own = {}
     running = bool((own.get("State") or {}).get("Running"))
     published = [
         str(entry.get("HostPort"))

@@ -245,7 +245,7 @@ EXAMPLES = r"""
 RETURN = r"""
 actions:
   description: >-
-    What was done (or would be, in check mode), in order. Of V(stop), V(remove_previous), V(keep) (rename to
+    What was done (or would be, in check mode), in order. Of V(stop), V(stop_previous), V(remove_previous), V(keep) (rename to
     C(<name>.previous)), V(remove), V(unkeep) (rename back), V(create), V(update), V(start).
   type: list
   elements: str

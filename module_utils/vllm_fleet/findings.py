@@ -45,6 +45,7 @@ class Expected:
     gpu_name: str = ""
     idle_vram: int = 5_000_000_000  # ROCm's cluster validation suite takes a GPU above 5000 MB for occupied
     own_container: str = ""
+    own_container_id: str = ""
     foreign_level: str = "refused"
     installs_driver: bool = True
     sets_numa_balancing: bool = True
@@ -218,9 +219,9 @@ def _occupied(gpus: Sequence[Mapping[str, Any]], expected: Expected) -> Finding:
     taken, unknown = [], []
     for gpu in gpus:
         holders = gpu.get("holders") or []
-        foreign = [one for one in holders if not _own(one, expected.own_container)]
+        foreign = [one for one in holders if not _own(one, expected)]
         used = gpu.get("vram_used")
-        own = sum(one.get("bytes") or 0 for one in holders if _own(one, expected.own_container))
+        own = sum(one.get("bytes") or 0 for one in holders if _own(one, expected))
         held = sum(one.get("bytes") or 0 for one in foreign)
         # What nobody holds counts too: a graphics client, or memory that a killed process has left behind.
         rest = max(held, (used or 0) - own)
@@ -237,10 +238,10 @@ def _occupied(gpus: Sequence[Mapping[str, Any]], expected: Expected) -> Finding:
     return Finding("ok", what, wanted, "none")
 
 
-def _own(holder: Mapping[str, Any], own: str) -> bool:
-    return bool(own) and (
-        holder.get("container_name") == own or (len(own) >= 12 and str(holder.get("container") or "").startswith(own))
-    )
+def _own(holder: Mapping[str, Any], expected: Expected) -> bool:
+    # By id as well: the name is known only where Docker keeps its files at the usual place.
+    by_name = bool(expected.own_container) and holder.get("container_name") == expected.own_container
+    return by_name or (bool(expected.own_container_id) and holder.get("container") == expected.own_container_id)
 
 
 def _holder(holder: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from ansible.module_utils.vllm_fleet import compare, gpu_gate, plan, preconditio
 from ansible.module_utils.vllm_fleet import survey as surveys
 from ansible.module_utils.vllm_fleet.engine import Engine, EngineError
 from ansible.module_utils.vllm_fleet.logtext import scrub
-from ansible.module_utils.vllm_fleet.plan import PREVIOUS_SUFFIX, Existing, Rank
+from ansible.module_utils.vllm_fleet.plan import PREVIOUS_SUFFIX, Existing, Plan, Rank
 from ansible.module_utils.vllm_fleet.preconditions import Refused
 from ansible.module_utils.vllm_fleet.spec import ENGINE_CACHE, Spec
 from ansible.module_utils.vllm_fleet.state import LockTaken, NodeState
@@ -108,10 +108,14 @@ class Lifecycle:
             return self._confirm(seen)
         if seen.state == "restored":
             p.phase = "restore"
+            target = seen.previous or seen.current
+            self.node.note_restoring(str(target["Id"]) if target else None)
+        elif p.changed:
+            self.node.note_restoring(None)
         try:
             current = self._apply(seen.plan.actions, seen)
         except (EngineError, OSError) as exc:
-            return self._not_started(str(exc))
+            return self._not_started(str(exc), seen)
         except Refused as exc:  # found only after the old server had stopped: its memory did not come back
             self._set_failure(exc)
             return self._put_back(Outcome("not_started", 0.0, detail=exc.cause))
@@ -182,6 +186,8 @@ class Lifecycle:
         for action in actions:
             if action == "stop" and current:
                 self._stop(current, seen.current)
+            elif action == "stop_previous" and previous:
+                self.engine.stop(previous, int(self.options["stop_timeout"]))
             elif action == "remove_previous" and previous:
                 self.engine.remove(previous)
                 previous = None
@@ -279,6 +285,7 @@ class Lifecycle:
         if current:
             ids = [str(c["Id"]) for c in (current, previous) if c]
             self._note(str(current["Id"]), Rank.READY, tuple(ids))
+        self.node.note_restoring(None)
         result = self._result(current, outcome)
         if self.passage.failure:
             result.update(failed=True, rolled_back=True)
@@ -287,9 +294,21 @@ class Lifecycle:
 
     # -- failure -----------------------------------------------------------------------------------------------
 
-    def _not_started(self, error: str) -> dict[str, Any]:
-        """The engine refused an action: the same road as a start that failed."""
-        return self._failed(self.engine.container(self.name), Outcome("not_started", 0.0, detail=error))
+    def _not_started(self, error: str, seen: Survey) -> dict[str, Any]:
+        """The engine refused an action. To create or start is the same road as a start that failed."""
+        p = self.passage
+        outcome = Outcome("not_started", 0.0, detail=error)
+        refused = next((a for n, a in enumerate(seen.plan.actions) if n >= len(p.actions)), "start")
+        if refused in ("create", "start"):
+            return self._failed(self.engine.container(self.name), outcome)
+        # The new container does not exist yet, so nothing of it failed; what there was goes on.
+        self._diagnose(outcome, "")
+        p.changed = bool(p.actions)
+        current = self.engine.container(self.name)
+        wanted = seen.state == "started" and seen.current and seen.current["State"].get("Running")
+        if current is None or not wanted:
+            return self._result(current, failed=True, msg=p.msg)
+        return self._bring_back(Plan(() if current["State"].get("Running") else ("start",), watch=True), current, None)
 
     def _failed(self, current: Mapping[str, Any] | None, outcome: Outcome) -> dict[str, Any]:
         """Say why, keep the log, and put the better container back."""
@@ -321,9 +340,19 @@ class Lifecycle:
         p.stages = outcome.stages
         current = self.engine.container(self.name)
         previous = self.engine.container(self.name + PREVIOUS_SUFFIX)
+        made = plan.on_failure(self._existing(previous), self._existing(current))
+        return self._bring_back(made, current, previous, outcome)
+
+    def _bring_back(
+        self,
+        made: Plan,
+        current: Mapping[str, Any] | None,
+        previous: Mapping[str, Any] | None,
+        outcome: Outcome | None = None,
+    ) -> dict[str, Any]:
+        p = self.passage
         existing = self._existing(current)
         rank = existing.rank if existing else Rank.UNKNOWN
-        made = plan.on_failure(self._existing(previous), existing)
         back = Survey(self.name, "restored", None, None, current, previous, rank, Rank.UNKNOWN, [], made)
         stopped = p.stopped
         try:

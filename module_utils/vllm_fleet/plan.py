@@ -50,20 +50,31 @@ class NothingToRestore(ValueError):
     """``state: restored`` was asked for and no previous container exists."""
 
 
-def make(state: str, found: Sequence[Difference], current: Existing | None, previous: Existing | None) -> Plan:
+def make(
+    state: str,
+    found: Sequence[Difference],
+    current: Existing | None,
+    previous: Existing | None,
+    restoring: str | None = None,
+) -> Plan:
     """Plan ``state`` (started, stopped, absent, restored, confirmed).
 
-    ``found`` are the differences of ``current`` from the desired container (without its running state).
-    Actions: stop, remove_previous, keep (rename to .previous), remove, unkeep (rename back), create, update, start.
+    ``found`` are the differences of ``current`` from the desired container (without its running state), ``restoring``
+    the id of a container that an interrupted ``restored`` was to bring back.
+    Actions: stop, stop_previous, remove_previous, keep (rename to .previous), remove, unkeep (rename back), create,
+    update, start.
     """
     if state == "started":
         return _started(found, current, previous)
     if state == "stopped":
-        return Plan(("stop",) if current and current.running else (), watch=False)
+        return Plan((*_stop(current), *_stop_previous(previous)), watch=False)
     if state == "absent":
-        actions = [*_stop(current), *(["remove"] if current else []), *(["remove_previous"] if previous else [])]
+        actions = [*_stop(current), *(["remove"] if current else [])]
+        actions += [*_stop_previous(previous), *(["remove_previous"] if previous else [])]
         return Plan(tuple(actions), watch=False)
     if state == "restored":
+        if previous is None and current is not None and current.id == restoring:
+            return Plan(_start(current), watch=True)
         if previous is None:
             raise NothingToRestore
         return Plan((*_stop(current), *(("remove",) if current else ()), "unkeep", "start"), watch=True)
@@ -73,12 +84,13 @@ def make(state: str, found: Sequence[Difference], current: Existing | None, prev
 
 
 def _started(found: Sequence[Difference], current: Existing | None, previous: Existing | None) -> Plan:
+    # Somebody started the waiting one by hand, or Docker did after a reboot (policy `always`): one server at a time.
+    quiet = _stop_previous(previous)
     if current is None:
-        return Plan(("create", "start"), watch=True)
+        return Plan((*quiet, "create", "start"), watch=True)
     if all(d.name in UPDATABLE for d in found):
-        actions = (["update"] if found else []) + ([] if current.running and not current.paused else ["start"])
-        return Plan(tuple(actions), watch=True)
-    return Plan((*_stop(current), *_put_aside(current, previous), "create", "start"), watch=True)
+        return Plan((*quiet, *(["update"] if found else []), *_start(current)), watch=True)
+    return Plan((*quiet, *_stop(current), *_put_aside(current, previous), "create", "start"), watch=True)
 
 
 def _put_aside(current: Existing, previous: Existing | None) -> tuple[str, ...]:
@@ -96,6 +108,14 @@ def _put_aside(current: Existing, previous: Existing | None) -> tuple[str, ...]:
 
 def _stop(current: Existing | None) -> list[str]:
     return ["stop"] if current and current.running else []
+
+
+def _stop_previous(previous: Existing | None) -> list[str]:
+    return ["stop_previous"] if previous and previous.running else []
+
+
+def _start(current: Existing) -> tuple[str, ...]:
+    return () if current.running and not current.paused else ("start",)
 
 
 def on_failure(previous: Existing | None, current: Existing | None) -> Plan:

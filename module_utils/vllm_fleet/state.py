@@ -48,7 +48,19 @@ class NodeState:
         ranks = {k: v for k, v in (old if isinstance(old, dict) else {}).items() if k in existing}
         # One that failed is below one of which nothing is known, so only what was noted counts.
         ranks[container] = max(int(rank), int(self.rank(container))) if container in ranks else int(rank)
-        self._write(self.folder / "state.json", {**state, "ranks": ranks})
+        if ranks != old:  # nearly every run has nothing new to note
+            self._write(self.folder / "state.json", {**state, "ranks": ranks})
+
+    def restoring(self) -> str | None:
+        """Which container an interrupted ``state: restored`` was to bring back; None when there is none."""
+        found = self._read(self.folder / "state.json").get("restoring")
+        return str(found) if found else None
+
+    def note_restoring(self, container: str | None) -> None:
+        """Note the beginning of a restore on request, or (None) its end."""
+        if self.restoring() != container:
+            state = {k: v for k, v in self._read(self.folder / "state.json").items() if k != "restoring"}
+            self._write(self.folder / "state.json", {**state, **({"restoring": container} if container else {})})
 
     # -- secrets' fingerprints ---------------------------------------------------------------------------------
 

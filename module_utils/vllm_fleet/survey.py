@@ -53,7 +53,7 @@ def survey(options: Mapping[str, Any], engine: Engine, node: NodeState, *, check
     previous_rank = node.rank(str(previous["Id"])) if previous else Rank.UNKNOWN
     if state != "started":
         rank = node.rank(str(current["Id"])) if current else Rank.UNKNOWN
-        return _without_spec(name, state, current, previous, (rank, previous_rank))
+        return _without_spec(name, state, current, previous, (rank, previous_rank), restoring=node.restoring())
     wanted, image, notes = desired(options, engine, node)
     redact = compare.fingerprint(node.fingerprint_key(create=not check_mode))
     found: list[compare.Difference] = []
@@ -72,6 +72,8 @@ def survey(options: Mapping[str, Any], engine: Engine, node: NodeState, *, check
     if not (current and current["State"].get("Running") and not current["State"].get("Paused")):
         status = str(current["State"].get("Status")) if current else None
         found.append(compare.Difference("state", status, "running"))
+    if "stop_previous" in made.actions:
+        found.append(compare.Difference("previous", "running", "exited"))
     return Survey(name, state, wanted, image, current, previous, rank, previous_rank, found, made, notes)
 
 
@@ -81,11 +83,13 @@ def _without_spec(
     current: Mapping[str, Any] | None,
     previous: Mapping[str, Any] | None,
     ranks: tuple[Rank, Rank],
+    *,
+    restoring: str | None,
 ) -> Survey:
     """States that need no desired container: what is there decides. ``ranks`` of current and previous."""
     rank, previous_rank = ranks
     try:
-        made = plan.make(state, [], _existing(current, rank), _existing(previous, previous_rank))
+        made = plan.make(state, [], _existing(current, rank), _existing(previous, previous_rank), restoring)
     except plan.NothingToRestore:
         raise Refused(
             "unknown",

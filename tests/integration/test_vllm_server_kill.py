@@ -11,6 +11,7 @@ import time
 import pytest
 from vllm_server_tools import Server, facts, outcome
 
+pytestmark = pytest.mark.engine
 PREVIOUS = ".previous"
 BAD = {"STANDIN_FAIL_AT": "load"}
 
@@ -18,6 +19,12 @@ BAD = {"STANDIN_FAIL_AT": "load"}
 def release(number, **more):
     """A release that differs from every other one."""
     return {"labels": {"release": str(number)}, **more}
+
+
+@pytest.fixture(autouse=True)
+def quick_stop(server):
+    """A container that is stopped in its first moments, before Python has a handler, ends only when it is killed."""
+    server.fixed["stop_timeout"] = 2
 
 
 class Guard:
@@ -145,7 +152,9 @@ def test_replacement_changed(server, after):
 # --- a replacement that fails ---
 
 
-@pytest.mark.parametrize(("with_previous", "after"), [(False, n) for n in range(1, 9)] + [(True, n) for n in range(1, 10)])
+@pytest.mark.parametrize(
+    ("with_previous", "after"), [(False, n) for n in range(1, 9)] + [(True, n) for n in range(1, 10)]
+)
 def test_replacement_that_fails(server, with_previous, after):
     old = prepare(server, with_previous=with_previous, confirmed=with_previous)
     bad = release(2, env=BAD)

@@ -9,6 +9,7 @@ import time
 import urllib.request
 
 import pytest
+import standin
 from vllm_server_tools import Server, facts, outcome
 
 BAD = {"env": {"STANDIN_FAIL_AT": "load"}}
@@ -148,9 +149,12 @@ def test_neither_comes_up(server, engine):
     def break_the_old_one(action):
         if action == "create":  # its port is taken when it is its turn to come back
             server.blocker = server.client.api.create_container(
-                server.image, command=["sleep", "60"], name=server.name.replace("it-", "blocker-"),
-                ports=[80], host_config=server.client.api.create_host_config(
-                    port_bindings={80: ("127.0.0.1", server.port)}))["Id"]
+                server.image,
+                command=["sleep", "60"],
+                name=server.name.replace("it-", "blocker-"),
+                ports=[80],
+                host_config=server.client.api.create_host_config(port_bindings={80: ("127.0.0.1", server.port)}),
+            )["Id"]
         if action == "unkeep":
             server.client.api.start(server.blocker)
 
@@ -199,7 +203,9 @@ def test_the_same_failed_container_may_be_started_again(server):
     """Its cause may lie outside of it (a full disk, a taken GPU): the same command again tries again."""
     missing = server.folder / "later"
     missing.mkdir()
-    options = release(1, env={"STANDIN_FAIL_LOG": "/later/log", "STANDIN_FAIL_AT": "load"}, volumes=[f"{missing}:/later"])
+    options = release(
+        1, env={"STANDIN_FAIL_LOG": "/later/log", "STANDIN_FAIL_AT": "load"}, volumes=[f"{missing}:/later"]
+    )
     (missing / "log").write_text("ValueError: not yet\n")
     assert server.run(**options)["failed"]
     again = server.run(**options)
@@ -212,6 +218,62 @@ def test_a_start_that_hangs_is_replaced_by_the_old_one(server):
     result = server.run(**release(2, env={"STANDIN_STAGE_SILENT": "shards"}, stall_timeout=1.5))
     assert result["failure"]["class"] == "stalled"
     assert result["rolled_back"] and server.id() == old
+
+
+def blocked(server, action, block):
+    """Run release 2 while ``block`` is called after an action, so that the next one is refused by Docker."""
+    from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
+
+    def after(done):
+        if done == action:
+            block()
+
+    return Lifecycle(server.options(**release(2)), server.engine, host="node7", after_action=after).run()
+
+
+def test_an_action_that_docker_refuses_does_not_cost_the_old_server(server):
+    """The name for the old one is taken in the last moment: it is started again, under its own."""
+    old = server.ready(**release(1))["container"]["id"]
+    name = server.name + PREVIOUS
+    result = blocked(server, "stop", lambda: server.client.api.create_container(server.image, name=name))
+    assert result["failed"] and result["rolled_back"] is True
+    assert result["actions"] == ["stop", "start"]
+    assert "already in use" in result["failure"]["cause"]
+    assert server.id() == old and server.running() == [server.name]
+
+
+def test_a_refused_update_leaves_the_server_alone(server, engine, monkeypatch):
+    from ansible.module_utils.vllm_fleet.engine import EngineError
+
+    def refuse(self, container, policy):
+        raise EngineError("update container: no")
+
+    old = server.ready(**release(1))["container"]["id"]
+    before = server.picture()
+    monkeypatch.setattr(type(engine), "update_restart_policy", refuse)
+    result = server.run(**release(1, restart_policy="always"))
+    assert result["failed"] and "update container: no" in result["msg"]
+    assert (result["changed"], result["actions"]) == (False, [])
+    assert server.picture() == before and server.id() == old
+
+
+def test_a_predecessor_that_somebody_started_is_stopped_first(server, docker_client):
+    """Only one server has room on the GPUs."""
+    server.fixed["stop_timeout"] = 2  # it is stopped in its first moments, see test_vllm_server_kill.py
+    server.ready(**release(1))
+    server.port, first_port = standin.free_port(), server.port
+    server.ready(**release(2))
+    docker_client.api.start(server.id(PREVIOUS))
+    assert len(server.running()) == 2
+    check = server.check(**release(2))
+    result = server.ready(**release(2))
+    assert facts(check) == facts(result)
+    assert (result["changed"], result["actions"]) == (True, ["stop_previous"])
+    assert server.running() == [server.name]
+    docker_client.api.start(server.id(PREVIOUS))
+    assert server.ready(**release(3))["actions"][0] == "stop_previous"
+    assert server.running() == [server.name]
+    assert first_port != server.port
 
 
 # --- back on request ---

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
-import yaml
-
-LOCAL = yaml.safe_load((Path(__file__).parents[2] / "inventory/local/group_vars/vllm.yml").read_text())
-CACHE = Path(os.environ.get("VLLM_FLEET_CACHE") or Path.home() / ".cache/vllm-fleet")
+from local_inventory import CACHE, LOCAL
 
 
 @pytest.fixture(scope="session")

@@ -29,13 +29,19 @@ def box(ident="c", *, running=True, rank=Rank.CONFIRMED):
         ("started", CHANGED, box(), None, ("stop", "keep", "create", "start"), True),
         ("started", CHANGED + POLICY, box(), None, ("stop", "keep", "create", "start"), True),
         ("started", CHANGED, box(running=False), None, ("keep", "create", "start"), True),
-        ("started", CHANGED, box(), box("p"), ("stop", "remove_previous", "keep", "create", "start"), True),
+        ("started", CHANGED, box(), box("p", running=False), ("stop", "remove_previous", "keep", "create", "start"), True),
         # An interrupted change: the waiting one was verified, the current one never was, so the waiting one stays.
-        ("started", CHANGED, box(rank=Rank.READY), box("p"), ("stop", "remove", "create", "start"), True),
-        ("started", CHANGED, box(rank=Rank.UNKNOWN), box("p", rank=Rank.READY), ("stop", "remove", "create", "start"), True),
+        ("started", CHANGED, box(rank=Rank.READY), box("p", running=False), ("stop", "remove", "create", "start"), True),
+        ("started", CHANGED, box(rank=Rank.UNKNOWN), box("p", running=False, rank=Rank.READY), ("stop", "remove", "create", "start"), True),
         # What is known to fail is not kept for a fall-back.
         ("started", CHANGED, box(running=False, rank=Rank.FAILED), None, ("remove", "create", "start"), True),
-        ("started", CHANGED, box(rank=Rank.FAILED), box("p", rank=Rank.READY), ("stop", "remove", "create", "start"), True),
+        ("started", CHANGED, box(rank=Rank.FAILED), box("p", running=False, rank=Rank.READY), ("stop", "remove", "create", "start"), True),
+        # Somebody started the waiting one: one server at a time.
+        ("started", [], box(), box("p"), ("stop_previous",), True),
+        ("started", CHANGED, box(), box("p"), ("stop_previous", "stop", "remove_previous", "keep", "create", "start"), True),
+        ("started", [], None, box("p"), ("stop_previous", "create", "start"), True),
+        ("stopped", [], box(), box("p"), ("stop", "stop_previous"), False),
+        ("absent", [], None, box("p"), ("stop_previous", "remove_previous"), False),
         ("stopped", [], box(), None, ("stop",), False),
         ("stopped", [], box(running=False), None, (), False),
         ("stopped", [], None, None, (), False),
@@ -48,6 +54,13 @@ def box(ident="c", *, running=True, rank=Rank.CONFIRMED):
 )  # fmt: skip
 def test_plan(state, found, current, previous, actions, watch):
     assert plan.make(state, found, current, previous) == plan.Plan(actions, watch)
+
+
+def test_an_interrupted_restore_is_carried_on():
+    assert plan.make("restored", [], box("old", running=False), None, "old").actions == ("start",)
+    assert plan.make("restored", [], box("old"), None, "old") == plan.Plan((), watch=True)
+    with pytest.raises(plan.NothingToRestore):
+        plan.make("restored", [], box("new"), None, "old")
 
 
 def test_nothing_to_restore_is_said():

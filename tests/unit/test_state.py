@@ -31,6 +31,25 @@ def test_ranks_rise_and_the_gone_are_forgotten(tmp_path):
     assert (state.rank("a"), state.rank("b")) == (Rank.UNKNOWN, Rank.READY)
 
 
+def test_one_that_failed_is_below_one_of_which_nothing_is_known(tmp_path):
+    state = NodeState(str(tmp_path), "vllm")
+    state.note_rank("a", Rank.FAILED, ("a",))
+    assert state.rank("a") is Rank.FAILED < Rank.UNKNOWN
+    state.note_rank("a", Rank.READY, ("a",))
+    state.note_rank("a", Rank.FAILED, ("a",))
+    assert state.rank("a") is Rank.READY
+
+
+def test_a_restore_is_remembered_until_its_end(tmp_path):
+    state = NodeState(str(tmp_path), "vllm")
+    assert state.restoring() is None
+    state.note_rank("a", Rank.READY, ("a",))
+    state.note_restoring("a")
+    assert (state.restoring(), state.rank("a")) == ("a", Rank.READY)
+    state.note_restoring(None)
+    assert (state.restoring(), state.rank("a")) == (None, Rank.READY)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"ranks": 3}', '{"ranks": {"a": 99}}'])
 def test_a_damaged_memory_knows_nothing_and_is_mended(tmp_path, content):
     state = NodeState(str(tmp_path), "vllm")

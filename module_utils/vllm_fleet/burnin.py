@@ -1,0 +1,112 @@
+"""What burn-in programs print, against AMD's figures. Pure: text in, findings out.
+
+Figures: AMD's system acceptance documents for Instinct nodes. No output was recorded on hardware by this project; what
+a program prints in another form than expected is ``unknown``, never ``ok``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ansible.module_utils.vllm_fleet.findings import Finding
+
+#: In-place bus bandwidth in GB/s that `all_reduce_perf -b 8 -e 8G -f 2 -g 8` has to reach, by part of the product name.
+MIN_BUSBW: Mapping[str, float] = {"MI300X": 304.0, "MI350X": 350.0, "MI355X": 350.0}
+
+#: AMD's figure is that of the largest message; small ones measure latency.
+LARGEST_MESSAGE = 8 << 30
+
+#: What RVS's modules print for every GPU: the GPU stress test and the input EDPp test.
+RVS_VERDICTS: Mapping[str, str] = {"gst": "met", "iet": "pass"}
+
+TOOLS = ("gst", "iet", "all_reduce_perf")
+
+_ROW_FIELDS = 13
+
+
+def judge(tool: str, output: str, rc: int, gpu_name: str, gpus: int, min_busbw: float = 0.0) -> Finding:
+    """Judge what a program printed on a node with ``gpus`` GPUs; ``min_busbw`` (GB/s) replaces AMD's figure unless 0.
+
+    Raises ValueError for a ``tool`` that is none of TOOLS.
+    """
+    if tool == "all_reduce_perf":
+        found = all_reduce(output, gpu_name, min_busbw)
+    elif tool in RVS_VERDICTS:
+        found = rvs(tool, output, gpus)
+    else:
+        raise ValueError(f"tool is {tool!r}; one of {', '.join(TOOLS)} is expected")
+    if rc != 0 and found.level != "refused":
+        remedy = "see its log; without a good end its figures do not count"
+        return Finding("refused", tool, "exit code 0", f"exit code {rc} ({found.got})", remedy)
+    return found
+
+
+def not_installed(tool: str) -> Finding:
+    """The finding for a program that the node does not have."""
+    package = "rccl-tests" if tool == "all_reduce_perf" else "rocm-validation-suite"
+    return Finding("unknown", tool, "a result", "skipped: not installed", f"install {package}, or give its path")
+
+
+def rvs(tool: str, output: str, gpus: int) -> Finding:
+    """Judge RVS: every GPU has its verdict and none is FALSE."""
+    word = RVS_VERDICTS[tool]
+    wanted = f"{word}: TRUE of {gpus} GPUs"
+    verdicts = re.findall(rf"\b{word}:\s*(TRUE|FALSE)\b", output, re.IGNORECASE)
+    bad = [line.strip() for line in output.splitlines() if re.search(rf"\b{word}:\s*FALSE\b", line, re.IGNORECASE)]
+    if bad:
+        got = f"{len(bad)} of {len(verdicts)} FALSE: {bad[0][-120:]}"
+        return Finding(
+            "refused", tool, wanted, got, "check power and cooling of that GPU; if it stays, have it replaced"
+        )
+    if not verdicts:
+        return Finding("unknown", tool, wanted, "no verdict in its output", "see its log")
+    if len(verdicts) < gpus:
+        got = f"TRUE of {len(verdicts)} only"
+        return Finding("refused", tool, wanted, got, "see its log for the GPUs that gave no verdict")
+    return Finding("ok", tool, wanted, f"{len(verdicts)} TRUE")
+
+
+def in_place_busbw(output: str) -> dict[int, tuple[float, int]]:
+    """Return {message size in bytes: (in-place bus bandwidth in GB/s, wrong values)} of all_reduce_perf's table.
+
+    A row is size, count, type, redop, root, then time, algbw, busbw, #wrong out of place and the same in place.
+    A run without verification has N/A for #wrong, which counts as none.
+    """
+    found = {}
+    for line in output.splitlines():
+        fields = line.split()
+        if len(fields) != _ROW_FIELDS or not fields[0].isdigit():
+            continue
+        try:
+            bandwidth = float(fields[11])
+        except ValueError:
+            continue
+        wrong = sum(int(field) for field in (fields[8], fields[12]) if field.isdigit())
+        found[int(fields[0])] = (bandwidth, wrong)
+    return found
+
+
+def all_reduce(output: str, gpu_name: str, min_busbw: float = 0.0) -> Finding:
+    """Judge all_reduce_perf by the in-place bus bandwidth of its largest message, and by wrong values of any."""
+    tool = "all_reduce_perf"
+    least = min_busbw or next((figure for name, figure in MIN_BUSBW.items() if name in gpu_name), 0.0)
+    wanted = f"busbw {least:.0f} GB/s or more" if least else "a known figure"
+    rows = in_place_busbw(output)
+    wrong = sum(count for _, count in rows.values())
+    if wrong:
+        return Finding(
+            "refused", tool, "no wrong values", f"{wrong} wrong", "do not compute on this node; tell its provider"
+        )
+    if not rows or max(rows) < LARGEST_MESSAGE:
+        got = f"largest message {max(rows)} B" if rows else "no table in its output"
+        return Finding("unknown", tool, wanted, got, "the figure is that of 8 GiB messages: see its log")
+    bandwidth = rows[max(rows)][0]
+    got = f"busbw {bandwidth:.1f} GB/s"
+    if not least:
+        return Finding(
+            "unknown", tool, wanted, got, f"AMD names none for {gpu_name or 'this GPU'}; set burnin_min_busbw"
+        )
+    if bandwidth < least:
+        return Finding("refused", tool, wanted, got, "check the links between the GPUs (amd-smi topology, xgmi)")
+    return Finding("ok", tool, wanted, got)
