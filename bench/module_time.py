@@ -80,8 +80,16 @@ def _play(tasks: list[dict[str, Any]], **environ: str) -> str:
         file.write(yaml.safe_dump(play))
         file.flush()
         done = subprocess.run(
-            ["ansible-playbook", "-i", "localhost,", "-c", "local", "-e", f"ansible_python_interpreter={NODE_PYTHON}"]
-            + [file.name],
+            [
+                "ansible-playbook",
+                "-i",
+                "localhost,",
+                "-c",
+                "local",
+                "-e",
+                f"ansible_python_interpreter={NODE_PYTHON}",
+                file.name,
+            ],
             cwd=ROOT,
             env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), **environ},
             capture_output=True,

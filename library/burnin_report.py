@@ -94,7 +94,12 @@ def main() -> None:
         except OSError as error:
             module.fail_json(msg=f"the log of {options['tool']} cannot be read: {error}. Run the burn-in again.")
         finding = burnin.judge(
-            options["tool"], output, options["rc"], options["gpu_name"], options["gpus"], options["min_busbw"]
+            options["tool"],
+            output,
+            options["rc"],
+            options["gpu_name"],
+            options["gpus"],
+            min_busbw=options["min_busbw"],
         )
     module.exit_json(changed=False, finding=asdict(finding), sentence=finding.sentence)
 

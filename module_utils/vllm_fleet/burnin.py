@@ -25,7 +25,7 @@ TOOLS = ("gst", "iet", "all_reduce_perf")
 _ROW_FIELDS = 13
 
 
-def judge(tool: str, output: str, rc: int, gpu_name: str, gpus: int, min_busbw: float = 0.0) -> Finding:
+def judge(tool: str, output: str, rc: int, gpu_name: str, gpus: int, *, min_busbw: float = 0.0) -> Finding:
     """Judge what a program printed on a node with ``gpus`` GPUs; ``min_busbw`` (GB/s) replaces AMD's figure unless 0.
 
     Raises ValueError for a ``tool`` that is none of TOOLS.

@@ -14,7 +14,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ansible.module_utils.vllm_fleet.docker_api import DockerApi, DockerRefused, DockerUnavailable
-from ansible.module_utils.vllm_fleet.spec import LABEL_IMAGE_ID, LABEL_MANAGED, Image, Spec
+from ansible.module_utils.vllm_fleet.spec import (
+    LABEL_ASKED_UTILIZATION,
+    LABEL_IMAGE_ID,
+    LABEL_MANAGED,
+    Image,
+    Spec,
+)
 
 #: Seconds that one call to the engine may take; a stop adds the container's own stop timeout.
 CALL_TIMEOUT = 60
@@ -177,7 +183,7 @@ class Engine:
                 command=list(spec.command),
                 environment=dict(spec.env),
                 ports=[tuple(inner.split("/")) for inner in spec.ports] or None,
-                labels={**spec.labels, LABEL_IMAGE_ID: image.id, LABEL_MANAGED: "true"},
+                labels=_labels(spec, image),
                 stop_timeout=spec.stop_timeout,
                 host_config=host,
             )
@@ -289,6 +295,12 @@ def image_from_inspect(ref: str, found: Mapping[str, Any]) -> Image:
         env=dict(str(item).partition("=")[::2] for item in config.get("Env") or []),
         labels=dict(config.get("Labels") or {}),
     )
+
+
+def _labels(spec: Spec, image: Image) -> dict[str, str]:
+    """Give the user's labels and the project's own notes on a container."""
+    asked = {LABEL_ASKED_UTILIZATION: spec.asked_utilization} if spec.asked_utilization else {}
+    return {**spec.labels, **asked, LABEL_IMAGE_ID: image.id, LABEL_MANAGED: "true"}
 
 
 def _restart_policy(text: str) -> dict[str, Any]:

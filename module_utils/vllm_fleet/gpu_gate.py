@@ -10,7 +10,7 @@ from typing import Any
 
 from ansible.module_utils.vllm_fleet import command, gpu, memory, snapshot
 from ansible.module_utils.vllm_fleet.preconditions import Refused
-from ansible.module_utils.vllm_fleet.spec import Spec, with_utilization
+from ansible.module_utils.vllm_fleet.spec import LABEL_ASKED_UTILIZATION, Spec, utilization_of, with_utilization
 
 #: Seconds to wait for a stopped server's VRAM; the driver frees it after the process is gone, usually within seconds.
 RELEASE_TIMEOUT = 120.0
@@ -34,6 +34,20 @@ def utilization(options: Mapping[str, Any]) -> float | None:
     return memory.DEFAULT_UTILIZATION if value is None else float(str(value))
 
 
+def lowered_before(options: Mapping[str, Any], made: Spec, container: Mapping[str, Any] | None) -> Spec:
+    """Give the desired container with the share that policy ``fit`` lowered it to, where ``container`` is the result.
+
+    It stays with that share until something else is asked for: a server is not restarted because memory came free.
+    """
+    if options.get("accelerator") != "rocm" or options.get("gpu_memory_policy") != "fit" or container is None:
+        return made
+    config = container.get("Config") or {}
+    if (config.get("Labels") or {}).get(LABEL_ASKED_UTILIZATION) != utilization_of(made.command):
+        return made
+    has = utilization_of(config.get("Cmd") or [])
+    return made if has in ("default", utilization_of(made.command)) else with_utilization(made, float(has))
+
+
 def gpus(options: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[gpu.Gpu]:
     """Read the GPUs that the server may see, in its order (HIP_VISIBLE_DEVICES counts)."""
     found = gpu.read(Path(str(options["sysfs_root"])), container_names=names or {}).gpus
@@ -44,9 +58,9 @@ def gpus(options: Mapping[str, Any], names: Mapping[str, str] | None = None) -> 
     return [found[int(word)] for word in wanted if word.isdigit() and int(word) < len(found)]
 
 
-def gpus_as_dicts(options: Mapping[str, Any]) -> list[dict[str, Any]]:
+def gpus_as_dicts(options: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """Give the GPUs as rocm_info does; empty where the server uses none."""
-    return [asdict(g) for g in gpus(options)] if options.get("accelerator") == "rocm" else []
+    return [asdict(g) for g in gpus(options, names)] if options.get("accelerator") == "rocm" else []
 
 
 def local_ranks(options: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -92,8 +106,8 @@ def before_stop(options: Mapping[str, Any], made: Spec, own_pids: frozenset[int]
     verdict = Verdict(made)
     if unknown:
         verdict.notes.append(f"VRAM of GPU {', '.join(map(str, unknown))} cannot be read; it was not checked")
-    wanted = utilization(options)
-    if not known or wanted is None:
+    wanted = _share(made)
+    if not known:
         return verdict
     lowest = _weights(options, min(g.total for g in known), wanted)
     own = {g.index: sum(h.bytes or 0 for h in g.holders if h.pid in own_pids) for g in used}
@@ -118,8 +132,7 @@ def after_stop(
     """Wait until the stopped server's VRAM is back. Raises Refused (``gpu_memory_taken``) when it does not come."""
     if str(options["gpu_memory_policy"]) == "off":
         return
-    flag = command.parse(made.command).flags.get("gpu-memory-utilization")
-    wanted = float(str(flag)) if flag else memory.DEFAULT_UTILIZATION
+    wanted = _share(made)
     _, _, needed = local_ranks(options)
     deadline = clock() + RELEASE_TIMEOUT
     while True:
@@ -149,6 +162,11 @@ def check_parallelism(options: Mapping[str, Any]) -> None:
             f"{options['model']} has {heads} attention heads, which tensor-parallel-size {tensor} does not divide",
             f"set tensor-parallel-size in vllm_server_args to one of {divisors}",
         )
+
+
+def _share(made: Spec) -> float:
+    text = utilization_of(made.command)
+    return memory.DEFAULT_UTILIZATION if text == "default" else float(text)
 
 
 def _taken(message: str) -> Refused:

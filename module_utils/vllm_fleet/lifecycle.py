@@ -6,8 +6,9 @@ needed for safety - a run that never gets its next slice is taken up by any late
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from ansible.module_utils.vllm_fleet.watch import Limits, Outcome, Token, Watch,
 
 #: Seconds to wait for another module run on the same container: the slice of a run whose connection was lost.
 LOCK_WAIT = 45.0
+#: Seconds that a server which hangs or serves the wrong thing has to end, before the old one takes its place.
+FAILED_GRACE = 5
 #: Lines of a failed start's log that go into the result; the whole log is in a file on the node.
 LOG_TAIL = 20
 
@@ -76,6 +79,7 @@ class Lifecycle:
         self.after_action = after_action or (lambda action: None)
         self.passage = Passage(**token) if token else Passage(begun=boottime())
         self.resumed = bool(token)
+        self._grace: int | None = None
 
     # -- the run -----------------------------------------------------------------------------------------------
 
@@ -95,12 +99,11 @@ class Lifecycle:
         seen = surveys.survey(self.options, self.engine, self.node, check_mode=self.check_mode)
         p = self.passage
         p.notes += seen.notes
-        p.differences = [d.as_dict() for d in seen.differences]
-        p.diff = compare.as_diff(seen.differences, self.name)
-        p.changed = bool(seen.differences)
+        self._tell(seen)
         starts = "start" in seen.plan.actions
         if seen.state == "started" and starts and seen.spec:
             seen = self._checked(seen)
+            self._tell(seen)
         if self.check_mode:
             p.actions = list(seen.plan.actions)
             return self._result(seen.current)
@@ -122,6 +125,12 @@ class Lifecycle:
         if not seen.plan.watch or current is None:
             return self._result(current)
         return self._watch(current)
+
+    def _tell(self, seen: Survey) -> None:
+        p = self.passage
+        p.differences = [d.as_dict() for d in seen.differences]
+        p.diff = compare.as_diff(seen.differences, self.name)
+        p.changed = bool(seen.differences)
 
     def _resume(self) -> dict[str, Any]:
         """Take up the watch of an earlier slice, or of the restore that it had come to."""
@@ -163,11 +172,11 @@ class Lifecycle:
         bind, port = str(options["bind"]), int(options["port"])
         preconditions.port_is_free(bind, port, running, own=self.name, own_pids=own_pids)
         if options["accelerator"] == "rocm":
-            pids = own_pids()
-            names = {str(c["Id"]): str((c.get("Names") or [c["Id"]])[0]).lstrip("/") for c in running}
-            verdict = gpu_gate.before_stop(options, made, pids, names)
-            seen.spec = verdict.spec
+            verdict = gpu_gate.before_stop(options, made, own_pids(), _names(running))
             self.passage.notes += verdict.notes
+            if verdict.spec is not made and seen.judge:
+                seen.spec = verdict.spec
+                seen.differences, seen.plan = seen.judge(verdict.spec)
         return seen
 
     def _check_volumes(self, made: Spec) -> None:
@@ -217,8 +226,9 @@ class Lifecycle:
 
     def _stop(self, container: str, info: Mapping[str, Any] | None) -> None:
         own = ((info or {}).get("Config") or {}).get("StopTimeout")
+        timeout = int(own or self.options["stop_timeout"])
         self.passage.stopped = boottime()
-        self.engine.stop(container, int(own or self.options["stop_timeout"]))
+        self.engine.stop(container, timeout if self._grace is None else min(timeout, self._grace))
 
     def _keep_log(self, container: str) -> None:
         """Save the log of a container that is about to be removed and that was started at least once."""
@@ -322,6 +332,11 @@ class Lifecycle:
                 f"{p.msg} The previous server was put back but did not become ready ({outcome.verdict}: "
                 f"{outcome.detail or outcome.describe}); see `docker logs {self.name}` on {self.host}."
             )
+            if current and self.node.rank(str(current["Id"])) is Rank.FAILED:
+                with contextlib.suppress(EngineError):  # it never worked, so it need not go on in a loop
+                    self.engine.stop(str(current["Id"]), 0)
+                    p.actions.append("stop")
+                current = self.engine.container(self.name)
             return self._result(current, outcome, failed=True, msg=p.msg)
         log = b""
         if current:
@@ -338,6 +353,9 @@ class Lifecycle:
         """Bring back what served before; without it, leave the failed container stopped for whoever looks into it."""
         p = self.passage
         p.stages = outcome.stages
+        # It has no requests to finish. And one that Docker has just restarted would sit out its whole stop timeout: a
+        # container's first process hears no SIGTERM before it has a handler, which vLLM gets after its imports.
+        self._grace = 0 if outcome.verdict in ("exited", "restarting", "not_started") else FAILED_GRACE
         current = self.engine.container(self.name)
         previous = self.engine.container(self.name + PREVIOUS_SUFFIX)
         made = plan.on_failure(self._existing(previous), self._existing(current))
@@ -381,6 +399,7 @@ class Lifecycle:
         from ansible.module_utils.vllm_fleet import diagnosis  # noqa: PLC0415
 
         p, options = self.passage, self.options
+        names = _names(self.engine.running()) if options.get("accelerator") == "rocm" else {}
         facts = diagnosis.ExitFacts(
             exit_code=outcome.exit_code,
             oom_killed=outcome.oom_killed,
@@ -397,7 +416,7 @@ class Lifecycle:
             port=int(options.get("port") or 0),
             args=dict(options.get("args") or {}),
             utilization=gpu_gate.utilization(options),
-            gpus=diagnosis.gpus_from_info(gpu_gate.gpus_as_dicts(options)) or None,
+            gpus=diagnosis.gpus_from_info(gpu_gate.gpus_as_dicts(options, names)) or None,
             log_file=p.log_file or "",
             secrets=self.secrets,
         )
@@ -467,6 +486,11 @@ class Lifecycle:
             }
             result["log_lines"] = [scrub(line, self.secrets) for line in outcome.new_lines]
         return result
+
+
+def _names(running: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Names of containers by their ids, from Docker's list."""
+    return {str(c["Id"]): str((c.get("Names") or [c["Id"]])[0]).lstrip("/") for c in running}
 
 
 def _describe(container: Mapping[str, Any] | None) -> dict[str, Any] | None:

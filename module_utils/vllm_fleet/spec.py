@@ -20,6 +20,9 @@ CONTAINER_PORT = 8000
 LABEL_PREFIX = "io.vllm-fleet."
 LABEL_IMAGE_ID = LABEL_PREFIX + "image-id"
 LABEL_MANAGED = LABEL_PREFIX + "managed"
+#: The share of GPU memory that was asked for, on a container that was given a lower one.
+LABEL_ASKED_UTILIZATION = LABEL_PREFIX + "asked-gpu-memory-utilization"
+UTILIZATION = "gpu-memory-utilization"
 
 #: Environment variables whose values are never shown.
 SECRET_ENV = ("VLLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -96,6 +99,7 @@ class Spec:
     stop_timeout: int
     labels: Mapping[str, str]
     secrets: frozenset[str] = frozenset()
+    asked_utilization: str | None = None
 
 
 @dataclass(frozen=True)
@@ -266,15 +270,20 @@ def check_utilization(value: object) -> None:
 
 
 def with_utilization(spec: Spec, utilization: float) -> Spec:
-    """Give the same container with another --gpu-memory-utilization (policy ``fit``)."""
+    """Give the same container with another --gpu-memory-utilization (policy ``fit``), which remembers its own."""
     words = list(spec.command)
-    flag = "--gpu-memory-utilization"
+    flag = f"--{UTILIZATION}"
     text = f"{utilization:g}"
     if flag in words:
         words[words.index(flag) + 1] = text
     else:
         words += [flag, text]
-    return replace(spec, command=tuple(words))
+    return replace(spec, command=tuple(words), asked_utilization=spec.asked_utilization or utilization_of(spec.command))
+
+
+def utilization_of(words: Sequence[str]) -> str:
+    """Give the --gpu-memory-utilization of a command line as it is written; ``default`` where it is left to vLLM."""
+    return str(command.parse(words).flags.get(UTILIZATION, "default"))
 
 
 def _check_exposure(spec: Spec, bind: str, *, allow: bool) -> None:

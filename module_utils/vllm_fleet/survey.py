@@ -6,12 +6,12 @@ import contextlib
 import difflib
 import grp
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import command, compare, plan, probe, snapshot, spec
+from ansible.module_utils.vllm_fleet import command, compare, gpu_gate, plan, probe, snapshot, spec
 from ansible.module_utils.vllm_fleet.engine import Engine
 from ansible.module_utils.vllm_fleet.plan import PREVIOUS_SUFFIX, Existing, Plan, Rank
 from ansible.module_utils.vllm_fleet.preconditions import Refused, reachable
@@ -39,6 +39,8 @@ class Survey:
     differences: list[compare.Difference]
     plan: Plan
     notes: list[str] = field(default_factory=list)
+    #: Gives differences and plan for another desired container than ``spec``.
+    judge: Callable[[Spec], tuple[list[compare.Difference], Plan]] | None = None
 
     @property
     def current_id(self) -> str | None:
@@ -56,25 +58,32 @@ def survey(options: Mapping[str, Any], engine: Engine, node: NodeState, *, check
         return _without_spec(name, state, current, previous, (rank, previous_rank), restoring=node.restoring())
     wanted, image, notes = desired(options, engine, node)
     redact = compare.fingerprint(node.fingerprint_key(create=not check_mode))
-    found: list[compare.Difference] = []
-    if current:
-        own = image if current["Image"] == image.id else engine.image(str(current["Image"]))
-        found = compare.differences(wanted, image, current, own, redact)
+    own = engine.image(str(current["Image"])) if current and current["Image"] != image.id else image
     rank = _rank(current, node, options)
-    existing = _existing(current, rank)
-    made = plan.make(state, found, existing, _existing(previous, previous_rank))
-    if current is None:
-        found = [
-            compare.Difference(key, None, value)
-            for key, value in sorted(compare.desired_fields(wanted, image, redact).items())
-        ]
-        found.insert(0, compare.Difference("image", None, compare.describe_image(wanted.image, image.id)))
-    if not (current and current["State"].get("Running") and not current["State"].get("Paused")):
-        status = str(current["State"].get("Status")) if current else None
-        found.append(compare.Difference("state", status, "running"))
-    if "stop_previous" in made.actions:
-        found.append(compare.Difference("previous", "running", "exited"))
-    return Survey(name, state, wanted, image, current, previous, rank, previous_rank, found, made, notes)
+
+    def judge(candidate: Spec) -> tuple[list[compare.Difference], Plan]:
+        found = compare.differences(candidate, image, current, own, redact) if current else []
+        made = plan.make(state, found, _existing(current, rank), _existing(previous, previous_rank))
+        if current is None:
+            found = [
+                compare.Difference(key, None, value)
+                for key, value in sorted(compare.desired_fields(candidate, image, redact).items())
+            ]
+            found.insert(0, compare.Difference("image", None, compare.describe_image(candidate.image, image.id)))
+        if not (current and current["State"].get("Running") and not current["State"].get("Paused")):
+            status = str(current["State"].get("Status")) if current else None
+            found.append(compare.Difference("state", status, "running"))
+        if "stop_previous" in made.actions:
+            found.append(compare.Difference("previous", "running", "exited"))
+        return found, made
+
+    lowered = gpu_gate.lowered_before(options, wanted, current)
+    found, made = judge(lowered)
+    if "create" in made.actions:
+        found, made = judge(wanted)
+    else:
+        wanted = lowered
+    return Survey(name, state, wanted, image, current, previous, rank, previous_rank, found, made, notes, judge)
 
 
 def _without_spec(

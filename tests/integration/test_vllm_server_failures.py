@@ -9,9 +9,10 @@ import stat
 
 import pytest
 import standin
-from ansible.module_utils.vllm_fleet.diagnosis import CLASSES
 from fake_hf_cache import FakeCache
 from vllm_server_tools import ROOT, START, Server, facts
+
+from ansible.module_utils.vllm_fleet.diagnosis import CLASSES
 
 LOGS = ROOT / "tests" / "fixtures" / "failures"
 RECORDED = ROOT / "tests" / "fixtures" / "vllm-0.32.0-cpu"

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 from fake_hf_cache import FakeCache
@@ -179,7 +180,7 @@ def test_slices_resume_where_the_last_one_ended(server):
     assert len(shards) == len(set(shards)) == 7
     news = [item["stage"] for result in results for item in result["progress"]["news"]]
     assert news[0] == "starting" and news[-1] == "ready"
-    assert all(ORDER.index(a) <= ORDER.index(b) for a, b in zip(news, news[1:], strict=False)), news
+    assert all(ORDER.index(a) <= ORDER.index(b) for a, b in pairwise(news)), news
 
 
 def test_a_restart_between_two_slices_is_seen(server):

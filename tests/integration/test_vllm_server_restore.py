@@ -7,6 +7,7 @@ import re
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 import standin
@@ -118,7 +119,7 @@ def test_the_old_server_comes_back(server, sliced):
     assert server.served()["data"]
     assert result["downtime"] > 0
     assert [stage["stage"] for stage in result["stages"]][-1] != "ready", "the stages are those of the failed start"
-    assert open(result["log_file"]).read()
+    assert Path(result["log_file"]).read_text()
     # And it is as if nothing had been tried.
     assert facts(server.ready(**release(1))) == (False, [], [])
 
@@ -213,6 +214,30 @@ def test_the_same_failed_container_may_be_started_again(server):
     assert again["failed"]
 
 
+def test_a_crash_loop_does_not_delay_the_old_server(server):
+    """Docker starts the failed one again before it is stopped; that one hears no SIGTERM in its first moments."""
+    server.ready(**release(1, stop_timeout=60))
+    result = server.run(**release(2, stop_timeout=60, **BAD))
+    assert result["rolled_back"] is True
+    assert result["elapsed"] < 30
+
+
+def test_an_old_server_that_never_worked_either_is_not_left_in_a_loop(server):
+    """What is put back was still loading when it was replaced, and fails now."""
+    options = release(1, env={"STANDIN_FAIL_LOG": "/later/log", "STANDIN_FAIL_AT": "load"})
+    volume = server.folder / "later"
+    volume.mkdir()
+    (volume / "log").write_text("ValueError: the first one's own fault\n")
+    first = {**options, "volumes": [f"{volume}:/later"]}
+    first["env"] = first["env"] | {"STANDIN_STAGE_SILENT": "config", "STANDIN_SILENT_SECONDS": 4}
+    assert server.run(slice_seconds=0.5, **first)["pending"]
+    result = server.run(**release(2, **BAD))
+    assert result["failed"] and result["rolled_back"] is False
+    assert "failure ordered at stage load" in result["msg"] and "did not become ready" in result["msg"]
+    assert labels(server) == "1"
+    assert server.running() == []
+
+
 def test_a_start_that_hangs_is_replaced_by_the_old_one(server):
     old = server.ready(**release(1))["container"]["id"]
     result = server.run(**release(2, env={"STANDIN_STAGE_SILENT": "shards"}, stall_timeout=1.5))
@@ -295,7 +320,7 @@ def test_restored_on_request(server):
     assert server.id() == old
     assert server.running() == [server.name]
     assert server.served()["data"]
-    assert "Application startup complete" in open(result["log_file"]).read(), "the removed server's log is kept"
+    assert "Application startup complete" in Path(result["log_file"]).read_text(), "the removed server's log is kept"
     nothing = server.run(state="restored")
     assert nothing["failed"] and "nothing was touched" in nothing["msg"]
     assert server.running() == [server.name]

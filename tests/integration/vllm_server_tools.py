@@ -60,7 +60,7 @@ class Server:
             **self.fixed,
             **changes,
         }
-        given["env"] = START | {k: v for k, v in given.get("env", {}).items()}
+        given["env"] = START | dict(given.get("env", {}))
         unknown = given.keys() - module.ARGUMENTS.keys()
         assert not unknown, f"no such option: {unknown}"
         return {name: given.get(name, argument.get("default")) for name, argument in module.ARGUMENTS.items()}

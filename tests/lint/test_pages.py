@@ -96,7 +96,22 @@ def test_module_files_are_thin():
 
 
 @pytest.mark.parametrize(
-    "file", ["spec", "command", "compare", "plan", "progress", "diagnosis", "memory", "snapshot", "gpu"]
+    "file",
+    [
+        "spec",
+        "command",
+        "compare",
+        "plan",
+        "progress",
+        "diagnosis",
+        "memory",
+        "snapshot",
+        "gpu",
+        "image",
+        "daemon_json",
+        "findings",
+        "burnin",
+    ],
 )
 def test_pure_files_know_no_docker_no_ansible_and_no_clock(file):
     tree = ast.parse((ROOT / "module_utils/vllm_fleet" / f"{file}.py").read_text())

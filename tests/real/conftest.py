@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from local_inventory import CACHE, LOCAL
+from local_inventory import CACHE, LOCAL, PRESET
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +27,8 @@ def real(docker_client, tmp_path):
         "model": LOCAL["vllm_server_model"],
         "revision": LOCAL["vllm_server_revision"],
         "hf_cache": str(CACHE / "seed"),
-        "args": LOCAL["vllm_server_args"],
-        "env": {k: str(v) for k, v in LOCAL["vllm_server_env"].items()},
+        "args": PRESET["args"],
+        "env": {k: str(v) for k, v in PRESET["env"].items()},
         "ready_timeout": 600.0,
         "stall_timeout": 300.0,
         "stop_timeout": 30,

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
-FILE = Path(__file__).parents[2] / "inventory/local/group_vars/vllm.yml"
-LOCAL: dict[str, Any] = yaml.safe_load(FILE.read_text())
+ROOT = Path(__file__).parents[2]
+LOCAL: dict[str, Any] = yaml.safe_load((ROOT / "inventory/local/group_vars/vllm.yml").read_text())
+PRESET: dict[str, Any] = yaml.safe_load((ROOT / "models/smollm2-135m-instruct.yml").read_text())["accelerators"]["cpu"]
 CACHE = Path(os.environ.get("VLLM_FLEET_CACHE") or Path.home() / ".cache/vllm-fleet")

@@ -1,0 +1,78 @@
+"""burnin.py against outputs composed after the programs' documentation; none is recorded on hardware."""
+
+import pytest
+
+from ansible.module_utils.vllm_fleet import burnin
+
+MI300X = "AMD Instinct MI300X"
+
+
+def table(*rows):
+    """all_reduce_perf's output: (size, in-place busbw, wrong values in place)."""
+    head = (
+        "# nThread 1 nGpus 8 minBytes 8 maxBytes 8589934592 step: 2(factor) warmup iters: 5 iters: 20\n#\n"
+        "#                                              out-of-place                       in-place\n"
+        "#       size   count   type   redop   root   time   algbw   busbw #wrong   time   algbw   busbw #wrong\n"
+        "#        (B)  (elements)                     (us)  (GB/s)  (GB/s)          (us)  (GB/s)  (GB/s)\n"
+    )
+    lines = [
+        f"{size:12} {size // 4:12} float sum -1 44000 195.2 341.6 0 43900 195.7 {busbw} {wrong}"
+        for size, busbw, wrong in rows
+    ]
+    return head + "\n".join(lines) + "\n# Out of bounds values : 0 OK\n# Avg bus bandwidth    : 88.1\n"  # fmt: skip
+
+
+def gst(*verdicts, word="met"):
+    return "".join(
+        f"[RESULT] [ 4711.{n:06}] Action name :gpustress-9000-sgemm-true module :gst GPU {10007 + n} {word}: {verdict}\n"
+        for n, verdict in enumerate(verdicts)
+    )
+
+
+GB8 = 8 << 30
+
+
+@pytest.mark.parametrize(
+    ("tool", "output", "rc", "name", "level", "got"),
+    [
+        ("all_reduce_perf", table((8, 0.01, 0), (GB8, 304.0, 0)), 0, MI300X, "ok", "busbw 304.0 GB/s"),
+        ("all_reduce_perf", table((8, 0.01, 0), (GB8, 303.9, 0)), 0, MI300X, "refused", "busbw 303.9 GB/s"),
+        ("all_reduce_perf", table((GB8, 310.0, "N/A")), 0, MI300X + " VF", "ok", "busbw 310.0 GB/s"),
+        ("all_reduce_perf", table((GB8, 349.0, 0)), 0, "AMD Instinct MI355X", "refused", "busbw 349.0 GB/s"),
+        ("all_reduce_perf", table((GB8, 350.0, 0)), 0, "AMD Instinct MI350X", "ok", "busbw 350.0 GB/s"),
+        ("all_reduce_perf", table((GB8, 350.0, 0)), 0, "AMD Instinct MI325X", "unknown", "busbw 350.0 GB/s"),
+        ("all_reduce_perf", table((8, 0.01, 3), (GB8, 310.0, 0)), 0, MI300X, "refused", "3 wrong"),
+        ("all_reduce_perf", table((1 << 20, 310.0, 0)), 0, MI300X, "unknown", "largest message 1048576 B"),
+        ("all_reduce_perf", "", 0, MI300X, "unknown", "no table in its output"),
+        ("all_reduce_perf", table((GB8, 310.0, 0)), 3, MI300X, "refused", "exit code 3 (busbw 310.0 GB/s)"),
+        ("all_reduce_perf", "Test NCCL failure common.cpp:1279 'unhandled cuda error'\n", 1, MI300X, "refused", "exit code 1 (no table in its output)"),
+        ("gst", gst(*["TRUE"] * 8), 0, MI300X, "ok", "8 TRUE"),
+        ("gst", gst(*["TRUE"] * 7, "FALSE"), 0, MI300X, "refused", "1 of 8 FALSE"),
+        ("gst", gst(*["TRUE"] * 7), 0, MI300X, "refused", "TRUE of 7 only"),
+        ("gst", "[ERROR] no devices match criteria\n", 0, MI300X, "unknown", "no verdict in its output"),
+        ("gst", gst(*["TRUE"] * 8, word="pass"), 0, MI300X, "unknown", "no verdict in its output"),
+        ("iet", gst(*["TRUE"] * 8, word="pass"), 0, MI300X, "ok", "8 TRUE"),
+        ("iet", gst("FALSE", word="pass"), 255, MI300X, "refused", "GPU 10007 pass: FALSE"),
+        ("iet", gst(*["TRUE"] * 8, word="pass"), -1, MI300X, "refused", "exit code -1 (8 TRUE)"),
+    ],
+)  # fmt: skip
+def test_verdict(tool, output, rc, name, level, got):
+    found = burnin.judge(tool, output, rc, name, 8)
+    assert (found.level, got in found.got) == (level, True), found
+    assert bool(found.remedy) == (level != "ok")
+
+
+def test_own_figure_replaces_that_of_amd():
+    assert burnin.judge("all_reduce_perf", table((GB8, 300.0, 0)), 0, MI300X, 8, min_busbw=290.0).level == "ok"
+    assert burnin.judge("all_reduce_perf", table((GB8, 300.0, 0)), 0, "other", 8, min_busbw=310.0).level == "refused"
+
+
+def test_a_program_that_is_not_there_is_skipped_with_a_word():
+    for tool in burnin.TOOLS:
+        found = burnin.not_installed(tool)
+        assert (found.level, found.got) == ("unknown", "skipped: not installed")
+
+
+def test_unknown_tool():
+    with pytest.raises(ValueError, match="one of gst, iet, all_reduce_perf is expected"):
+        burnin.judge("agfhc", "", 0, MI300X, 8)
