@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ def docker_client() -> Iterator[Any]:
     client = docker.from_env()
     client.ping()
     yield client
+    for image in client.images.list(name="vllm-standin"):
+        with contextlib.suppress(docker.errors.APIError):  # another run on this machine uses it
+            client.images.remove(image.id, force=True)
     client.close()
 
 
