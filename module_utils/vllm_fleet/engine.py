@@ -226,16 +226,20 @@ class Engine:
             self._api.update_container(container, restart_policy=_restart_policy(policy))
 
     def run_once(self, image: Image, words: list[str], *, timeout: float, devices: tuple[str, ...] = ()) -> str | None:
-        """Run a command in a throw-away container without network and give its output; None when it failed."""
-        made = self._api.create_container(
-            image.id,
-            entrypoint=words[:1],
-            command=words[1:],
-            labels={LABEL_MANAGED: "probe"},
-            host_config=self._api.create_host_config(
-                network_mode="none", devices=[f"{d}:{d}:rwm" for d in devices] or None
-            ),
-        )
+        """Run a command in a throw-away container without network and give its output; None when it failed.
+
+        Raises EngineError when no container can be made from the image at all: a server's would not be either.
+        """
+        with _errors(f"make a container of {image.ref}"):
+            made = self._api.create_container(
+                image.id,
+                entrypoint=words[:1],
+                command=words[1:],
+                labels={LABEL_MANAGED: "probe"},
+                host_config=self._api.create_host_config(
+                    network_mode="none", devices=[f"{d}:{d}:rwm" for d in devices] or None
+                ),
+            )
         try:
             self._api.start(made["Id"])
             ended = self._api.wait(made["Id"], timeout=timeout)

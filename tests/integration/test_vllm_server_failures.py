@@ -10,9 +10,11 @@ import stat
 import pytest
 import standin
 from fake_hf_cache import FakeCache
-from vllm_server_tools import ROOT, START, Server, facts
+from vllm_server_tools import ROOT, Server, facts
 
 from ansible.module_utils.vllm_fleet.diagnosis import CLASSES
+
+pytestmark = pytest.mark.engine
 
 LOGS = ROOT / "tests" / "fixtures" / "failures"
 RECORDED = ROOT / "tests" / "fixtures" / "vllm-0.32.0-cpu"
@@ -80,10 +82,6 @@ def test_a_start_that_fails_says_why(server, failure_class):
     assert "Starting to load model acme/tiny" in kept
     last = (folder / name).read_text(errors="replace").splitlines()[-1].strip()
     assert last[:60] in kept
-
-
-def test_twenty_classes_are_provoked_above_and_others_below():
-    assert len(STARTED) >= 12 and set(STARTED) <= set(CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -324,10 +322,5 @@ def test_an_engine_that_is_not_there(server):
     run = server.ansible(docker_host="unix:///var/tmp/no-such.sock")
     text = re.sub(r"\s+", " ", run.stdout)
     assert run.returncode == 2
-    assert "no Docker engine answers at unix:///var/tmp/no-such.sock" in text
+    assert re.search(r"no Docker engine answers at (unix://)?/var/tmp/no-such.sock", text)
     assert "Traceback" not in text
-
-
-def test_start_is_short_for_tests():
-    """The tests above rely on quick starts."""
-    assert START["STANDIN_START_SECONDS"] == "0.1"

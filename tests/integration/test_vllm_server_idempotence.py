@@ -13,6 +13,8 @@ import yaml
 from fake_hf_cache import FakeCache
 from vllm_server_tools import Server, facts, names
 
+pytestmark = pytest.mark.engine
+
 REPLACED = ("stop", "keep", "create", "start")
 REPLACED_AGAIN = ("stop", "remove_previous", "keep", "create", "start")
 REVISION = "c" * 40

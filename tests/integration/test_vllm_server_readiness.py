@@ -12,6 +12,8 @@ import pytest
 from fake_hf_cache import FakeCache
 from vllm_server_tools import facts, outcome, watched
 
+pytestmark = pytest.mark.engine
+
 ORDER = (
     *("starting", "configuring", "downloading weights", "loading weights", "compiling", "allocating kv cache"),
     *("capturing graphs", "starting api", "ready"),

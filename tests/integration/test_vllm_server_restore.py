@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import standin
-from vllm_server_tools import Server, facts, outcome
+from vllm_server_tools import facts, outcome
+
+pytestmark = pytest.mark.engine
 
 BAD = {"env": {"STANDIN_FAIL_AT": "load"}}
 PREVIOUS = ".previous"
@@ -452,7 +454,3 @@ def test_a_killed_controller_leaves_no_second_run(server):
     result = server.ready(**options)
     assert (result["changed"], result["actions"]) == (False, [])
     assert server.id(PREVIOUS) == old
-
-
-def test_server_tools_are_typed():
-    assert Server.__doc__

@@ -1,0 +1,37 @@
+"""Measurements, side by side in one run: what nothing to change costs, and how quickly a verdict comes.
+
+Prints a table and writes bench/results/bench.json. Figures of one machine compare only with figures of the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import module_time
+import watch_latency
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def main() -> None:
+    """Measure, show, keep."""
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    results = {"module_time": module_time.run(runs), "watch_latency": watch_latency.run(runs)}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "bench.json").write_text(json.dumps(results, indent=2) + "\n")
+    cost = results["module_time"]
+    print(f"Nothing to change, the module's own time on the node, {runs} runs (s)")
+    for name, median in cost["median"].items():
+        worst = cost["worst"].get(name)
+        print(f"  {name:<24} median {median:6.3f}" + (f"   worst {worst:6.3f}" if worst else ""))
+    print(f"  vllm_server takes {cost['ratio']:.2f} of what docker_container and uri take together")
+    print(f"Verdicts, {runs} runs (s)")
+    for name, row in results["watch_latency"].items():
+        print(f"  {name:<48} median {row['median']:6.3f}   worst {row['worst']:6.3f}")
+    print(f"as JSON: {RESULTS / 'bench.json'}")
+
+
+if __name__ == "__main__":
+    main()
