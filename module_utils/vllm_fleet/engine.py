@@ -11,6 +11,7 @@ import queue
 import re
 import threading
 from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
 from typing import Any
 
 from ansible.module_utils.vllm_fleet.docker_api import DockerApi, DockerRefused, DockerUnavailable
@@ -117,16 +118,22 @@ class Engine:
         """Tell whether a network of that name is there."""
         return any(n["Name"] == name for n in self._api.networks(names=[name]))
 
-    def log(self, container: str, since: int | None = None, tail: int | str = "all") -> bytes:
-        """Both streams of a container's log, in order, without timestamps."""
-        kwargs = {"since": since} if since else {}
+    def log(self, container: str, since: int | None = None, until: float | None = None) -> bytes:
+        """Both streams of a container's log, in order, from ``since`` to ``until`` (seconds since 1970).
+
+        Docker writes a death's event after the last of its output, so a death's time as ``until`` leaves out what a
+        restart by Docker's own policy has printed since.
+        """
+        kwargs: dict[str, Any] = {"since": since} if since else {}
+        if until:
+            kwargs["timestamps"] = True  # the SDK of Debian 12 takes whole seconds only; a restart comes sooner
         from docker.errors import APIError  # noqa: PLC0415
 
         try:
-            data: bytes = self._api.logs(container, stdout=True, stderr=True, tail=tail, **kwargs)
+            data: bytes = self._api.logs(container, stdout=True, stderr=True, **kwargs)
         except APIError as exc:
             return f"(the log could not be read: {_explain(exc)})\n".encode()
-        return data
+        return _before(data, until) if until else data
 
     def usage(self, container: str) -> tuple[int, int] | None:
         """CPU nanoseconds and bytes read from and written to disks since the container's start; None if unknown.
@@ -305,6 +312,14 @@ def _labels(spec: Spec, image: Image) -> dict[str, str]:
     """Give the user's labels and the project's own notes on a container."""
     asked = {LABEL_ASKED_UTILIZATION: spec.asked_utilization} if spec.asked_utilization else {}
     return {**spec.labels, **asked, LABEL_IMAGE_ID: image.id, LABEL_MANAGED: "true"}
+
+
+def _before(data: bytes, until: float) -> bytes:
+    """Cut a log with Docker's timestamps at a moment, and take the timestamps out."""
+    # To a millisecond: the event's time and the log's come from the same clock, in this order.
+    last = datetime.fromtimestamp(until + 0.001, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f").encode()
+    pairs = (line.partition(b" ") for line in data.splitlines(keepends=True))
+    return b"".join(text for stamp, _, text in pairs if stamp[: len(last)] <= last)
 
 
 def _restart_policy(text: str) -> dict[str, Any]:

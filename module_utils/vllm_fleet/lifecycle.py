@@ -343,7 +343,7 @@ class Lifecycle:
             # From the start that was watched, which a restart by Docker's policy may have left behind.
             begun = outcome.token.started_at if outcome.token else str(current["State"]["StartedAt"])
             since = int(epoch(begun)) or None
-            log = self._scrubbed(self.engine.log(str(current["Id"]), since=since))
+            log = self._scrubbed(self.engine.log(str(current["Id"]), since=since, until=outcome.died_at))
             if log:
                 p.log_file = str(self.node.save_log(log, str(current["Id"])))
         self._diagnose(outcome, log.decode(errors="replace"))

@@ -102,6 +102,7 @@ class Outcome:
     detail: str = ""
     exit_code: int | None = None
     oom_killed: bool = False
+    died_at: float | None = None
     stages: list[dict[str, Any]] = field(default_factory=list)
     news: list[News] = field(default_factory=list)
     stage: str = "starting"
@@ -153,6 +154,7 @@ class Watch:
         self._answer = probe.Answer()
         self._started = 0.0
         self._oom = False
+        self._died_at: float | None = None
 
     def run(self) -> Outcome:
         """Watch until a verdict, or until the slice is over."""
@@ -337,6 +339,8 @@ class Watch:
         if action == "oom":
             # The inspected flag is that of the latest start, which may be a newer one.
             self._oom = True
+        if action == "die":
+            self._died_at = at or None
         return int(event.get("Actor", {}).get("Attributes", {}).get("exitCode", -1)) if action == "die" else None
 
     def _drain(self, last: str) -> int | None:
@@ -367,6 +371,7 @@ class Watch:
             code = state.get("ExitCode")
         outcome = self._outcome(verdict, max(0.0, finished - begun), detail=str(state.get("Error") or ""))
         outcome.exit_code = code
+        outcome.died_at = self._died_at
         outcome.oom_killed = self._oom or bool(state.get("OOMKilled"))
         return outcome
 
