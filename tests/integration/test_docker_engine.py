@@ -27,8 +27,9 @@ pytestmark = [
 class Machine:
     """Where the role's engine lives."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, bridge: str) -> None:
         self.folder = folder
+        self.bridge = bridge
         self.config = folder / "daemon.json"
         self.pid_file = folder / "docker.pid"
         self.socket = folder / "docker.sock"
@@ -43,8 +44,9 @@ class Machine:
             "docker_engine_pid_file": str(self.pid_file),
             "docker_engine_config_path": str(self.config),
             "docker_engine_log_path": str(self.folder / "dockerd.log"),
-            # Beside the machine's own engine: no bridge and no packet rules.
-            "docker_engine_daemon_args": [*data, "--bridge=none", "--iptables=false"],
+            # Beside the machine's own engine: no packet rules, and a bridge of its own, because a dockerd that is told
+            # to have none removes docker0, whoever made it.
+            "docker_engine_daemon_args": [*data, f"--bridge={self.bridge}", "--iptables=false"],
         }
 
     def run(self, *more: str, **variables: Any) -> play.Run:
@@ -79,9 +81,13 @@ class Machine:
 def machine() -> Iterator[Machine]:
     # A socket's path may have 108 bytes; pytest's folders are longer.
     folder = Path(tempfile.mkdtemp(prefix="de-", dir="/var/tmp"))
-    made = Machine(folder)
+    bridge = f"vfe{os.getpid()}"
+    subprocess.run(["ip", "link", "add", "name", bridge, "type", "bridge"], check=True)
+    subprocess.run(["ip", "address", "add", "198.18.77.1/24", "dev", bridge], check=True)
+    made = Machine(folder, bridge)
     yield made
     made.close()
+    subprocess.run(["ip", "link", "delete", bridge], check=False)
     subprocess.run(["umount", "--recursive", "--quiet", str(folder / "data")], check=False)
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -14,7 +14,7 @@ import play
 import pytest
 from sysfs import trees
 
-BASE_IMAGE = "vllm-fleet-base:dev"
+BASE_IMAGE = "vllm-fleet-base:bookworm"
 
 
 def docker(*arguments: str) -> str:

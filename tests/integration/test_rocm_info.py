@@ -10,7 +10,7 @@ import pytest
 from sysfs import trees
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE_IMAGE = "vllm-fleet-base:dev"
+BASE_IMAGE = "vllm-fleet-base:bookworm"
 
 
 def rocm_info(*flags, **options):
