@@ -231,6 +231,7 @@ class Dockerd:
             self._systemctl("restart", "docker.service")
             self._wait(manager, None)
             return
+        self._remove_stale_pid_file()
         log_path = Path(self._p.log_path)
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
@@ -238,6 +239,19 @@ class Dockerd:
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
             )
         self._wait(manager, process)
+
+    def _remove_stale_pid_file(self) -> None:
+        """Remove what a killed dockerd left; dockerd 20.10 refuses to start while its number names any process.
+
+        That may be a stranger that got the number since, or the old dockerd itself, dead and not yet reaped.
+        """
+        file = Path(self._p.pid_file)
+        try:
+            pid = int(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        if self._pid() is None or _ended(pid, 5):
+            file.unlink(missing_ok=True)
 
     def _wait(self, manager: str, process: subprocess.Popen[bytes] | None) -> None:
         deadline = time.monotonic() + self._p.start_timeout
