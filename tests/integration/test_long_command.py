@@ -23,6 +23,7 @@ def test_progress_is_shown_while_it_runs(tmp_path: Path) -> None:
     run = play.run(tmp_path, [task(tmp_path, script, progress="step (?P<progress>.*)")], facts=["counted"]).ok()
     shown = re.findall(r"^\[localhost\] counting: (\d)/3 \(\ds\)$", run.output, re.MULTILINE)
     assert 2 <= len(shown) <= 3 and shown == sorted(shown), run.output
+    assert run.output.index("TASK [Count]") < run.output.index("[localhost] counting:")
     assert run.facts["counted"]["rc"] == 0 and run.facts["counted"]["line"] == "3/3"
     assert run.recap("changed") == 1
 
