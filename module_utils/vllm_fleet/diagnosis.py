@@ -57,8 +57,8 @@ _FIRST_ERRORS, _LAST_ERRORS = 300, 100
 _WRAPPER = re.compile(
     r"Engine core initialization failed|WorkerProc initialization failed|EngineCore failed to start|WorkerProc failed"
     r"|WorkerProc hit an exception|EngineCore encountered (?:an issue|a fatal error)|EngineDeadError"
-    r"|AsyncLLM output_handler failed|Engine core process \S+ died unexpectedly|Frontend process failed during "
-    r"engine core"
+    r"|AsyncLLM output_handler failed|(?:Engine core process|Worker proc) \S+ died unexpectedly"
+    r"|Frontend process failed during engine core"
     r"|Process \S+ \(PID: \d+\) died with exit code|Exception occurred while running API servers"
     r"|Invocation of \S+ method failed|RayWorkerProc|Engine process failed to start|Engine loop has died|MQLLMEngine"
     r"|^SystemExit|^(?:asyncio\.exceptions\.)?CancelledError|^KeyboardInterrupt$"
@@ -69,7 +69,11 @@ _KILLED = re.compile(r"exit code:? -\d+|'\w+': -\d+")
 _STARTED = ("non-default args: ", " headless multiproc executor", " in headless mode")
 #: Uvicorn says the first on stderr; where only stdout was kept, the first answer to a request tells the same.
 _READY = ("Application startup complete", ' HTTP/1.1" 200')
+#: What stands on stdout at that moment (0.32.0 entrypoints/serve/entry.py; api_server.py before).
+_READY_STDOUT = ("Starting vLLM server on ", "Starting vLLM API server", ' HTTP/1.1" 200')
 _TOLD_TO_STOP = "API server: shutdown triggered"
+#: And uvicorn's word on stderr.
+_STOPS_STDERR = "INFO:     Shutting down"
 _TOLD_TO_STOP_HEADLESS = "[shutdown] Executor: waiting for worker exit"
 _VANISHED = "engine core exited unexpectedly"
 _SIGNALS = {2: "Ctrl-C", 6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
@@ -121,11 +125,12 @@ def _holder(entry: Mapping[str, object]) -> Holder:
     )
 
 
-def diagnose(log: str, exit: ExitFacts, context: Context) -> Failure:
+def diagnose(log: str, exit: ExitFacts, context: Context, *, one_start: bool = False) -> Failure:
     """Name a failure.
 
-    ``log`` is the container's output, both streams, whole or its end. There is always an answer: class ``unknown``,
-    with the earliest root-cause line, where no row of the table fits.
+    ``log`` is the container's output, both streams, whole or its end; ``one_start`` says that it holds no other start
+    than the one that failed. The streams may have overtaken each other: Docker reads each by itself. There is always an
+    answer: class ``unknown``, with the earliest root-cause line, where no row of the table fits.
     """
     if exit.error:
         docker = Error(0, "", "traceback", [[exit.error]], [[exit.error]], [""])
@@ -138,9 +143,15 @@ def diagnose(log: str, exit: ExitFacts, context: Context) -> Failure:
     if exit.oom_killed:
         evidence = [*_last(lines), f"OOMKilled: true, exit code {exit.exit_code}"]
         return _failure("host_memory", failures.host_memory(limit=True), evidence, exit, context)
-    run = _last_run(lines)
+    run = _run(lines) if one_start else _last_run(lines)
     found = _by_run(run, exit, context)
-    if found is None and not run.ready and not run.errors and exit.verdict in ("exited", "restarting"):
+    if (
+        found is None
+        and not one_start
+        and not run.ready
+        and not run.errors
+        and exit.verdict in ("exited", "restarting")
+    ):
         # The last start has not come far enough to say anything: those before it ended alike.
         found = next(filter(None, (_by_run(earlier, exit, context) for earlier in _earlier_runs(lines))), None)
     return found or _by_end(run, exit, context)
@@ -181,7 +192,9 @@ def _by_run(run: Run, exit: ExitFacts, context: Context) -> Failure | None:
     if run.stop is None or exit.verdict not in ("exited", "restarting"):
         return _by_table(run, exit, context)
     # What a server prints after it was told to stop comes of the stopping.
-    before = Run(run.lines, [error for error in run.errors if error.index < run.stop], run.ready, None)
+    stop = {True: run.stop, False: _first(run.lines, (_STOPS_STDERR,), run.stop)}
+    errors_before = [error for error in run.errors if error.index < stop[error.logged]]
+    before = Run(run.lines, errors_before, run.ready, None)
     found = _by_table(before, exit, context)
     return found or _failure(
         "stopped_by_signal", failures.stopped(ready=run.ready), [run.lines[run.stop]], exit, context
@@ -198,6 +211,8 @@ def _by_table(run: Run, exit: ExitFacts, context: Context) -> Failure | None:
             continue
         # A logger's line may be a complaint that the server got over; a traceback that ended a process is not.
         rank = hit.row.rank + (0.0 if error.kind == "traceback" else 0.5)
+        if _WRAPPER.search(hit.match.string):
+            rank += 0.25
         if rank < lowest:
             best, lowest = hit, rank
         if rank == 0:
@@ -414,11 +429,18 @@ def _earlier_runs(lines: Sequence[str]) -> Iterable[Run]:
 
 
 def _run(lines: Sequence[str]) -> Run:
-    complete, answered = _READY
-    ready = next((index for index, line in enumerate(lines) if complete in line or answered in line), None)
-    after = 0 if ready is None else ready + 1
-    stop = next((index for index in range(after, len(lines)) if _TOLD_TO_STOP in lines[index]), None)
-    return Run(lines, errors(lines, after), ready is not None, stop)
+    ready = _first(lines, _READY, -1)
+    stop = _first(lines, (_TOLD_TO_STOP,), -1)
+    found = errors(lines)
+    if ready >= 0:
+        # Of each stream what came after its own word of readiness: a line of one may overtake those of the other.
+        since = {False: ready, True: _first(lines, _READY_STDOUT, ready)}
+        found = [error for error in found if error.index > since[error.logged]]
+    return Run(lines, found, ready >= 0, stop if stop >= 0 else None)
+
+
+def _first(lines: Sequence[str], words: Sequence[str], default: int) -> int:
+    return next((index for index, line in enumerate(lines) if any(word in line for word in words)), default)
 
 
 def _root(run: Run) -> list[str]:

@@ -10,6 +10,7 @@ import os
 import queue
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from typing import Any
@@ -118,22 +119,52 @@ class Engine:
         """Tell whether a network of that name is there."""
         return any(n["Name"] == name for n in self._api.networks(names=[name]))
 
-    def log(self, container: str, since: int | None = None, until: float | None = None) -> bytes:
-        """Both streams of a container's log, in order, from ``since`` to ``until`` (seconds since 1970).
+    def log(self, container: str, since: float | None = None, until: float | None = None) -> bytes:
+        """Both streams of a container's log, in the order of their arrival, after ``since`` up to ``until``.
 
-        Docker writes a death's event after the last of its output, so a death's time as ``until`` leaves out what a
-        restart by Docker's own policy has printed since.
+        Both are seconds since 1970, to a millisecond: Docker itself takes whole seconds in the SDK of Debian 12, and a
+        restart by its policy comes sooner. Docker writes a death's event after the last of the output, and starts
+        again after it, so two deaths' times give exactly one start.
         """
-        kwargs: dict[str, Any] = {"since": since} if since else {}
-        if until:
-            kwargs["timestamps"] = True  # the SDK of Debian 12 takes whole seconds only; a restart comes sooner
         from docker.errors import APIError  # noqa: PLC0415
 
+        low = _stamp(since) if since and since > 0 else b""
+        high = _stamp(until + 0.001) if until else b"9"
+        kwargs: dict[str, Any] = {"since": int(since)} if low and since else {}
+        pieces = []
         try:
-            data: bytes = self._api.logs(container, stdout=True, stderr=True, **kwargs)
+            # Piece by piece: each has its own timestamp, also within a line that Docker had to cut (16 KiB).
+            for piece in self._api.logs(
+                container, stdout=True, stderr=True, stream=True, follow=False, timestamps=True, **kwargs
+            ):
+                stamp, _, text = piece.partition(b" ")
+                if low < stamp[: len(low)] or not low:
+                    if stamp[: len(high)] > high:
+                        continue
+                    pieces.append(text)
         except APIError as exc:
             return f"(the log could not be read: {_explain(exc)})\n".encode()
-        return _before(data, until) if until else data
+        except OSError as exc:  # the engine went away; what came is better than nothing
+            pieces.append(f"(the log could not be read to its end: {exc})\n".encode())
+        return b"".join(pieces)
+
+    def deaths(self, container: str, since: float) -> list[tuple[float, int]]:
+        """Times (seconds since 1970) and exit codes of a container's ends from ``since`` on, oldest first.
+
+        Docker keeps a few hundred events, and none over its own restart: what is not listed may have been all the same.
+        """
+        found = []
+        with contextlib.suppress(Exception):  # knowing them makes an answer better, not knowing them does not spoil it
+            stream = self._api.events(
+                since=f"{since:.6f}",
+                until=f"{time.time():.6f}",
+                filters={"type": "container", "container": container, "event": ["die"]},
+                decode=True,
+            )
+            for event in stream:
+                code = int(event["Actor"]["Attributes"].get("exitCode", -1))
+                found.append((int(event["timeNano"]) / 1e9, code))
+        return sorted(found)
 
     def usage(self, container: str) -> tuple[int, int] | None:
         """CPU nanoseconds and bytes read from and written to disks since the container's start; None if unknown.
@@ -314,12 +345,9 @@ def _labels(spec: Spec, image: Image) -> dict[str, str]:
     return {**spec.labels, **asked, LABEL_IMAGE_ID: image.id, LABEL_MANAGED: "true"}
 
 
-def _before(data: bytes, until: float) -> bytes:
-    """Cut a log with Docker's timestamps at a moment, and take the timestamps out."""
-    # To a millisecond: the event's time and the log's come from the same clock, in this order.
-    last = datetime.fromtimestamp(until + 0.001, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f").encode()
-    pairs = (line.partition(b" ") for line in data.splitlines(keepends=True))
-    return b"".join(text for stamp, _, text in pairs if stamp[: len(last)] <= last)
+def _stamp(moment: float) -> bytes:
+    """Write a time as Docker writes its own (UTC), to the microsecond, so that the two compare as text."""
+    return datetime.fromtimestamp(moment, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f").encode()
 
 
 def _restart_policy(text: str) -> dict[str, Any]:

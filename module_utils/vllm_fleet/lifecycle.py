@@ -338,16 +338,29 @@ class Lifecycle:
                     p.actions.append("stop")
                 current = self.engine.container(self.name)
             return self._result(current, outcome, failed=True, msg=p.msg)
-        log = b""
-        if current:
-            # From the start that was watched, which a restart by Docker's policy may have left behind.
-            begun = outcome.token.started_at if outcome.token else str(current["State"]["StartedAt"])
-            since = int(epoch(begun)) or None
-            log = self._scrubbed(self.engine.log(str(current["Id"]), since=since, until=outcome.died_at))
-            if log:
-                p.log_file = str(self.node.save_log(log, str(current["Id"])))
-        self._diagnose(outcome, log.decode(errors="replace"))
+        log, alone = self._log_of_start(current, outcome) if current else (b"", True)
+        if log and current:
+            p.log_file = str(self.node.save_log(log, str(current["Id"])))
+        self._diagnose(outcome, log.decode(errors="replace"), one_start=alone)
         return self._put_back(outcome)
+
+    def _log_of_start(self, current: Mapping[str, Any], outcome: Outcome) -> tuple[bytes, bool]:
+        """Log of the start that was watched, and whether it holds that one alone.
+
+        Docker's restart policy may have left it behind already, and others may have come before it.
+        """
+        ident = str(current["Id"])
+        begun = epoch(outcome.token.started_at if outcome.token else str(current["State"]["StartedAt"]))
+        if not begun:  # it was never started
+            return self._scrubbed(self.engine.log(ident)), True
+        deaths = self.engine.deaths(ident, begun - 60)
+        # Docker notes a start a moment after the process began to write.
+        since = max((at for at, _ in deaths if at < begun), default=begun - 2)
+        until, code = next(((at, code) for at, code in deaths if at > begun), (outcome.died_at, None))
+        if outcome.exit_code is None:
+            outcome.exit_code = code
+        log = self._scrubbed(self.engine.log(ident, since=since, until=until))
+        return log, until is not None or outcome.verdict != "restarting"
 
     def _put_back(self, outcome: Outcome) -> dict[str, Any]:
         """Bring back what served before; without it, leave the failed container stopped for whoever looks into it."""
@@ -393,7 +406,7 @@ class Lifecycle:
         state = container["State"]
         return Existing(ident, bool(state.get("Running")), self.node.rank(ident), bool(state.get("Paused")))
 
-    def _diagnose(self, outcome: Outcome, log: str) -> None:
+    def _diagnose(self, outcome: Outcome, log: str, *, one_start: bool = False) -> None:
         """Turn an outcome into the failure that the user reads."""
         # Imported here: a run with nothing to diagnose, which is nearly every run, does not pay for the table.
         from ansible.module_utils.vllm_fleet import diagnosis  # noqa: PLC0415
@@ -420,7 +433,7 @@ class Lifecycle:
             log_file=p.log_file or "",
             secrets=self.secrets,
         )
-        found = diagnosis.diagnose(log, facts, context)
+        found = diagnosis.diagnose(log, facts, context, one_start=one_start)
         p.failure = found.as_dict()
         p.msg = diagnosis.message(found, context)
 

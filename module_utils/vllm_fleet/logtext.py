@@ -196,7 +196,7 @@ class Error:
 
     ``index`` is the number of its first line, ``kind`` is ``traceback`` or ``line``; ``exceptions`` holds for each
     exception its lines as text, ``raw`` the same lines as they stand in the log, ``frames`` the innermost frame. The
-    last exception is the one that left the traceback.
+    last exception is the one that left the traceback. ``logged``: a logger wrote it, which means stdout.
     """
 
     index: int
@@ -205,6 +205,7 @@ class Error:
     exceptions: list[list[str]] = field(default_factory=list)
     raw: list[list[str]] = field(default_factory=list)
     frames: list[str] = field(default_factory=list)
+    logged: bool = False
 
 
 class _Open:
@@ -245,10 +246,11 @@ class _Open:
 def errors(lines: Sequence[str], start: int = 0) -> list[Error]:
     """Errors of a log in order of their first line, from line ``start`` on. Warnings are none.
 
-    Lines of several processes may be mixed: each process's are put together by its prefix.
+    Lines of several processes may be mixed, and so may a process's two streams, since whoever collects them reads each
+    by itself: what belongs together is put together by the prefix, and by whether a logger wrote it.
     """
     found: list[Error] = []
-    opened: dict[tuple[str, str], _Open] = {}
+    opened: dict[tuple[str, str, bool], _Open] = {}
     whole = "\n".join(lines)
     fatal = tuple(word for word in _FATAL if word in whole)
     for index in range(start, len(lines)):
@@ -258,7 +260,7 @@ def errors(lines: Sequence[str], start: int = 0) -> list[Error]:
         if not (telling or opened or (fatal and any(word in line for word in fatal))):
             continue
         process, pid, level, source, text = parse(line)
-        key = (process, pid)
+        key = (process, pid, bool(level))
         current = opened.get(key)
         if level and level not in ("ERROR", "CRITICAL"):
             if current is not None and current.state == "message":
@@ -266,7 +268,7 @@ def errors(lines: Sequence[str], start: int = 0) -> list[Error]:
             continue
         if text.lstrip(" |+").startswith(_TRACEBACK):
             if current is None or current.state != "chain":
-                current = opened[key] = _Open(Error(index, process, "traceback"), "frames", source)
+                current = opened[key] = _Open(Error(index, process, "traceback", logged=bool(level)), "frames", source)
                 found.append(current.error)
             current.state = "frames"
             continue
@@ -276,7 +278,7 @@ def errors(lines: Sequence[str], start: int = 0) -> list[Error]:
             del opened[key]
         bare = bool(level or re.match(_BARE, text))
         if bare or (fatal and any(word in text for word in fatal)):
-            error = Error(index, process, "line", [[text]], [[line]], [""])
+            error = Error(index, process, "line", [[text]], [[line]], [""], bool(level))
             found.append(error)
             if bare:
                 opened[key] = _Open(error, "message", source)

@@ -1,8 +1,6 @@
 """Failures by table: what a log and an end must be called, and what the message must say."""
 
 import re
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -335,14 +333,11 @@ BIG = 5_000_000
     ],
 )
 @pytest.mark.parametrize("verdict", ["exited", "stalled"])
-def test_five_megabytes_take_less_than_a_second(name: str, block: str, verdict: str) -> None:
+def test_a_log_of_five_megabytes_is_read(name: str, block: str, verdict: str) -> None:
+    """A pattern that takes time with the square of its text would take hours here; `make bench` has the seconds."""
     text = read(block) if block.endswith(".log") else block
     if name.endswith("errors of every kind"):
         # Each differs, so that none can be left out as already seen.
         text = "".join(re.sub("covered|lazy", str(number), text) for number in range(BIG // len(text) + 1))
     log = text * (BIG // len(text) + 1)
-    start = time.monotonic()
-    diagnose(log[-BIG:], ExitFacts(1, verdict=verdict), Context())
-    took = time.monotonic() - start
-    print(f"{name}, {verdict}: {took:.2f} s", file=sys.stderr)
-    assert took < 1
+    assert diagnose(log[-BIG:], ExitFacts(1, verdict=verdict), Context()).class_ in CONTRACT
