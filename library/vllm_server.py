@@ -245,7 +245,8 @@ EXAMPLES = r"""
 RETURN = r"""
 actions:
   description: >-
-    What was done (or would be, in check mode), in order. Of V(stop), V(stop_previous), V(remove_previous), V(keep) (rename to
+    What was done (or would be, in check mode), in order. Of V(restart_engine) (only with live-restore, for a port that a
+    killed engine lost track of), V(stop), V(stop_previous), V(remove_previous), V(keep) (rename to
     C(<name>.previous)), V(remove), V(unkeep) (rename back), V(create), V(update), V(start).
   type: list
   elements: str
@@ -366,10 +367,12 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet.engine import Engine, EngineError, EngineUnavailable
+from ansible.module_utils.vllm_fleet.engine import Engine, EngineUnavailable
 from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
+from ansible.module_utils.vllm_fleet.result import no_engine
 from ansible.module_utils.vllm_fleet.spec import is_secret
 from ansible.module_utils.vllm_fleet.state import DEFAULT_STATE_DIR
+from ansible.module_utils.vllm_fleet.watch import ENGINE_PATIENCE
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "name": {"type": "str", "default": "vllm"},
@@ -435,23 +438,21 @@ def main() -> None:
     module.no_log_values.update(hidden)
     secrets = tuple(hidden | {options[k] for k in ("api_key", "hf_token") if options[k]})
     host = options["reported_host"] or socket.gethostname()
+    token = options["watch_token"]
     try:
-        lifecycle = Lifecycle(
-            options,
-            Engine(options["docker_host"]),
-            host=host,
-            check_mode=module.check_mode,
-            token=options["watch_token"],
-            slice_seconds=options["watch_slice"],
-            secrets=secrets,
-        )
-        result = lifecycle.run()
+        # In the middle of a watch an engine that restarts (live-restore, an update of Docker) is waited for.
+        engine = Engine(options["docker_host"], patience=ENGINE_PATIENCE if token else 0.0)
     except EngineUnavailable as exc:
-        module.fail_json(
-            msg=f"{host}: {exc}; start it (role docker_engine), or run as a user who may use it", actions=[]
-        )
-    except EngineError as exc:
-        module.fail_json(msg=f"{host}, container {options['name']}: {exc}", actions=[])
+        module.fail_json(**no_engine(options["name"], host, exc))
+    result = Lifecycle(
+        options,
+        engine,
+        host=host,
+        check_mode=module.check_mode,
+        token=token,
+        slice_seconds=options["watch_slice"],
+        secrets=secrets,
+    ).run()
     if module._verbosity < 1:  # the lines are for -v; without it they would only make the answer longer
         result.pop("log_lines", None)
     if result.get("failed"):

@@ -160,6 +160,10 @@ class Dockerd:
             with contextlib.suppress(FileNotFoundError):
                 self._pending_file.unlink()
 
+    def restart(self) -> None:
+        """Restart the engine that runs, as it is. Raises DockerdFailure."""
+        self._restart(self._service_manager())
+
     def _flags(self) -> list[str]:
         flags = ["--pidfile", self._p.pid_file]
         if "hosts" not in self._configs()[1]:  # dockerd refuses what is both a flag and in the file

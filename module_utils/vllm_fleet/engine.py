@@ -11,7 +11,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -39,15 +39,33 @@ class EngineError(Exception):
 class Engine:
     """One Docker engine. Every method is one question or one action; nothing is decided here."""
 
-    def __init__(self, url: str | None = None) -> None:
-        """Connect to ``url`` (default: DOCKER_HOST or the local socket). Raises EngineUnavailable.
+    def __init__(self, url: str | None = None, patience: float = 0.0) -> None:
+        """Connect to ``url`` (default: DOCKER_HOST or the local socket), trying for ``patience`` seconds.
+
+        Raises EngineUnavailable.
 
         The SDK takes longer to import than everything that a run with nothing to change does, so such a run asks its
-        two questions over the socket itself; the SDK comes in with the first action.
+        few questions over the socket itself; the SDK comes in with the first action.
         """
         self._url = url or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
         self._sdk_client: Any = None
         self._socket = DockerApi(self._url.removeprefix("unix://")) if self._url.startswith("unix://") else None
+        self.wait(patience)
+
+    def wait(self, patience: float) -> None:
+        """Return when the engine answers; raises EngineUnavailable when it does not within ``patience`` seconds."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                self._ping()
+            except EngineUnavailable:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.2)  # an engine that starts announces itself to nobody
+            else:
+                return
+
+    def _ping(self) -> None:
         if self._socket is None:
             self._sdk_client = self._client(CALL_TIMEOUT)
             return
@@ -108,6 +126,8 @@ class Engine:
             return None
         except APIError as exc:
             raise EngineError(f"{kind} {name}: {_explain(exc)}") from exc
+        except OSError as exc:
+            raise EngineError(f"{kind} {name}: the Docker engine did not answer: {exc}") from exc
         return found
 
     def running(self) -> list[Mapping[str, Any]]:
@@ -118,6 +138,13 @@ class Engine:
     def network_exists(self, name: str) -> bool:
         """Tell whether a network of that name is there."""
         return any(n["Name"] == name for n in self._api.networks(names=[name]))
+
+    def survives_restart(self) -> bool:
+        """Tell whether containers go on while this engine restarts (live-restore), and it is this machine's."""
+        try:
+            return self._socket is not None and bool(self._socket.info().get("LiveRestoreEnabled"))
+        except (DockerRefused, DockerUnavailable):
+            return False
 
     def log(self, container: str, since: float | None = None, until: float | None = None) -> bytes:
         """Both streams of a container's log, in the order of their arrival, after ``since`` up to ``until``.
@@ -253,6 +280,16 @@ class Engine:
         with _errors(f"remove container {container}"), _gone_is_fine():
             self._api.remove_container(container, v=True)
 
+    def restart(self) -> None:
+        """Restart the engine itself. Raises EngineError."""
+        from ansible.module_utils.vllm_fleet import dockerd  # noqa: PLC0415  nearly no run needs it
+
+        try:
+            dockerd.Dockerd(dockerd.Settings(socket=self._url.removeprefix("unix://"))).restart()
+        except (dockerd.DockerdFailure, OSError) as exc:
+            raise EngineError(f"restart the Docker engine: {exc}") from exc
+        self._sdk_client = None
+
     def rename(self, container: str, name: str) -> None:
         """Give a container another name."""
         with _errors(f"rename container {container} to {name}"):
@@ -291,10 +328,17 @@ class Engine:
 
     # -- streams -----------------------------------------------------------------------------------------------
 
-    def follow(self, container: str, since: int, sink: queue.SimpleQueue[tuple[str, Any]]) -> None:
-        """Feed a container's log and events into ``sink`` from two daemon threads, until it is gone.
+    def follow(
+        self,
+        container: str,
+        since: int,
+        sink: queue.SimpleQueue[tuple[str, Any]],
+        streams: Sequence[str] = ("event", "log"),
+    ) -> None:
+        """Feed a container's log and events into ``sink`` from daemon threads, until it is gone.
 
-        Items: ("log", bytes with Docker's timestamp in front), ("event", Docker's event), ("log_end", None).
+        Items: ("log", bytes with Docker's timestamp in front), ("event", Docker's event), ("log_end" and "event_end",
+        None).
         """
 
         def read_log() -> None:
@@ -309,9 +353,11 @@ class Engine:
             with contextlib.suppress(Exception):
                 for event in self._events(container, since):
                     sink.put(("event", event))
+            sink.put(("event_end", None))
 
-        for target in (read_events, read_log):
-            threading.Thread(target=target, daemon=True).start()
+        readers = {"event": read_events, "log": read_log}
+        for name in streams:
+            threading.Thread(target=readers[name], daemon=True).start()
 
     def _events(self, container: str, since: int) -> Iterator[Mapping[str, Any]]:
         # From the start on, for it may have ended before anybody listened; Docker keeps the latest events.

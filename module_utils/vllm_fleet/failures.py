@@ -711,7 +711,8 @@ def _port(case: Case) -> Words:
     look = f"`ss -ltnp 'sport = :{port}'`" if port else "`ss -ltnp`"
     return (
         f"{f'Port {port}' if port else 'The port'} is in use on the node by another process",
-        f"Stop it ({look} and `docker ps` name it), or choose another `vllm_server_port`",
+        f"Stop it ({look} and `docker ps` name it; where neither does, `systemctl restart docker` makes an engine "
+        "that was killed forget it), or choose another `vllm_server_port`",
     )
 
 

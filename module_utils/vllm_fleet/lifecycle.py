@@ -7,29 +7,33 @@ needed for safety - a run that never gets its next slice is taken up by any late
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.vllm_fleet import compare, gpu_gate, plan, preconditions, snapshot
 from ansible.module_utils.vllm_fleet import survey as surveys
-from ansible.module_utils.vllm_fleet.engine import Engine, EngineError
+from ansible.module_utils.vllm_fleet.engine import Engine, EngineError, EngineUnavailable
 from ansible.module_utils.vllm_fleet.logtext import scrub
 from ansible.module_utils.vllm_fleet.plan import PREVIOUS_SUFFIX, Existing, Plan, Rank
 from ansible.module_utils.vllm_fleet.preconditions import Refused
+from ansible.module_utils.vllm_fleet.result import ENGINE_REMEDY, describe, listed, names
 from ansible.module_utils.vllm_fleet.spec import ENGINE_CACHE, Spec
 from ansible.module_utils.vllm_fleet.state import LockTaken, NodeState
 from ansible.module_utils.vllm_fleet.survey import Survey
-from ansible.module_utils.vllm_fleet.watch import Limits, Outcome, Token, Watch, epoch
+from ansible.module_utils.vllm_fleet.watch import ENGINE_PATIENCE, Limits, Outcome, Token, Watch, epoch
 
 #: Seconds to wait for another module run on the same container: the slice of a run whose connection was lost.
 LOCK_WAIT = 45.0
 #: Seconds that a server which hangs or serves the wrong thing has to end, before the old one takes its place.
 FAILED_GRACE = 5
-#: Lines of a failed start's log that go into the result; the whole log is in a file on the node.
-LOG_TAIL = 20
+#: Docker's words for a port that it counts as taken.
+ALLOCATED = re.compile(r":(\d+) failed: port is already allocated")
+#: Seconds for which a port that Docker holds for no running container may be one that is just starting.
+LEAK_PATIENCE = 3.0
 
 
 @dataclass
@@ -94,6 +98,10 @@ class Lifecycle:
             return self._refused(exc)
         except LockTaken as exc:
             return self._refused(Refused("unknown", str(exc), "wait for it to end, then run again"))
+        except (EngineError, EngineUnavailable) as exc:
+            self._set_failure(Refused("unknown", str(exc), ENGINE_REMEDY))
+            self.passage.changed = bool(self.passage.actions)
+            return self._result(None, failed=True, msg=self.passage.msg)
 
     def _fresh(self) -> dict[str, Any]:
         seen = surveys.survey(self.options, self.engine, self.node, check_mode=self.check_mode)
@@ -165,19 +173,41 @@ class Lifecycle:
         gpu_gate.check_parallelism(options)
         self._check_volumes(made)
         running = self.engine.running()
-
-        def own_pids() -> frozenset[int]:
-            return self.engine.pids(seen.current_id) if seen.current_id else frozenset()
-
-        bind, port = str(options["bind"]), int(options["port"])
-        preconditions.port_is_free(bind, port, running, own=self.name, own_pids=own_pids)
         if options["accelerator"] == "rocm":
-            verdict = gpu_gate.before_stop(options, made, own_pids(), _names(running))
+            verdict = gpu_gate.before_stop(options, made, self._own_pids(seen), names(running))
             self.passage.notes += verdict.notes
             if verdict.spec is not made and seen.judge:
                 seen.spec = verdict.spec
                 seen.differences, seen.plan = seen.judge(verdict.spec)
+        if not self._port_is_ours(seen, running):
+            seen.plan = replace(seen.plan, actions=("restart_engine", *seen.plan.actions))
+            self.passage.notes.append(
+                f"port {options['port']} was held by the Docker engine for a container that does not run, so the "
+                "engine is restarted; with live-restore the containers of this node go on"
+            )
         return seen
+
+    def _own_pids(self, seen: Survey) -> frozenset[int]:
+        return self.engine.pids(seen.current_id) if seen.current_id else frozenset()
+
+    def _port_is_ours(self, seen: Survey, running: Sequence[Mapping[str, Any]]) -> bool:
+        """Tell whether the port can be had; False where that takes a restart of the engine, which harms nobody."""
+        deadline = time.monotonic() + LEAK_PATIENCE
+        own = (self.name, self.name + PREVIOUS_SUFFIX)
+        while True:
+            try:
+                preconditions.port_is_free(
+                    str(self.options["bind"]), int(self.options["port"]), running, own, lambda: self._own_pids(seen)
+                )
+            except preconditions.Leaked:
+                if time.monotonic() >= deadline:
+                    if not self.engine.survives_restart():
+                        raise
+                    return False
+            else:
+                return True
+            time.sleep(0.5)  # one that is just starting holds its port before Docker lists it; no event tells either
+            running = self.engine.running()
 
     def _check_volumes(self, made: Spec) -> None:
         keep = tuple(v for v in made.volumes if v.target != ENGINE_CACHE)
@@ -193,13 +223,10 @@ class Lifecycle:
             # Noted before it is stopped: afterwards nobody could ask it any more.
             self._note(current, seen.current_rank, (current, previous))
         for action in actions:
-            if action == "stop" and current:
+            if action in ("restart_engine", "stop_previous", "remove_previous"):
+                previous = self._make_way(action, previous)
+            elif action == "stop" and current:
                 self._stop(current, seen.current)
-            elif action == "stop_previous" and previous:
-                self.engine.stop(previous, int(self.options["stop_timeout"]))
-            elif action == "remove_previous" and previous:
-                self.engine.remove(previous)
-                previous = None
             elif action == "keep" and current:
                 self.engine.rename(current, self.name + PREVIOUS_SUFFIX)
                 previous, current = current, None
@@ -218,11 +245,34 @@ class Lifecycle:
             elif action == "start" and current:
                 if self.options.get("accelerator") == "rocm" and seen.spec:
                     gpu_gate.after_stop(self.options, seen.spec)
-                self.engine.start(current)
+                self._start(current)
             self.passage.actions.append(action)
             self.passage.changed = True
             self.after_action(action)
         return self.engine.container(current) if current else None
+
+    def _start(self, container: str) -> None:
+        try:
+            self.engine.start(container)
+        except EngineError as exc:
+            port = ALLOCATED.search(str(exc))
+            if not port or listed(self.engine.running(), int(port[1])) or not self.engine.survives_restart():
+                raise
+            # The engine was killed since the port was looked at, and lost track of it (see preconditions.Leaked).
+            self.engine.restart()
+            self.passage.actions.append("restart_engine")
+            self.engine.start(container)
+
+    def _make_way(self, action: str, previous: str | None) -> str | None:
+        """Carry out an action that does not touch the current container; gives what is then the previous one."""
+        if action == "restart_engine":
+            self.engine.restart()
+        elif previous and action == "stop_previous":
+            self.engine.stop(previous, int(self.options["stop_timeout"]))
+        elif previous:
+            self.engine.remove(previous)
+            return None
+        return previous
 
     def _stop(self, container: str, info: Mapping[str, Any] | None) -> None:
         own = ((info or {}).get("Config") or {}).get("StopTimeout")
@@ -308,6 +358,7 @@ class Lifecycle:
         """The engine refused an action. To create or start is the same road as a start that failed."""
         p = self.passage
         outcome = Outcome("not_started", 0.0, detail=error)
+        self.engine.wait(ENGINE_PATIENCE)  # it may be the engine that ended in the middle of it
         refused = next((a for n, a in enumerate(seen.plan.actions) if n >= len(p.actions)), "start")
         if refused in ("create", "start"):
             return self._failed(self.engine.container(self.name), outcome)
@@ -316,6 +367,8 @@ class Lifecycle:
         p.changed = bool(p.actions)
         current = self.engine.container(self.name)
         wanted = seen.state == "started" and seen.current and seen.current["State"].get("Running")
+        if current is None and wanted and self.engine.container(self.name + PREVIOUS_SUFFIX):
+            return self._put_back(outcome)
         if current is None or not wanted:
             return self._result(current, failed=True, msg=p.msg)
         return self._bring_back(Plan(() if current["State"].get("Running") else ("start",), watch=True), current, None)
@@ -412,7 +465,7 @@ class Lifecycle:
         from ansible.module_utils.vllm_fleet import diagnosis  # noqa: PLC0415
 
         p, options = self.passage, self.options
-        names = _names(self.engine.running()) if options.get("accelerator") == "rocm" else {}
+        named = names(self.engine.running()) if options.get("accelerator") == "rocm" else {}
         facts = diagnosis.ExitFacts(
             exit_code=outcome.exit_code,
             oom_killed=outcome.oom_killed,
@@ -429,7 +482,7 @@ class Lifecycle:
             port=int(options.get("port") or 0),
             args=dict(options.get("args") or {}),
             utilization=gpu_gate.utilization(options),
-            gpus=diagnosis.gpus_from_info(gpu_gate.gpus_as_dicts(options, names)) or None,
+            gpus=diagnosis.gpus_from_info(gpu_gate.gpus_as_dicts(options, named)) or None,
             log_file=p.log_file or "",
             secrets=self.secrets,
         )
@@ -472,7 +525,7 @@ class Lifecycle:
             "actions": p.actions,
             "differences": p.differences,
             "diff": p.diff,
-            "container": _describe(current),
+            "container": describe(current),
             "spec": self._spec(current),
             "elapsed": round(now - p.begun, 3),
             "downtime": round(now - p.stopped, 3) if p.stopped is not None and serving else None,
@@ -509,22 +562,3 @@ class Lifecycle:
         with contextlib.suppress(EngineError):
             return compare.as_spec(current, self.engine.image(str(current["Image"])), redact)
         return None
-
-
-def _names(running: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Names of containers by their ids, from Docker's list."""
-    return {str(c["Id"]): str((c.get("Names") or [c["Id"]])[0]).lstrip("/") for c in running}
-
-
-def _describe(container: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if container is None:
-        return None
-    state, config = container["State"], container.get("Config") or {}
-    return {
-        "id": container["Id"],
-        "name": str(container["Name"]).lstrip("/"),
-        "image": config.get("Image"),
-        "image_id": container.get("Image"),
-        "started_at": state.get("StartedAt"),
-        "status": state.get("Status"),
-    }

@@ -13,6 +13,9 @@ from typing import Any
 from ansible.module_utils.vllm_fleet import snapshot
 from ansible.module_utils.vllm_fleet.spec import HF_HOME, LOOPBACK, Volume
 
+#: Programs that listen for containers: the proxy of each published port, or the engine itself.
+_DOCKERS_OWN = ("docker-proxy", "dockerd")
+
 
 @dataclass
 class Refused(Exception):
@@ -31,6 +34,14 @@ class Refused(Exception):
         return f"{self.cause}; {self.remedy}"
 
 
+class Leaked(Refused):
+    """Docker itself holds the port, for a container that does not run: only the engine's restart frees it.
+
+    An engine that is killed while it starts a container restores the container's port when it comes back, then throws
+    its unfinished network away and forgets the port (moby/libnetwork issue 1790).
+    """
+
+
 def reachable(bind: str) -> str:
     """Give the address at which a server bound to ``bind`` answers from its own node."""
     if bind in ("", "0.0.0.0"):  # noqa: S104  asked for by the user, only read here
@@ -42,20 +53,20 @@ def port_is_free(
     bind: str,
     port: int,
     running: Sequence[Mapping[str, Any]],
-    own: str,
+    own: Sequence[str],
     own_pids: Callable[[], frozenset[int]] = frozenset,
 ) -> None:
-    """Refuse (``port_taken``) when somebody else listens on bind:port, naming who.
+    """Refuse (``port_taken``) when somebody else listens on bind:port, naming who; Leaked when Docker lost track of it.
 
-    ``running`` are Docker's running containers, ``own`` the name whose container is about to be replaced, and
-    ``own_pids`` asks for that container's processes: on the host's network it holds a port that Docker does not list.
+    ``running`` are Docker's running containers, ``own`` the names whose containers are stopped before the start, and
+    ``own_pids`` asks for their processes: on the host's network one holds a port that Docker does not list.
     """
     for container in running:
         names = [str(n).lstrip("/") for n in container.get("Names") or []]
         taken = any(
             p.get("PublicPort") == port and _overlap(bind, str(p.get("IP") or "")) for p in container.get("Ports") or []
         )
-        if taken and own in names:
+        if taken and set(names) & set(own):
             return
         if taken:
             raise _port_taken(bind, port, f"the container {names[0] if names else container['Id'][:12]}")
@@ -71,6 +82,8 @@ def port_is_free(
                 holders = listeners(bind, port)
                 if holders and holders.keys() <= own_pids():
                     return
+                if holders and all(Path(name.split(" ")[0]).name in _DOCKERS_OWN for name in holders.values()):
+                    raise _leaked(bind, port, min(holders)) from None
                 who = next((f"{name} (pid {pid})" for pid, name in holders.items()), "another program")
                 raise _port_taken(bind, port, who) from None
             raise Refused(
@@ -78,6 +91,16 @@ def port_is_free(
                 f"bind: {bind}:{port} cannot be used on this node ({exc.strerror})",
                 "give an address that the node has (`ip addr`), or 127.0.0.1",
             ) from None
+
+
+def _leaked(bind: str, port: int, pid: int) -> Leaked:
+    return Leaked(
+        "port_taken",
+        f"port {port} on {bind} is still held by Docker itself (pid {pid}) for a container that does not run: the "
+        "engine was killed while it started one, and lost track of it",
+        "restart the engine (`systemctl restart docker`; with live-restore the other containers go on), then run again",
+        [f"listening on port {port}: docker-proxy or dockerd (pid {pid})"],
+    )
 
 
 def _port_taken(bind: str, port: int, who: str) -> Refused:

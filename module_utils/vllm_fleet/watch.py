@@ -12,13 +12,14 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
 from ansible.module_utils.vllm_fleet import probe
+from ansible.module_utils.vllm_fleet.engine import EngineError
 from ansible.module_utils.vllm_fleet.logtext import LogReader
 from ansible.module_utils.vllm_fleet.progress import Progress
 
@@ -34,6 +35,9 @@ PROBE_ECHO = "GET /health"
 LONGEST_SLEEP = 60.0
 #: Seconds to wait for the rest of the log after a death; Docker closes the stream when the process is gone.
 LOG_GRACE = 2.0
+#: Seconds that a Docker engine may take to come back, and between two looks whether it has (growing).
+ENGINE_PATIENCE = 60.0
+ENGINE_POLL = 0.2
 #: Seconds that a slice goes on after news, so that two quick stages come in one call.
 NEWS_GRACE = 0.5
 
@@ -46,7 +50,13 @@ class Source(Protocol):
     def container(self, name: str) -> Mapping[str, Any] | None:
         """Inspect."""
 
-    def follow(self, container: str, since: int, sink: queue.SimpleQueue[tuple[str, Any]]) -> None:
+    def follow(
+        self,
+        container: str,
+        since: int,
+        sink: queue.SimpleQueue[tuple[str, Any]],
+        streams: Sequence[str] = ("event", "log"),
+    ) -> None:
         """Stream log and events."""
 
     def usage(self, container: str) -> tuple[int, int] | None:
@@ -151,6 +161,9 @@ class Watch:
         self._lines: list[str] = []
         self._whole: set[str] = set()
         self._heard_before = token.heard if token else -1.0
+        self._read_before = -1.0  # of a log that is read again: up to where it was read
+        self._broken: set[str] = set()
+        self._breaks = 0
         self._answer = probe.Answer()
         self._started = 0.0
         self._oom = False
@@ -235,6 +248,8 @@ class Watch:
         if kind == "pulse":
             self._activity(token, item, age)
             return None
+        if kind == "engine":
+            return self._engine_answers(token, item)
         return self._ended(kind, item)
 
     # -- the three sides ---------------------------------------------------------------------------------------
@@ -261,6 +276,8 @@ class Watch:
         at = epoch(chunk[: match.end()].decode().strip()) - self._started if match else 0.0
         if match and at < 0:
             return False  # of an earlier run of the same container
+        if at <= self._read_before:
+            return False
         unheard = at > self._heard_before
         if self._token is not None and unheard:
             self._token.heard = max(self._token.heard, at)
@@ -313,22 +330,67 @@ class Watch:
     # -- ends --------------------------------------------------------------------------------------------------
 
     def _ended(self, kind: str, item: Any) -> Outcome | None:
-        """The container died, or its log stream ended (which also happens when only the engine went away)."""
+        """The container died, or a stream of it ended (which also happens when only the engine went away)."""
         code: int | None = None
         if kind == "event":
             code = self._exit_code(item)
             if code is None:
                 return None
             self._drain("log_end")
-        info = self._source.container(self._id)
-        running = info is not None and info["State"].get("Running")
-        same = info is not None and self._token is not None and info["State"]["StartedAt"] == self._token.started_at
-        if kind == "log_end" and running:
-            if same:
-                return None  # the stream broke, the server did not; HTTP and events still watch
+        try:
+            info = self._source.container(self._id)
+        except EngineError:
+            if kind == "event":
+                raise
+            self._lost(kind)
+            return None
+        if kind != "event" and self._runs_on(info):
+            self._lost(kind)  # the stream broke, the server did not
+            return None
+        if kind == "log_end" and info is not None and info["State"].get("Running"):
             # Restarted already by Docker's policy: how the start ended stands only in the event.
             code = self._drain("event")
         return self._died(info, "exited", code)
+
+    def _runs_on(self, info: Mapping[str, Any] | None) -> bool:
+        """Tell whether a container still is in the start that is watched."""
+        state = info["State"] if info else {}
+        return bool(state.get("Running")) and self._token is not None and state["StartedAt"] == self._token.started_at
+
+    def _lost(self, kind: str) -> None:
+        """A stream broke; have somebody look until the engine answers, which may just be restarting (live-restore)."""
+        waiting = bool(self._broken)
+        self._broken.add(kind.removesuffix("_end"))
+        if not waiting:
+            self._breaks += 1
+            threading.Thread(target=self._await_engine, daemon=True).start()
+
+    def _await_engine(self) -> None:
+        pause = min(PULSE_INTERVAL, ENGINE_POLL * 2.0 ** min(self._breaks, 10))
+        deadline = time.monotonic() + ENGINE_PATIENCE
+        while not self._done.wait(pause):
+            try:
+                self._source.container(self._id)
+            except EngineError as exc:
+                if time.monotonic() < deadline:
+                    continue
+                self._sink.put(("engine", exc))
+            else:
+                self._sink.put(("engine", None))
+            return
+
+    def _engine_answers(self, token: Token, error: EngineError | None) -> Outcome | None:
+        """The engine is back, or it is not after all patience (raises EngineError)."""
+        if error:
+            raise error
+        streams, self._broken = sorted(self._broken), set()
+        info = self._source.container(self._id)
+        if not self._runs_on(info):
+            return self._died(info, "exited")
+        if "log" in streams:
+            self._read_before, self._reader = token.heard, LogReader()
+        self._source.follow(self._id, int(self._started), self._sink, streams)
+        return None
 
     def _exit_code(self, event: Mapping[str, Any]) -> int | None:
         """Read an event of this start; None for what is no death, or the death of an earlier start."""

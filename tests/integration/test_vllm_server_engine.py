@@ -34,7 +34,11 @@ def node(tmp_path_factory, standin_image):
                 "systemctl stop docker.socket docker containerd; mkdir -p /etc/docker /var/lib/docker/containerd-store;"
                 # overlayfs does not stack on the node's own overlay; the volume of the engine carries it.
                 "mount --bind /var/lib/docker/containerd-store /var/lib/containerd;"
-                f"echo '{json.dumps(STORE)}' > /etc/docker/daemon.json; systemctl start containerd docker",
+                f"echo '{json.dumps(STORE)}' > /etc/docker/daemon.json;"
+                # An engine that these tests kill often is started again each time.
+                "mkdir -p /run/systemd/system/docker.service.d;"
+                "printf '[Unit]\\nStartLimitIntervalSec=0\\n' > /run/systemd/system/docker.service.d/test.conf;"
+                "systemctl daemon-reload; systemctl start containerd docker",
             ],
         )
         fleet.load([standin_image])
@@ -43,41 +47,52 @@ def node(tmp_path_factory, standin_image):
         fleet.down()
 
 
-def start(node, image, wait=True, **options):
+def start(node, image, wait=True, check=False, **options):
     """Run the module as a user does; `wait=False` gives the running process."""
     _, folder, name = node
     options = {"image": image, "model": "acme/tiny", "accelerator": "cpu", "stop_timeout": 12, **options}
     options["env"] = {"STANDIN_START_SECONDS": "0.5", **options.get("env", {})}
     command = [str(Path(sys.executable).parent / "ansible"), "-i", str(folder / "inventory.yml"), name, "-b"]
-    command += ["-m", "vllm_server", "-a", json.dumps(options)]
+    command += ["-m", "vllm_server", "-a", json.dumps(options), *(["--check"] if check else [])]
     environ = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
     run = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return run.communicate(timeout=180)[0] if wait else run
+    return run.communicate(timeout=300)[0] if wait else run
+
+
+def shell(node, script):
+    fleet, _, name = node
+    return fleet.exec(name, ["sh", "-c", script], check=False)
 
 
 def kill_engine(node):
-    fleet, _, name = node
-    fleet.exec(name, ["sh", "-c", "kill -9 $(cat /var/run/docker.pid)"])
+    assert shell(node, "kill -9 $(cat /var/run/docker.pid)").returncode == 0
 
 
-def until(node, script, seconds=30):
-    """Wait until a shell test on the node is true."""
-    fleet, _, name = node
+def engine_back(node):
+    """Wait for an engine that answers; systemd starts it again."""
+    until(node, "docker info >/dev/null 2>&1")
+
+
+def until(node, script, seconds=120):
+    """Wait until a shell test on the node is true; the limit is only there to end a test that went wrong."""
     deadline = time.monotonic() + seconds
-    while fleet.exec(name, ["sh", "-c", script], check=False).returncode:
-        assert time.monotonic() < deadline, f"never true: {script}"
+    while shell(node, script).returncode:
+        assert time.monotonic() < deadline, (
+            f"never true: {script}\n{shell(node, 'docker ps -a; docker logs vllm').stdout}"
+        )
         time.sleep(0.2)
 
 
 def servers(node):
-    fleet, _, name = node
-    return fleet.exec(name, ["docker", "ps", "--format", "{{.Names}}"]).stdout.split()
+    return shell(node, "docker ps --format '{{.Names}}'").stdout.split()
+
+
+def label(node):
+    return shell(node, "docker inspect -f '{{.Config.Labels.release}}' vllm").stdout.strip()
 
 
 def test_containerds_image_store_compares_right(node, standin_image):
-    fleet, _, name = node
-    driver = fleet.exec(name, ["docker", "info", "--format", "{{.DriverStatus}}"]).stdout
-    assert "io.containerd.snapshotter" in driver
+    assert "io.containerd.snapshotter" in shell(node, "docker info --format '{{.DriverStatus}}'").stdout
     assert "| CHANGED =>" in start(node, standin_image)
     again = start(node, standin_image)
     assert "| SUCCESS =>" in again
@@ -85,26 +100,82 @@ def test_containerds_image_store_compares_right(node, standin_image):
 
 
 def test_an_engine_killed_while_a_start_is_watched_costs_nothing(node, standin_image):
-    run = start(node, standin_image, wait=False, env={"STANDIN_START_SECONDS": "12"})
-    until(node, "docker logs vllm 2>&1 | grep -q 'Starting to load model' && ! docker logs vllm 2>&1 | grep -q startup")
+    """With live-restore the server goes on, and so does the watch: it waits for the engine and reads on."""
+    # It loads until the test says so.
+    silent = {"STANDIN_STAGE_SILENT": "loaded", "STANDIN_SILENT_SECONDS": "20"}
+    run = start(node, standin_image, wait=False, env=silent)
+    until(node, "docker logs vllm 2>&1 | grep -q 'Loading weights took'")
+    before = shell(node, "docker inspect -f '{{.Id}} {{.State.StartedAt}}' vllm").stdout
     kill_engine(node)
-    run.communicate(timeout=120)
-    # Whatever became of that run, the next one takes up the same start and ends it.
-    assert "failed" not in start(node, standin_image, env={"STANDIN_START_SECONDS": "12"}).lower()
+    out = run.communicate(timeout=300)[0]
+    assert "| CHANGED =>" in out, out
+    assert shell(node, "docker inspect -f '{{.Id}} {{.State.StartedAt}}' vllm").stdout == before
+    again = start(node, standin_image, env=silent)
+    assert "| SUCCESS =>" in again, again
     assert servers(node) == ["vllm"]
 
 
 def test_an_engine_killed_in_the_middle_of_a_replacement_is_taken_up_by_the_next_run(node, standin_image):
     # The old server ignores SIGTERM, so the stop takes long enough to be interrupted in it.
-    start(node, standin_image, env={"STANDIN_IGNORE_TERM": "1"})
-    run = start(node, standin_image, wait=False, labels={"release": "2"})
-    # Docker has sent the SIGTERM of this stop, and waits twelve seconds before it kills.
-    until(node, "docker events --since 20s --until 0s --filter event=kill --filter container=vllm | grep -q kill")
+    ignoring = {"env": {"STANDIN_IGNORE_TERM": "1"}, "stop_timeout": 20}
+    start(node, standin_image, **ignoring)
+    run = start(node, standin_image, wait=False, **ignoring, labels={"release": "2"})
+    until(node, "docker events --since 300s --until 0s --filter event=kill --filter container=vllm | grep -q kill")
     kill_engine(node)
-    run.communicate(timeout=180)
-    until(node, "docker info >/dev/null 2>&1", seconds=60)
-    assert "failed" not in start(node, standin_image, labels={"release": "2"}).lower()
+    out = run.communicate(timeout=300)[0]
+    # That run says what happened, and that the old server, which nobody stopped after all, still serves.
+    assert "FAILED" in out, out
+    assert re.search(r"rolled_back: true", out), out
     assert servers(node) == ["vllm"]
-    fleet, _, name = node
-    assert fleet.exec(name, ["docker", "inspect", "-f", "{{.Config.Labels.release}}", "vllm"]).stdout.strip() == "2"
-    assert "| SUCCESS =>" in start(node, standin_image, labels={"release": "2"})
+    again = start(node, standin_image, **ignoring, labels={"release": "2"})
+    assert "| CHANGED =>" in again, again
+    assert (servers(node), label(node)) == (["vllm"], "2")
+    assert "| SUCCESS =>" in start(node, standin_image, **ignoring, labels={"release": "2"})
+
+
+#: Kills the engine while it starts a container, until it has lost track of the container's port.
+LEAK = """
+docker rm -f vllm vllm.previous >/dev/null 2>&1
+for try in $(seq 60); do
+  docker rm -f lost >/dev/null 2>&1
+  (docker create --name lost -p 127.0.0.1:8000:8000 %s sleep 600 && docker start lost) >/dev/null 2>&1 &
+  while ! pgrep -f 'docker-proxy -proto tcp -host-ip 127.0.0.1 -host-port 8000' >/dev/null && kill -0 $!; do :; done
+  kill -9 $(cat /var/run/docker.pid); wait $!
+  until docker info >/dev/null 2>&1; do sleep 0.1; done
+  if [ -z "$(docker ps -q)" ] && pgrep -f 'docker-proxy -proto tcp -host-ip 127.0.0.1 -host-port 8000' >/dev/null
+  then docker rm -f lost >/dev/null; exit 0; fi
+done
+exit 1
+"""
+
+
+def test_a_port_that_a_killed_engine_lost_track_of_is_had_again(node, standin_image):
+    lost = shell(node, LEAK % standin_image)
+    assert lost.returncode == 0, "the engine never lost a port: " + lost.stderr
+    refused = shell(node, f"docker run --rm -p 127.0.0.1:8000:8000 {standin_image} true")
+    assert "port is already allocated" in refused.stderr, "or else there is nothing to mend"
+    predicted = start(node, standin_image, check=True)
+    assert re.search(r"actions:\s+- restart_engine\s+- create\s+- start", predicted), predicted
+    out = start(node, standin_image)
+    assert "| CHANGED =>" in out, out
+    assert re.search(r"actions:\s+- restart_engine\s+- create\s+- start", out), out
+    assert "was held by the Docker engine for a container that does not run" in re.sub(r"\s+", " ", out)
+    assert servers(node) == ["vllm"]
+
+
+def test_without_live_restore_it_is_said_what_to_do(node, standin_image):
+    """Restarting the engine would then stop every container of the node, which is the user's to decide."""
+    lost = shell(node, LEAK % standin_image)
+    assert lost.returncode == 0, "the engine never lost a port: " + lost.stderr
+    shell(
+        node,
+        'sed -i \'s/"live-restore": true/"live-restore": false/\' /etc/docker/daemon.json; systemctl reload docker',
+    )
+    until(node, "docker info --format '{{.LiveRestoreEnabled}}' | grep -q false")
+    text = re.sub(r"\s+", " ", start(node, standin_image))
+    assert "FAILED" in text and "port_taken" in text, text
+    assert "port 8000 on 127.0.0.1 is still held by Docker itself" in text
+    assert "systemctl restart docker" in text
+    assert shell(node, "systemctl restart docker").returncode == 0
+    engine_back(node)
+    assert "| CHANGED =>" in start(node, standin_image)

@@ -20,7 +20,7 @@ def listening():
 def test_a_port_held_by_a_process_is_named_with_its_pid():
     server, port = listening()
     with server, pytest.raises(Refused, match=rf"port {port} on 127\.0\.0\.1.*pid {os.getpid()}") as refused:
-        preconditions.port_is_free("127.0.0.1", port, [], own="vllm")
+        preconditions.port_is_free("127.0.0.1", port, [], own=["vllm"])
     assert refused.value.failure_class == "port_taken"
 
 
@@ -32,7 +32,7 @@ def test_a_free_port_passes_also_while_old_connections_linger():
         accepted.close()  # this side closes first, so it is the one that lingers in TIME_WAIT
         client.recv(1)
         client.close()
-    preconditions.port_is_free("127.0.0.1", port, [], own="vllm")
+    preconditions.port_is_free("127.0.0.1", port, [], own=["vllm"])
 
 
 @pytest.mark.parametrize(
@@ -46,21 +46,38 @@ def test_a_port_held_by_a_container_is_named(ip, bind, taken):
     other = {"Id": "1" * 64, "Names": ["/web"], "Ports": [{"IP": ip, "PublicPort": port}]}
     if taken:
         with pytest.raises(Refused, match="the container web"):
-            preconditions.port_is_free(bind, port, [other], own="vllm")
+            preconditions.port_is_free(bind, port, [other], own=["vllm"])
     else:
-        preconditions.port_is_free(bind, port, [other], own="vllm")
+        preconditions.port_is_free(bind, port, [other], own=["vllm"])
+
+
+def test_a_port_that_docker_holds_for_nobody_is_told_apart(monkeypatch):
+    server, port = listening()
+    words = f"/usr/sbin/docker-proxy -proto tcp -host-ip 127.0.0.1 -host-port {port} -container-ip 172.17.0.2"
+    monkeypatch.setattr(preconditions, "listeners", lambda *_: {77: words})
+    with server, pytest.raises(preconditions.Leaked, match=r"held by Docker itself \(pid 77\)") as refused:
+        preconditions.port_is_free("127.0.0.1", port, [], own=["vllm"])
+    assert refused.value.failure_class == "port_taken"
+    assert "systemctl restart docker" in refused.value.remedy
+
+
+def test_a_predecessor_that_runs_may_hold_the_port():
+    server, port = listening()
+    with server:
+        own = {"Id": "1", "Names": ["/vllm.previous"], "Ports": [{"IP": "127.0.0.1", "PublicPort": port}]}
+        preconditions.port_is_free("127.0.0.1", port, [own], own=["vllm", "vllm.previous"])
 
 
 def test_our_own_container_may_hold_the_port_it_is_replaced_on():
     server, port = listening()
     with server:
         own = {"Id": "1", "Names": ["/vllm"], "Ports": [{"IP": "127.0.0.1", "PublicPort": port}]}
-        preconditions.port_is_free("127.0.0.1", port, [own], own="vllm")
+        preconditions.port_is_free("127.0.0.1", port, [own], own=["vllm"])
 
 
 def test_an_address_that_the_node_does_not_have():
     with pytest.raises(Refused, match="cannot be used on this node"):
-        preconditions.port_is_free("192.0.2.1", 8000, [], own="vllm")
+        preconditions.port_is_free("192.0.2.1", 8000, [], own=["vllm"])
 
 
 def test_a_mount_that_is_not_there_is_not_left_to_docker(tmp_path):

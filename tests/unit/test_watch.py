@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 import pytest
 
 from ansible.module_utils.vllm_fleet import probe, watch
+from ansible.module_utils.vllm_fleet.engine import EngineError
 
 START = datetime(2026, 11, 22, 10, 0, 0, tzinfo=timezone.utc)
 STARTED_AT = "2026-11-22T10:00:00.500000000Z"
@@ -37,13 +38,14 @@ class Docker:
     """One container, and what its streams bring."""
 
     def __init__(self, items=(), *, running=True, started_at=STARTED_AT, usage=None, state=None):
-        self.items, self.usage_now = list(items), usage
+        self.items, self.usage_now, self.followed = list(items), usage, []
         self.state = {"Running": running, "StartedAt": started_at, "Pid": 0, "Status": "running", **(state or {})}
 
     def container(self, name):
         return {"State": self.state}
 
-    def follow(self, container, since, sink):
+    def follow(self, container, since, sink, streams=("event", "log")):
+        self.followed.append(list(streams))
         for item in self.items:
             sink.put(item)
 
@@ -105,6 +107,62 @@ def test_a_restart_between_two_slices_is_a_failed_start():
 
 def test_a_broken_log_stream_of_a_running_server_is_no_death():
     assert run(Docker([("log_end", None)]), [NOT_YET, NOT_YET, READY]).verdict == "ready"
+
+
+class Restarting(Docker):
+    """An engine that goes away in the middle of a watch, and is back when it was looked for twice."""
+
+    def __init__(self, items, *, back=True, **more):
+        super().__init__([("log", line(1, "before")), ("log_end", None), ("event_end", None)], **more)
+        self.later, self.back, self.looks = items, back, 0
+
+    def container(self, name):
+        self.looks += 1
+        if 1 < self.looks <= 4 or (self.looks > 1 and not self.back):
+            raise EngineError("no Docker engine answers")
+        return super().container(name)
+
+    def follow(self, container, since, sink, streams=("event", "log")):
+        if self.followed:
+            self.items = self.later
+        super().follow(container, since, sink, streams)
+
+
+def test_an_engine_that_restarts_costs_nothing():
+    docker = Restarting([("log", line(1, "before")), ("log", line(2, "after"))])
+    answers = [NOT_YET] * 30 + [READY]  # three seconds
+    out = run(docker, answers)
+    assert out.verdict == "ready"
+    assert docker.followed == [["event", "log"], ["event", "log"]]
+    assert out.new_lines == ["before", "after"]
+
+
+def test_a_death_after_the_engine_restarted_is_seen():
+    die = {"Action": "die", "Actor": {"Attributes": {"exitCode": "3"}}}
+    out = run(Restarting([("event", die), ("log", line(2, "last words")), ("log_end", None)]))
+    assert (out.verdict, out.exit_code) == ("exited", 3)
+    assert out.new_lines == ["before", "last words"]
+
+
+def test_a_death_while_the_engine_was_away_is_seen():
+    docker = Restarting([])
+    ended = {"Running": False, "Status": "exited", "ExitCode": 4, "FinishedAt": "2026-11-22T10:00:03.500000000Z"}
+    look = docker.container
+
+    def container(name):
+        if docker.looks >= 4:
+            docker.state |= ended
+        return look(name)
+
+    docker.container = container
+    out = run(docker)
+    assert (out.verdict, out.exit_code, out.elapsed) == ("exited", 4, 3.0)
+
+
+def test_an_engine_that_does_not_come_back_is_told(monkeypatch):
+    monkeypatch.setattr(watch, "ENGINE_PATIENCE", 0.5)
+    with pytest.raises(EngineError, match="no Docker engine answers"):
+        run(Restarting([], back=False))
 
 
 def test_nothing_moving_is_stalled():

@@ -1,0 +1,57 @@
+"""Parts of vllm_server's result. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+#: What to do when Docker does not answer.
+ENGINE_REMEDY = (
+    "see `systemctl status docker` and `journalctl -u docker` on the node, start it (role docker_engine) or run as a "
+    "user who may use it, then run again: a start that was going on is taken up where it stands"
+)
+
+
+def no_engine(name: str, host: str, error: Exception) -> dict[str, Any]:
+    """Give the result of a run that found no Docker engine."""
+    failure: dict[str, Any] = {
+        "class": "unknown",
+        "cause": str(error),
+        "evidence": [],
+        "remedy": ENGINE_REMEDY,
+        "exit_code": None,
+    }
+    return {
+        "failed": True,
+        "msg": f"{host}, container {name}: {error}. {ENGINE_REMEDY[:1].upper()}{ENGINE_REMEDY[1:]}.",
+        "failure": failure,
+        **{"changed": False, "rolled_back": False, "confirmed": False, "elapsed": 0.0},
+        **{key: [] for key in ("actions", "differences", "stages", "notes")},
+        **dict.fromkeys(("container", "spec", "downtime", "log_file")),
+        "diff": {},
+    }
+
+
+def names(running: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Names of containers by their ids, from Docker's list."""
+    return {str(c["Id"]): str((c.get("Names") or [c["Id"]])[0]).lstrip("/") for c in running}
+
+
+def listed(running: Sequence[Mapping[str, Any]], port: int) -> bool:
+    """Tell whether Docker lists a running container that publishes ``port``."""
+    return any(entry.get("PublicPort") == port for container in running for entry in container.get("Ports") or [])
+
+
+def describe(container: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Give the result's ``container`` from Docker's inspect."""
+    if container is None:
+        return None
+    state, config = container["State"], container.get("Config") or {}
+    return {
+        "id": container["Id"],
+        "name": str(container["Name"]).lstrip("/"),
+        "image": config.get("Image"),
+        "image_id": container.get("Image"),
+        "started_at": state.get("StartedAt"),
+        "status": state.get("Status"),
+    }
