@@ -29,7 +29,7 @@ def main() -> None:
     print(f"  vllm_server takes {cost['ratio']:.2f} of what docker_container and uri take together")
     print(f"Verdicts, {runs} runs (s)")
     for name, row in results["watch_latency"].items():
-        print(f"  {name:<48} median {row['median']:6.3f}   worst {row['worst']:6.3f}")
+        print(f"  {name:<56} median {row['median']:6.3f}   worst {row['worst']:6.3f}")
     print(f"as JSON: {RESULTS / 'bench.json'}")
 
 

@@ -92,7 +92,8 @@ options:
   engine_cache:
     description: >-
       Keep the engine's compile caches (torch.compile, Triton, Inductor) in a folder below O(state_dir), one for each
-      image and model, so that a restart does not compile again.
+      image and model, mounted at C(/root/.cache/vllm), so that a restart does not compile again. AITER's modules stay
+      where the image has them, since AITER does not find its prebuilt ones with C(AITER_JIT_DIR) set.
     type: bool
     default: true
   accelerator:

@@ -264,7 +264,7 @@ def _by_end(run: Run, exit: ExitFacts, context: Context) -> Failure:
     """Name what the log does not tell: by the verdict, the signal, or not at all."""
     root = _root(run)
     if exit.verdict == "stalled":
-        return _failure("stalled", _stalled(run, exit), [*root, *_last(run.lines)], exit, context)
+        return _failure("stalled", _stalled(run, exit, context), [*root, *_last(run.lines)], exit, context)
     if exit.verdict == "ready_timeout":
         return _failure("ready_timeout", _too_slow(run, exit, context), [*root, *_last(run.lines)], exit, context)
     found = _by_signal(run, root, exit)
@@ -327,17 +327,20 @@ def _too_slow(run: Run, exit: ExitFacts, context: Context) -> Words:
     )
 
 
-def _stalled(run: Run, exit: ExitFacts) -> Words:
+def _stalled(run: Run, exit: ExitFacts, context: Context) -> Words:
     at = run.progress().describe()
     detail = f" ({exit.detail.rstrip('.')})" if exit.detail else ""
     cause = f"The start has stood still at '{at}'{detail}, with nothing logged, loaded or computed any more"
     tail = "\n".join(run.lines[-50:])
     lock = re.search(r"waiting for baton release at (\S+)", tail)
     if lock:
-        return (
-            f"{cause}, for AITER waits for a lock ({lock.group(1)}) whose owner is gone",
-            f"Remove {lock.group(1)} in the engine's cache folder, and start again",
+        path = lock.group(1)
+        where = (
+            f"Remove the container (`docker rm {context.container}` on the node), whose {path} it is"
+            if path.startswith("/tmp/")  # noqa: S108  read in a log
+            else f"Remove {path} in the engine's cache folder"
         )
+        return f"{cause}, for AITER waits for a lock ({path}) whose owner is gone", f"{where}, and run again"
     if at.startswith(("starting", "configuring")) and re.search(r"NCCL|init_method|distributed_init", tail):
         return (
             f"{cause}, where the processes of the GPUs look for each other",

@@ -306,7 +306,9 @@ def _env(options: Mapping[str, object]) -> tuple[dict[str, str], frozenset[str]]
         env |= {"HF_HOME": HF_HOME, "HF_HUB_OFFLINE": "1"}
     if options.get("engine_cache"):
         # One folder survives the container: vLLM's own (torch.compile), Triton's and Inductor's, and the Python files
-        # of trust-remote-code models, which would otherwise be written beside the read-only weights.
+        # of trust-remote-code models, which would otherwise be written beside the read-only weights. AITER's is not
+        # moved: with AITER_JIT_DIR set it does not find the modules that the image brings prebuilt, and was seen to
+        # hang while it built them (ROCm/aiter issue 3635). `env` may set it to a folder under the same mount.
         env |= {
             "VLLM_CACHE_ROOT": ENGINE_CACHE,
             "TRITON_CACHE_DIR": f"{ENGINE_CACHE}/triton",

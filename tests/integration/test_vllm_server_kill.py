@@ -83,7 +83,7 @@ def labels(server, suffix=""):
     return info and info["Config"]["Labels"].get("release")
 
 
-def wait_until(condition, seconds=30.0):
+def wait_until(condition, seconds=120.0):
     """Wait until something of Docker's is so."""
     end = time.monotonic() + seconds
     while not condition():
