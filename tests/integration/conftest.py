@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,15 @@ def docker_client() -> Iterator[Any]:
 
     client = docker.from_env()
     client.ping()
-    yield client
-    for image in client.images.list(name="vllm-standin"):
-        with contextlib.suppress(docker.errors.APIError):  # another run on this machine uses it
-            client.images.remove(image.id, force=True)
+    # Several runs on one machine share the images; the last one takes them away.
+    with (Path(tempfile.gettempdir()) / "vllm-fleet-tests.lock").open("a") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        yield client
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for image in client.images.list(name="vllm-standin"):
+                with contextlib.suppress(docker.errors.APIError):
+                    client.images.remove(image.id, force=True)
     client.close()
 
 

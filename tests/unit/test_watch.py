@@ -24,13 +24,13 @@ def line(seconds, text):
 
 
 class Clock:
-    """Time that passes only when the watch waits: each look at it is a quarter of a second."""
+    """Time that passes only when the watch waits: each look at it is a quarter of a second, or ``step``."""
 
-    def __init__(self):
-        self.now = 1000.0
+    def __init__(self, step=0.25):
+        self.now, self.step = 1000.0, step
 
     def __call__(self):
-        self.now += 0.25
+        self.now += self.step
         return self.now
 
 
@@ -107,6 +107,19 @@ def test_a_restart_between_two_slices_is_a_failed_start():
 
 def test_a_broken_log_stream_of_a_running_server_is_no_death():
     assert run(Docker([("log_end", None)]), [NOT_YET, NOT_YET, READY]).verdict == "ready"
+
+
+def test_a_load_of_an_hour_passes():
+    """A shard every twenty seconds, no CPU to speak of between them, the default patience with silence."""
+    clock = Clock(step=10.0)
+    text = "Loading safetensors checkpoint shards:  25% Completed | {}/180 [00:10<00:30, 4.0it/s]"
+    shards = [("log", line(20 * n, text.format(n))) for n in range(1, 181)]
+    one = watch.Watch(
+        Docker(shards, usage=(0, 0)), "c", WHERE, watch.Limits(1e8, 900.0), offline=True, clock=clock,
+        ask=lambda _: READY if clock.now > 1000 + 3600 else NOT_YET,
+    )  # fmt: skip
+    assert one.run().verdict == "ready"
+    assert clock.now > 1000 + 3600
 
 
 class Restarting(Docker):
