@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -20,7 +20,8 @@ SHARDS = "Loading safetensors checkpoint shards:  25% Completed | 41/163 [00:10<
 
 def line(seconds, text):
     """A log line as Docker sends it, `seconds` after the start."""
-    return f"2026-11-22T10:{int(seconds) // 60:02}:{int(seconds) % 60:02}.600000000Z {text}\n".encode()
+    at = START + timedelta(seconds=int(seconds))
+    return f"{at:%Y-%m-%dT%H:%M:%S}.600000000Z {text}\n".encode()
 
 
 class Clock:
