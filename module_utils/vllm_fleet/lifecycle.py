@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ansible.module_utils.vllm_fleet.engine import Engine, EngineError, EngineUn
 from ansible.module_utils.vllm_fleet.logtext import scrub
 from ansible.module_utils.vllm_fleet.plan import PREVIOUS_SUFFIX, Existing, Plan, Rank
 from ansible.module_utils.vllm_fleet.preconditions import Refused
-from ansible.module_utils.vllm_fleet.result import ENGINE_REMEDY, describe, listed, names
+from ansible.module_utils.vllm_fleet.result import ENGINE_REMEDY, describe, listed, names, unwritable
 from ansible.module_utils.vllm_fleet.spec import ENGINE_CACHE, Spec
 from ansible.module_utils.vllm_fleet.state import LockTaken, NodeState
 from ansible.module_utils.vllm_fleet.survey import Survey
@@ -98,6 +98,8 @@ class Lifecycle:
             return self._refused(exc)
         except LockTaken as exc:
             return self._refused(Refused("unknown", str(exc), "wait for it to end, then run again"))
+        except OSError as exc:
+            return self._refused(unwritable(exc, str(self.options["state_dir"])))
         except (EngineError, EngineUnavailable) as exc:
             self._set_failure(Refused("unknown", str(exc), ENGINE_REMEDY))
             self.passage.changed = bool(self.passage.actions)
@@ -126,6 +128,8 @@ class Lifecycle:
         try:
             current = self._apply(seen.plan.actions, seen)
         except (EngineError, OSError) as exc:
+            if isinstance(exc, OSError) and not p.actions:
+                raise  # run() says so: nothing was touched yet
             return self._not_started(str(exc), seen)
         except Refused as exc:  # found only after the old server had stopped: its memory did not come back
             self._set_failure(exc)
@@ -284,7 +288,19 @@ class Lifecycle:
         """Save the log of a container that is about to be removed and that was started at least once."""
         log = self._scrubbed(self.engine.log(container))
         if log and not self.passage.log_file:
+            self._save_log(log, container)
+
+    def _save_log(self, log: bytes, container: str) -> None:
+        with self._remembering():
             self.passage.log_file = str(self.node.save_log(log, container))
+
+    @contextlib.contextmanager
+    def _remembering(self) -> Iterator[None]:
+        """Go on where something cannot be noted: a full disk must not keep a server from coming back."""
+        try:
+            yield
+        except OSError as exc:
+            self.passage.notes.append(f"{unwritable(exc, str(self.node.folder)).cause}; what it is for was not kept")
 
     def _scrubbed(self, log: bytes) -> bytes:
         return scrub(log.decode(errors="replace"), self.secrets).encode()
@@ -342,10 +358,11 @@ class Lifecycle:
     def _ready(self, outcome: Outcome) -> dict[str, Any]:
         current = self.engine.container(self.name)
         previous = self.engine.container(self.name + PREVIOUS_SUFFIX)
-        if current:
-            ids = [str(c["Id"]) for c in (current, previous) if c]
-            self._note(str(current["Id"]), Rank.READY, tuple(ids))
-        self.node.note_restoring(None)
+        with self._remembering():
+            if current:
+                ids = [str(c["Id"]) for c in (current, previous) if c]
+                self._note(str(current["Id"]), Rank.READY, tuple(ids))
+            self.node.note_restoring(None)
         result = self._result(current, outcome)
         if self.passage.failure:
             result.update(failed=True, rolled_back=True)
@@ -378,7 +395,8 @@ class Lifecycle:
         p = self.passage
         if current and self.node.rank(str(current["Id"])) is Rank.UNKNOWN:
             previous = self.engine.container(self.name + PREVIOUS_SUFFIX)
-            self._note(str(current["Id"]), Rank.FAILED, tuple(str(c["Id"]) for c in (current, previous) if c))
+            with self._remembering():
+                self._note(str(current["Id"]), Rank.FAILED, tuple(str(c["Id"]) for c in (current, previous) if c))
         if p.failure:
             # The restore itself failed: both are told, the first is what the user must mend.
             p.msg = (
@@ -393,7 +411,7 @@ class Lifecycle:
             return self._result(current, outcome, failed=True, msg=p.msg)
         log, alone = self._log_of_start(current, outcome) if current else (b"", True)
         if log and current:
-            p.log_file = str(self.node.save_log(log, str(current["Id"])))
+            self._save_log(log, str(current["Id"]))
         self._diagnose(outcome, log.decode(errors="replace"), one_start=alone)
         return self._put_back(outcome)
 
@@ -558,7 +576,7 @@ class Lifecycle:
         """Say what the container at the end is made of, whoever made it: for a record of what serves."""
         if current is None:
             return None
-        redact = compare.fingerprint(self.node.fingerprint_key(create=not self.check_mode))
-        with contextlib.suppress(EngineError):
+        with contextlib.suppress(EngineError, OSError):
+            redact = compare.fingerprint(self.node.fingerprint_key(create=not self.check_mode))
             return compare.as_spec(current, self.engine.image(str(current["Image"])), redact)
         return None

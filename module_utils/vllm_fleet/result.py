@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ansible.module_utils.vllm_fleet.preconditions import Refused
 
 #: What to do when Docker does not answer.
 ENGINE_REMEDY = (
@@ -30,6 +33,20 @@ def no_engine(name: str, host: str, error: Exception) -> dict[str, Any]:
         **dict.fromkeys(("container", "spec", "downtime", "log_file")),
         "diff": {},
     }
+
+
+def unwritable(error: OSError, folder: str) -> Refused:
+    """Say in words why the project's folder on the node cannot be written."""
+    path = str(error.filename or folder)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Refused(
+            "disk_full", f"there is no space left to write {path}", "free space on that disk, then run again"
+        )
+    return Refused(
+        "unknown",
+        f"{path} cannot be written ({error.strerror or error})",
+        "run as root (become: true), or set state_dir (vllm_server_state_dir) to a folder that this user may write",
+    )
 
 
 def names(running: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import socket
 import stat
+import subprocess
 
 import pytest
 import standin
@@ -324,3 +326,59 @@ def test_an_engine_that_is_not_there(server):
     assert run.returncode == 2
     assert re.search(r"no Docker engine answers at (unix://)?/var/tmp/no-such.sock", text)
     assert "Traceback" not in text
+
+
+def test_a_folder_that_may_not_be_written_is_told_in_words(server):
+    """A user who may use Docker and is not root, say."""
+    (server.folder / "state").write_text("a file where the folder should be")
+    run = server.ansible()
+    text = re.sub(r"\s+", " ", run.stdout)
+    assert run.returncode == 2
+    assert f"{server.state_dir}" in text and "cannot be written (" in text and "become: true" in text
+    assert "Traceback" not in run.stdout + run.stderr
+    assert server.picture() == {}
+
+
+@pytest.fixture
+def small_disk(server):
+    """A state folder of a few hundred KiB, and what fills it."""
+    server.state_dir.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(server.state_dir)], check=True)
+
+    def fill(action="create"):
+        if action != "create":
+            return
+        with contextlib.suppress(OSError), (server.state_dir / "filler").open("wb") as filler:
+            for _ in range(1024):
+                filler.write(bytes(1024))
+                filler.flush()
+
+    yield fill
+    server.close()
+    subprocess.run(["umount", str(server.state_dir)], check=True)
+
+
+def test_a_full_disk_is_told_before_anything_is_touched(server, small_disk):
+    server.ready()
+    before = server.picture()
+    small_disk()
+    refused = server.run(labels={"release": "2"})
+    assert_reads_well(refused, server, "disk_full")
+    assert (refused["changed"], refused["actions"]) == (False, [])
+    assert server.picture() == before and server.served()["data"]
+    (server.state_dir / "filler").unlink()
+    assert server.ready(labels={"release": "2"})["changed"]
+
+
+def test_a_disk_that_fills_up_does_not_keep_the_old_server_from_coming_back(server, small_disk, engine):
+    """There is no room for the log of the failure and for what was learnt of it."""
+    from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
+
+    old = server.ready()["container"]["id"]
+    options = server.options(env={"STANDIN_FAIL_AT": "load"})
+    result = Lifecycle(options, engine, host="node7", after_action=small_disk).run()
+    assert result["failed"] and result["rolled_back"], result["msg"]
+    assert "failure ordered at stage load" in result["msg"]
+    assert result["log_file"] is None
+    assert any("no space left" in note for note in result["notes"]), result["notes"]
+    assert server.id() == old and server.served()["data"]
