@@ -396,6 +396,12 @@ def _unknown(run: Run, root: list[str], exit: ExitFacts, context: Context) -> Wo
 
 
 def _docker_unknown(exit: ExitFacts, context: Context) -> Failure:
+    if failures.NO_ANSWER in exit.error:
+        words = (
+            f'The Docker engine ended in the middle of an action ("{exit.error.strip().rstrip(".")[:300]}")',
+            "See `journalctl -u docker` on the node for why, and run again, for the next run ends what this one began",
+        )
+        return _failure("unknown", words, [exit.error], exit, context)
     words = (
         "This failure is not known: Docker could not start the container and says "
         f'"{exit.error.strip().rstrip(".")[:300]}"',

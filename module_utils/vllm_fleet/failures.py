@@ -23,6 +23,9 @@ DEFAULT_UTILIZATION = 0.92
 
 GIB = 2**30
 
+#: What engine.py says where Docker did not answer at all.
+NO_ANSWER = "the Docker engine did not answer"
+
 #: Brings and checks the model's files and the image, and stops nothing.
 STAGE = "`ansible-playbook deploy.yml --tags stage`"
 
