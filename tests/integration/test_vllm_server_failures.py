@@ -361,6 +361,7 @@ def small_disk(server):
 def test_a_full_disk_is_told_before_anything_is_touched(server, small_disk):
     server.ready()
     before = server.picture()
+    (server.state_dir / server.name / "state.json").unlink()  # so that there is something to note before the stop
     small_disk()
     refused = server.run(labels={"release": "2"})
     assert_reads_well(refused, server, "disk_full")
