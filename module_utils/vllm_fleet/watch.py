@@ -336,7 +336,8 @@ class Watch:
             code = self._exit_code(item)
             if code is None:
                 return None
-            self._drain("log_end")
+            if "log" not in self._broken:  # its end may have come before the death was known
+                self._drain("log_end")
         try:
             info = self._source.container(self._id)
         except EngineError:

@@ -95,6 +95,15 @@ def test_death_ends_the_watch_with_the_last_words_of_the_log():
     assert out.elapsed == 3.0
 
 
+def test_a_log_that_ended_before_the_death_was_known_is_not_waited_for(monkeypatch):
+    drained = []
+    monkeypatch.setattr(watch.Watch, "_drain", lambda self, last: drained.append(last))
+    die = {"Action": "die", "Actor": {"Attributes": {"exitCode": "1"}}}
+    out = run(Docker([("log", line(3, "ValueError: last words")), ("log_end", None), ("event", die)]))
+    assert (out.verdict, out.exit_code, drained) == ("exited", 1, [])
+    assert out.new_lines == ["ValueError: last words"]
+
+
 def test_a_container_that_is_dead_already_is_not_waited_for():
     docker = Docker(running=False, state={"Status": "exited", "ExitCode": 137, "OOMKilled": True})
     out = run(docker)
