@@ -6,7 +6,7 @@ import pytest
 from sysfs import trees
 
 from ansible.module_utils.vllm_fleet import findings, gpu
-from ansible.module_utils.vllm_fleet.findings import Expected, Finding, Host, Room
+from ansible.module_utils.vllm_fleet.findings import Expected, Finding, Folder, Host, Image, Room
 
 GB = 10**9
 
@@ -124,6 +124,20 @@ def test_ram_is_left_alone_on_request_and_for_gpus_that_amd_names_no_figure_for(
         (Host(clock_synchronised=None), {}, "clock", "unknown", "not known"),
         (Host(sysctls={"net.core.somaxconn": "128"}), {"sysctls": {"net.core.somaxconn": "4096"}}, "net.core.somaxconn", "warning", "128"),
         (Host(sysctls={"net.ipv4.tcp_rmem": "4096\t131072\t6291456"}), {"sysctls": {"net.ipv4.tcp_rmem": "4096 131072 6291456"}}, "net.ipv4.tcp_rmem", "ok", "4096"),
+        (Host(image=Image("a:1", True)), {}, "image", "ok", "on the node"),
+        (Host(image=Image("a:1", None, "pull")), {}, "image", "unknown", "no Docker engine to ask"),
+        (Host(image=Image("a:1", False)), {}, "image", "unknown", "not on the node"),
+        (Host(image=Image("a:1", False, "build")), {}, "image", "ok", "to be built"),
+        (Host(image=Image("a:1", False, "archive")), {}, "image", "ok", "from the archive"),
+        (Host(image=Image("a:1", False, "pull", "sha256:00")), {}, "image", "ok", "the registry has it"),
+        (Host(image=Image("a:1", False, "pull", "manifest unknown", True)), {}, "image", "refused", "manifest unknown"),
+        (Host(image=Image("a:1", False, "pull", "no such host")), {}, "image", "warning", "no such host"),
+        (Host(folder=Folder("cache", "/c", "folder", held=700 * GB)), {}, "cache", "ok", "700.0 GB of the model"),
+        (Host(folder=Folder("cache", "/c", "none", created=True)), {}, "cache", "ok", "to be made"),
+        (Host(folder=Folder("cache", "/c", "none")), {}, "cache", "refused", "/c is not there"),
+        (Host(folder=Folder("cache", "/c", "file", created=True)), {}, "cache", "refused", "/c is a file, not a folder"),
+        (Host(folder=Folder("cache", "/c", "unreadable")), {}, "cache", "unknown", "may not be looked at"),
+        (Host(folder=Folder("model's folder", "/m", "none")), {}, "model's folder", "refused", "/m is not there"),
         (Host(), {"sysctls": {"vm.x": "1"}}, "vm.x", "unknown", "not known"),
     ],
 )  # fmt: skip
