@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ansible.module_utils
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+
+_SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
+if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
+    ansible.module_utils.__path__.append(_SHARED)
+
+from ansible.module_utils.vllm_fleet import findings  # noqa: E402
 
 display = Display()
 
@@ -43,18 +51,28 @@ def table(chosen: list[tuple[str, ...]]) -> list[tuple[str, str]]:
     ]
 
 
-def verdict(looked: Mapping[str, Mapping[str, Any]]) -> str:
+def read(result: Mapping[str, Any] | None) -> list[findings.Finding] | None:
+    """Read the findings out of a registered result; None where there are none, because the node was not looked at."""
+    given = (result or {}).get("findings")
+    return None if given is None else [findings.Finding(**one) for one in given]
+
+
+def worst(found: list[findings.Finding] | None) -> str:
+    """Give a node's worst level."""
+    return "unseen" if found is None else findings.worst(found)
+
+
+def verdict(levels: list[str]) -> str:
     """Give one word for all nodes: refused if one is, else unseen if one could not be looked at, else fine."""
-    worst = {one.get("worst", "unseen") for one in looked.values()}
-    return next((word for word in ("refused", "unseen") if word in worst), "fine")
+    return next((word for word in ("refused", "unseen") if word in levels), "fine")
 
 
-def summary(looked: Mapping[str, Mapping[str, Any]]) -> str:
+def summary(levels: list[str]) -> str:
     """Count the nodes by their worst finding."""
     words = {"refused": "refused", "unseen": "not seen", "warning": "with warnings"}
-    worst = [words.get(str(one.get("worst", "ok")), "fine") for one in looked.values()]
-    counts = [f"{worst.count(word)} {word}" for word in (*words.values(), "fine") if word in worst]
-    return f"{len(worst)} node{'' if len(worst) == 1 else 's'}: {', '.join(counts)}"
+    said = [words.get(level, "fine") for level in levels]
+    counts = [f"{said.count(word)} {word}" for word in (*words.values(), "fine") if word in said]
+    return f"{len(said)} node{'' if len(said) == 1 else 's'}: {', '.join(counts)}"
 
 
 class ActionModule(ActionBase):
@@ -71,26 +89,28 @@ class ActionModule(ActionBase):
                 "result": {"type": "str", "default": "preflight_result"},
                 "show_all": {"type": "bool", "default": False},
                 "json": {"type": "str", "default": ""},
+                "ending": {"type": "str", "default": "Nothing was touched."},
             }
         )
         variables = task_vars or {}
         host = str(variables["inventory_hostname"])
         nodes = list(variables.get("ansible_play_batch") or [host])
         if host == nodes[0]:
-            hostvars = variables["hostvars"]
-            looked = {node: hostvars[node].get(args["result"]) or {} for node in nodes}
-            by_node = {node: list(one.get("findings") or []) for node, one in looked.items()}
+            looked = {node: read(variables["hostvars"][node].get(args["result"])) for node in nodes}
+            levels = [worst(found) for found in looked.values()]
+            by_node = {node: [asdict(one) for one in found or []] for node, found in looked.items()}
             shown = table(rows(by_node, everything=args["show_all"]))
-            for line, level in [*shown, (summary(looked), "")] if shown else []:
+            for line, level in [*shown, (summary(levels), "")] if shown else []:
                 display.display(line, color=COLOURS.get(level))
             if os.environ.get("VLLM_FLEET_VERDICT"):  # scripts/preflight makes its exit code of it
-                Path(os.environ["VLLM_FLEET_VERDICT"]).write_text(f"{verdict(looked)}\n", encoding="utf-8")
+                Path(os.environ["VLLM_FLEET_VERDICT"]).write_text(f"{verdict(levels)}\n", encoding="utf-8")
             if args["json"]:
                 Path(args["json"]).expanduser().write_text(json.dumps(by_node, indent=2) + "\n", encoding="utf-8")
-        mine = variables.get(args["result"]) or {}
+        mine = read(variables.get(args["result"])) or []
+        refusals = [one.sentence for one in mine if one.level in findings.ENDING]
         result["changed"] = False
-        if mine.get("refusals"):
-            result["msg"] = f"{host}: {'. Also '.join(mine['refusals'])}. Nothing was touched."
+        if refusals:
+            result["msg"] = f"{host}: {'. Also '.join(refusals)}. {args['ending']}"
             # A node that nobody could look at is out of reach, not refused: Ansible's exit code tells them apart.
-            result["unreachable" if mine["worst"] == "unseen" else "failed"] = True
+            result["unreachable" if worst(mine) == "unseen" else "failed"] = True
         return result

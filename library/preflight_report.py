@@ -11,7 +11,7 @@ description:
     that could not be looked at counts as unreachable.
 options:
   result:
-    description: Variable in which the task with M(preflight_host) registered its result.
+    description: Variable with C(findings) in it, such as the registered result of a task with M(preflight_host).
     type: str
     default: preflight_result
   show_all:
@@ -22,6 +22,10 @@ options:
     description: File on the controller that gets the findings by node. It is written in check mode, too.
     type: str
     default: ""
+  ending:
+    description: Sentence at the end of a node's refusals.
+    type: str
+    default: Nothing was touched.
 attributes:
   action:
     support: full
