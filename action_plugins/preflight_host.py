@@ -10,6 +10,7 @@ from typing import Any
 
 import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
 _SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
@@ -35,7 +36,15 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         args = dict(self._task.args)
-        mine = self._inventory(variables) if args.get("inventory", True) else []
+        mine = self._inventory(variables) if boolean(args.get("inventory", True)) else []
+        refused = {one.what for one in mine if one.level == "refused"}
+        # What the inventory has wrong is told once, and not looked for on the node as well.
+        if "vllm_server_port" in refused:
+            args["port"] = 0
+        if "hf_cache_path" in refused:
+            args.pop("cache", None)
+        wanted = [one.got for one in mine if one.what == "gpu-memory-utilization" and one.level == "ok"]
+        args.setdefault("utilization", wanted[0] if wanted else inventory_checks.DEFAULT_UTILIZATION)
         theirs = [Finding(**one) for one in args.pop("findings", None) or []]
         answer: dict[str, Any] = {}
         try:

@@ -40,6 +40,12 @@ options:
     type: str
     choices: [warning, refused]
     default: refused
+  utilization:
+    description:
+      - Share of each GPU's memory that the server will ask for; less free memory is as O(foreign_level) says. V(0) does not compare.
+      - In a play by default the C(gpu-memory-utilization) of C(vllm_server_args), without one vLLM's own.
+    type: float
+    default: 0
   name:
     description: Container of the server, whose GPU memory and port are not foreign.
     type: str
@@ -212,6 +218,7 @@ def main() -> None:
             "gpu_name": {"type": "str", "default": ""},
             "idle_vram": {"type": "int", "default": 5_000_000_000},
             "foreign_level": {"type": "str", "choices": ["warning", "refused"], "default": "refused"},
+            "utilization": {"type": "float", "default": 0},
             "name": {"type": "str", "default": "vllm"},
             "installs_driver": {"type": "bool", "default": True},
             "sets_numa_balancing": {"type": "bool", "default": True},
@@ -282,6 +289,7 @@ def look(options: dict[str, Any]) -> tuple[dict[str, Any] | None, list[findings.
         own_container=options["name"],
         own_container_id=str(own.get("Id") or ""),
         foreign_level=options["foreign_level"],
+        utilization=options["utilization"],
         installs_driver=options["installs_driver"],
         sets_numa_balancing=options["sets_numa_balancing"],
         min_ram=options["min_ram"],

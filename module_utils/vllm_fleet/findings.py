@@ -53,6 +53,7 @@ class Expected:
     own_container: str = ""
     own_container_id: str = ""
     foreign_level: str = "refused"
+    utilization: float = 0.0  # of each GPU's memory, that the server will ask for; 0 does not compare
     installs_driver: bool = True
     sets_numa_balancing: bool = True
     min_ram: int | None = None  # None: by the GPU's name
@@ -137,7 +138,8 @@ def judge(node: Mapping[str, Any] | None, host: Host, expected: Expected) -> lis
     loaded = bool((node.get("driver") or {}).get("loaded"))
     about_gpus = [_count(node, gpus, loaded, expected), _kind(node, gpus, expected)]
     if gpus:
-        about_gpus += [_partition(gpus), _link(gpus), _occupied(gpus, expected), _ecc(gpus), _pages(gpus)]
+        about_gpus += [_partition(gpus), _link(gpus), _occupied(gpus, expected)]
+        about_gpus += [_room(node, expected), _ecc(gpus), _pages(gpus)]
     return [*_driver(node.get("driver") or {}, expected), *about_gpus, *_kernel(node, gpus, expected), *found]
 
 
@@ -285,6 +287,20 @@ def _holder(holder: Mapping[str, Any]) -> str:
     container = holder.get("container_name") or (holder.get("container") or "")[:12]
     inside = f" in container {container}" if container else ""
     return f"pid {holder['pid']} ({(holder.get('command') or 'unknown command')[:60]}){inside}"
+
+
+def _room(node: Mapping[str, Any], expected: Expected) -> Finding:
+    """Judge free memory by the fullest GPU; what our own server holds counts as free (rocm_info's own_container)."""
+    what, memory = "GPU memory", node.get("memory") or {}
+    wanted = f"room for gpu-memory-utilization {expected.utilization:g}" if expected.utilization else "known"
+    highest = memory.get("highest")
+    if highest is None:
+        return Finding("unknown", what, wanted, "not known", "see rocm_info on this node")
+    got = f"up to {highest:g} ({size(memory['free'])} free on the fullest)"
+    if highest < expected.utilization:
+        remedy = f"free it, or set vllm_server_args: {{gpu-memory-utilization: {highest:g}}}"
+        return Finding(expected.foreign_level, what, wanted, got, remedy)
+    return Finding("ok", what, wanted, got)
 
 
 def _ecc(gpus: Sequence[Mapping[str, Any]]) -> Finding:

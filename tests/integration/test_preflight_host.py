@@ -138,7 +138,7 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
     }
     assert levels == {
         "bad1": {"replica pair", "rollout_waves", "GPU count"},
-        "bad2": {"replica pair", "foreign use"},
+        "bad2": {"replica pair", "foreign use", "GPU memory"},
         "good": set(),
         "cpu": set(),
         "unset": {"vllm_server_api_key", "vllm_server_model", "gpu-memory-utilization", "cache"},
