@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,12 +18,15 @@ _SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
 if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
     ansible.module_utils.__path__.append(_SHARED)
 
-from ansible.module_utils.vllm_fleet import findings, inventory_checks  # noqa: E402
+from ansible.module_utils.vllm_fleet import findings, gpu, inventory_checks  # noqa: E402
 from ansible.module_utils.vllm_fleet.findings import Finding  # noqa: E402
 
 #: Asked of the connecting user's shell in one go. Root's rights are tried only where they would be needed.
 _QUESTION = """printf 'uid=%s\\nuser=%s\\nhome=%s\\n' "$(id -u)" "$(id -un)" "$HOME"
 printf 'python=%s\\n' "$({python} -c 'import platform; print(platform.python_version())' 2>/dev/null)"
+for one in {sysfs}/bus/pci/devices/*; do
+  [ "$(cat "$one/vendor" 2>/dev/null)" != 0x1002 ] || printf 'pci=%s\\n' "$(cat "$one/device" 2>/dev/null)"
+done
 [ "$(id -u)" = 0 ] || [ {password} = 1 ] || sudo -n true 2>/dev/null || echo root=no"""
 
 
@@ -78,7 +82,7 @@ class ActionModule(ActionBase):
         if hosts and variables.get("inventory_hostname") == hosts[0] and "rollout_waves" in values:
             given = values["rollout_waves"]
             if not isinstance(given, inventory_checks.Unset):
-                found.append(inventory_checks.waves(given, self._replicas(variables, hosts)))
+                found.append(inventory_checks.waves(given))
         return found
 
     def _values(self, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,9 +108,6 @@ class ActionModule(ActionBase):
             host: {name: self._of(variables, host, name) for name in inventory_checks.OF_A_REPLICA} for host in members
         }
 
-    def _replicas(self, variables: Mapping[str, Any], hosts: list[str]) -> int:
-        return len({self._of(variables, host, "vllm_server_replica") or f"host {host}" for host in hosts})
-
     # -- the node
 
     def _node(self, args: dict[str, Any], variables: dict[str, Any]) -> tuple[list[Finding], dict[str, Any]]:
@@ -116,11 +117,21 @@ class ActionModule(ActionBase):
         given = any(variables.get(name) for name in ("ansible_become_password", "ansible_become_pass"))
         given = given or bool(self._connection.become and self._connection.become.get_option("become_pass"))
         told = self._low_level_execute_command(
-            _QUESTION.format(python=named, password=int(given)), sudoable=False, executable="/bin/sh"
+            _QUESTION.format(
+                python=named, password=int(given), sysfs=shlex.quote(str(args.get("sysfs_root") or "/sys"))
+            ),
+            sudoable=False,
+            executable="/bin/sh",
         )
         facts = dict(line.partition("=")[::2] for line in told["stdout"].splitlines() if "=" in line)
         if not facts.get("uid"):
             raise AnsibleError(f"the shell answered {told['stdout'][-80:]!r} {told['stderr'][-200:]!r}")
+        kinds = [
+            gpu.INSTINCT[kind]
+            for kind in re.findall(r"^pci=(\S+)", told["stdout"], re.MULTILINE)
+            if kind in gpu.INSTINCT
+        ]
+        self._late(args, {**variables, "preflight_gpu_found": kinds[0] if kinds else ""})
         found = []
         oldest = str(args.get("min_python") or "3.10")
         if facts.get("python") and _version(facts["python"]) < _version(oldest):
@@ -147,6 +158,12 @@ class ActionModule(ActionBase):
         }
         answer["ansible_facts"] = {**(answer.get("ansible_facts") or {}), **user}
         return found, answer
+
+    def _late(self, args: dict[str, Any], variables: dict[str, Any]) -> None:
+        """Take options from variables that lean on the kind of GPU, which is known only now (preflight_gpu_found)."""
+        for option, name in (args.pop("late", None) or {}).items():
+            with self._templar.set_temporary_context(available_variables=variables):
+                args[option] = self._templar.template(variables[name])
 
     def _module(self, args: dict[str, Any], facts: dict[str, str], variables: dict[str, Any]) -> dict[str, Any]:
         args = {key: value for key, value in args.items() if key != "accept"}  # over all findings, at the end

@@ -119,6 +119,12 @@ options:
     description: Whether the action looks at the variables of the inventory, too.
     type: bool
     default: true
+  late:
+    description:
+      - Options that are taken from a variable each, by its name, after the node has been asked for its kind of GPU. In them C(preflight_gpu_found)
+        is the product's name, empty without an AMD Instinct GPU.
+    type: dict
+    default: {}
   host:
     description: Whether to look at what the node is made of, and not only at the inventory and the way to the node.
     type: bool
@@ -237,6 +243,7 @@ def main() -> None:
             "accept": {"type": "list", "elements": "str", "default": []},
             "findings": {"type": "list", "elements": "dict", "default": []},
             "inventory": {"type": "bool", "default": True},
+            "late": {"type": "dict", "default": {}},
             "host": {"type": "bool", "default": True},
             "min_python": {"type": "str", "default": "3.10"},
             "sysfs_root": {"type": "path", "default": "/sys"},

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 from ansible.module_utils.vllm_fleet.command import flag_name
@@ -87,28 +86,27 @@ def replica(name: str, hosts: Mapping[str, Mapping[str, Any]]) -> Finding:
     return Finding("ok", what, wanted, next((_text(one.get(OF_A_REPLICA[0])) for one in hosts.values()), ""))
 
 
-def waves(given: Any, replicas: int) -> Finding:
-    """Judge a wave list for ``replicas`` servers: every one of them has to come into a wave.
-
-    Waves are numbers of servers or percentages of all of them. A percentage is rounded up here: whoever rounds down
-    and gives the rest to the last wave is not in the way of a list that is meant to be whole.
-    """
-    what, wanted = "rollout_waves", f"waves that reach every server ({replicas})"
-    remedy = "for example [1, '25%', '100%']: a canary, a quarter, the rest"
-    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
-        return Finding("refused", what, wanted, f"{given!r}, which is no list of waves", remedy)
-    total = 0
-    for wave in given:
+def waves(given: Any) -> Finding:
+    """Judge a list of waves: numbers of servers, or percentages of all of them; the last one is repeated."""
+    what, wanted = "rollout_waves", "waves that add up"
+    example = "for example [1, '25%', '100%']: a canary, a quarter, the rest"
+    entries = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if not entries:
+        return Finding("refused", what, wanted, "an empty list", f"give numbers and percentages, {example}")
+    for wave in entries:
         match = re.fullmatch(r"\s*(\d+)\s*(%?)\s*", str(wave))
         if isinstance(wave, bool) or not match or int(match[1]) < 1 or (match[2] and int(match[1]) > 100):
+            got = f"{wave!r} in {_list(entries)}"
             return Finding(
-                "refused", what, wanted, f"{wave!r} in {_list(given)}", f"1 or more, or 1% to 100%; {remedy}"
+                "refused", what, wanted, got, f"a wave is 1 or more servers, or 1% to 100% of them, {example}"
             )
-        total += ceil(int(match[1]) * replicas / 100) if match[2] else int(match[1])
-    if total < replicas:
-        got = f"{_list(given)} reaches {total} of {replicas}"
-        return Finding("refused", what, wanted, got, f"end the list with '100%', which is all that are left; {remedy}")
-    return Finding("ok", what, wanted, _list(given))
+    for place, wave in enumerate(entries[:-1], 1):
+        if re.fullmatch(r"\s*0*100\s*%\s*", str(wave)):
+            got = f"{_list(entries)}, where nothing is left after {wave}"
+            return Finding(
+                "refused", what, wanted, got, f"put {wave} last, or leave out the {len(entries) - place} after it"
+            )
+    return Finding("ok", what, wanted, _list(entries))
 
 
 def _list(given: Sequence[Any]) -> str:

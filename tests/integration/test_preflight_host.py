@@ -104,7 +104,7 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
         "gone": {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 9},
     }
     answer = tmp_path / "findings.json"
-    variables = {**COMMON, "ansible_connection": "local", "rollout_waves": [1, "25%"]}
+    variables = {**COMMON, "ansible_connection": "local", "rollout_waves": ["100%", 1]}
     done = preflight(
         {"hosts": hosts, "vars": variables}, tmp_path, "-e", f"preflight_json={answer}", "--check"
     )  # fmt: skip
@@ -115,7 +115,7 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
     assert "6 nodes: 3 refused, 1 not seen, 2 fine" in done.stdout
     for sentence in (
         "bad1: replica pair: expected one model on all its hosts, found bad1: acme/tiny; bad2: acme/other; give these",
-        "Also rollout_waves: expected waves that reach every server (5), found [1, 25%] reaches 3 of 5; end the list",
+        "Also rollout_waves: expected waves that add up, found [100%, 1], where nothing is left after 100%; put 100% last",
         "Also GPU count: expected 8, found 7 usable, without 0000:a6:00.0; see",
         "Also foreign use: expected under 5.0 GB a GPU, found GPU 3 29.2 GB by pid 4711",
         "unset: vllm_server_api_key: expected a secret, found 'vault_vllm_server_api_key' is undefined; define it in",
@@ -172,6 +172,24 @@ def test_role_is_quiet_when_all_is_well_and_refusals_can_be_accepted(tmp_path: P
     accepted = play.run(tmp_path, [play.role("preflight")], {**variables, "preflight_accept": ["GPU count"]}).ok()
     assert "localhost  warning  GPU count" in accepted.output
     assert "GPU kind" not in accepted.output
+
+
+def test_an_option_may_lean_on_the_kind_of_gpu(tmp_path: Path) -> None:
+    """One look, and yet something that depends on what it finds: a variable is read when the kind is known."""
+    tree = trees.mi325x(tmp_path / "node")
+    variables = {**COMMON, **emulated(tree), "ansible_connection": "local", "wanted": "not {{ preflight_gpu_found }}"}
+    look = {
+        "name": "Look",
+        "preflight_host": {
+            "sysfs_root": str(tree.sys),
+            "proc_root": str(tree.proc),
+            "late": {"gpu_name": "wanted"},
+            "inventory": False,
+        },
+        "register": "seen",
+    }
+    said = play.run(tmp_path, [look], variables, facts=["seen"]).ok().facts["seen"]
+    assert [one["expected"] for one in said["findings"] if one["what"] == "GPU kind"] == ["not AMD Instinct MI325X"]
 
 
 @pytest.mark.engine
