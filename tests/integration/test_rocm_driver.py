@@ -146,7 +146,7 @@ class Bed:
         results = {name: dict(stats) for name, stats in answer["stats"].items()}
         for task in answer["plays"][0]["tasks"]:
             for name, one in task["hosts"].items():
-                if one.get("failed") and "msg" not in results[name]:
+                if one.get("failed"):
                     failed = [item for item in one.get("results", []) if item.get("failed")]
                     results[name]["msg"] = (failed or [one])[0]["msg"]
                 if task["task"]["name"] == "Reasons":
@@ -299,8 +299,8 @@ def test_driver_is_installed_and_asks_for_its_boot(bed):
 
 def run_something(bed, node, name):
     """A container on the node's own engine, of an image made of the node's `sleep`."""
-    script = "tar --create --dereference --absolute-names $(ldd /bin/sleep | grep -o '/[^ ]*') /bin/sleep | docker import - sleep:1"
-    bed.sh(node, script)
+    files = "$(ldd /bin/sleep | grep -o '/[^ ]*') /bin/sleep"
+    bed.sh(node, f"tar -c --dereference {files} 2>/dev/null | docker import - sleep:1")
     bed.sh(node, f"docker run --detach --restart unless-stopped --name {name} sleep:1 /bin/sleep infinity")
 
 
