@@ -163,7 +163,9 @@ def test_dockers_repository_is_trusted_by_its_key_and_told_off_in_one_sentence(
         "the key of Docker's repository cannot be had from http://127.0.0.1:9/debian/gpg": {
             "docker_engine_repo_url": "http://127.0.0.1:9"
         },
-        "Docker's repository http://.*/debian nosuch cannot be read: .* 404": {"docker_engine_repo_suite": "nosuch"},
+        "Docker's repository http://.*/debian nosuch cannot be read: .* does not have a Release file": {
+            "docker_engine_repo_suite": "nosuch"
+        },
     }
     for sentence, wrong in cases.items():
         done = role(bed, **{**docker_ce, **wrong})
