@@ -11,9 +11,9 @@ description:
   - Does not fail because of what it finds; see RV(finding).
 options:
   tool:
-    description: What was run - V(gst) and V(iet) of the ROCm Validation Suite, or V(all_reduce_perf) of rccl-tests.
+    description: What was run - V(gst) and V(iet) of the ROCm Validation Suite, C(TransferBench a2a), or V(all_reduce_perf) of rccl-tests.
     type: str
-    choices: [gst, iet, all_reduce_perf]
+    choices: [gst, iet, transfer_bench, all_reduce_perf]
     required: true
   log:
     description: File with its output. Without it the program counts as not installed.
@@ -32,6 +32,10 @@ options:
     default: 8
   min_busbw:
     description: Least in-place bus bandwidth of C(all_reduce_perf) in GB/s. V(0) takes AMD's figure for O(gpu_name).
+    type: float
+    default: 0
+  min_a2a:
+    description: Least average bandwidth of C(TransferBench a2a) in GB/s. V(0) takes AMD's figure for O(gpu_name).
     type: float
     default: 0
 attributes:
@@ -76,12 +80,13 @@ def main() -> None:
     """Read, judge, answer."""
     module = AnsibleModule(
         argument_spec={
-            "tool": {"type": "str", "choices": ["gst", "iet", "all_reduce_perf"], "required": True},
+            "tool": {"type": "str", "choices": ["gst", "iet", "transfer_bench", "all_reduce_perf"], "required": True},
             "log": {"type": "path"},
             "rc": {"type": "int", "default": 0},
             "gpu_name": {"type": "str", "default": ""},
             "gpus": {"type": "int", "default": 8},
             "min_busbw": {"type": "float", "default": 0},
+            "min_a2a": {"type": "float", "default": 0},
         },
         supports_check_mode=True,
     )
@@ -100,6 +105,7 @@ def main() -> None:
             options["gpu_name"],
             options["gpus"],
             min_busbw=options["min_busbw"],
+            min_a2a=options["min_a2a"],
         )
     module.exit_json(changed=False, finding=asdict(finding), sentence=finding.sentence)
 

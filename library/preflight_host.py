@@ -7,14 +7,22 @@ DOCUMENTATION = r"""
 module: preflight_host
 short_description: Compare a node with what is expected of it, without changing anything
 description:
-  - Judges GPUs, driver and kernel as M(rocm_info) returned them (O(node)), and reads what else a server needs - disk space, the port, the clock,
-    kernel settings.
-  - Never fails because of what it finds. RV(worst) and RV(refusals) say whether the node should be used.
-  - What cannot be read is a finding of level V(unknown).
+  - One look for everything - the variables of the inventory (on the controller), who connects and whether root can be had, then GPUs, driver and
+    kernel as M(rocm_info) reads them, image, cache, disk space, the port, the clock, kernel settings.
+  - Never fails because of what it finds, not even when the node cannot be reached. RV(worst) and RV(refusals) say whether the node should be used;
+    M(preflight_report) shows the findings of all nodes and ends the run.
+  - A fact that cannot be read is a finding of level V(unknown), a node that cannot be looked at one of level V(unseen).
 options:
-  node:
-    description: What M(rocm_info) returned. Left out for a server without GPUs, which takes the checks of GPU, driver, kernel and RAM out.
-    type: dict
+  accelerator:
+    description: V(cpu) takes the checks of GPU, driver, kernel and RAM out.
+    type: str
+    choices: [rocm, cpu]
+    default: rocm
+  allowed_driver_versions:
+    description: Drivers that are right, as for M(rocm_info). Without any, the driver is not judged by its version.
+    type: list
+    elements: str
+    default: []
   gpus:
     description: Number of GPUs a node has, partitions of one GPU counted once. V(0) takes any number but none.
     type: int
@@ -32,6 +40,12 @@ options:
     type: str
     choices: [warning, refused]
     default: refused
+  utilization:
+    description:
+      - Share of each GPU's memory that the server will ask for; less free memory is as O(foreign_level) says. V(0) does not compare.
+      - In a play by default the C(gpu-memory-utilization) of C(vllm_server_args), without one vLLM's own.
+    type: float
+    default: 0
   name:
     description: Container of the server, whose GPU memory and port are not foreign.
     type: str
@@ -48,8 +62,13 @@ options:
     description: Bytes of RAM. Without it, what AMD asks for with these GPUs.
     type: int
   image:
-    description: Image that has to fit onto Docker's disk unless the engine has it.
+    description: Image of the server. Unless the engine has it, it has to fit onto Docker's disk.
     type: str
+    default: ""
+  image_source:
+    description: How an image that is not there gets there. With V(pull) the registry is asked, through the engine, whether it has it.
+    type: str
+    choices: ["", pull, build, archive]
     default: ""
   disk_image:
     description: Bytes that O(image) needs, with what is needed while it is unpacked. V(0) does not check.
@@ -58,8 +77,12 @@ options:
   cache:
     description: Hugging Face cache on the node.
     type: path
+  cache_create:
+    description: Whether a cache that is not there will be made.
+    type: bool
+    default: true
   model:
-    description: Repository id of the weights; what the cache has of it is taken off O(disk_weights).
+    description: Repository id of the weights, or an absolute path. What the cache has of a repository is taken off O(disk_weights).
     type: str
     default: ""
   disk_weights:
@@ -87,8 +110,35 @@ options:
     type: list
     elements: str
     default: []
+  findings:
+    description: Findings of other checks, of the same form as RV(findings), to be judged together with these.
+    type: list
+    elements: dict
+    default: []
+  inventory:
+    description: Whether the action looks at the variables of the inventory, too.
+    type: bool
+    default: true
+  late:
+    description:
+      - Options that are taken from a variable each, by its name, after the node has been asked for its kind of GPU. In them C(preflight_gpu_found)
+        is the product's name, empty without an AMD Instinct GPU.
+    type: dict
+    default: {}
+  host:
+    description: Whether to look at what the node is made of, and not only at the inventory and the way to the node.
+    type: bool
+    default: true
+  min_python:
+    description: Oldest Python that the node must have.
+    type: str
+    default: "3.10"
+  sysfs_root:
+    description: Directory that stands for C(/sys).
+    type: path
+    default: /sys
   proc_root:
-    description: Directory that stands for C(/proc).
+    description: Directory that stands for C(/proc), where GPUs, driver and kernel are concerned.
     type: path
     default: /proc
   docker_socket:
@@ -96,6 +146,9 @@ options:
     type: path
     default: /var/run/docker.sock
 attributes:
+  action:
+    support: full
+    description: The inventory is looked at on the controller, and a failing connection becomes a finding there.
   check_mode:
     support: full
     description: This module does not change anything.
@@ -107,13 +160,8 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Read GPUs and driver
-  rocm_info:
-  register: node
-
-- name: Judge the node
+- name: Look at the node
   preflight_host:
-    node: "{{ node }}"
     gpus: 8
     gpu_name: MI300X
     port: 8000
@@ -122,7 +170,7 @@ EXAMPLES = r"""
 - name: Refuse it
   ansible.builtin.fail:
     msg: "{{ verdict.refusals | join('. ') }}"
-  when: verdict.worst == 'refused'
+  when: verdict.refusals | length > 0
 """
 
 RETURN = r"""
@@ -132,7 +180,7 @@ findings:
   type: list
   elements: dict
   contains:
-    level: {description: "V(ok), V(unknown), V(warning) or V(refused).", type: str}
+    level: {description: "V(ok), V(unknown), V(warning), V(unseen) or V(refused).", type: str}
     what: {description: What was looked at., type: str}
     expected: {description: What it should be., type: str}
     got: {description: What it is., type: str}
@@ -142,55 +190,50 @@ worst:
   returned: always
   type: str
 refusals:
-  description: One sentence per finding of level V(refused).
+  description: One sentence per finding of level V(refused) or V(unseen).
   returned: always
   type: list
   elements: str
+node:
+  description: What M(rocm_info) returned.
+  returned: when the node was looked at and O(accelerator) is V(rocm)
+  type: dict
+ansible_facts:
+  description: C(user_id), C(user_dir), C(user_uid) of the connecting user, C(distribution_release), as M(ansible.builtin.setup) names them.
+  returned: when the node was reached
+  type: dict
 """
 
-import ctypes
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import findings, preconditions, snapshot
-from ansible.module_utils.vllm_fleet.docker_api import DockerApi, DockerRefused, DockerUnavailable
-
-#: Microseconds. systemd's own criterion: the kernel lets the error grow until it is this large when nobody corrects it.
-LARGEST_CLOCK_ERROR = 16_000_000
-
-
-class Timex(ctypes.Structure):
-    """The beginning of Linux's ``struct timex`` on 64-bit machines, and room for the rest of its 208 bytes."""
-
-    _fields_ = (
-        ("modes", ctypes.c_uint),
-        ("offset", ctypes.c_long),
-        ("freq", ctypes.c_long),
-        ("maxerror", ctypes.c_long),
-        ("rest", ctypes.c_char * 256),
-    )
+from ansible.module_utils.vllm_fleet import findings, host_probe, rocm_probe
+from ansible.module_utils.vllm_fleet.docker_api import DockerApi
 
 
 def main() -> None:
-    """Read, judge, answer."""
+    """Read, judge, answer. The action of the same name has looked at the inventory and the way to the node."""
     module = AnsibleModule(
         argument_spec={
-            "node": {"type": "dict"},
+            "accelerator": {"type": "str", "choices": ["rocm", "cpu"], "default": "rocm"},
+            "allowed_driver_versions": {"type": "list", "elements": "str", "default": []},
             "gpus": {"type": "int", "default": 8},
             "gpu_name": {"type": "str", "default": ""},
             "idle_vram": {"type": "int", "default": 5_000_000_000},
             "foreign_level": {"type": "str", "choices": ["warning", "refused"], "default": "refused"},
+            "utilization": {"type": "float", "default": 0},
             "name": {"type": "str", "default": "vllm"},
             "installs_driver": {"type": "bool", "default": True},
             "sets_numa_balancing": {"type": "bool", "default": True},
             "min_ram": {"type": "int"},
             "image": {"type": "str", "default": ""},
+            "image_source": {"type": "str", "choices": ["", "pull", "build", "archive"], "default": ""},
             "disk_image": {"type": "int", "default": 0},
             "cache": {"type": "path"},
+            "cache_create": {"type": "bool", "default": True},
             "model": {"type": "str", "default": ""},
             "disk_weights": {"type": "int", "default": 0},
             "port": {"type": "int", "default": 0},
@@ -198,14 +241,54 @@ def main() -> None:
             "clock": {"type": "bool", "default": True},
             "sysctls": {"type": "dict", "default": {}},
             "accept": {"type": "list", "elements": "str", "default": []},
+            "findings": {"type": "list", "elements": "dict", "default": []},
+            "inventory": {"type": "bool", "default": True},
+            "late": {"type": "dict", "default": {}},
+            "host": {"type": "bool", "default": True},
+            "min_python": {"type": "str", "default": "3.10"},
+            "sysfs_root": {"type": "path", "default": "/sys"},
             "proc_root": {"type": "path", "default": "/proc"},
             "docker_socket": {"type": "path", "default": "/var/run/docker.sock"},
         },
         supports_check_mode=True,
     )
-    options = module.params
+    found = [findings.Finding(**one) for one in module.params["findings"]]
+    answer: dict[str, Any] = {}
+    if module.params["host"]:
+        try:
+            node, more = look(module.params)
+        except ValueError as error:
+            module.fail_json(msg=str(error))
+        found = [*found, *more]
+        answer = {"node": node} if node is not None else {}
+    found = findings.accept(found, module.params["accept"])
+    module.exit_json(
+        changed=False,
+        ansible_facts={"ansible_distribution_release": rocm_probe.operating_system(Path("/etc"))["version_codename"]},
+        findings=[asdict(one) for one in found],
+        worst=findings.worst(found),
+        refusals=[one.sentence for one in found if one.level in findings.ENDING],
+        **answer,
+    )
+
+
+def look(options: dict[str, Any]) -> tuple[dict[str, Any] | None, list[findings.Finding]]:
+    """Return what rocm_info says, without GPUs None, and all findings."""
     engine = DockerApi(options["docker_socket"], timeout=20)
-    own = own_container(engine, options["name"])
+    own = host_probe.own_container(engine, options["name"])
+    node = None
+    if options["accelerator"] == "rocm":
+        allowed = options["allowed_driver_versions"]
+        node = rocm_probe.look(
+            rocm_probe.Roots(
+                options["sysfs_root"],
+                options["proc_root"],
+                own_container=options["name"],
+                allowed_driver_versions=allowed,
+            )
+        )
+        if not allowed:
+            node["driver"]["allowed"] = None
     expected = findings.Expected(
         gpus=options["gpus"],
         gpu_name=options["gpu_name"],
@@ -213,6 +296,7 @@ def main() -> None:
         own_container=options["name"],
         own_container_id=str(own.get("Id") or ""),
         foreign_level=options["foreign_level"],
+        utilization=options["utilization"],
         installs_driver=options["installs_driver"],
         sets_numa_balancing=options["sets_numa_balancing"],
         min_ram=options["min_ram"],
@@ -220,117 +304,7 @@ def main() -> None:
         clock=options["clock"],
         sysctls={name: str(value) for name, value in options["sysctls"].items()},
     )
-    holder, ours = port_holder(options, own)
-    host = findings.Host(
-        rooms=rooms(options, engine),
-        port_holder=holder,
-        port_is_ours=ours,
-        clock_synchronised=clock_synchronised() if options["clock"] else None,
-        sysctls={name: sysctl(Path(options["proc_root"]), name) for name in options["sysctls"]},
-    )
-    found = findings.accept(findings.judge(options["node"], host, expected), options["accept"])
-    module.exit_json(
-        changed=False,
-        findings=[asdict(one) for one in found],
-        worst=findings.worst(found),
-        refusals=[one.sentence for one in found if one.level == "refused"],
-    )
-
-
-def rooms(options: dict[str, Any], engine: DockerApi) -> list[findings.Room]:
-    """Return what has to fit where; image and weights on one file system are one sum."""
-    wanted: list[tuple[str, Path, int]] = []
-    if options["disk_image"]:
-        missing, root = True, "/var/lib/docker"
-        try:
-            missing = engine.image(options["image"]) is None if options["image"] else True
-            root = str(engine.info().get("DockerRootDir") or root) if missing else root
-        except (DockerUnavailable, DockerRefused):
-            pass  # no engine yet: the image is not there, and will go where Docker keeps its files by default
-        if missing:
-            wanted.append(("image", Path(root), options["disk_image"]))
-    if options["disk_weights"] and options["cache"]:
-        cache = Path(options["cache"])
-        wanted.append(("weights", cache, max(0, options["disk_weights"] - cached(cache, options["model"]))))
-    by_device: dict[int | str, findings.Room] = {}
-    for purpose, path, needed in wanted:
-        try:
-            place = next(one for one in (path, *path.parents) if one.exists())
-            device: int | str = place.stat().st_dev
-            state = os.statvfs(place)
-            free: int | None = state.f_bavail * state.f_frsize
-        except OSError:
-            device, free = str(path), None
-        other = by_device.get(device)
-        purposes = [*other.purposes, purpose] if other else [purpose]
-        known = other or findings.Room(str(path), [], 0, free)
-        by_device[device] = findings.Room(known.path, purposes, known.needed + needed, free)
-    return [room for room in by_device.values() if room.needed]
-
-
-def cached(cache: Path, model: str) -> int:
-    """Return the bytes that the cache already holds of a model."""
-    try:
-        blobs = snapshot.repo_folder(cache, model) / "blobs"
-        return sum(entry.stat().st_size for entry in blobs.iterdir())
-    except (OSError, ValueError, snapshot.SnapshotError):
-        return 0
-
-
-def own_container(engine: DockerApi, name: str) -> dict[str, Any]:
-    """Return what Docker says of the server's container; nothing without one, or without an engine."""
-    try:
-        return (engine.container(name) if name else None) or {}
-    except (DockerUnavailable, DockerRefused):
-        return {}
-
-
-def port_holder(options: dict[str, Any], own: dict[str, Any]) -> tuple[str | None, bool]:
-    """Return who listens on the server's port ("" nobody, None not known) and whether that is our own server."""
-    proc, port = Path(options["proc_root"]), options["port"]
-    if not port:
-        return "", False
-    if not (proc / "net/tcp").is_file():
-        return None, False
-    holders = preconditions.listeners(options["bind"], port, proc)
-    if not holders:
-        return "", False
-    pid, command = next(iter(holders.items()))
-    running = bool((own.get("State") or {}).get("Running"))
-    published = [
-        str(entry.get("HostPort"))
-        for entries in ((own.get("NetworkSettings") or {}).get("Ports") or {}).values()
-        for entry in entries or []
-    ]
-    # Published, the port is held by Docker's proxy; on the host's network by the container's own process.
-    ours = running and (str(port) in published or in_container(proc, pid, str(own.get("Id"))))
-    return (f"our server {options['name']}" if ours else f"pid {pid} ({command})"), ours
-
-
-def in_container(proc: Path, pid: int, container: str) -> bool:
-    """Tell by its control group whether a process lives in a container."""
-    try:
-        return container in (proc / str(pid) / "cgroup").read_text(encoding="utf-8")
-    except OSError:
-        return False
-
-
-def clock_synchronised() -> bool | None:
-    """Ask the kernel, which is told by every time daemon. None where it does not answer."""
-    state = Timex()
-    try:
-        answer = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(state))
-    except (OSError, AttributeError):
-        return None
-    return None if answer < 0 else state.maxerror < LARGEST_CLOCK_ERROR
-
-
-def sysctl(proc: Path, name: str) -> str | None:
-    """Return a kernel setting as the kernel prints it, None without it."""
-    try:
-        return (proc / "sys" / name.replace(".", "/")).read_text(encoding="utf-8").strip()
-    except OSError:
-        return None
+    return node, findings.judge(node, host_probe.look(options, engine, own), expected)
 
 
 if __name__ == "__main__":

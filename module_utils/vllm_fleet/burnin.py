@@ -14,24 +14,36 @@ from ansible.module_utils.vllm_fleet.findings import Finding
 #: In-place bus bandwidth in GB/s that `all_reduce_perf -b 8 -e 8G -f 2 -g 8` has to reach, by part of the product name.
 MIN_BUSBW: Mapping[str, float] = {"MI300X": 304.0, "MI350X": 350.0, "MI355X": 350.0}
 
+#: Average bandwidth in GB/s between the pairs of GPUs that `TransferBench a2a` has to reach. Source: AMD's acceptance
+#: script for MI300X nodes (AMD-AGI/Primus-SaFE, preflight/mi300x/transfer_bench_a2a.sh); none is published for others.
+MIN_A2A: Mapping[str, float] = {"MI300X": 32.9}
+
 #: AMD's figure is that of the largest message; small ones measure latency.
 LARGEST_MESSAGE = 8 << 30
 
 #: What RVS's modules print for every GPU: the GPU stress test and the input EDPp test.
 RVS_VERDICTS: Mapping[str, str] = {"gst": "met", "iet": "pass"}
 
-TOOLS = ("gst", "iet", "all_reduce_perf")
+TOOLS = ("gst", "iet", "transfer_bench", "all_reduce_perf")
+
+_PACKAGES: Mapping[str, str] = {"all_reduce_perf": "rccl-tests", "transfer_bench": "TransferBench"}
 
 _ROW_FIELDS = 13
 
 
-def judge(tool: str, output: str, rc: int, gpu_name: str, gpus: int, *, min_busbw: float = 0.0) -> Finding:
-    """Judge what a program printed on a node with ``gpus`` GPUs; ``min_busbw`` (GB/s) replaces AMD's figure unless 0.
+def judge(
+    tool: str, output: str, rc: int, gpu_name: str, gpus: int, *, min_busbw: float = 0.0, min_a2a: float = 0.0
+) -> Finding:
+    """Judge what a program printed on a node with ``gpus`` GPUs.
+
+    ``min_busbw`` and ``min_a2a`` (GB/s) replace AMD's figures unless 0.
 
     Raises ValueError for a ``tool`` that is none of TOOLS.
     """
     if tool == "all_reduce_perf":
         found = all_reduce(output, gpu_name, min_busbw)
+    elif tool == "transfer_bench":
+        found = transfer_bench(output, gpu_name, min_a2a)
     elif tool in RVS_VERDICTS:
         found = rvs(tool, output, gpus)
     else:
@@ -44,7 +56,7 @@ def judge(tool: str, output: str, rc: int, gpu_name: str, gpus: int, *, min_busb
 
 def not_installed(tool: str) -> Finding:
     """The finding for a program that the node does not have."""
-    package = "rccl-tests" if tool == "all_reduce_perf" else "rocm-validation-suite"
+    package = _PACKAGES.get(tool, "rocm-validation-suite")
     return Finding("unknown", tool, "a result", "skipped: not installed", f"install {package}, or give its path")
 
 
@@ -65,6 +77,26 @@ def rvs(tool: str, output: str, gpus: int) -> Finding:
         got = f"TRUE of {len(verdicts)} only"
         return Finding("refused", tool, wanted, got, "see its log for the GPUs that gave no verdict")
     return Finding("ok", tool, wanted, f"{len(verdicts)} TRUE")
+
+
+def transfer_bench(output: str, gpu_name: str, min_a2a: float = 0.0) -> Finding:
+    """Judge `TransferBench a2a` by its line ``Average   bandwidth (GPU Timed):   46.552 GB/s``, and by mismatches."""
+    tool = "transfer_bench"
+    least = min_a2a or next((figure for name, figure in MIN_A2A.items() if name in gpu_name), 0.0)
+    wanted = f"average {least:.1f} GB/s or more" if least else "a known figure"
+    if re.search(r"\[ERROR\].*mismatch", output, re.IGNORECASE):
+        remedy = "look for iommu=pt on the kernel command line; if it is there, do not compute on this node"
+        return Finding("refused", tool, "no mismatch", "data arrived changed", remedy)
+    match = re.search(r"^Average\s+bandwidth[^:\n]*:\s*([0-9.]+)\s*GB/s", output, re.MULTILINE)
+    if not match:
+        return Finding("unknown", tool, wanted, "no average in its output", "see its log")
+    bandwidth = float(match[1])
+    got = f"average {bandwidth:.1f} GB/s"
+    if not least:
+        return Finding("unknown", tool, wanted, got, f"AMD names none for {gpu_name or 'this GPU'}; set burnin_min_a2a")
+    if bandwidth < least:
+        return Finding("refused", tool, wanted, got, "check the links between the GPUs (amd-smi topology, xgmi)")
+    return Finding("ok", tool, wanted, got)
 
 
 def in_place_busbw(output: str) -> dict[int, tuple[float, int]]:

@@ -11,8 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-LEVELS = ("ok", "unknown", "warning", "refused")
-"""In rising order. ``refused`` is what a server cannot work with, ``warning`` what makes it slower or less certain."""
+LEVELS = ("ok", "unknown", "warning", "unseen", "refused")
+"""In rising order. ``refused`` is what a server cannot work with, ``warning`` what makes it slower or less certain.
+
+``unknown`` is one fact that cannot be read; ``unseen`` a whole node that cannot be looked at, which ends a run as well.
+"""
+
+ENDING = ("unseen", "refused")
+"""Levels with which a node is not deployed to."""
 
 TERA = 10**12
 #: Bytes of RAM that AMD's system acceptance documents ask of an eight-GPU node, by part of the product name.
@@ -47,6 +53,7 @@ class Expected:
     own_container: str = ""
     own_container_id: str = ""
     foreign_level: str = "refused"
+    utilization: float = 0.0  # of each GPU's memory, that the server will ask for; 0 does not compare
     installs_driver: bool = True
     sets_numa_balancing: bool = True
     min_ram: int | None = None  # None: by the GPU's name
@@ -66,6 +73,35 @@ class Room:
 
 
 @dataclass(frozen=True)
+class Image:
+    """The server's image. ``present`` is None without an engine to ask.
+
+    ``source`` is how it gets to a node that lacks it (pull, build, archive; "" does not say). ``answer`` is the
+    registry's when it was asked: the digest, or its refusal; ``missing`` is true when the registry does not have it.
+    """
+
+    name: str
+    present: bool | None
+    source: str = ""
+    answer: str = ""
+    missing: bool = False
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The cache, or the folder of a model that is given by its path.
+
+    ``kind`` is folder, file (whatever is no folder), none or unreadable; ``held`` the bytes of the model in it.
+    """
+
+    what: str
+    path: str
+    kind: str
+    created: bool = False
+    held: int = 0
+
+
+@dataclass(frozen=True)
 class Host:
     """Facts of a node that are not about GPUs.
 
@@ -74,6 +110,8 @@ class Host:
     """
 
     rooms: Sequence[Room] = ()
+    image: Image | None = None
+    folder: Folder | None = None
     port_holder: str | None = ""
     port_is_ours: bool = False
     clock_synchronised: bool | None = None
@@ -100,7 +138,8 @@ def judge(node: Mapping[str, Any] | None, host: Host, expected: Expected) -> lis
     loaded = bool((node.get("driver") or {}).get("loaded"))
     about_gpus = [_count(node, gpus, loaded, expected), _kind(node, gpus, expected)]
     if gpus:
-        about_gpus += [_partition(gpus), _link(gpus), _occupied(gpus, expected), _ecc(gpus), _pages(gpus)]
+        about_gpus += [_partition(gpus), _link(gpus), _occupied(gpus, expected)]
+        about_gpus += [_room(node, expected), _ecc(gpus), _pages(gpus)]
     return [*_driver(node.get("driver") or {}, expected), *about_gpus, *_kernel(node, gpus, expected), *found]
 
 
@@ -250,6 +289,20 @@ def _holder(holder: Mapping[str, Any]) -> str:
     return f"pid {holder['pid']} ({(holder.get('command') or 'unknown command')[:60]}){inside}"
 
 
+def _room(node: Mapping[str, Any], expected: Expected) -> Finding:
+    """Judge free memory by the fullest GPU; what our own server holds counts as free (rocm_info's own_container)."""
+    what, memory = "GPU memory", node.get("memory") or {}
+    wanted = f"room for gpu-memory-utilization {expected.utilization:g}" if expected.utilization else "known"
+    highest = memory.get("highest")
+    if highest is None:
+        return Finding("unknown", what, wanted, "not known", "see rocm_info on this node")
+    got = f"up to {highest:g} ({size(memory['free'])} free on the fullest)"
+    if highest < expected.utilization:
+        remedy = f"free it, or set vllm_server_args: {{gpu-memory-utilization: {highest:g}}}"
+        return Finding(expected.foreign_level, what, wanted, got, remedy)
+    return Finding("ok", what, wanted, got)
+
+
 def _ecc(gpus: Sequence[Mapping[str, Any]]) -> Finding:
     what, wanted = "ECC errors", "0 uncorrectable"
     counts = {gpu["index"]: (gpu.get("ecc") or {}).get("uncorrectable") for gpu in gpus if not gpu.get("partition_id")}
@@ -341,6 +394,10 @@ def _host(host: Host, expected: Expected) -> list[Finding]:
             found.append(Finding("refused", what, wanted, f"{size(room.free)} free", remedy))
         else:
             found.append(Finding("ok", what, wanted, f"{size(room.free)} free"))
+    if host.image:
+        found.append(_image(host.image))
+    if host.folder:
+        found.append(_folder(host.folder))
     if expected.port:
         found.append(_port(host, expected.port))
     if expected.clock:
@@ -355,6 +412,47 @@ def _host(host: Host, expected: Expected) -> list[Finding]:
         else:
             found.append(Finding("ok", name, wanted, value))
     return found
+
+
+def _image(image: Image) -> Finding:
+    what, wanted = "image", image.name
+    if image.present:
+        return Finding("ok", what, wanted, "on the node")
+    if image.missing:
+        remedy = "correct vllm_image_name and vllm_image_tag; the registry does not have this one"
+        return Finding("refused", what, wanted, f"not there: {image.answer}", remedy)
+    if image.source == "pull" and image.present is not None:
+        if image.answer.startswith("sha256:"):
+            return Finding("ok", what, wanted, "to be pulled, the registry has it")
+        remedy = (
+            "check the way to the registry, docker login on the node, or load it from an archive (vllm_image_source)"
+        )
+        return Finding("warning", what, wanted, f"not there, and the registry says: {image.answer}", remedy)
+    if image.source in ("build", "archive"):
+        return Finding(
+            "ok", what, wanted, "to be built" if image.source == "build" else "to be loaded from the archive"
+        )
+    got = "no Docker engine to ask" if image.present is None else "not on the node"
+    return Finding("unknown", what, wanted, got, "the deployment gets it, and says so if it cannot")
+
+
+def _folder(folder: Folder) -> Finding:
+    wanted = "a folder"
+    if folder.kind == "folder":
+        return Finding(
+            "ok", folder.what, wanted, folder.path + (f", {size(folder.held)} of the model" if folder.held else "")
+        )
+    if folder.kind == "none" and folder.created:
+        return Finding("ok", folder.what, wanted, f"{folder.path}, to be made")
+    if folder.kind == "unreadable":
+        return Finding("unknown", folder.what, wanted, f"{folder.path} may not be looked at", "see its permissions")
+    got = f"{folder.path} is {'a file, not a folder' if folder.kind == 'file' else 'not there'}"
+    remedy = (
+        "mount the disk or make the folder, correct hf_cache_path, or set hf_cache_create: true"
+        if folder.what == "cache"
+        else "put the model there on this node, or give its id on the Hub (vllm_server_model)"
+    )
+    return Finding("refused", folder.what, wanted, got, remedy)
 
 
 def _port(host: Host, port: int) -> Finding:

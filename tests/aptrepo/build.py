@@ -116,7 +116,7 @@ def package(folder: Path, fields: dict[str, str], files: dict[str, Path], script
         for name, source in files.items():
             target = root / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+            shutil.copy(source, target)
         folder.mkdir(parents=True, exist_ok=True)
         # A file name has no epoch.
         upstream = fields["Version"].partition(":")[2] or fields["Version"]
@@ -174,10 +174,10 @@ def headers_package(folder: Path, kernel: str) -> Path:
         )
 
 
-def index(root: Path, suite: str, debs: list[Path], key: Key, origin: str) -> None:
+def index(root: Path, suite: str, debs: list[Path], key: Key, origin: str, component: str = "main") -> None:
     """Write dists/<suite> of the repository ``root``: Packages, Release, InRelease, Release.gpg."""
     dist = root / "dists" / suite
-    binary = dist / "main/binary-amd64"
+    binary = dist / component / "binary-amd64"
     binary.mkdir(parents=True, exist_ok=True)
     stanzas = []
     for deb in debs:
@@ -197,7 +197,7 @@ def index(root: Path, suite: str, debs: list[Path], key: Key, origin: str) -> No
     release = dist / "Release"
     release.write_text(
         f"Origin: {origin}\nLabel: {origin}\nSuite: {suite}\nCodename: {suite}\n"
-        f"Architectures: amd64\nComponents: main\n"
+        f"Architectures: amd64\nComponents: {component}\n"
         f"Date: {formatdate(time.time(), usegmt=True)}\nSHA256:\n" + "\n".join(sums) + "\n"
     )
     key.gpg("--armor", "--detach-sign", "--output", f"{release}.gpg", str(release))
@@ -222,6 +222,39 @@ def build(
     distribution = root / "distribution"
     index(distribution, "stable", [headers_package(distribution / "pool", kernel)], key, "Test distribution")
     return root
+
+
+DOCKER_CE_POSTINST = """#!/bin/sh
+set -e
+getent group docker >/dev/null || groupadd --system docker
+[ ! -d /run/systemd/system ] || systemctl daemon-reload
+"""
+
+
+def build_docker_ce(root: Path, key: Key, programs: Path, distribution: str, suite: str) -> Path:
+    """Build Docker's repository as download.docker.com lays it out, for one suite of one distribution.
+
+    ``programs`` is a file tree with a real engine (``usr/bin/dockerd`` and so on), which goes into docker-ce whole;
+    the other packages of Docker are there and empty.
+    """
+    repository = root / distribution
+    repository.mkdir(parents=True, exist_ok=True)
+    (repository / "gpg").write_text(key.gpg("--armor", "--export"))
+    common = {"Version": "5:99.0.0-1", "Architecture": "amd64", "Maintainer": "Test <test@example.invalid>"}
+    files = {str(path.relative_to(programs)): path for path in programs.rglob("*") if path.is_file()}
+    pool = repository / "pool"
+    debs = [
+        package(
+            pool,
+            {"Package": "docker-ce", **common, "Depends": "iptables", "Description": "a Docker engine, repackaged"},
+            files,
+            {"postinst": DOCKER_CE_POSTINST},
+        )
+    ]
+    for name in ("docker-ce-cli", "containerd.io", "docker-buildx-plugin"):
+        debs.append(package(pool, {"Package": name, **common, "Description": "in docker-ce"}, {}, {}))
+    index(repository, suite, debs, key, "Docker", component="stable")
+    return repository
 
 
 def main() -> int:

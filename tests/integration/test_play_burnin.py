@@ -27,6 +27,9 @@ def test_figures_skips_and_refusals(tmp_path: Path) -> None:
     """One node slow, one without programs, one on which somebody computes: it is told of each, and nothing runs there."""
     rvs = program(tmp_path / "slow/opt/bin/rvs", "\n".join(f"[RESULT] gst {n} met: TRUE pass: TRUE" for n in range(8)))
     reduce = program(tmp_path / "slow/opt/all_reduce_perf", row(250.0))
+    bench = program(
+        tmp_path / "slow/opt/TransferBench", "Average   bandwidth (GPU Timed):   46.552 GB/s\nAggregate bandwidth"
+    )
     spared = program(tmp_path / "busy/opt/all_reduce_perf", row(310.0))
     busy = trees.foreign_holder(tmp_path / "busy/tree")
     hosts = {
@@ -34,6 +37,7 @@ def test_figures_skips_and_refusals(tmp_path: Path) -> None:
             "burnin_sysfs_root": str(trees.mi300x(tmp_path / "slow/tree").sys),
             "burnin_rvs_prefixes": [str(tmp_path / "slow/opt")],
             "burnin_all_reduce_perf": [str(tmp_path / "slow/none"), str(reduce)],
+            "burnin_transfer_bench": [str(bench)],
         },
         "bare": {
             "burnin_sysfs_root": str(trees.mi300x(tmp_path / "bare/tree").sys),
@@ -68,12 +72,13 @@ def test_figures_skips_and_refusals(tmp_path: Path) -> None:
     assert "bare  unknown  gst " in done.stdout
     results = json.loads((tmp_path / "results.json").read_text())
     levels = {node: [one["level"] for one in rows] for node, rows in results.items()}
-    assert levels == {"slow": ["ok", "ok", "refused"], "bare": ["unknown"] * 3, "busy": []}
+    assert levels == {"slow": ["ok", "ok", "ok", "refused"], "bare": ["unknown"] * 4}
     conf = tmp_path / "slow/opt/share/rocm-validation-suite/conf/MI300X"
     assert Path(f"{rvs}.called").read_text().splitlines() == [
         f"-c {conf}/gst_single.conf",
         f"-c {conf}/iet_single.conf",
     ]
+    assert Path(f"{bench}.called").read_text() == "a2a\n"
     assert Path(f"{reduce}.called").read_text() == "-b 8 -e 8G -f 2 -g 8\n"
     assert not Path(f"{spared}.called").exists()
     assert not (tmp_path / "logs/busy").exists()

@@ -55,6 +55,11 @@ def test_foreign_holder_and_allowed_driver(tmp_path):
     assert not result["failed"]
     assert result["changed"] is False
     assert len(result["gpus"]) == 8
+    # What users may rely on; more keys may come.
+    assert {"index", "name", "gfx", "pci", "vram_total", "vram_used", "vram_free", "partition", "holders"} <= set(
+        result["gpus"][0]
+    )
+    assert {"pid", "command", "container", "bytes"} <= set(result["gpus"][3]["holders"][0])
     assert result["gpus"][3]["holders"][0]["container_name"] == "trainer"
     assert result["safe_gpu_memory_utilization"] == 0.85
     assert "27.22 GiB are taken by pid 4711" in result["memory"]["sentence"]

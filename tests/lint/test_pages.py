@@ -50,7 +50,10 @@ def specification(name, monkeypatch):
     return asked.value.args[0]
 
 
-@pytest.mark.parametrize("name", MODULES)
+# An action that runs on the controller alone has a page and no module: it checks its options itself.
+@pytest.mark.parametrize(
+    "name", [name for name in MODULES if "def main" in (ROOT / "library" / f"{name}.py").read_text()]
+)
 def test_every_option_is_documented_with_its_default(pages, name, monkeypatch):
     spec, page = specification(name, monkeypatch), pages[name]["doc"].get("options", {})
     assert page.keys() == spec.keys()
@@ -110,6 +113,7 @@ def test_module_files_are_thin():
         "image",
         "daemon_json",
         "findings",
+        "inventory_checks",
         "burnin",
     ],
 )

@@ -64,7 +64,7 @@ def test_no_docker_and_no_root(tmp_path, docker_client):
         hosts = {"vllm": {"hosts": {"bare": host}, "vars": LOCAL}}
         (tmp_path / "hosts.yml").write_text(yaml.safe_dump(hosts))
         done = deploy(inventory=tmp_path / "hosts.yml")
-        refused(done, r"bare: installing Docker and running the server need root, and user nobody is not root")
+        refused(done, r"bare: root: expected root's rights, to install Docker and to run the server, found user nobody")
         assert docker_client.containers.get(bare.id).status == "running"
     finally:
         bare.remove(force=True)

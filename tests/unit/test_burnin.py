@@ -32,9 +32,24 @@ def gst(*verdicts, word="met"):
 GB8 = 8 << 30
 
 
+def a2a(average):
+    """The end of what `TransferBench a2a` prints (its source, presets/AllToAll.hpp)."""
+    return (
+        "RTotal  326.350    325.359\n\n"
+        f"Average   bandwidth (GPU Timed): {average:8.3f} GB/s\n"
+        f"Aggregate bandwidth (GPU Timed): {56 * average:8.3f} GB/s\nAggregate bandwidth (CPU Timed): 1937.924 GB/s\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("tool", "output", "rc", "name", "level", "got"),
     [
+        ("transfer_bench", a2a(46.552), 0, MI300X, "ok", "average 46.6 GB/s"),
+        ("transfer_bench", a2a(32.899), 0, MI300X, "refused", "average 32.9 GB/s"),
+        ("transfer_bench", a2a(46.552), 0, "AMD Instinct MI355X", "unknown", "average 46.6 GB/s"),
+        ("transfer_bench", a2a(46.552), 1, MI300X, "refused", "exit code 1"),
+        ("transfer_bench", "", 0, MI300X, "unknown", "no average"),
+        ("transfer_bench", a2a(46.552) + "[ERROR] Transfer 0: Unexpected mismatch at index 0 of destination 0", 0, MI300X, "refused", "changed"),
         ("all_reduce_perf", table((8, 0.01, 0), (GB8, 304.0, 0)), 0, MI300X, "ok", "busbw 304.0 GB/s"),
         ("all_reduce_perf", table((8, 0.01, 0), (GB8, 303.9, 0)), 0, MI300X, "refused", "busbw 303.9 GB/s"),
         ("all_reduce_perf", table((GB8, 310.0, "N/A")), 0, MI300X + " VF", "ok", "busbw 310.0 GB/s"),
@@ -74,5 +89,5 @@ def test_a_program_that_is_not_there_is_skipped_with_a_word():
 
 
 def test_unknown_tool():
-    with pytest.raises(ValueError, match="one of gst, iet, all_reduce_perf is expected"):
+    with pytest.raises(ValueError, match="one of gst, iet, transfer_bench, all_reduce_perf is expected"):
         burnin.judge("agfhc", "", 0, MI300X, 8)

@@ -5,8 +5,8 @@ import copy
 import pytest
 from sysfs import trees
 
-from ansible.module_utils.vllm_fleet import findings, gpu
-from ansible.module_utils.vllm_fleet.findings import Expected, Finding, Host, Room
+from ansible.module_utils.vllm_fleet import findings, gpu, rocm_probe
+from ansible.module_utils.vllm_fleet.findings import Expected, Finding, Folder, Host, Image, Room
 
 GB = 10**9
 
@@ -15,6 +15,7 @@ def node(tmp_path, scenario="mi300x", **changes):
     """What rocm_info returns of a scenario, amd-smi's part included; changes are by dotted path."""
     tree = trees.SCENARIOS[scenario](tmp_path)
     facts = gpu.read(tree.sys, tree.proc, tree.modules, docker_root=tree.docker).as_dict()
+    facts.update(rocm_probe.free_memory(gpu.read(tree.sys, tree.proc, tree.modules).gpus, None, []))
     facts["driver"]["allowed"] = facts["driver"]["loaded"]
     for one in facts["gpus"]:
         one["ecc"] = {"correctable": 4, "uncorrectable": 0, "deferred": 0}
@@ -72,6 +73,11 @@ HOLDER = {"pid": 7, "command": "vllm serve", "container": "f" * 64, "container_n
         ("foreign_holder", {}, {"idle_vram": 30 * GB}, "foreign use", "ok", "none"),
         ("mi300x", {"gpus__0__holders": [HOLDER], "gpus__0__vram_used": 181 * GB}, {"own_container": "vllm"}, "foreign use", "ok", "none"),
         ("mi300x", {"gpus__0__vram_used": 90 * GB}, {}, "foreign use", "refused", "90.0 GB by no process that the driver lists"),
+        ("mi300x", {}, {"utilization": 0.92}, "GPU memory", "ok", "up to 0.99"),
+        ("foreign_holder", {}, {"utilization": 0.9}, "GPU memory", "refused", "up to 0.85 (176.9 GB free on the fullest)"),
+        ("foreign_holder", {}, {"utilization": 0.85}, "GPU memory", "ok", "up to 0.85"),
+        ("foreign_holder", {}, {"utilization": 0.9, "foreign_level": "warning"}, "GPU memory", "warning", "up to 0.85"),
+        ("mi300x", {"memory": {}}, {"utilization": 0.9}, "GPU memory", "unknown", "not known"),
         ("mi300x", {"gpus__5__ecc": {"uncorrectable": 2}}, {}, "ECC errors", "refused", "GPU 5: 2"),
         ("mi300x", {"gpus__5__ecc": None}, {}, "ECC errors", "unknown", "not known"),
         ("mi300x", {"gpus__5__bad_pages": {"retired": 3}}, {}, "bad pages", "warning", "GPU 5: 3 retired"),
@@ -124,6 +130,20 @@ def test_ram_is_left_alone_on_request_and_for_gpus_that_amd_names_no_figure_for(
         (Host(clock_synchronised=None), {}, "clock", "unknown", "not known"),
         (Host(sysctls={"net.core.somaxconn": "128"}), {"sysctls": {"net.core.somaxconn": "4096"}}, "net.core.somaxconn", "warning", "128"),
         (Host(sysctls={"net.ipv4.tcp_rmem": "4096\t131072\t6291456"}), {"sysctls": {"net.ipv4.tcp_rmem": "4096 131072 6291456"}}, "net.ipv4.tcp_rmem", "ok", "4096"),
+        (Host(image=Image("a:1", True)), {}, "image", "ok", "on the node"),
+        (Host(image=Image("a:1", None, "pull")), {}, "image", "unknown", "no Docker engine to ask"),
+        (Host(image=Image("a:1", False)), {}, "image", "unknown", "not on the node"),
+        (Host(image=Image("a:1", False, "build")), {}, "image", "ok", "to be built"),
+        (Host(image=Image("a:1", False, "archive")), {}, "image", "ok", "from the archive"),
+        (Host(image=Image("a:1", False, "pull", "sha256:00")), {}, "image", "ok", "the registry has it"),
+        (Host(image=Image("a:1", False, "pull", "manifest unknown", True)), {}, "image", "refused", "manifest unknown"),
+        (Host(image=Image("a:1", False, "pull", "no such host")), {}, "image", "warning", "no such host"),
+        (Host(folder=Folder("cache", "/c", "folder", held=700 * GB)), {}, "cache", "ok", "700.0 GB of the model"),
+        (Host(folder=Folder("cache", "/c", "none", created=True)), {}, "cache", "ok", "to be made"),
+        (Host(folder=Folder("cache", "/c", "none")), {}, "cache", "refused", "/c is not there"),
+        (Host(folder=Folder("cache", "/c", "file", created=True)), {}, "cache", "refused", "/c is a file, not a folder"),
+        (Host(folder=Folder("cache", "/c", "unreadable")), {}, "cache", "unknown", "may not be looked at"),
+        (Host(folder=Folder("model's folder", "/m", "none")), {}, "model's folder", "refused", "/m is not there"),
         (Host(), {"sysctls": {"vm.x": "1"}}, "vm.x", "unknown", "not known"),
     ],
 )  # fmt: skip

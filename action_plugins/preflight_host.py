@@ -1,0 +1,195 @@
+"""Controller side of preflight_host: the inventory, the way to the node, the node; what fails becomes a finding."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ansible.module_utils
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.module_utils.parsing.convert_bool import boolean
+from ansible.plugins.action import ActionBase
+
+_SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
+if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
+    ansible.module_utils.__path__.append(_SHARED)
+
+from ansible.module_utils.vllm_fleet import findings, gpu, inventory_checks  # noqa: E402
+from ansible.module_utils.vllm_fleet.findings import Finding  # noqa: E402
+
+#: Asked of the connecting user's shell in one go. Root's rights are tried only where they would be needed.
+_QUESTION = """printf 'uid=%s\\nuser=%s\\nhome=%s\\n' "$(id -u)" "$(id -un)" "$HOME"
+printf 'python=%s\\n' "$({python} -c 'import platform; print(platform.python_version())' 2>/dev/null)"
+for one in {sysfs}/bus/pci/devices/*; do
+  [ "$(cat "$one/vendor" 2>/dev/null)" != 0x1002 ] || printf 'pci=%s\\n' "$(cat "$one/device" 2>/dev/null)"
+done
+[ "$(id -u)" = 0 ] || [ {password} = 1 ] || sudo -n true 2>/dev/null || echo root=no"""
+
+
+class ActionModule(ActionBase):
+    """Never fails because of what it finds; preflight_report does, when all nodes have been seen."""
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Look at everything, judge it together."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        args = dict(self._task.args)
+        mine = self._inventory(variables) if boolean(args.get("inventory", True)) else []
+        refused = {one.what for one in mine if one.level == "refused"}
+        # What the inventory has wrong is told once, and not looked for on the node as well.
+        if "vllm_server_port" in refused:
+            args["port"] = 0
+        if "hf_cache_path" in refused:
+            args.pop("cache", None)
+        wanted = [one.got for one in mine if one.what == "gpu-memory-utilization" and one.level == "ok"]
+        args.setdefault("utilization", wanted[0] if wanted else inventory_checks.DEFAULT_UTILIZATION)
+        theirs = [Finding(**one) for one in args.pop("findings", None) or []]
+        answer: dict[str, Any] = {}
+        try:
+            more, answer = self._node(args, variables)
+        except (AnsibleConnectionFailure, _Unreachable) as exc:
+            remedy = "check that it is on and that `ssh` to it works with this inventory's address, user and key"
+            more = [Finding("unseen", "connection", "an answer", _line(str(exc)), remedy)]
+        except AnsibleError as exc:
+            more = [Finding("unseen", "look", "an answer", _line(str(exc)), "run again with -vvv")]
+        found = findings.accept([*mine, *more, *theirs], args.get("accept") or [])
+        result.update(
+            answer,
+            changed=False,
+            findings=[asdict(one) for one in found],
+            worst=findings.worst(found),
+            refusals=[one.sentence for one in found if one.level in findings.ENDING],
+        )
+        return result
+
+    # -- the inventory
+
+    def _inventory(self, variables: Mapping[str, Any]) -> list[Finding]:
+        values = self._values(variables)
+        found = inventory_checks.judge(values)
+        hosts = list(variables.get("ansible_play_hosts_all") or [])
+        replica = values.get("vllm_server_replica")
+        if isinstance(replica, str) and replica:
+            members = self._members(variables, replica, hosts)
+            found.append(inventory_checks.replica(replica, members))
+        # A list of waves is the fleet's: told once, of the first node.
+        if hosts and variables.get("inventory_hostname") == hosts[0] and "rollout_waves" in values:
+            given = values["rollout_waves"]
+            if not isinstance(given, inventory_checks.Unset):
+                found.append(inventory_checks.waves(given))
+        return found
+
+    def _values(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name in inventory_checks.VARIABLES:
+            if name in variables:
+                try:
+                    values[name] = self._templar.template(variables[name])
+                except AnsibleError as exc:
+                    values[name] = inventory_checks.Unset(_line(str(exc)))
+        return values
+
+    @staticmethod
+    def _of(variables: Mapping[str, Any], host: str, name: str) -> Any:
+        try:
+            return variables["hostvars"][host].get(name)
+        except AnsibleError:
+            return None
+
+    def _members(self, variables: Mapping[str, Any], replica: str, hosts: list[str]) -> dict[str, dict[str, Any]]:
+        members = [host for host in hosts if self._of(variables, host, "vllm_server_replica") == replica]
+        return {
+            host: {name: self._of(variables, host, name) for name in inventory_checks.OF_A_REPLICA} for host in members
+        }
+
+    # -- the node
+
+    def _node(self, args: dict[str, Any], variables: dict[str, Any]) -> tuple[list[Finding], dict[str, Any]]:
+        """Ask the connecting user's shell, then the module; as that user where root cannot be had."""
+        python = str(variables.get("ansible_python_interpreter") or "python3")
+        named = python if re.fullmatch(r"[\w./+-]+", python) and not python.startswith("auto") else "python3"
+        given = any(variables.get(name) for name in ("ansible_become_password", "ansible_become_pass"))
+        given = given or bool(self._connection.become and self._connection.become.get_option("become_pass"))
+        told = self._low_level_execute_command(
+            _QUESTION.format(
+                python=named, password=int(given), sysfs=shlex.quote(str(args.get("sysfs_root") or "/sys"))
+            ),
+            sudoable=False,
+            executable="/bin/sh",
+        )
+        facts = dict(line.partition("=")[::2] for line in told["stdout"].splitlines() if "=" in line)
+        if not facts.get("uid"):
+            raise AnsibleError(f"the shell answered {told['stdout'][-80:]!r} {told['stderr'][-200:]!r}")
+        kinds = [
+            gpu.INSTINCT[kind]
+            for kind in re.findall(r"^pci=(\S+)", told["stdout"], re.MULTILINE)
+            if kind in gpu.INSTINCT
+        ]
+        self._late(args, {**variables, "preflight_gpu_found": kinds[0] if kinds else ""})
+        found = []
+        oldest = str(args.get("min_python") or "3.10")
+        if facts.get("python") and _version(facts["python"]) < _version(oldest):
+            remedy = "set ansible_python_interpreter to a newer one"
+            found.append(Finding("refused", "Python", f"{oldest} or newer", facts["python"], remedy))
+        become = self._connection.become
+        if facts.get("root") == "no":
+            remedy = "connect as root, allow sudo, or give the password with --ask-become-pass"
+            got = f"user {facts['user']}, who is not root and may not use sudo without a password"
+            wanted = "root's rights, to install Docker and to run the server"
+            found.append(Finding("refused", "root", wanted, got, remedy))
+            self._connection.set_become_plugin(None)
+        answer: dict[str, Any] = {}
+        if not any(one.what == "Python" for one in found):
+            try:
+                answer = self._module(args, facts, variables)
+            finally:
+                self._connection.set_become_plugin(become)
+            found += [Finding(**one) for one in answer.pop("findings", [])]
+        user = {
+            "ansible_user_id": facts["user"],
+            "ansible_user_uid": int(facts["uid"]),
+            "ansible_user_dir": facts["home"],
+        }
+        answer["ansible_facts"] = {**(answer.get("ansible_facts") or {}), **user}
+        return found, answer
+
+    def _late(self, args: dict[str, Any], variables: dict[str, Any]) -> None:
+        """Take options from variables that lean on the kind of GPU, which is known only now (preflight_gpu_found)."""
+        for option, name in (args.pop("late", None) or {}).items():
+            with self._templar.set_temporary_context(available_variables=variables):
+                args[option] = self._templar.template(variables[name])
+
+    def _module(self, args: dict[str, Any], facts: dict[str, str], variables: dict[str, Any]) -> dict[str, Any]:
+        args = {key: value for key, value in args.items() if key != "accept"}  # over all findings, at the end
+        if args.get("cache"):
+            args["cache"] = re.sub(r"^~(?=/|$)", facts["home"].replace("\\", r"\\"), str(args["cache"]))
+        answer: dict[str, Any] = self._execute_module(
+            module_name="preflight_host", module_args=args, task_vars=variables
+        )
+        if answer.get("unreachable"):
+            raise _Unreachable(str(answer.get("msg")))
+        if answer.get("failed"):
+            spoken = str(answer.get("module_stderr") or answer.get("msg") or "the module said nothing")
+            raise AnsibleError(spoken.strip().splitlines()[-1] if spoken.strip() else "the module said nothing")
+        for key in ("changed", "worst", "refusals", "invocation"):
+            answer.pop(key, None)
+        return answer
+
+
+class _Unreachable(Exception):
+    """The module's own word for a connection that failed."""
+
+
+def _line(text: str) -> str:
+    """Bring an error to one line that fits into a table."""
+    return " ".join(text.split())[:240]
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])

@@ -1,0 +1,116 @@
+"""Shows the findings of all nodes as one table, writes them as JSON, and ends the run for the nodes they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ansible.module_utils
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+_SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
+if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
+    ansible.module_utils.__path__.append(_SHARED)
+
+from ansible.module_utils.vllm_fleet import findings  # noqa: E402
+
+display = Display()
+
+HEAD = ("NODE", "LEVEL", "WHAT", "EXPECTED", "FOUND", "WHAT TO DO")
+FIELDS = ("level", "what", "expected", "got", "remedy")
+COLOURS = {"refused": "red", "unseen": "red", "warning": "bright purple", "unknown": "cyan", "ok": "green"}
+#: Columns wrap beyond this; the last one runs on.
+WIDEST = 60
+
+
+def rows(by_node: Mapping[str, list[Mapping[str, str]]], *, everything: bool) -> list[tuple[str, ...]]:
+    """Choose what is shown: what is fine only on request, what is merely unknown only beside what matters."""
+    chosen = [
+        (node, *(str(one[field]) for field in FIELDS))
+        for node, found in by_node.items()
+        for one in found
+        if everything or one["level"] != "ok"
+    ]
+    worth = everything or any(row[1] not in ("ok", "unknown") for row in chosen)
+    return chosen if worth else []
+
+
+def table(chosen: list[tuple[str, ...]]) -> list[tuple[str, str]]:
+    """Lay rows out under the head: (line, level) pairs. An overlong cell pushes its own line only."""
+    if not chosen:
+        return []
+    widths = [min(WIDEST, max(len(row[column]) for row in (HEAD, *chosen))) for column in range(len(HEAD) - 1)]
+    return [
+        ("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip(), row[1])
+        for row in (HEAD, *chosen)
+    ]
+
+
+def read(result: Mapping[str, Any] | None) -> list[findings.Finding] | None:
+    """Read the findings out of a registered result; None where there are none, because the node was not looked at."""
+    given = (result or {}).get("findings")
+    return None if given is None else [findings.Finding(**one) for one in given]
+
+
+def worst(found: list[findings.Finding] | None) -> str:
+    """Give a node's worst level."""
+    return "unseen" if found is None else findings.worst(found)
+
+
+def verdict(levels: list[str]) -> str:
+    """Give one word for all nodes: refused if one is, else unseen if one could not be looked at, else fine."""
+    return next((word for word in ("refused", "unseen") if word in levels), "fine")
+
+
+def summary(levels: list[str]) -> str:
+    """Count the nodes by their worst finding."""
+    words = {"refused": "refused", "unseen": "not seen", "warning": "with warnings"}
+    said = [words.get(level, "fine") for level in levels]
+    counts = [f"{said.count(word)} {word}" for word in (*words.values(), "fine") if word in said]
+    return f"{len(said)} node{'' if len(said) == 1 else 's'}: {', '.join(counts)}"
+
+
+class ActionModule(ActionBase):
+    """Needs no connection: all of it was seen by preflight_host."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Show once for all nodes, then judge this one."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _, args = self.validate_argument_spec(
+            argument_spec={
+                "result": {"type": "str", "default": "preflight_result"},
+                "show_all": {"type": "bool", "default": False},
+                "json": {"type": "str", "default": ""},
+                "ending": {"type": "str", "default": "Nothing was touched."},
+            }
+        )
+        variables = task_vars or {}
+        host = str(variables["inventory_hostname"])
+        nodes = list(variables.get("ansible_play_batch") or [host])
+        if host == nodes[0]:
+            looked = {node: read(variables["hostvars"][node].get(args["result"])) for node in nodes}
+            levels = [worst(found) for found in looked.values()]
+            by_node = {node: [asdict(one) for one in found or []] for node, found in looked.items()}
+            shown = table(rows(by_node, everything=args["show_all"]))
+            for line, level in [*shown, (summary(levels), "")] if shown else []:
+                display.display(line, color=COLOURS.get(level))
+            if os.environ.get("VLLM_FLEET_VERDICT"):  # scripts/preflight makes its exit code of it
+                Path(os.environ["VLLM_FLEET_VERDICT"]).write_text(f"{verdict(levels)}\n", encoding="utf-8")
+            if args["json"]:
+                Path(args["json"]).expanduser().write_text(json.dumps(by_node, indent=2) + "\n", encoding="utf-8")
+        mine = read(variables.get(args["result"])) or []
+        refusals = [one.sentence for one in mine if one.level in findings.ENDING]
+        result["changed"] = False
+        if refusals:
+            result["msg"] = f"{host}: {'. Also '.join(refusals)}. {args['ending']}"
+            # A node that nobody could look at is out of reach, not refused: Ansible's exit code tells them apart.
+            result["unreachable" if worst(mine) == "unseen" else "failed"] = True
+        return result

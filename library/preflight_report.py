@@ -1,0 +1,58 @@
+#!/usr/bin/python
+"""Ansible module preflight_report: the page of the action of that name, which runs on the controller alone."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: preflight_report
+short_description: Show what preflight_host found on all nodes and end the run for those that it refuses
+description:
+  - All findings of all nodes as one table, once. Then every node is judged; a refused one fails with one sentence for each of its refusals, and one
+    that could not be looked at counts as unreachable.
+options:
+  result:
+    description: Variable with C(findings) in it, such as the registered result of a task with M(preflight_host).
+    type: str
+    default: preflight_result
+  show_all:
+    description: Whether to show what is as it should be, too. Otherwise nothing is shown where nothing is worth it.
+    type: bool
+    default: false
+  json:
+    description: File on the controller that gets the findings by node. It is written in check mode, too.
+    type: str
+    default: ""
+  ending:
+    description: Sentence at the end of a node's refusals.
+    type: str
+    default: Nothing was touched.
+attributes:
+  action:
+    support: full
+    description: Runs on the controller.
+  check_mode:
+    support: full
+    description: This action does not change anything.
+  diff_mode:
+    support: none
+    description: This action does not change anything.
+author:
+  - The vllm-fleet developers
+"""
+
+EXAMPLES = r"""
+- name: Look
+  preflight_host:
+  register: preflight_result
+
+- name: Show, and refuse what cannot work
+  preflight_report:
+    show_all: true
+"""
+
+RETURN = r"""
+msg:
+  description: The refusals of this node.
+  returned: when there are any
+  type: str
+"""

@@ -1,0 +1,174 @@
+"""What a server needs of a node beside GPUs: room on the disks, image, cache, port, clock. Reads only."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.vllm_fleet import findings, preconditions, snapshot
+from ansible.module_utils.vllm_fleet.docker_api import DockerApi, DockerRefused, DockerUnavailable
+
+PROC = Path("/proc")
+
+#: Microseconds. systemd's own criterion: the kernel lets the error grow until it is this large when nobody corrects it.
+LARGEST_CLOCK_ERROR = 16_000_000
+
+
+class Timex(ctypes.Structure):
+    """The beginning of Linux's ``struct timex`` on 64-bit machines, and room for the rest of its 208 bytes."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("freq", ctypes.c_long),
+        ("maxerror", ctypes.c_long),
+        ("rest", ctypes.c_char * 256),
+    )
+
+
+def look(options: Mapping[str, Any], engine: DockerApi, own: Mapping[str, Any]) -> findings.Host:
+    """Read everything that ``options`` (the module's) ask for. ``own`` is the server's container, see own_container."""
+    holder, ours = port_holder(options, own)
+    image = image_state(options, engine)
+    return findings.Host(
+        rooms=rooms(options, engine, image),
+        image=image,
+        folder=folder_state(options),
+        port_holder=holder,
+        port_is_ours=ours,
+        clock_synchronised=clock_synchronised() if options["clock"] else None,
+        sysctls={name: sysctl(PROC, name) for name in options["sysctls"]},
+    )
+
+
+def image_state(options: Mapping[str, Any], engine: DockerApi) -> findings.Image | None:
+    """Tell whether the engine has the image and, where it would be pulled, whether the registry has it."""
+    name, source = options["image"], options["image_source"]
+    if not name:
+        return None
+    try:
+        if engine.image(name) is not None:
+            return findings.Image(name, True, source)
+    except (DockerUnavailable, DockerRefused):
+        return findings.Image(name, None, source)
+    if source != "pull":
+        return findings.Image(name, False, source)
+    try:
+        return findings.Image(name, False, source, engine.registry_digest(name))
+    except (DockerUnavailable, DockerRefused) as error:
+        answer = " ".join(str(error).split())
+        # How registries and Docker's engine word it (OCI distribution: MANIFEST_UNKNOWN, NAME_UNKNOWN).
+        gone = any(words in answer.lower() for words in ("manifest unknown", "name unknown", "no such manifest"))
+        return findings.Image(name, False, source, answer[:200], gone)
+
+
+def folder_state(options: Mapping[str, Any]) -> findings.Folder | None:
+    """Look at the cache, or at the model's own folder where a path is given for it."""
+    model = options["model"]
+    by_path = model.startswith("/")
+    if not by_path and not options["cache"]:
+        return None
+    path = Path(model if by_path else options["cache"])
+    try:
+        kind = "folder" if path.is_dir() else "file" if path.exists() else "none"
+    except OSError:
+        kind = "unreadable"
+    what = "model's folder" if by_path else "cache"
+    held = cached(path, model) if kind == "folder" and not by_path else 0
+    return findings.Folder(what, str(path), kind, bool(options["cache_create"]) and not by_path, held)
+
+
+def rooms(options: Mapping[str, Any], engine: DockerApi, image: findings.Image | None) -> list[findings.Room]:
+    """Return what has to fit where; image and weights on one file system are one sum."""
+    wanted: list[tuple[str, Path, int]] = []
+    if options["disk_image"] and not (image and image.present):
+        root = "/var/lib/docker"
+        with contextlib.suppress(DockerUnavailable, DockerRefused):  # no engine yet: Docker's default, then
+            root = str(engine.info().get("DockerRootDir") or root)
+        wanted.append(("image", Path(root), options["disk_image"]))
+    if options["disk_weights"] and options["cache"]:
+        cache = Path(options["cache"])
+        wanted.append(("weights", cache, max(0, options["disk_weights"] - cached(cache, options["model"]))))
+    by_device: dict[int | str, findings.Room] = {}
+    for purpose, path, needed in wanted:
+        try:
+            place = next(one for one in (path, *path.parents) if one.exists())
+            device: int | str = place.stat().st_dev
+            state = os.statvfs(place)
+            free: int | None = state.f_bavail * state.f_frsize
+        except OSError:
+            device, free = str(path), None
+        other = by_device.get(device)
+        purposes = [*other.purposes, purpose] if other else [purpose]
+        known = other or findings.Room(str(path), [], 0, free)
+        by_device[device] = findings.Room(known.path, purposes, known.needed + needed, free)
+    return [room for room in by_device.values() if room.needed]
+
+
+def cached(cache: Path, model: str) -> int:
+    """Return the bytes that the cache already holds of a model."""
+    try:
+        blobs = snapshot.repo_folder(cache, model) / "blobs"
+        return sum(entry.stat().st_size for entry in blobs.iterdir())
+    except (OSError, ValueError, snapshot.SnapshotError):
+        return 0
+
+
+def own_container(engine: DockerApi, name: str) -> dict[str, Any]:
+    """Return what Docker says of the server's container; nothing without one, or without an engine."""
+    try:
+        return (engine.container(name) if name else None) or {}
+    except (DockerUnavailable, DockerRefused):
+        return {}
+
+
+def port_holder(options: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """Return who listens on the server's port ("" nobody, None not known) and whether that is our own server."""
+    proc, port = PROC, options["port"]
+    if not port:
+        return "", False
+    if not (proc / "net/tcp").is_file():
+        return None, False
+    holders = preconditions.listeners(options["bind"], port, proc)
+    if not holders:
+        return "", False
+    pid, command = next(iter(holders.items()))
+    running = bool((own.get("State") or {}).get("Running"))
+    published = [
+        str(entry.get("HostPort"))
+        for entries in ((own.get("NetworkSettings") or {}).get("Ports") or {}).values()
+        for entry in entries or []
+    ]
+    # Published, the port is held by Docker's proxy; on the host's network by the container's own process.
+    ours = running and (str(port) in published or in_container(proc, pid, str(own.get("Id"))))
+    return (f"our server {options['name']}" if ours else f"pid {pid} ({command})"), ours
+
+
+def in_container(proc: Path, pid: int, container: str) -> bool:
+    """Tell by its control group whether a process lives in a container."""
+    try:
+        return container in (proc / str(pid) / "cgroup").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+def clock_synchronised() -> bool | None:
+    """Ask the kernel, which is told by every time daemon. None where it does not answer."""
+    state = Timex()
+    try:
+        answer = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(state))
+    except (OSError, AttributeError):
+        return None
+    return None if answer < 0 else state.maxerror < LARGEST_CLOCK_ERROR
+
+
+def sysctl(proc: Path, name: str) -> str | None:
+    """Return a kernel setting as the kernel prints it, None without it."""
+    try:
+        return (proc / "sys" / name.replace(".", "/")).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None

@@ -1,0 +1,204 @@
+"""What the inventory alone tells: variables that no node has to be asked about. Pure: values in, findings out.
+
+Runs on the controller. ``values`` maps a variable's name to its value; one that cannot be had (a vault variable that is
+not defined, say) is an :class:`Unset` with the reason. A variable that is not there is not set at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ansible.module_utils.vllm_fleet.command import flag_name
+from ansible.module_utils.vllm_fleet.findings import Finding
+from ansible.module_utils.vllm_fleet.memory import DEFAULT_UTILIZATION
+
+#: The variables that the checks look at; the controller fetches these.
+VARIABLES = (
+    "vllm_server_model",
+    "vllm_server_revision",
+    "vllm_server_args",
+    "vllm_server_bind",
+    "vllm_server_port",
+    "vllm_server_api_key",
+    "vllm_server_allow_unauthenticated",
+    "vllm_server_replica",
+    "vllm_image_tag",
+    "vllm_image_digest",
+    "vllm_image_allow_latest",
+    "hf_cache_path",
+    "hf_token",
+    "rollout_waves",
+)
+
+#: What all hosts of one replica must have in common: they are one server.
+OF_A_REPLICA = ("vllm_server_model", "vllm_server_revision")
+
+__all__ = ["DEFAULT_UTILIZATION", "OF_A_REPLICA", "VARIABLES", "Unset", "judge", "replica", "waves"]
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+_TRUE = ("true", "yes", "on", "1", "y", "t")
+
+
+@dataclass(frozen=True)
+class Unset:
+    """A variable that is set to what cannot be had; ``reason`` says why."""
+
+    reason: str
+
+
+def judge(values: Mapping[str, Any]) -> list[Finding]:
+    """Judge one host's variables."""
+    # What cannot be had is told once, and not judged as if it were empty.
+    lost = [_lost(name, value.reason) for name, value in values.items() if isinstance(value, Unset)]
+    unknown = {name for name, value in values.items() if isinstance(value, Unset)}
+    known = {name: value for name, value in values.items() if name not in unknown}
+    checks = {
+        "vllm_server_model": _model,
+        "vllm_image_tag": _tag,
+        "hf_cache_path": _cache,
+        "vllm_server_bind": _bind,
+        "vllm_server_port": _port,
+        "vllm_server_args": _utilization,
+    }
+    leans_on = {"vllm_image_tag": "vllm_image_digest", "vllm_server_bind": "vllm_server_api_key"}
+    judged = [
+        check(known) for name, check in checks.items() if name not in unknown and leans_on.get(name) not in unknown
+    ]
+    return [*lost, *(one for one in judged if one is not None)]
+
+
+def replica(name: str, hosts: Mapping[str, Mapping[str, Any]]) -> Finding:
+    """Judge the hosts of one replica against each other: they load one model together."""
+    what = f"replica {name}"
+    wanted = "one model on all its hosts"
+    for variable in OF_A_REPLICA:
+        by_value: dict[str, list[str]] = {}
+        for host, values in hosts.items():
+            by_value.setdefault(_text(values.get(variable)), []).append(host)
+        if len(by_value) > 1:
+            got = "; ".join(f"{', '.join(names)}: {value or 'none'}" for value, names in by_value.items())
+            remedy = f"give these hosts the same {variable}, or another vllm_server_replica"
+            return Finding("refused", what, wanted, got, remedy)
+    return Finding("ok", what, wanted, next((_text(one.get(OF_A_REPLICA[0])) for one in hosts.values()), ""))
+
+
+def waves(given: Any) -> Finding:
+    """Judge a list of waves: numbers of servers, or percentages of all of them; the last one is repeated."""
+    what, wanted = "rollout_waves", "waves that add up"
+    example = "for example [1, '25%', '100%']: a canary, a quarter, the rest"
+    entries = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if not entries:
+        return Finding("refused", what, wanted, "an empty list", f"give numbers and percentages, {example}")
+    for wave in entries:
+        match = re.fullmatch(r"\s*(\d+)\s*(%?)\s*", str(wave))
+        if isinstance(wave, bool) or not match or int(match[1]) < 1 or (match[2] and int(match[1]) > 100):
+            got = f"{wave!r} in {_list(entries)}"
+            return Finding(
+                "refused", what, wanted, got, f"a wave is 1 or more servers, or 1% to 100% of them, {example}"
+            )
+    for place, wave in enumerate(entries[:-1], 1):
+        if re.fullmatch(r"\s*0*100\s*%\s*", str(wave)):
+            got = f"{_list(entries)}, where nothing is left after {wave}"
+            return Finding(
+                "refused", what, wanted, got, f"put {wave} last, or leave out the {len(entries) - place} after it"
+            )
+    return Finding("ok", what, wanted, _list(entries))
+
+
+def _list(given: Sequence[Any]) -> str:
+    return f"[{', '.join(str(one) for one in given)}]"
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or isinstance(value, Unset) else str(value)
+
+
+def _true(value: Any) -> bool:
+    return value is True or str(value).strip().lower() in _TRUE
+
+
+def _lost(name: str, reason: str) -> Finding:
+    secret = name in ("vllm_server_api_key", "hf_token")
+    wanted = "a secret" if secret else "a value"
+    remedy = (
+        "define it in the inventory's vault (ansible-vault) and pass its password, or set it to an empty text"
+        if secret
+        else "define it in the inventory, or correct the variable's name"
+    )
+    return Finding("refused", name, wanted, reason, remedy)
+
+
+def _model(values: Mapping[str, Any]) -> Finding:
+    model = _text(values.get("vllm_server_model"))
+    what, wanted = "vllm_server_model", "an exact model id or an absolute path"
+    example = "as in the model's address on the Hub (deepseek-ai/DeepSeek-V3.1), or an absolute path on the node"
+    if not model:
+        return Finding("refused", what, wanted, "not set", f"set the exact id {example}")
+    if not model.startswith("/") and not _MODEL.fullmatch(model):
+        return Finding("refused", what, wanted, f"'{model}'", f"give the exact id {example}")
+    return Finding("ok", what, wanted, model)
+
+
+def _tag(values: Mapping[str, Any]) -> Finding:
+    what, wanted = "vllm_image_tag", "a pinned image"
+    tag, digest = _text(values.get("vllm_image_tag")), _text(values.get("vllm_image_digest"))
+    if not digest and tag in ("", "latest") and not _true(values.get("vllm_image_allow_latest")):
+        remedy = "pin a version (vllm_image_tag: v0.31.0) or a digest (vllm_image_digest): that is another tomorrow"
+        return Finding("refused", what, wanted, f"'{tag}'", remedy)
+    return Finding("ok", what, wanted, digest or tag or "latest, allowed")
+
+
+def _cache(values: Mapping[str, Any]) -> Finding:
+    path = _text(values.get("hf_cache_path")) or "~/.cache/huggingface"
+    what, wanted = "hf_cache_path", "an absolute path on the node"
+    if not re.match(r"/|~(/|$)", path):
+        remedy = "begin it with / or with ~/ (the connecting user's home on the node)"
+        return Finding("refused", what, wanted, f"'{path}'", remedy)
+    return Finding("ok", what, wanted, path)
+
+
+def _bind(values: Mapping[str, Any]) -> Finding:
+    bind = _text(values.get("vllm_server_bind")) or LOOPBACK[0]
+    what, wanted = "vllm_server_bind", "loopback, or an API key"
+    if bind in LOOPBACK:
+        return Finding("ok", what, wanted, bind)
+    if _text(values.get("vllm_server_api_key")):
+        return Finding("ok", what, wanted, f"{bind}, with a key")
+    if _true(values.get("vllm_server_allow_unauthenticated")):
+        return Finding("ok", what, wanted, f"{bind} without a key, allowed")
+    remedy = "set the key (from vault), bind to 127.0.0.1, or set vllm_server_allow_unauthenticated: true"
+    return Finding("refused", what, wanted, f"{bind}, which others can reach, and no vllm_server_api_key", remedy)
+
+
+def _port(values: Mapping[str, Any]) -> Finding:
+    given = values.get("vllm_server_port", 8000)
+    what, wanted = "vllm_server_port", "1 to 65535"
+    if not re.fullmatch(r"\d{1,5}", str(given)) or not 0 < int(str(given)) < 65536:
+        return Finding("refused", what, wanted, f"{given}", "choose a free port, such as 8000")
+    return Finding("ok", what, wanted, str(given))
+
+
+def _utilization(values: Mapping[str, Any]) -> Finding | None:
+    args = values.get("vllm_server_args")
+    if args is None:
+        return None
+    if not isinstance(args, Mapping):
+        what, wanted = "vllm_server_args", "a mapping of flags"
+        return Finding("refused", what, wanted, f"{args!r}", "write it as {max-model-len: 32768}")
+    for key, value in args.items():
+        if flag_name(str(key)) != "gpu-memory-utilization" or value is None:
+            continue
+        what, wanted = "gpu-memory-utilization", "above 0 and at most 1"
+        try:
+            share = float(str(value))
+        except ValueError:
+            share = 0.0
+        if not 0 < share <= 1:
+            remedy = "it is a share of each GPU's memory, such as 0.9 (vllm_server_args)"
+            return Finding("refused", what, wanted, str(value), remedy)
+        return Finding("ok", what, wanted, str(value))
+    return None

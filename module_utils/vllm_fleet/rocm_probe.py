@@ -1,0 +1,252 @@
+"""What one look at a node tells about its AMD GPUs: returned by ``rocm_info``, judged by ``preflight_host``.
+
+Reads files (see gpu.py) and asks, where they are installed, amd-smi, modinfo and dpkg-query. Changes nothing, and what
+cannot be read is None and a note.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import platform
+import pwd
+import re
+import shutil
+import stat
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.vllm_fleet import amdsmi, gpu, memory
+
+AMD_SMI_TIMEOUT = 60  # s; it queries every GPU one after the other, and a hung GPU hangs it
+GROUPS = ("video", "render")
+#: Where modinfo and dpkg-query are, also for a connecting user whose PATH lacks the sbin folders.
+_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"])
+
+
+@dataclass(frozen=True)
+class Roots:
+    """Directories that stand for the node's own, and whose memory counts as free. The module documents each."""
+
+    sysfs_root: str = "/sys"
+    proc_root: str = "/proc"
+    modules_root: str = "/lib/modules"
+    dev_root: str = "/dev"
+    etc_root: str = "/etc"
+    docker_root: str = "/var/lib/docker"
+    amd_smi: str = "auto"
+    own_container: str | None = None
+    allowed_driver_versions: Sequence[str] = ()
+
+
+def look(roots: Roots) -> dict[str, Any]:
+    """Return what rocm_info returns. Raises ValueError where ``sysfs_root`` or ``proc_root`` is no directory."""
+    for name in ("sysfs_root", "proc_root"):
+        if not Path(getattr(roots, name)).is_dir():
+            raise ValueError(f"{name} is {getattr(roots, name)}; a directory is expected there. Nothing was read.")
+    etc = Path(roots.etc_root)
+    inventory = gpu.read(
+        Path(roots.sysfs_root),
+        Path(roots.proc_root),
+        Path(roots.modules_root),
+        modprobe_dirs=[etc / "modprobe.d", Path("/usr/lib/modprobe.d")],
+        docker_root=Path(roots.docker_root),
+    )
+    result = inventory.as_dict()
+    notes: list[str] = result["notes"]
+    result["driver"] = driver(inventory.driver, roots.allowed_driver_versions, notes)
+    result["kernel"]["numa_balancing_persistent"] = persistent_sysctl(etc, "kernel.numa_balancing")
+    result["os"] = operating_system(etc)
+    result["devices"] = devices(Path(roots.dev_root))
+    result["groups"] = {name: group_id(name) for name in GROUPS}
+    result["user"] = connecting_user()
+    result.update(free_memory(inventory.gpus, roots.own_container, notes))
+    add_health(result["gpus"], amd_smi_program(roots.amd_smi, roots.sysfs_root), notes)
+    return result
+
+
+def driver(found: gpu.Driver, allowed: Sequence[str], notes: list[str]) -> dict[str, Any]:
+    """Complete the driver with what modinfo and the package database say."""
+    facts = asdict(found)
+    modinfo = shutil.which("modinfo", path=_PATH)
+    if found.on_disk and found.on_disk_srcversion is None and modinfo:
+        for field in ("version", "srcversion"):
+            facts[f"on_disk_{field}"] = _first_line([modinfo, "-F", field, found.on_disk])
+        if facts["on_disk_srcversion"]:
+            notes[:] = [note for note in notes if "without modinfo" not in note]
+        facts["reboot_required"] = gpu.reboot_required(found.loaded, found.srcversion, facts["on_disk_srcversion"])
+    facts["package"] = installed_version("amdgpu-dkms")
+    # The package tells the exact release only of the module that it installed: versions must agree, and no other
+    # module may be waiting on disk.
+    release = gpu.driver_release(facts["package"] or "")
+    facts["package_release"] = release
+    facts["package_allowed"] = release is not None and gpu.driver_allowed(release, "", allowed)
+    if release and found.version and not facts["reboot_required"]:
+        upstream = facts["package"].rpartition(":")[2]
+        if upstream.startswith(found.version + "."):
+            facts["release"] = release
+    facts["allowed"] = found.loaded and gpu.driver_allowed(facts["release"], found.version, allowed)
+    return facts
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed Debian package, None without it or without dpkg."""
+    dpkg_query = shutil.which("dpkg-query", path=_PATH)
+    if not dpkg_query:
+        return None
+    answer = _first_line([dpkg_query, "-W", "-f", "${db:Status-Status} ${Version}", package])
+    status, _, version = (answer or "").partition(" ")
+    return version if status == "installed" else None
+
+
+def _first_line(command: list[str]) -> str | None:
+    """Return the first line that a program prints, None when it fails or prints nothing."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=60, check=False, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(done.stdout.strip().splitlines()), None) if done.returncode == 0 else None
+
+
+def persistent_sysctl(etc: Path, name: str) -> str | None:
+    """Return the value that the next boot gives a sysctl; later files win, /etc shadows a file of the same name."""
+    files: dict[str, Path] = {}
+    for folder in (Path("/usr/lib/sysctl.d"), Path("/run/sysctl.d"), etc / "sysctl.d"):
+        if folder.is_dir():
+            files.update({path.name: path for path in folder.glob("*.conf")})
+    ordered = [files[key] for key in sorted(files)]
+    value = None
+    for path in [*ordered, etc / "sysctl.conf"]:
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        for match in re.finditer(rf"^\s*-?\s*{re.escape(name)}\s*=\s*(\S+)", text.replace("/", "."), re.MULTILINE):
+            value = match[1]
+    return value
+
+
+def operating_system(etc: Path) -> dict[str, str | None]:
+    """Return id, version_id and version_codename of os-release and the machine's architecture."""
+    try:
+        text = (etc / "os-release").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    fields = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', text, re.MULTILINE))
+    return {
+        "id": fields.get("ID"),
+        "version_id": fields.get("VERSION_ID"),
+        "version_codename": fields.get("VERSION_CODENAME"),
+        "architecture": platform.machine(),
+    }
+
+
+def devices(dev: Path) -> list[dict[str, Any]]:
+    """Return the device nodes of the compute driver that exist, with their numeric group and mode."""
+    found = []
+    for path in [dev / "kfd", *sorted((dev / "dri").glob("renderD*"), key=lambda node: (len(node.name), node.name))]:
+        try:
+            state = path.stat()
+        except OSError:
+            continue
+        found.append({"path": str(path), "gid": state.st_gid, "mode": f"{stat.S_IMODE(state.st_mode):04o}"})
+    return found
+
+
+def group_id(name: str) -> int | None:
+    """Return a group's numeric id on this node; the same name may be another number, or missing, in an image."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+def connecting_user() -> dict[str, Any]:
+    """Return the user who connected (before sudo) and the GPU groups that it is not in; root needs none."""
+    name = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    missing = []
+    for group in GROUPS if name != "root" else ():
+        try:
+            entry = grp.getgrnam(group)
+            member = name in entry.gr_mem or pwd.getpwnam(name).pw_gid == entry.gr_gid
+        except KeyError:
+            member = False
+        if not member:
+            missing.append(group)
+    return {"name": name, "missing_groups": missing}
+
+
+def free_memory(gpus: list[gpu.Gpu], own: str | None, notes: list[str]) -> dict[str, Any]:
+    """Return the utilization that the tightest GPU has room for, counting the own container's memory as free."""
+    known, unknown = memory.readable(gpus)
+    if unknown:
+        notes.append(f"GPU memory is not known of GPU {', '.join(map(str, unknown))}: left out of the utilization")
+    if not known:
+        return {"safe_gpu_memory_utilization": None}
+
+    def is_own(holder: memory.HolderLike) -> bool:
+        return bool(own) and (holder.container_name == own or (holder.container or "").startswith(own or "\0"))
+
+    mine = {one.number: sum(holder.bytes or 0 for holder in one.holders if is_own(holder)) for one in known}
+    others = [one._replace(holders=[holder for holder in one.holders if not is_own(holder)]) for one in known]
+    verdict = memory.fit(others, memory.DEFAULT_UTILIZATION, mine)
+    return {
+        "safe_gpu_memory_utilization": min(verdict.highest, memory.DEFAULT_UTILIZATION),
+        "memory": {key: getattr(verdict, key) for key in ("index", "total", "free", "taken", "highest", "sentence")},
+    }
+
+
+def amd_smi_program(wanted: str, sysfs_root: str) -> str | None:
+    """Return the amd-smi to run: the one that was named, or the node's own when its own /sys is read."""
+    if wanted != "auto":
+        return wanted or None
+    if Path(sysfs_root) != Path("/sys"):
+        return None
+    newest_first = sorted(Path("/opt").glob("rocm*/bin/amd-smi"), reverse=True)
+    return shutil.which("amd-smi") or next((str(path) for path in newest_first), None)
+
+
+def add_health(gpus: list[dict[str, Any]], program: str | None, notes: list[str]) -> None:
+    """Add ecc and bad_pages to every GPU; null where amd-smi is absent or does not say."""
+    for one in gpus:
+        one.update(ecc=None, bad_pages=None)
+    if program is None or not gpus:
+        return
+    try:
+        rows = amdsmi.identities(ask(program, "list"))
+        errors = amdsmi.ecc(ask(program, "metric", "--ecc"))
+        pages = amdsmi.bad_pages(ask(program, "bad-pages"))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        notes.append(f"ECC errors and bad pages are not known: {error}")
+        return
+    by_kfd = {row.kfd_id: row.gpu for row in rows if row.kfd_id is not None}
+    by_bdf = {row.bdf: row.gpu for row in rows if row.bdf is not None}
+    for one in gpus:
+        number = by_kfd.get(one["kfd_id"], by_bdf.get(one["pci"]))
+        if number is None:
+            one["notes"].append("amd-smi does not list this GPU")
+            continue
+        one["ecc"] = asdict(errors[number]) if number in errors else None
+        one["bad_pages"] = asdict(pages[number]) if number in pages else None
+
+
+def ask(program: str, *arguments: str) -> str:
+    """Run amd-smi with --json, return what it printed. Raises OSError, TimeoutExpired, ValueError without output."""
+    done = subprocess.run(
+        [program, *arguments, "--json"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=AMD_SMI_TIMEOUT,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    if done.returncode != 0 and not done.stdout.strip():
+        complaint = " ".join(done.stderr.split())[-200:]
+        raise ValueError(f"`amd-smi {' '.join(arguments)}` ended with {done.returncode}: {complaint}")
+    return done.stdout

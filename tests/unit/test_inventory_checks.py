@@ -1,0 +1,125 @@
+"""inventory_checks.py by tables: what the inventory alone tells."""
+
+import pytest
+
+from ansible.module_utils.vllm_fleet import inventory_checks
+from ansible.module_utils.vllm_fleet.inventory_checks import Unset
+
+GOOD = {
+    "vllm_server_model": "deepseek-ai/DeepSeek-V3.1",
+    "vllm_image_tag": "v0.31.0",
+    "hf_cache_path": "~/.cache/huggingface",
+}
+
+
+def judged(**values):
+    return {one.what: one for one in inventory_checks.judge({**GOOD, **values})}
+
+
+def test_a_good_inventory_is_good():
+    found = judged(vllm_server_args={"gpu-memory-utilization": 0.9}, vllm_server_port=8001)
+    assert {one.level for one in found.values()} == {"ok"}
+    assert set(found) == {
+        "vllm_server_model",
+        "vllm_image_tag",
+        "hf_cache_path",
+        "vllm_server_bind",
+        "vllm_server_port",
+        "gpu-memory-utilization",
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "what", "words"),
+    [
+        ({"vllm_server_model": ""}, "vllm_server_model", "not set"),
+        ({"vllm_server_model": "SmolLM2 135M Instruct"}, "vllm_server_model", "'SmolLM2 135M Instruct'"),
+        ({"vllm_server_model": "a/b/c"}, "vllm_server_model", "'a/b/c'"),
+        ({"vllm_image_tag": "latest"}, "vllm_image_tag", "'latest'"),
+        ({"vllm_image_tag": ""}, "vllm_image_tag", "''"),
+        ({"hf_cache_path": "cache"}, "hf_cache_path", "'cache'"),
+        ({"hf_cache_path": "~other/cache"}, "hf_cache_path", "'~other/cache'"),
+        ({"vllm_server_bind": "0.0.0.0"}, "vllm_server_bind", "no vllm_server_api_key"),
+        ({"vllm_server_bind": "0.0.0.0", "vllm_server_api_key": ""}, "vllm_server_bind", "no vllm_server_api_key"),
+        ({"vllm_server_port": 0}, "vllm_server_port", "0"),
+        ({"vllm_server_port": 65536}, "vllm_server_port", "65536"),
+        ({"vllm_server_port": "http"}, "vllm_server_port", "http"),
+        ({"vllm_server_args": "--x"}, "vllm_server_args", "'--x'"),
+        ({"vllm_server_args": {"gpu-memory-utilization": 0}}, "gpu-memory-utilization", "0"),
+        ({"vllm_server_args": {"gpu_memory_utilization": 1.01}}, "gpu-memory-utilization", "1.01"),
+        ({"vllm_server_args": {"--gpu-memory-utilization": "-0.5"}}, "gpu-memory-utilization", "-0.5"),
+        ({"vllm_server_args": {"gpu-memory-utilization": "ninety"}}, "gpu-memory-utilization", "ninety"),
+        ({"vllm_server_args": {"gpu-memory-utilization": "nan"}}, "gpu-memory-utilization", "nan"),
+        ({"hf_token": Unset("'vault_hf_token' is undefined")}, "hf_token", "'vault_hf_token' is undefined"),
+        ({"vllm_server_model": Unset("'m' is undefined")}, "vllm_server_model", "'m' is undefined"),
+    ],
+)
+def test_one_thing_wrong(values, what, words):
+    found = {name: one for name, one in judged(**values).items() if one.level != "ok"}
+    assert set(found) == {what}
+    assert found[what].level == "refused"
+    assert words in found[what].got
+    assert found[what].remedy
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"vllm_image_tag": "latest", "vllm_image_digest": "sha256:" + "0" * 64},
+        {"vllm_image_tag": "latest", "vllm_image_allow_latest": True},
+        {"vllm_image_tag": "latest", "vllm_image_allow_latest": "yes"},
+        {"vllm_server_bind": "0.0.0.0", "vllm_server_api_key": "k"},
+        {"vllm_server_bind": "10.0.0.1", "vllm_server_allow_unauthenticated": True},
+        {"vllm_server_model": "/models/deepseek"},
+        {"vllm_server_model": "gpt2"},
+        {"vllm_server_args": {"gpu-memory-utilization": 1}},
+        {"vllm_server_args": {"gpu-memory-utilization": None}},
+        {"hf_cache_path": "/mnt/hf"},
+    ],
+)
+def test_what_is_meant_is_allowed(values):
+    assert {one.level for one in judged(**values).values()} == {"ok"}
+
+
+def test_a_secret_that_cannot_be_had_is_told_once():
+    """The bind beside it is not called keyless: whether it has a key is what nobody knows."""
+    found = judged(vllm_server_bind="0.0.0.0", vllm_server_api_key=Unset("'vault_key' is undefined"))
+    assert [name for name, one in found.items() if one.level != "ok"] == ["vllm_server_api_key"]
+    assert "ansible-vault" in found["vllm_server_api_key"].remedy
+    assert "k3y" not in str(judged(vllm_server_bind="0.0.0.0", vllm_server_api_key="k3y"))
+
+
+@pytest.mark.parametrize(
+    ("waves", "level", "words"),
+    [
+        ([1, "25%", "100%"], "ok", "[1, 25%, 100%]"),
+        ([1, "25%"], "ok", "[1, 25%]"),
+        (["50%", "50%"], "ok", ""),
+        (4, "ok", "[4]"),
+        ("100%", "ok", "[100%]"),
+        ([], "refused", "an empty list"),
+        (["100%", 1], "refused", "[100%, 1], where nothing is left after 100%"),
+        ([1, "100%", "100%"], "refused", "nothing is left after 100%"),
+        ([0, "100%"], "refused", "0 in [0, 100%]"),
+        ([1, "0%"], "refused", "'0%' in"),
+        ([1, "101%"], "refused", "'101%' in"),
+        ([1, "some"], "refused", "'some' in"),
+        ([-1, "100%"], "refused", "-1 in"),
+        ([1.5, "100%"], "refused", "1.5 in"),
+        ([True], "refused", "True in"),
+        (None, "refused", "None in"),
+    ],
+)
+def test_waves_that_do_not_add_up(waves, level, words):
+    found = inventory_checks.waves(waves)
+    assert (found.level, words in found.got) == (level, True), found
+    assert bool(found.remedy) == (level != "ok")
+
+
+def test_hosts_of_a_replica_serve_one_model():
+    one, other = {"vllm_server_model": "a/b", "vllm_server_revision": "1"}, {"vllm_server_model": "a/c"}
+    assert inventory_checks.replica("r", {"n1": one, "n2": dict(one)}).level == "ok"
+    wrong = inventory_checks.replica("r", {"n1": one, "n2": one, "n3": other})
+    assert (wrong.level, wrong.got) == ("refused", "n1, n2: a/b; n3: a/c")
+    commit = inventory_checks.replica("r", {"n1": one, "n2": {**one, "vllm_server_revision": "2"}})
+    assert (commit.level, "vllm_server_revision" in commit.remedy) == ("refused", True)
