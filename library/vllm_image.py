@@ -154,7 +154,7 @@ tags_moved:
 replaces:
   description: Id of the image that the main tag points at now; empty for none.
   type: str
-  returned: when the image is missing
+  returned: when the image is missing, and for O(source=build)
 client:
   description: The C(docker) command to get the image with; empty when the node has none.
   type: str
@@ -170,7 +170,7 @@ python:
 data_root:
   description: Folder where the engine keeps its images.
   type: str
-  returned: when the image is missing
+  returned: when the image is missing, and for O(source=build)
 """
 
 import json
@@ -277,10 +277,13 @@ def _find(module: AnsibleModule, api: DockerApi, wanted: Wanted, archived: list[
         for tag in moved:
             api.tag(image_id, wanted.name, tag)
     digests = repo_digests(wanted.name, image)
+    # A built image may have to give way to another build of the same inputs, as the other nodes have it.
+    root = {"data_root": api.info()["DockerRootDir"], "replaces": image_id} if wanted.source == "build" else {}
     digest = wanted.digest or (digests[0] if digests else "")
     return {
         "changed": bool(moved),
         "present": True,
+        **root,
         "python": sys.executable,
         "reason": "",
         "image_id": image_id,
