@@ -61,6 +61,9 @@ options:
     description: Seconds after which the command is ended and the task fails; 0 for none.
     type: float
     default: 0
+  difference:
+    description: What the command changes, as C(before) and C(after), for C(--diff).
+    type: dict
   wait:
     description: Seconds that one call waits for the end. Set by the action plugin.
     type: float
@@ -73,7 +76,8 @@ attributes:
     support: full
     description: Nothing is started; RV(changed) is false when O(creates) exists, else true.
   diff_mode:
-    support: none
+    support: partial
+    description: Shows O(difference).
 author: the vllm-fleet authors
 """
 
@@ -156,6 +160,7 @@ def main() -> None:
             "progress": {"type": "str"},
             "interval": {"type": "float", "default": 15},
             "timeout": {"type": "float", "default": 0},
+            "difference": {"type": "dict"},
             "wait": {"type": "float", "default": 15},
             "follow": {"type": "str"},
         },
@@ -166,6 +171,8 @@ def main() -> None:
         module.fail_json(msg="argv is empty: give the command as a list of at least one word")
     result: dict[str, Any] = {"changed": False, "running": False, "joined": False, "elapsed": 0.0}
     result |= {"line": "", "tail": [], "log_file": ""}
+    if p["difference"]:
+        result["diff"] = p["difference"]
     if not p["follow"]:
         if p["creates"] and Path(p["creates"]).exists():
             module.exit_json(**result)

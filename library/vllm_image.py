@@ -11,6 +11,7 @@ description:
   - Looks for the image by what it is (digest, hash of the build inputs, id in the archive) and not by its tag. Found
     under other tags, it gets the wanted ones; a tag that was moved to another image is moved back.
   - Pulling, building and loading take long and are commands of their own; the result says with which client.
+  - Takes away images of the same repository that nothing needs any more, when asked to.
   - Talks to the engine's socket itself and needs nothing but Python on the node.
 options:
   name:
@@ -47,18 +48,36 @@ options:
     description: Image id that the archive must hold.
     type: str
     default: ""
+  archived:
+    description: What O(state=read) told of the archive, for an archive that is not on this node.
+    type: list
+    elements: dict
+    default: []
+  content:
+    description: RV(content) that the image must have, so that all nodes have the same one of a built image.
+    type: str
+    default: ""
   allow_latest:
     description: Accept the tag V(latest).
     type: bool
     default: false
+  releases:
+    description:
+      - Folder with what the node remembers of its servers; the image of a recorded release
+        (C(*/releases/*.json), key C(image_id)) is never pruned.
+    type: path
+    default: /var/lib/vllm-fleet
   state:
     description:
       - V(found) tells whether the image is there and puts its tags right; it is no error when it is missing.
       - V(present) fails when it is missing.
       - V(resolved) asks the registry for the digest behind O(tag) and changes nothing.
+      - V(read) tells which images O(archive) holds; Docker need not be there.
+      - V(pruned) removes the images of the repository O(name), except the wanted one, the one before it, and those of
+        containers (running or not) and of recorded releases.
       - V(validated) only checks the request; Docker need not be there.
     type: str
-    choices: [found, present, resolved, validated]
+    choices: [found, present, resolved, read, pruned, validated]
     default: found
   socket:
     description: The engine's socket.
@@ -104,6 +123,20 @@ digest:
   description: Digest in the registry, or empty.
   type: str
   returned: always
+content:
+  description: Hash of what the image is. Equal on all nodes that have the same image, whatever image store they use.
+  type: str
+  returned: when the image is there
+archived:
+  description: The images of the archive, each with C(ids), C(names) and C(content).
+  type: list
+  elements: dict
+  returned: for O(state=read)
+pruned:
+  description: Images that were (or, in check mode, would be) removed, each with C(id), C(names) and C(size) in bytes.
+  type: list
+  elements: dict
+  returned: for O(state=pruned)
 entrypoint:
   description: The image's own entrypoint. It differs between vLLM's images.
   type: list
@@ -118,6 +151,10 @@ tags_moved:
   type: list
   elements: str
   returned: for O(state=found) and O(state=present)
+replaces:
+  description: Id of the image that the main tag points at now; empty for none.
+  type: str
+  returned: when the image is missing, and for O(source=build)
 client:
   description: The C(docker) command to get the image with; empty when the node has none.
   type: str
@@ -126,15 +163,22 @@ buildkit:
   description: Whether that command and this engine build with BuildKit.
   type: bool
   returned: when the image is missing
+python:
+  description: The Python that runs this module.
+  type: str
+  returned: for O(state=found) and O(state=present)
 data_root:
   description: Folder where the engine keeps its images.
   type: str
-  returned: when the image is missing
+  returned: when the image is missing, and for O(source=build)
 """
 
+import json
 import os
 import re
+import sys
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +187,18 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.vllm_fleet.docker_api import DockerApi, DockerRefused, DockerUnavailable
 from ansible.module_utils.vllm_fleet.image import (
     LABEL_BUILD_INPUTS,
+    Archived,
     Client,
     Wanted,
-    archive_image_ids,
+    archived_images,
+    belongs,
     choose_client,
+    chosen,
+    config_member,
+    content_id,
     is_wanted,
     problems,
+    prunable,
     repo_digests,
 )
 
@@ -165,14 +215,22 @@ def main() -> None:
             "build_inputs": {"type": "str", "default": ""},
             "archive": {"type": "str", "default": ""},
             "expected_id": {"type": "str", "default": ""},
+            "archived": {"type": "list", "elements": "dict", "default": []},
+            "content": {"type": "str", "default": ""},
             "allow_latest": {"type": "bool", "default": False},
-            "state": {"type": "str", "choices": ["found", "present", "resolved", "validated"], "default": "found"},
+            "releases": {"type": "path", "default": "/var/lib/vllm-fleet"},
+            "state": {
+                "type": "str",
+                "choices": ["found", "present", "resolved", "read", "pruned", "validated"],
+                "default": "found",
+            },
             "socket": {"type": "path", "default": "/var/run/docker.sock"},
         },
         supports_check_mode=True,
     )
     p = dict(module.params)
-    state, api = p.pop("state"), DockerApi(p.pop("socket"))
+    state, api, releases = p.pop("state"), DockerApi(p.pop("socket")), Path(p.pop("releases"))
+    told = [Archived(tuple(row["ids"]), tuple(row["names"]), row["content"]) for row in p.pop("archived")]
     archive = str(Path(p["archive"]).expanduser()) if p["archive"] else ""
     wanted = Wanted(**{**p, "tags": tuple(p["tags"]), "archive": archive})
     refused = problems(wanted)
@@ -183,7 +241,13 @@ def main() -> None:
     try:
         if state == "resolved":
             module.exit_json(changed=False, digest=wanted.digest or api.registry_digest(f"{wanted.name}:{wanted.tag}"))
-        result = _find(module, api, wanted)
+        if state == "read":
+            module.exit_json(changed=False, archived=[asdict(entry) for entry in _archived(wanted)])
+        if wanted.source == "archive" and not wanted.expected_id:
+            told = told or _archived(wanted)
+        if state == "pruned":
+            module.exit_json(**_prune(module, api, wanted, told, releases))
+        result = _find(module, api, wanted, told)
     except DockerUnavailable as exc:
         if module.check_mode and not exc.denied:
             module.exit_json(**_missing(wanted, str(exc)))
@@ -198,13 +262,14 @@ def main() -> None:
     module.exit_json(**result)
 
 
-def _find(module: AnsibleModule, api: DockerApi, wanted: Wanted) -> dict[str, Any]:
-    archive_ids = _archive_ids(wanted) if wanted.source == "archive" and not wanted.expected_id else []
-    image, reason = _search(api, wanted, archive_ids)
+def _find(module: AnsibleModule, api: DockerApi, wanted: Wanted, archived: list[Archived]) -> dict[str, Any]:
+    image, reason = _search(api, wanted, archived)
     if image is None:
         client, buildkit = choose_client(_clients(module), api.ping())
         root = api.info()["DockerRootDir"]
-        return {**_missing(wanted, reason), "client": client, "buildkit": buildkit, "data_root": root}
+        stands = (api.image(f"{wanted.name}:{wanted.tag}") or {}).get("Id", "") if wanted.tag else ""
+        found = {"client": client, "buildkit": buildkit, "data_root": root, "replaces": stands}
+        return {**_missing(wanted, reason), **found}
     image_id = str(image["Id"])
     before = {tag: (api.image(f"{wanted.name}:{tag}") or {}).get("Id", "") for tag in wanted.all_tags}
     moved = [tag for tag, found in before.items() if found != image_id]
@@ -212,12 +277,17 @@ def _find(module: AnsibleModule, api: DockerApi, wanted: Wanted) -> dict[str, An
         for tag in moved:
             api.tag(image_id, wanted.name, tag)
     digests = repo_digests(wanted.name, image)
+    # A built image may have to give way to another build of the same inputs, as the other nodes have it.
+    root = {"data_root": api.info()["DockerRootDir"], "replaces": image_id} if wanted.source == "build" else {}
     digest = wanted.digest or (digests[0] if digests else "")
     return {
         "changed": bool(moved),
         "present": True,
+        **root,
+        "python": sys.executable,
         "reason": "",
         "image_id": image_id,
+        "content": content_id(image),
         "digest": digest,
         "image_ref": f"{wanted.name}@{digest}" if digest and digest in digests else wanted.ref,
         "entrypoint": (image.get("Config") or {}).get("Entrypoint") or [],
@@ -239,35 +309,41 @@ def _missing(wanted: Wanted, reason: str) -> dict[str, Any]:
         "client": "docker",
         "buildkit": False,
         "data_root": "/",
+        "replaces": "",
+        "python": sys.executable,
+        "content": "",
     }
 
 
-def _search(api: DockerApi, wanted: Wanted, archive_ids: list[str]) -> tuple[dict[str, Any] | None, str]:
+def _search(api: DockerApi, wanted: Wanted, archived: list[Archived]) -> tuple[dict[str, Any] | None, str]:
     """Give the wanted image, or None and why what stands under its name is not it."""
     reason = "it is not on this node"
-    for ref in [wanted.ref, *_other_refs(api, wanted, archive_ids)]:
+    meant = chosen(archived, f"{wanted.name}:{wanted.tag}")
+    for ref in [wanted.ref, *_other_refs(api, wanted, meant)]:
         image = api.image(ref)
         if image is None:
             continue
-        why = is_wanted(wanted, image, archive_ids)
+        why = is_wanted(wanted, image, meant)
         if why is None:
             return image, ""
         reason = why
     return None, reason
 
 
-def _other_refs(api: DockerApi, wanted: Wanted, archive_ids: list[str]) -> list[str]:
+def _other_refs(api: DockerApi, wanted: Wanted, archived: list[Archived]) -> list[str]:
     if wanted.source == "build" and wanted.build_inputs:
         return api.images_with_label(f"{LABEL_BUILD_INPUTS}={wanted.build_inputs}")
     if wanted.source == "archive":
-        return [wanted.expected_id] if wanted.expected_id else archive_ids
+        if wanted.expected_id:
+            return [wanted.expected_id]
+        return [ref for entry in archived for ref in (*entry.ids, *entry.names)]
     if wanted.digest and wanted.tag:
         return [f"{wanted.name}:{wanted.tag}"]
     return []
 
 
-def _archive_ids(wanted: Wanted) -> list[str]:
-    """Read the ids from the archive. A compressed one would have to be unpacked whole for it: OSError."""
+def _archived(wanted: Wanted) -> list[Archived]:
+    """Read what the archive holds. A compressed one would have to be unpacked whole for it: OSError."""
     texts: dict[str, str] = {}
     with Path(wanted.archive).open("rb") as handle:
         if handle.read(6).startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")):
@@ -276,11 +352,59 @@ def _archive_ids(wanted: Wanted) -> list[str]:
                 "`docker image inspect --format '{{.Id}}'` gave where it was saved"
             )
     with tarfile.open(wanted.archive, "r:") as tar:
-        for member in tar:
-            if member.name in ("manifest.json", "index.json"):
-                content = tar.extractfile(member)
-                texts[member.name] = content.read().decode() if content else ""
-    return archive_image_ids(texts.get("manifest.json"), texts.get("index.json"))
+        members = {member.name: member for member in tar}
+
+        def text(name: str) -> str | None:
+            content = tar.extractfile(members[name]) if name in members else None
+            return content.read().decode() if content else None
+
+        manifest, index = text("manifest.json"), text("index.json")
+        if manifest is None and index is None:
+            raise OSError("it has neither manifest.json nor index.json")
+        for entry in json.loads(manifest or "[]"):
+            texts[config_member(entry)] = text(config_member(entry)) or ""
+    return archived_images(manifest, index, texts)
+
+
+def _prune(
+    module: AnsibleModule, api: DockerApi, wanted: Wanted, archived: list[Archived], releases: Path
+) -> dict[str, Any]:
+    """Remove what nothing needs. What is not known is kept: without the wanted image nothing goes."""
+    image, reason = _search(api, wanted, archived)
+    if image is None:
+        module.fail_json(msg=f"nothing is pruned: image {wanted.ref}: {reason}")
+    held = api.images_in_use() | _recorded(releases)
+    rows = api.images()
+    ours = {str(row["Id"]): row for row in rows if belongs(row, wanted.name)}
+    tagged = {ident: str(((api.image(ident) or {}).get("Metadata") or {}).get("LastTagTime", "")) for ident in ours}
+    gone = []
+    for ident, names in prunable(rows, wanted.name, str(image["Id"]), held, tagged):
+        gone.append({"id": ident, "names": names, "size": int(ours[ident].get("Size") or 0)})
+        if not module.check_mode:
+            for name in names or [ident]:
+                api.remove_image(name)
+    return {
+        "changed": bool(gone),
+        "pruned": gone,
+        "image_id": str(image["Id"]),
+        "diff": {"before": {row["id"]: row["names"] for row in gone}, "after": {}},
+    }
+
+
+def _recorded(releases: Path) -> set[str]:
+    """Image ids of the recorded releases. A record that cannot be read is an error: it may name the last good image."""
+    found = set()
+    for folder in sorted(releases.iterdir()) if releases.is_dir() else []:
+        for path in sorted((folder / "releases").iterdir()) if (folder / "releases").is_dir() else []:
+            if path.suffix != ".json":
+                continue
+            try:
+                found.add(str(json.loads(path.read_text(encoding="utf-8"))["image_id"]))
+            except (OSError, ValueError, KeyError, TypeError) as exc:
+                raise DockerRefused(
+                    f"nothing is pruned: the record {path} names no image_id ({type(exc).__name__}); repair or remove it"
+                ) from exc
+    return found
 
 
 def _clients(module: AnsibleModule) -> list[Client]:

@@ -13,9 +13,9 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote, urlencode
 
 DEFAULT_SOCKET = "/var/run/docker.sock"
@@ -37,7 +37,7 @@ class DockerRefused(Exception):
 
 
 class _SocketConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(self, path: str, timeout: float | None) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
 
@@ -50,24 +50,19 @@ class _SocketConnection(http.client.HTTPConnection):
 class DockerApi:
     """One engine behind a Unix socket."""
 
-    def __init__(self, path: str = DEFAULT_SOCKET, timeout: float = 60.0) -> None:
-        """Remember where the engine listens; nothing is connected yet. ``timeout`` is per call, in seconds."""
+    def __init__(self, path: str = DEFAULT_SOCKET, timeout: float | None = 60.0) -> None:
+        """Remember where the engine listens; nothing is connected yet.
+
+        ``timeout`` is what one answer may take, in seconds; None for ever, as a load of many gigabytes may.
+        """
         self._path = path
         self._timeout = timeout
 
     def _call(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, Any, Any]:
-        connection = _SocketConnection(self._path, self._timeout)
-        try:
+        with self._connected() as connection:
             connection.request(method, path, headers=dict(headers or {}))
             response = connection.getresponse()
             body = response.read()
-        except PermissionError as exc:
-            raise DockerUnavailable(f"{self._path} may not be opened by this user", denied=True) from exc
-        except (OSError, http.client.HTTPException) as exc:
-            reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
-            raise DockerUnavailable(f"no Docker engine answers at {self._path}: {reason}") from exc
-        finally:
-            connection.close()
         data = json.loads(body) if body and "json" in (response.getheader("Content-Type") or "") else body
         return response.status, data, response.headers
 
@@ -108,6 +103,75 @@ class DockerApi:
         found = self._ask("GET", f"/images/json?{query}") or []
         return [str(row["Id"]) for row in sorted(found, key=lambda row: -int(row["Created"]))]
 
+    def images(self) -> list[dict[str, Any]]:
+        """All images that have a name or had one (no intermediate ones), as `docker images` lists them."""
+        found: list[dict[str, Any]] = self._ask("GET", "/images/json") or []
+        return found
+
+    def images_in_use(self) -> set[str]:
+        """Ids of the images of all containers, running or not."""
+        return {str(row["ImageID"]) for row in self._ask("GET", "/containers/json?all=1") or []}
+
+    def remove_image(self, ref: str) -> None:
+        """Take a name from an image, and the image with its last name; never by force. Raises DockerRefused."""
+        self._ask("DELETE", f"/images/{quote(ref, safe='/:@')}")
+
+    def pull(self, name: str, reference: str) -> Iterator[dict[str, Any]]:
+        """Pull ``name`` by tag or digest; the engine's messages one by one. Raises DockerRefused."""
+        query = urlencode({"fromImage": name, "tag": reference})
+        return self._stream(f"/images/create?{query}", auth_header(f"{name}:x"))
+
+    def push(self, name: str, tag: str) -> Iterator[dict[str, Any]]:
+        """Push ``name:tag`` to its registry; the engine's messages one by one. Raises DockerRefused."""
+        # Docker wants the header also where there is nothing to say.
+        headers = auth_header(f"{name}:{tag}") or {"X-Registry-Auth": base64.urlsafe_b64encode(b"{}").decode()}
+        return self._stream(f"/images/{quote(name, safe='/:')}/push?{urlencode({'tag': tag})}", headers)
+
+    def save(self, ref: str) -> Iterator[bytes]:
+        """Give the `docker save` archive of one image in pieces of a megabyte. Raises DockerRefused."""
+        with self._connected() as connection:
+            connection.request("GET", f"/images/get?{urlencode({'names': ref})}")
+            response = connection.getresponse()
+            if response.status >= http.client.BAD_REQUEST:
+                raise DockerRefused(_message(response.read()) or f"HTTP {response.status}")
+            while chunk := response.read(1 << 20):
+                yield chunk
+
+    def load(self, body: IO[bytes] | Iterable[bytes]) -> Iterator[dict[str, Any]]:
+        """Load a `docker save` archive; the engine's messages one by one. Raises DockerRefused."""
+        return self._stream("/images/load?quiet=0", {"Content-Type": "application/x-tar"}, body)
+
+    def _stream(
+        self, path: str, headers: Mapping[str, str], body: IO[bytes] | Iterable[bytes] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        with self._connected() as connection:
+            # An engine that refuses in the middle of the body closes; its answer says why.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request("POST", path, body=body, headers=dict(headers), encode_chunked=body is not None)
+            response = connection.getresponse()
+            if response.status >= http.client.BAD_REQUEST:
+                raise DockerRefused(_message(response.read()) or f"HTTP {response.status}")
+            for line in response:
+                if line.strip():
+                    event: dict[str, Any] = json.loads(line)
+                    if "error" in event:
+                        raise DockerRefused(str(event["error"]))
+                    yield event
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[http.client.HTTPConnection]:
+        """Connect for the length of a block. Raises DockerUnavailable for whatever goes wrong on the way."""
+        connection = _SocketConnection(self._path, self._timeout)
+        try:
+            yield connection
+        except PermissionError as exc:
+            raise DockerUnavailable(f"{self._path} may not be opened by this user", denied=True) from exc
+        except (OSError, http.client.HTTPException) as exc:
+            reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+            raise DockerUnavailable(f"no Docker engine answers at {self._path}: {reason}") from exc
+        finally:
+            connection.close()
+
     def tag(self, image_id: str, name: str, tag: str) -> None:
         """Point ``name:tag`` at an image. Raises DockerRefused."""
         status, data, _ = self._call("POST", f"/images/{quote(image_id)}/tag?{urlencode({'repo': name, 'tag': tag})}")
@@ -116,14 +180,24 @@ class DockerApi:
 
     def registry_digest(self, ref: str) -> str:
         """Ask the registry, through the engine, which digest ``name:tag`` stands for now. Raises DockerRefused."""
-        headers = {}
-        auth = registry_auth(registry_of(ref))
-        if auth:
-            headers["X-Registry-Auth"] = base64.urlsafe_b64encode(json.dumps(auth).encode()).decode()
+        headers = auth_header(ref)
         status, data, _ = self._call("GET", f"/distribution/{quote(ref, safe='/:@')}/json", headers)
         if status != http.client.OK:
             raise DockerRefused(data.get("message", "") if isinstance(data, dict) else f"HTTP {status}")
         return str(data["Descriptor"]["digest"])
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(json.loads(body).get("message", ""))
+    except (ValueError, AttributeError):
+        return body.decode(errors="replace").strip()
+
+
+def auth_header(ref: str) -> dict[str, str]:
+    """Give the header with the credentials for the registry of ``ref``; empty for anonymous."""
+    auth = registry_auth(registry_of(ref))
+    return {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(auth).encode()).decode()} if auth else {}
 
 
 def registry_of(ref: str) -> str:

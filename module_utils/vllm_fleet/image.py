@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 #: Label of a built image: the hash of everything it was built from.
 LABEL_BUILD_INPUTS = "io.vllm-fleet.build-inputs"
+#: Label of a built image: its repository, by which it is known when its tag has moved on.
+LABEL_REPOSITORY = "io.vllm-fleet.repository"
 
 #: API version from which an engine on Linux builds with BuildKit when the client asks for it (Docker 18.09). The
 #: ping's Builder-Version is only the engine's preference: 20.10 says 1 and builds with BuildKit all the same.
@@ -21,6 +24,18 @@ _PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"(?:(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::[0-9]+)?/)?{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+#: The parts of an image's configuration that decide how it runs (OCI image specification, config.md, "config").
+_CONFIG = ("Env", "Entrypoint", "Cmd", "User", "WorkingDir", "Labels", "ExposedPorts", "Volumes", "StopSignal")
+
+
+@dataclass(frozen=True)
+class Archived:
+    """One image of a `docker save` archive: the ids and names it may have when loaded, and what it is."""
+
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+    content: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,7 @@ class Wanted:
     archive: str = ""
     expected_id: str = ""
     allow_latest: bool = False
+    content: str = ""
 
     @property
     def all_tags(self) -> tuple[str, ...]:
@@ -69,7 +85,7 @@ def problems(wanted: Wanted) -> list[str]:
         )
     found += _tag_problems(wanted)
     if wanted.source == "archive" and not wanted.archive:
-        found.append("vllm_image_archive is empty: expected the path of a `docker save` file on the node.")
+        found.append("vllm_image_archive is empty: expected the path of a `docker save` file.")
     if wanted.expected_id and not _DIGEST.fullmatch(wanted.expected_id):
         found.append(f"vllm_image_expected_id is {wanted.expected_id!r}: expected sha256: and 64 hexadecimal digits.")
     return found
@@ -95,25 +111,49 @@ def _tag_problems(wanted: Wanted) -> list[str]:
     return found
 
 
-def is_wanted(wanted: Wanted, inspected: Mapping[str, Any], archive_ids: Iterable[str] = ()) -> str | None:
+def is_wanted(wanted: Wanted, inspected: Mapping[str, Any], archived: Sequence[Archived] = ()) -> str | None:
     """Tell why an image (`docker image inspect`) is not the wanted one; None when it is.
 
-    ``archive_ids`` are the ids that the archive would load as.
+    ``archived`` are the images that the archive holds.
     """
     image_id = str(inspected["Id"])
+    reason = None
     if wanted.source == "build":
         label = ((inspected.get("Config") or {}).get("Labels") or {}).get(LABEL_BUILD_INPUTS)
         if not label:
-            return "it was not built by this role"
-        if label != wanted.build_inputs:
-            return f"it was built from other inputs ({label[:12]}, expected {wanted.build_inputs[:12]})"
-    elif wanted.source == "archive":
-        known = [wanted.expected_id] if wanted.expected_id else list(archive_ids)
-        if known and image_id not in known:
-            return f"it is {image_id[7:19]}, the archive holds {known[0][7:19]}"
+            reason = "it was not built by this role"
+        elif label != wanted.build_inputs:
+            reason = f"it was built from other inputs ({label[:12]}, expected {wanted.build_inputs[:12]})"
+    elif wanted.source == "archive" and (wanted.expected_id or archived):
+        known = wanted.expected_id or next(iter(archived[0].ids), "")
+        content = "" if wanted.expected_id else content_id(inspected)
+        same = [entry for entry in archived if image_id in entry.ids or entry.content == content]
+        if image_id != known and not same:
+            reason = f"it is {image_id[7:19]}, the archive holds {known[7:19]}"
     elif wanted.digest and wanted.digest not in {image_id, *repo_digests(wanted.name, inspected)}:
-        return f"it is not {wanted.digest}"
-    return None
+        reason = f"it is not {wanted.digest}"
+    if not reason and wanted.content and wanted.content != content_id(inspected):
+        reason = f"it is {image_id[7:19]}, and the other nodes have another image of the same inputs"
+    return reason
+
+
+def content_id(inspected: Mapping[str, Any]) -> str:
+    """Give one hash for what an image is: layers, platform, creation time, configuration.
+
+    `docker image inspect`'s Id is the configuration's digest in the classic image store and the manifest's digest in
+    the containerd store (Docker 23 and later, when switched on): the same image has two ids on two such nodes. What
+    goes in here is what both stores tell of it.
+    """
+    config = inspected.get("Config") or {}
+    kept = {key: config[key] for key in _CONFIG if config.get(key)}
+    told = [
+        (inspected.get("RootFS") or {}).get("Layers") or [],
+        inspected.get("Os", ""),
+        inspected.get("Architecture", ""),
+        str(inspected.get("Created", ""))[:19],  # fractions of a second are written in more than one way
+        kept,
+    ]
+    return "sha256:" + hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def repo_digests(name: str, inspected: Mapping[str, Any]) -> list[str]:
@@ -123,21 +163,80 @@ def repo_digests(name: str, inspected: Mapping[str, Any]) -> list[str]:
     return [digest for repo, _, digest in found if repo in (name, short)]
 
 
-def archive_image_ids(manifest: str | None, index: str | None) -> list[str]:
-    """Ids as which `docker load` may know an archive's images.
+def config_member(entry: Mapping[str, Any]) -> str:
+    """Name the archive's member with an image's configuration; ``entry`` is one of manifest.json."""
+    return str(entry.get("Config", ""))
+
+
+def archived_images(manifest: str | None, index: str | None, configs: Mapping[str, str]) -> list[Archived]:
+    """Tell which images an archive holds.
 
     ``manifest`` is manifest.json (Docker's own: its Config names the id of the classic image store), ``index`` is
-    index.json (OCI layout: manifest digests, the ids of the containerd image store).
+    index.json (OCI layout: manifest digests, the ids of the containerd image store), ``configs`` the texts of the
+    members that ``config_member`` names.
     """
-    ids = []
-    for entry in json.loads(manifest) if manifest else []:
+    found = []
+    digests = tuple(str(entry["digest"]) for entry in (json.loads(index).get("manifests") or [])) if index else ()
+    entries = json.loads(manifest) if manifest else []
+    for entry in entries:
         # <hex>.json up to Docker 24, blobs/sha256/<hex> from 25 on
-        config = re.search(r"([0-9a-f]{64})(?:\.json)?$", str(entry.get("Config", "")))
-        if config:
-            ids.append(f"sha256:{config.group(1)}")
-    for entry in (json.loads(index).get("manifests") or []) if index else []:
-        ids.append(str(entry["digest"]))
-    return ids
+        config = re.search(r"([0-9a-f]{64})(?:\.json)?$", config_member(entry))
+        ids = (f"sha256:{config.group(1)}",) if config else ()
+        text = configs.get(config_member(entry))
+        content = ""
+        if text:
+            told = json.loads(text)
+            layers = (told.get("rootfs") or {}).get("diff_ids")
+            content = content_id(
+                {
+                    "RootFS": {"Layers": layers},
+                    "Os": told.get("os", ""),
+                    "Architecture": told.get("architecture", ""),
+                    "Created": told.get("created", ""),
+                    "Config": told.get("config"),
+                }
+            )
+        # Which manifest of the index belongs to which entry is only sure when there is one of each.
+        more = digests if len(entries) == 1 else ()
+        found.append(Archived((*ids, *more), tuple(entry.get("RepoTags") or ()), content))
+    return found or [Archived((digest,), (), "") for digest in digests]
+
+
+def chosen(archived: Sequence[Archived], ref: str) -> list[Archived]:
+    """Choose the images of an archive that may be meant by ``ref``: those of that name, or all."""
+    return [entry for entry in archived if ref in entry.names] or list(archived)
+
+
+def prunable(
+    rows: Sequence[Mapping[str, Any]], name: str, current: str, held: set[str], last_tagged: Mapping[str, str]
+) -> list[tuple[str, list[str]]]:
+    """Choose what may go: (id, names) of each image, newest first; the current and the previous stay.
+
+    ``rows`` are the engine's list of images. An image is looked at when all its names are of the repository ``name``,
+    or it has none left and its label says so. ``held`` are ids that containers or recorded releases need; when none
+    of them is another image of the repository, the newest by ``last_tagged`` (RFC 3339, by id) is the previous one.
+    """
+    ours = [row for row in rows if belongs(row, name)]
+    rest = [row for row in ours if row["Id"] != current and row["Id"] not in held]
+    rest.sort(key=lambda row: (last_tagged.get(str(row["Id"]), ""), int(row.get("Created") or 0)), reverse=True)
+    if not any(row["Id"] in held and row["Id"] != current for row in ours):
+        rest = rest[1:]
+    return [(str(row["Id"]), _names(row)) for row in rest]
+
+
+def _names(row: Mapping[str, Any]) -> list[str]:
+    names = [*(row.get("RepoTags") or []), *(row.get("RepoDigests") or [])]
+    return [str(entry) for entry in names if "<none>" not in str(entry)]
+
+
+def belongs(row: Mapping[str, Any], name: str) -> bool:
+    """Tell whether an image of the engine's list is of the repository ``name`` and of no other."""
+    short = re.sub(r"^docker\.io/(library/)?", "", name)
+    names = _names(row)
+    if not names:
+        return bool((row.get("Labels") or {}).get(LABEL_REPOSITORY) == name)
+    repositories = {ref.partition("@")[0] if "@" in ref else ref.rpartition(":")[0] for ref in names}
+    return repositories <= {name, short}
 
 
 @dataclass(frozen=True)

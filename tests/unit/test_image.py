@@ -12,12 +12,17 @@ import pytest
 from ansible.module_utils.vllm_fleet.docker_api import registry_auth, registry_of
 from ansible.module_utils.vllm_fleet.image import (
     LABEL_BUILD_INPUTS,
+    LABEL_REPOSITORY,
+    Archived,
     Client,
     Wanted,
-    archive_image_ids,
+    archived_images,
     choose_client,
+    chosen,
+    content_id,
     is_wanted,
     problems,
+    prunable,
     repo_digests,
 )
 
@@ -73,29 +78,43 @@ def image(image_id: str = A, digests: tuple[str, ...] = (), label: str | None = 
 
 
 @pytest.mark.parametrize(
-    ("wanted", "inspected", "archive_ids", "reason"),
+    ("wanted", "inspected", "archived", "reason"),
     [
         (Wanted("build", "x", "1", build_inputs="h1"), image(label="h1"), [], None),
         (Wanted("build", "x", "1", build_inputs="h1"), image(label="h2"), [], "other inputs (h2, expected h1)"),
         (Wanted("build", "x", "1", build_inputs="h1"), image(), [], "not built by this role"),
-        (Wanted("archive", "x", "1", archive="/x"), image(A), [A], None),
+        (Wanted("archive", "x", "1", archive="/x"), image(A), [Archived((A,), (), "")], None),
+        # another store, another id, the same content
+        (Wanted("archive", "x", "1", archive="/x"), image(A), [Archived((B,), (), content_id(image()))], None),
         (
             Wanted("archive", "x", "1", archive="/x"),
             image(B),
-            [A],
+            [Archived((A,), (), "")],
             "it is bbbbbbbbbbbb, the archive holds aaaaaaaaaaaa",
         ),
         (Wanted("archive", "x", "1", archive="/x", expected_id=B), image(B), [], None),
         (Wanted("pull", ROCM, digest=B), image(A, (f"{ROCM}@{B}",)), [], None),
         (Wanted("pull", f"docker.io/{ROCM}", digest=B), image(A, (f"{ROCM}@{B}",)), [], None),
+        (
+            Wanted("build", "x", "1", build_inputs="h", content=content_id(image(label="h"))),
+            image(B, label="h"),
+            [],
+            None,
+        ),
+        (
+            Wanted("build", "x", "1", build_inputs="h", content=A),
+            image(B, label="h"),
+            [],
+            "the other nodes have another",
+        ),
         # in the containerd image store the id is the digest
         (Wanted("pull", ROCM, digest=B), image(B), [], None),
         (Wanted("pull", ROCM, "v1", digest=B), image(A, (f"other@{B}",)), [], f"it is not {B}"),
         (Wanted("pull", ROCM, "v1"), image(A), [], None),
     ],
 )
-def test_is_wanted(wanted: Wanted, inspected: dict[str, Any], archive_ids: list[str], reason: str | None) -> None:
-    found = is_wanted(wanted, inspected, archive_ids)
+def test_is_wanted(wanted: Wanted, inspected: dict[str, Any], archived: list[Archived], reason: str | None) -> None:
+    found = is_wanted(wanted, inspected, archived)
     assert found is None if reason is None else reason in str(found)
 
 
@@ -113,9 +132,69 @@ def test_repo_digests_are_those_of_the_name() -> None:
         ([], {}, []),
     ],
 )
-def test_archive_image_ids(manifest: Any, index: Any, ids: list[str]) -> None:
+def test_ids_of_archived_images(manifest: Any, index: Any, ids: list[str]) -> None:
     texts = (None if value is None else json.dumps(value) for value in (manifest, index))
-    assert archive_image_ids(*texts) == ids
+    assert [one for entry in archived_images(*texts, {}) for one in entry.ids] == ids
+
+
+def test_an_image_is_known_by_its_content_in_an_archive_and_in_either_store() -> None:
+    config = {"Env": ["A=1"], "Entrypoint": ["vllm", "serve"], "Labels": {"b": "2", "a": "1"}}
+    classic = {
+        "Id": A,
+        "Created": "2026-11-24T05:00:00.12Z",
+        "Os": "linux",
+        "Architecture": "amd64",
+        "RootFS": {"Type": "layers", "Layers": [A, B]},
+        "Config": {**config, "Hostname": "", "Cmd": None, "Image": ""},
+    }
+    containerd = {**classic, "Id": B, "Created": "2026-11-24T05:00:00.120000000Z", "Config": config}
+    text = {"created": "2026-11-24T05:00:00.12Z", "os": "linux", "architecture": "amd64", "config": config}
+    text["rootfs"] = {"type": "layers", "diff_ids": [A, B]}
+    manifest = [{"Config": "c.json", "RepoTags": ["x:1"]}, {"Config": "d.json", "RepoTags": ["y:1"]}]
+    held = archived_images(json.dumps(manifest), None, {"c.json": json.dumps(text), "d.json": "{}"})
+    assert held[0].content == content_id(classic) == content_id(containerd) != held[1].content
+    assert content_id({**classic, "Config": {**config, "Entrypoint": None}}) != content_id(classic)
+    assert chosen(held, "y:1") == held[1:] and chosen(held, "z:1") == held
+
+
+def row(letter: str, *names: str, label: str = "", created: int = 0) -> dict[str, Any]:
+    tags = [name for name in names if "@" not in name] or ["<none>:<none>"]
+    digests = [name for name in names if "@" in name]
+    labels = {LABEL_REPOSITORY: label} if label else None
+    return {"Id": letter, "RepoTags": tags, "RepoDigests": digests, "Labels": labels, "Created": created}
+
+
+@pytest.mark.parametrize(
+    ("rows", "held", "tagged", "gone"),
+    [
+        # the current one stays, and one more as the previous
+        ([row("c", "v:3"), row("b", "v:2", created=2), row("a", "v:1", created=1)], set(), {}, {"a": ["v:1"]}),
+        # the previous is the one that was tagged last, not the one that was made last
+        (
+            [row("c", "v:3"), row("b", "v:2", created=2), row("a", "v:1", created=1)],
+            set(),
+            {"a": "2026-01"},
+            {"b": ["v:2"]},
+        ),
+        # the image of a container or of a recorded release is the previous one
+        ([row("c", "v:3"), row("b", "v:2"), row("a", "v:1")], {"a"}, {}, {"b": ["v:2"]}),
+        ([row("c", "v:3"), row("b", "v:2"), row("a", "v:1")], {"a", "b", "c"}, {}, {}),
+        ([row("c", "v:3"), row("a", "v:1")], {"c"}, {}, {}),
+        # one with a name elsewhere is another's, as is one without a name and label
+        ([row("c", "v:3"), row("b", "v:2", "w:1"), row("a"), row("d", "w:2")], {"c", "x"}, {}, {}),
+        ([row("c", "v:3"), row("p", "v:2"), row("a", label="v"), row("b", label="w")], {"p"}, {}, {"a": []}),
+        # all its names go, by name: never by force
+        (
+            [row("c", "v:3"), row("p", "v:2"), row("a", "v:1", "v:1-s", "v@sha")],
+            {"p"},
+            {},
+            {"a": ["v:1", "v:1-s", "v@sha"]},
+        ),
+        ([row("c", "v:3")], set(), {}, {}),
+    ],
+)
+def test_pruning_keeps_the_current_and_the_previous(rows: Any, held: Any, tagged: Any, gone: Any) -> None:
+    assert dict(prunable(rows, "v", "c", held, tagged)) == gone
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""What the transfer program says while an image moves: recorded messages of Docker's engine in, lines out."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def transfer() -> ModuleType:
+    """The program, with its companion beside it as on a node."""
+    sys.path.insert(0, str(ROOT / "module_utils/vllm_fleet"))
+    try:
+        spec = importlib.util.spec_from_file_location(
+            "image_transfer", ROOT / "roles/vllm_image/files/image_transfer.py"
+        )
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 kB"), (512_000, "512 kB"), (3_400_000, "3.4 MB"), (21e9, "21.0 GB")]
+)
+def test_sizes(transfer: ModuleType, count: float, text: str) -> None:
+    assert transfer.size(count) == text
+
+
+def event(status: str, layer: str, current: int = 0, total: int = 0) -> dict[str, object]:
+    return {"status": status, "id": layer, "progressDetail": {"current": current, "total": total} if total else {}}
+
+
+def test_a_pull_tells_bytes_rate_layers_and_unpacking(transfer: ModuleType) -> None:
+    layers = transfer.Layers()
+    for told in (
+        {"status": "Pulling from team/vllm", "id": "v1"},
+        event("Already exists", "a"),
+        event("Pulling fs layer", "b"),
+        event("Pulling fs layer", "c"),
+        event("Downloading", "b", 25_000_000, 100_000_000),
+    ):
+        layers.take(told)
+    assert layers.travelled(5e6) == "25 % of 100.0 MB begun so far, 5.0 MB/s, 1 of 3 layers, 1 were here"
+    for told in (event("Verifying Checksum", "b"), event("Download complete", "b"), event("Extracting", "b", 30, 60)):
+        layers.take(told)
+    assert layers.current == 100_000_000
+    assert layers.travelled(0).endswith("1 of 3 layers, 1 were here, unpacking b: 50 %")
+    layers.take(event("Pull complete", "b"))
+    assert layers.travelled(0) == "100 % of 100.0 MB begun so far, 2 of 3 layers, 1 were here"
+
+
+def test_a_push_tells_what_need_not_travel(transfer: ModuleType) -> None:
+    layers = transfer.Layers()
+    for told in (
+        event("Preparing", "a"),
+        event("Preparing", "b"),
+        event("Layer already exists", "a"),
+        event("Pushing", "b", 7_000_000, 5_000_000),  # Docker counts what it sends, headers included
+    ):
+        layers.take(told)
+    assert layers.travelled(1e6) == "100 % of 5.0 MB begun so far, 1.0 MB/s, 1 of 2 layers, 1 were here"
+    layers.take(event("Pushed", "b"))
+    assert "2 of 2 layers" in layers.travelled(0)
+
+
+def test_a_load_tells_percent_rate_and_the_time_left(transfer: ModuleType) -> None:
+    assert transfer.moved(25_000_000, 100_000_000, 5e6) == "25 % of 100.0 MB, 5.0 MB/s, 15 s left"
+    assert transfer.moved(25_000_000, 0, 5e6) == "25.0 MB, 5.0 MB/s"
+    said: list[str] = []
+    times = iter([0.0, 1.0, 3.0, 3.5])
+    meter = transfer.Meter(said.append, lambda: next(times))
+    body = io.BytesIO(b"x" * 3 * (1 << 20))
+    assert sum(len(chunk) for chunk in transfer.metered(body, 3 << 20, meter)) == 3 << 20
+    assert said == ["66 % of 3.1 MB, 699 kB/s, 1 s left"]  # a line every two seconds, not one for each piece
+
+
+def test_a_stream_that_ends_early_is_not_an_image(transfer: ModuleType) -> None:
+    meter = transfer.Meter(print, lambda: 0.0)
+    with pytest.raises(transfer.SourceLost, match=r"ended after 1 kB of 5\.0 MB"):
+        list(transfer.metered(io.BytesIO(b"x" * 1000), 5_000_000, meter))
