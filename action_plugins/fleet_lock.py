@@ -44,7 +44,7 @@ take) [ "$held" != "$3" ] || { printf '%s\\n' "$4" >"$1.new"; mv "$1.new" "$1"; 
 renew) [ "$held" != "$4" ] || touch "$1" ;;
 drop) [ "$held" != "$4" ] || { rm "$1"; held=; } ;;
 esac
-[ -z "$held" ] || echo "lock $(($(date +%s) - $(stat -c %Y "$1"))) $held"
+[ -z "$held" ] || printf 'lock %s %s\\n' "$(($(date +%s) - $(stat -c %Y "$1")))" "$held"
 """
 #: Parts of a lease after which it is renewed.
 RENEWALS = 4
@@ -173,6 +173,8 @@ class ActionModule(ActionBase):
         answer = self._low_level_execute_command(shlex.join(words), sudoable=True)
         # What a login or sudo prints may stand before and after.
         lines = [text for text in answer["stdout"].splitlines() if text.startswith("lock ")]
+        if answer["rc"] == 0 and not lines and verb != "take":
+            return 0.0, {}, ""
         if answer["rc"] != 0 or not lines:
             said = " ".join((answer["stderr"] or answer["stdout"]).split())[-300:]
             raise AnsibleError(f"{path}: {said or 'no answer'} (code {answer['rc']})")
