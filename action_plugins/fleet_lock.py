@@ -5,7 +5,7 @@ the first task that takes it, renews the file and removes it when ansible-playbo
 after SIGKILL. Where that process could not do it either (the controller lost its power), the next run sees that the
 holder is dead (same machine) or has not renewed the file for a lease (another machine), and takes over.
 
-Options: `path` of the file, `lease` in seconds, `takeover` (take it whoever holds it). Runs a shell alone on the node, no
+Options: `path` of the file, `lease` in seconds, `takeover` (take it whoever holds it). On the node runs a shell, and no
 Python, so that it costs little.
 """
 
@@ -197,7 +197,7 @@ class ActionModule(ActionBase):
                 signal.signal(number, signal.SIG_IGN)
             display.verbosity = 0
             keep = {handle, self._play_context.connection_lockfd}
-            for descriptor in [int(name) for name in os.listdir("/dev/fd")]:
+            for descriptor in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
                 if descriptor > 2 and descriptor not in keep:
                     with contextlib.suppress(OSError):
                         os.close(descriptor)

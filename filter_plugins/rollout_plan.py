@@ -153,7 +153,8 @@ def rollout_plan(
     """Who is replaced, when. `play` are the hosts of this run, `alive` those that have not failed in it.
 
     `hosts` are in the order of the waves, `serial` counts hosts of each wave, `waves` names replicas by their heads;
-    `admit` are heads that need nothing but to be admitted; `problems` are sentences, with any of them nothing may be done.
+    `play` and `wrong` are the hosts that were asked and those that failed their verification. `admit` are heads
+    that need nothing but to be admitted; `problems` are sentences, with any of them nothing is done.
     """
     problem = rollout_waves_problem(waves)
     problems = [problem] if problem else []
@@ -166,16 +167,16 @@ def rollout_plan(
     wrong = [host for host in play if host not in alive and host not in silent]
     if len(wrong) > max_failures:
         problems.append(
-            f"{_names(wrong)} runs what is described but did not pass its verification (see above), so no server of any "
-            f"node was replaced: rollout_max_failures is {max_failures}."
+            f"{_names(wrong)} runs what is described but did not pass its verification (see above), so no server of "
+            f"any node was replaced: rollout_max_failures is {max_failures}."
         )
     replicas = replicas_of(hostvars, fleet, play, gateways)
     for replica in replicas:
         inside = [host for host in replica.hosts if host in play]
         if inside and len(inside) < len(replica.hosts):
             problems.append(
-                f"{_names(replica.hosts)} are one replica, and this run is limited to {_names(inside)}: name all of them "
-                "with --limit."
+                f"{_names(replica.hosts)} are one replica, and this run is limited to {_names(inside)}: name all of "
+                "them with --limit."
             )
         if set(wrong).intersection(replica.hosts):
             replica.serves = replica.change = False
@@ -195,8 +196,12 @@ def rollout_plan(
         "change": [replica.head for replica in change],
         "unchanged": [replica.head for replica in same],
         "admit": [replica.head for replica in same if "DRAIN" in _gateway_says(hostvars, gateways, replica.head)],
+        "play": play,
+        "wrong": wrong,
         "problems": problems,
-        "says": _say(batches, [replica.head for replica in same], len([r for r in replicas if set(r.hosts) & set(play)])),
+        "says": _say(
+            batches, [replica.head for replica in same], len([r for r in replicas if set(r.hosts) & set(play)])
+        ),
     }
 
 
@@ -279,16 +284,17 @@ def rollout_gate(
     plan: Mapping[str, Any],
     batch: list[str],
     fleet: list[str],
-    play: list[str],
-    gateways: list[str],
     *,
+    gateways: list[str],
     max_failures: int,
 ) -> str:
     """Why the wave `batch` must not begin, as a sentence; empty when it may."""
     failed = failed_hosts(hostvars, plan, batch)
     if len({_replica_name(hostvars, host) for host in failed}) > max_failures:
         return f"{_names(failed)} failed and rollout_max_failures is {max_failures}"
-    replicas = replicas_of(hostvars, fleet, play, gateways)
+    replicas = replicas_of(hostvars, fleet, plan.get("play") or [], gateways)
+    for replica in replicas:
+        replica.serves = replica.serves and not set(plan.get("wrong") or []).intersection(replica.hosts)
     for pool in sorted({replica.pool for replica in replicas if set(batch).intersection(replica.hosts)}):
         members = [replica for replica in replicas if replica.pool == pool]
         going = [replica for replica in members if set(batch).intersection(replica.hosts)]
@@ -310,9 +316,7 @@ def _serves_now(hostvars: Mapping[str, Any], replica: Replica) -> bool:
     return all(outcome.get("state") == "replaced" or outcome.get("serving") for outcome in outcomes)
 
 
-def rollout_verdict(
-    hostvars: Mapping[str, Any], plan: Mapping[str, Any], host: str, *, max_failures: int
-) -> str:
+def rollout_verdict(hostvars: Mapping[str, Any], plan: Mapping[str, Any], host: str, *, max_failures: int) -> str:
     """What a host failed with, and how far the run came."""
     planned = plan.get("hosts") or []
     done = [name for name in planned if _outcome(hostvars[name]).get("state") == "replaced"]
@@ -324,9 +328,30 @@ def rollout_verdict(
     return f"{host}: {told} {says}"
 
 
-def rollout_failed(hostvars: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
-    """Pattern of the hosts whose failure is to be told at the end."""
-    return [h for h in plan.get("hosts") or [] if _outcome(hostvars[h]).get("state") == "failed"] or NOBODY
+# --- for the headers of plays, where hostvars may not be there yet ------------------------------------------------
+
+
+def _plan(hostvars: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        return hostvars["localhost"].get("rollout_plan") or {}
+    except KeyError:
+        return {}
+
+
+def rollout_hosts(hostvars: Mapping[str, Any]) -> list[str]:
+    """Hosts in the order of the waves."""
+    return list(_plan(hostvars).get("hosts") or NOBODY)
+
+
+def rollout_serial(hostvars: Mapping[str, Any]) -> list[int]:
+    """Hosts of each wave."""
+    return list(_plan(hostvars).get("serial") or [1])
+
+
+def rollout_failed(hostvars: Mapping[str, Any]) -> list[str]:
+    """Hosts whose failure is to be told at the end."""
+    hosts = _plan(hostvars).get("hosts") or []
+    return [host for host in hosts if _outcome(hostvars[host]).get("state") == "failed"] or NOBODY
 
 
 class FilterModule:
@@ -337,7 +362,9 @@ class FilterModule:
         return {
             "rollout_failed": rollout_failed,
             "rollout_gate": rollout_gate,
+            "rollout_hosts": rollout_hosts,
             "rollout_plan": rollout_plan,
+            "rollout_serial": rollout_serial,
             "rollout_verdict": rollout_verdict,
             "rollout_waves_problem": rollout_waves_problem,
         }

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A fleet that deploy.yml has to deal with: four nodes of two distributions, one gateway, stand-in servers, canary keys.
 
-    scene.py up NAME DIR      boots it and writes DIR/inventory.yml and DIR/group_vars
-    scene.py down NAME
+scene.py up NAME DIR      boots it and writes DIR/inventory.yml and DIR/group_vars
+scene.py down NAME
 """
 
 from __future__ import annotations

@@ -121,7 +121,9 @@ def test_an_edit_rolls_in_waves_and_no_request_is_lost(scene, load, note):
     assert TOKEN not in done.output
     assert not watch.seen
     for node in [*ALL, "gateway1"]:
-        found = scene.fleet.exec(node, ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", SEARCH])
+        found = scene.fleet.exec(
+            node, ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", SEARCH]
+        )
         assert found.stdout == "", node
         journal = scene.fleet.exec(node, ["sh", "-c", f"journalctl --no-pager | grep -E '{CANARIES}'; true"]).stdout
         assert journal == "", node
@@ -130,7 +132,10 @@ def test_an_edit_rolls_in_waves_and_no_request_is_lost(scene, load, note):
             container = json.loads(scene.fleet.exec(node, ["docker", "inspect", line]).stdout)[0]
             environ = container["Config"].pop("Env") if line in ("vllm", "vllm.previous") else []
             assert not re.search(CANARIES, json.dumps(container))
-            assert {entry.partition("=")[0] for entry in environ if re.search(CANARIES, entry)} <= {"VLLM_API_KEY", "HF_TOKEN"}
+            assert {entry.partition("=")[0] for entry in environ if re.search(CANARIES, entry)} <= {
+                "VLLM_API_KEY",
+                "HF_TOKEN",
+            }
             logs = scene.fleet.exec(node, ["docker", "logs", line])
             assert not re.search(CANARIES, logs.stdout + logs.stderr)
 
@@ -146,7 +151,9 @@ def test_an_edit_rolls_in_waves_and_no_request_is_lost(scene, load, note):
 def test_a_bad_release_ends_at_the_canary_which_serves_again(scene, load, note, env, says):
     before, good = scene.servers(), scene.variables.get("vllm_server_env")
     with Watch(scene) as watch:
-        run = scene.deploy(vllm_server_env={"STANDIN_START_SECONDS": "0.5", "STANDIN_TOKEN_DELAY": "0.02", **env}).failed()
+        run = scene.deploy(
+            vllm_server_env={"STANDIN_START_SECONDS": "0.5", "STANDIN_TOKEN_DELAY": "0.02", **env}
+        ).failed()
     assert says in run.text, run.output
     assert "not touched: node2, node3 and node4" in run.text, run.output
     assert "as rollout_max_failures is 0" in run.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ansible.module_utils.vllm_fleet import drain, haproxy, metrics
 from ansible.module_utils.vllm_fleet.drain import Look
 
@@ -32,10 +33,9 @@ class Time:
 
 def wait(looks, timeout=60.0, stall=30.0, **more):
     time, left = Time(), list(looks)
-    outcome = drain.wait(
+    return drain.wait(
         lambda: left.pop(0) if len(left) > 1 else left[0], timeout, stall, clock=time.clock, sleep=time.sleep, **more
     )
-    return outcome
 
 
 def test_idle_at_once():
@@ -104,5 +104,5 @@ def test_haproxys_table_is_read_without_its_totals():
 
 
 def test_haproxy_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(haproxy.SocketError, match="has no socket .*: it does not run, or with another configuration"):
+    with pytest.raises(haproxy.SocketError, match=r"has no socket .*: it does not run, or with another configuration"):
         haproxy.ask(str(tmp_path / "none.sock"), "show info")

@@ -57,7 +57,10 @@ def test_pools_of_two_models_have_ports_of_their_own():
     assert found["problems"] == []
     assert [(pool["name"], pool["port"]) for pool in found["pools"]] == [("org_m", 8080), ("chat", 8081)]
     (problem, *_) = find(*two)["problems"]
-    assert problem == "org/m and chat would both be on port 8080 of the gateway: give each its own in gateway_ports, such as {chat: 8081}."
+    assert (
+        problem
+        == "org/m and chat would both be on port 8080 of the gateway: give each its own in gateway_ports, such as {chat: 8081}."
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +70,11 @@ def test_pools_of_two_models_have_ports_of_their_own():
         ([host("n1", vllm_server_model="")], {}, "n1 has no vllm_server_model"),
         ([host("n1", vllm_server_bind="127.0.0.1")], {}, "n1 serves on 127.0.0.1 alone, where gw cannot reach it"),
         ([host("n1"), host("n2", vllm_server_api_key="other")], {}, "n2 and n1 serve org/m with different keys"),
-        ([host("n1")], {"other": 8081}, "gateway_ports names other, which no host of group vllm serves; served are org/m"),
+        (
+            [host("n1")],
+            {"other": 8081},
+            "gateway_ports names other, which no host of group vllm serves; served are org/m",
+        ),
         (
             [host("n1", vllm_server_replica="a"), host("n2", vllm_server_replica="a", vllm_server_model="x")],
             {},

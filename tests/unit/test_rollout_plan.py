@@ -24,7 +24,8 @@ WAVES = [1, "25%", "100%"]
 def fleet(*answers, **more):
     """Hostvars of node1, node2, ... with what vllm_server answered on each."""
     return {
-        f"node{n}": {"vllm_server_model": "m", "__vllm_server_started": answer, **more} for n, answer in enumerate(answers, 1)
+        f"node{n}": {"vllm_server_model": "m", "__vllm_server_started": answer, **more}
+        for n, answer in enumerate(answers, 1)
     }
 
 
@@ -60,7 +61,11 @@ def seen(**states):
         (fleet(EDIT, EDIT, DEAD, HALF), {}, [["node3"], ["node4"], ["node1", "node2"]]),
         # One stays, although the wave would take all.
         (fleet(EDIT, EDIT, EDIT), {"waves": ["100%"]}, [["node1", "node2"], ["node3"]]),
-        (fleet(EDIT, EDIT, EDIT, EDIT, rollout_min_available=3), {"waves": [4]}, [["node1"], ["node2"], ["node3"], ["node4"]]),
+        (
+            fleet(EDIT, EDIT, EDIT, EDIT, rollout_min_available=3),
+            {"waves": [4]},
+            [["node1"], ["node2"], ["node3"], ["node4"]],
+        ),
         (fleet(EDIT, EDIT, EDIT, rollout_min_available=0), {"waves": ["100%"]}, [["node1", "node2", "node3"]]),
         # A first deployment has nothing to keep, whatever is asked for.
         (fleet(NONE, NONE, rollout_min_available=2), {"waves": ["100%"]}, [["node1", "node2"]]),
@@ -85,7 +90,9 @@ def test_hosts_of_a_replica_stay_together():
     assert made["hosts"] == ["node1", "node4", "node2", "node3"]
     assert made["serial"] == [2, 1, 1]
     (problem,) = plan(hosts, play=["node1"])["problems"]
-    assert problem == "node1 and node4 are one replica, and this run is limited to node1: name all of them with --limit."
+    assert (
+        problem == "node1 and node4 are one replica, and this run is limited to node1: name all of them with --limit."
+    )
 
 
 def test_pools_keep_their_own():
@@ -98,7 +105,11 @@ def test_pools_keep_their_own():
 @pytest.mark.parametrize(
     ("hosts", "options", "says"),
     [
-        (fleet(EDIT, EDIT, rollout_min_available=2), {}, "rollout_min_available is 2, but 2 of 2 replicas of m serve (node1 and node2)"),
+        (
+            fleet(EDIT, EDIT, rollout_min_available=2),
+            {},
+            "rollout_min_available is 2, but 2 of 2 replicas of m serve (node1 and node2)",
+        ),
         (fleet(EDIT, rollout_min_available=1), {}, "allow the gap with -e rollout_min_available=0"),
         (fleet(EDIT, DEAD), {"play": ["node1"]} | {"gateways": ["gw"]}, "1 of 2 replicas of m serve (node1)"),
         (fleet(SAME, {"failed": True, "msg": "no"}), {}, "node2 could not be asked or would refuse"),
@@ -153,7 +164,7 @@ def test_one_that_nobody_verified_serves_if_a_gateway_sends_it_requests():
 def gate(hosts, batch, max_failures=0):
     every = list(hosts)
     made = plan(hosts, waves=[1])
-    return rollout.rollout_gate(hosts, made, batch, every, every, [], max_failures=max_failures)
+    return rollout.rollout_gate(hosts, made, batch, every, gateways=[], max_failures=max_failures)
 
 
 def outcome(state, **more):
@@ -188,10 +199,14 @@ def test_a_wave_does_not_begin_when_failures_have_left_too_few():
 def test_the_verdict_says_how_far_it_came():
     hosts = fleet(EDIT, EDIT, EDIT, EDIT)
     made = plan(hosts, waves=[1])
-    assert rollout.rollout_failed(hosts, made) == rollout.NOBODY
+    hosts["localhost"] = {"rollout_plan": made}
+    assert rollout.rollout_failed(hosts) == rollout.NOBODY
+    assert rollout.rollout_hosts(hosts) == ["node1", "node2", "node3", "node4"]
+    assert rollout.rollout_serial(hosts) == [1, 1, 1, 1]
+    assert rollout.rollout_hosts({}) == rollout.rollout_hosts({"localhost": {}}) == rollout.NOBODY
     hosts["node1"]["rollout_outcome"] = outcome("replaced", serving=True)
     hosts["node2"]["rollout_outcome"] = outcome("failed", serving=True, msg="It sang. ")
-    assert rollout.rollout_failed(hosts, made) == ["node2"]
+    assert rollout.rollout_failed(hosts) == ["node2"]
     assert rollout.rollout_verdict(hosts, made, "node2", max_failures=0) == (
         "node2: It sang. Replaced before: node1. The run stopped there, as rollout_max_failures is 0; not touched: node3 and "
         "node4."
