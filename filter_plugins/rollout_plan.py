@@ -147,7 +147,7 @@ def rollout_plan(
     gateways: list[str],
     *,
     waves: Any,
-    max_failures: int,
+    max_failures: Any,
     check_mode: bool,
 ) -> dict[str, Any]:
     """Who is replaced, when. `play` are the hosts of this run, `alive` those that have not failed in it.
@@ -158,6 +158,15 @@ def rollout_plan(
     """
     problem = rollout_waves_problem(waves)
     problems = [problem] if problem else []
+    if not re.fullmatch(r"[0-9]+", str(max_failures)):
+        problems.append(f"rollout_max_failures is {max_failures!r}; expected a number of replicas from 0.")
+        max_failures = 0
+    told = {hostvars[host].get("rollout_min_available") for host in fleet} - {None}
+    problems += [
+        f"rollout_min_available is {value!r}; expected a number of replicas from 0."
+        for value in sorted(told, key=str)
+        if not re.fullmatch(r"[0-9]+", str(value))
+    ]
     silent = [host for host in play if not _asked(hostvars[host])]
     if silent:
         problems.append(
@@ -165,7 +174,7 @@ def rollout_plan(
             "node was replaced. Mend that, or leave it out with --limit."
         )
     wrong = [host for host in play if host not in alive and host not in silent]
-    if len(wrong) > max_failures:
+    if len(wrong) > int(max_failures):
         problems.append(
             f"{_names(wrong)} runs what is described but did not pass its verification (see above), so no server of "
             f"any node was replaced: rollout_max_failures is {max_failures}."

@@ -116,6 +116,8 @@ def test_pools_keep_their_own():
         (fleet(SAME, {}), {}, "node2 could not be asked"),
         (fleet(SAME, SAME, EDIT), {"alive": ["node1", "node3"]}, "node2 runs what is described but did not pass"),
         (fleet(EDIT), {"waves": []}, "rollout_waves is empty"),
+        (fleet(EDIT), {"max_failures": "none"}, "rollout_max_failures is 'none'; expected a number"),
+        (fleet(EDIT, rollout_min_available=-1), {}, "rollout_min_available is -1; expected a number"),
         (fleet(SAME), {"waves": [0]}, "0 is no wave"),
         (fleet(SAME), {"waves": [True]}, "True is no wave"),
         (fleet(SAME), {"waves": ["150%"]}, "'150%' is no wave"),
