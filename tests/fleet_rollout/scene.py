@@ -103,6 +103,8 @@ class Scene:
     def __init__(self, name: str, directory: Path) -> None:
         self.fleet, self.dir = Fleet(name, say=lambda line: print(line, flush=True)), directory
         self.variables: dict[str, Any] = {}
+        # Whether a test's edits are to be forgotten at its end.
+        self.bad = False
         self.runs = 0
 
     # -- life
