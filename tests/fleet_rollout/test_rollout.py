@@ -177,7 +177,7 @@ def test_an_image_that_one_node_lacks_ends_the_run_before_anything_is_touched(sc
     repository = image.partition(":")[0]
     for node in ("node1", "node2", "node4"):
         scene.fleet.exec(node, ["docker", "tag", image, f"{repository}:next"])
-    run = scene.deploy(vllm_image_tag="next").failed()
+    run = scene.deploy(vllm_image_tag="next", vllm_image_expected_id="").failed()
     assert run.recap("failed")["node3"] == 1, run.output
     assert scene.servers() == before
 
