@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+import fleet_noop
 import module_time
 import watch_latency
 
@@ -19,6 +20,7 @@ def main() -> None:
     """Measure, show, keep."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     results = {"module_time": module_time.run(runs), "watch_latency": watch_latency.run(runs)}
+    fleet = results["fleet"] = fleet_noop.run(max(3, runs // 4))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "bench.json").write_text(json.dumps(results, indent=2) + "\n")
     cost = results["module_time"]
@@ -30,6 +32,13 @@ def main() -> None:
     print(f"Verdicts, {runs} runs (s)")
     for name, row in results["watch_latency"].items():
         print(f"  {name:<56} median {row['median']:6.3f}   worst {row['worst']:6.3f}")
+    print(f"Nothing to change, the whole of deploy.yml on {fleet['nodes']} nodes over SSH, {fleet['runs']} runs (s)")
+    for name, median in fleet["median"].items():
+        print(f"  {name:<24} median {median:6.2f}")
+    print(f"  deploy.yml takes {fleet['ratio']:.2f} of what the do-it-yourself playbook takes")
+    besides = max(fleet["downtime_besides_start"], default=0.0)
+    longest = max(fleet["downtime"])
+    print(f"A changed argument: nodes were down for {longest:.2f} s at most, {besides:.2f} s besides the start")
     print(f"as JSON: {RESULTS / 'bench.json'}")
 
 

@@ -88,6 +88,11 @@ options:
         type: list
         elements: str
         default: [stop, length, tool_calls]
+      headers:
+        description:
+          - Headers that the response must have, by name in any case, and their values.
+        type: dict
+        default: {}
   max_ttft:
     description:
       - Most seconds from sending the request to the first token. Needs O(stream=true).
@@ -103,6 +108,11 @@ options:
     type: list
     elements: str
     default: []
+  headers:
+    description:
+      - Headers to send besides, by name. For what stands between, such as a gateway; the key belongs into O(api_key).
+    type: dict
+    default: {}
   requests:
     description:
       - Several requests in one task, sent one after the other. Each takes the options of this module; what it does not
@@ -163,6 +173,10 @@ options:
             type: list
             elements: str
             default: [stop, length, tool_calls]
+          headers:
+            description: See O(expect.headers).
+            type: dict
+            default: {}
       max_ttft:
         description: See O(max_ttft).
         type: float
@@ -173,6 +187,9 @@ options:
         description: See O(endpoints). Not taken from the task, where they are asked once, with the first request.
         type: list
         elements: str
+      headers:
+        description: See O(headers).
+        type: dict
 attributes:
   check_mode:
     support: full
@@ -273,7 +290,7 @@ checks:
   contains:
     name:
       description: One of C(answer), C(status), C(model), C(finish_reason), C(usage), C(min_chars), C(pattern),
-        C(max_ttft), C(min_tokens_per_second), C(endpoint /path).
+        C(max_ttft), C(min_tokens_per_second), C(header NAME), C(endpoint /path).
       type: str
     ok:
       description: Whether it held.
@@ -290,7 +307,8 @@ checks:
 results:
   description:
     - One entry for every request that was sent, each with C(name), C(url), C(model), C(api), C(content),
-      C(finish_reason), C(usage), C(ttft), C(tokens_per_second), C(elapsed), C(status), C(error) and C(checks).
+      C(finish_reason), C(usage), C(ttft), C(tokens_per_second), C(elapsed), C(status), C(headers), C(error) and C(checks).
+    - C(headers) are those of the response, their names in lower case.
     - C(error) is the kind of trouble when there was no whole answer, one of C(dns), C(refused), C(unreachable),
       C(timeout_connect), C(timeout_idle), C(timeout_total), C(tls), C(reset), C(closed), C(truncated),
       C(http_status), C(unauthorized), C(model_not_served), C(stream_error), C(bad_response).
@@ -317,6 +335,7 @@ EXPECT = {
         "pattern": {"type": "str", "default": ""},
         "min_chars": {"type": "int", "default": 1},
         "finish_reason": {"type": "list", "elements": "str", "default": list(FINISH_REASONS)},
+        "headers": {"type": "dict", "default": {}},
     },
 }
 # What one request can say; a default of the task holds for all of `requests`.
@@ -335,6 +354,7 @@ REQUEST_SPEC: dict[str, dict[str, Any]] = {
     "max_ttft": {"type": "float"},
     "min_tokens_per_second": {"type": "float"},
     "endpoints": {"type": "list", "elements": "str"},
+    "headers": {"type": "dict"},
 }
 DEFAULTS: dict[str, Any] = {
     "url": "http://127.0.0.1:8000",
@@ -346,6 +366,7 @@ DEFAULTS: dict[str, Any] = {
     "api_key": "",
     "timeout": 120.0,
     "endpoints": [],
+    "headers": {},
 }
 ASKED_FOR = ("messages", "prompt")
 
@@ -360,15 +381,24 @@ def argument_spec() -> dict[str, Any]:
     return spec
 
 
+def texts(values: dict[str, Any]) -> dict[str, str]:
+    """Names and values as they go over the wire; YAML makes numbers of some."""
+    return {str(name): str(value) for name, value in values.items()}
+
+
 def build_request(options: dict[str, Any]) -> ChatRequest:
     """A ChatRequest of options as Ansible gives them, None for what is not set; raises ValueError."""
     given = {name: value for name, value in options.items() if value is not None}
     expect = given.pop("expect", {})
     if expect:
         given["expect"] = Expectation(
-            expect["pattern"], expect["min_chars"], tuple(expect["finish_reason"]) or FINISH_REASONS
+            expect["pattern"],
+            expect["min_chars"],
+            tuple(expect["finish_reason"]) or FINISH_REASONS,
+            texts(expect["headers"]),
         )
     given["endpoints"] = tuple(given.get("endpoints", ()))
+    given["headers"] = texts(given.get("headers", {}))
     return ChatRequest(**given)
 
 

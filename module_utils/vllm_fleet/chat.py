@@ -32,6 +32,9 @@ CONNECT_TIMEOUT = 10.0
 GET_TIMEOUT = 10.0
 # Nothing that is asked for here is larger; a server that never ends its body must not fill the node's memory.
 BODY_LIMIT = 16 * 1024 * 1024
+HEADER_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # RFC 9110, token
+# Set here, by what is sent and by api_key.
+OWN_HEADERS = frozenset(("authorization", "connection", "content-length", "content-type", "host", "transfer-encoding"))
 NOT_OPENAI = "Check that the URL is the root of an OpenAI-compatible server and not of something else on that port."
 SHORT = 160  # characters of content or of a body shown in a message
 
@@ -41,11 +44,15 @@ SHORT = 160  # characters of content or of a body shown in a message
 
 @dataclass(frozen=True)
 class Expectation:
-    """What the answer must be like. `pattern` is searched as a regular expression with the case as given."""
+    """What the answer must be like. `pattern` is searched as a regular expression with the case as given.
+
+    `headers` are headers of the response by name, in any case, and the value that each must have.
+    """
 
     pattern: str = ""
     min_chars: int = 1
     finish_reason: tuple[str, ...] = FINISH_REASONS
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class ChatRequest:
 
     An empty `model` means the first one that the server lists. `timeout` is for the whole request, its body included.
     `endpoints` are paths that must answer a GET with 200 besides; `/v1/models` must list the model, too.
+    `headers` are sent with everything, besides those that HTTP and `api_key` need.
     """
 
     url: str
@@ -71,6 +79,7 @@ class ChatRequest:
     min_tokens_per_second: float | None = None
     endpoints: tuple[str, ...] = ()
     name: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sent or measured: ValueError, one sentence, never with the key in it."""
@@ -97,6 +106,7 @@ class ChatRequest:
         for path in self.endpoints:
             if not re.fullmatch(r"/[\x21-\x7e]*", path):
                 raise ValueError(f"endpoints are paths that begin with a slash, without spaces; got {path!r}.")
+        _check_headers(self.headers)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -113,6 +123,18 @@ class ChatRequest:
         else:
             body["prompt"] = self.prompt
         return body
+
+
+def _check_headers(headers: Mapping[str, str]) -> None:
+    """ValueError for headers that cannot be sent besides the request's own."""
+    for name, value in headers.items():
+        if not re.fullmatch(HEADER_NAME, name) or name.lower() in OWN_HEADERS:
+            raise ValueError(
+                f"headers: {name!r} cannot be set; expected a name of letters, digits and dashes other than "
+                f"{', '.join(sorted(OWN_HEADERS))}."
+            )
+        if not re.fullmatch(r"[\x20-\x7e]*", value):
+            raise ValueError(f"headers: the value of {name!r} must be printable ASCII on one line.")
 
 
 # --- what comes back --------------------------------------------------------------------------------------------
@@ -214,6 +236,7 @@ class ChatResult:
     tokens_per_second: float | None = None
     elapsed: float = 0.0
     status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
     error: ChatError | None = None
     checks: list[Check] = field(default_factory=list)
 
@@ -252,6 +275,7 @@ class ChatResult:
             "tokens_per_second": self.tokens_per_second,
             "elapsed": self.elapsed,
             "status": self.status,
+            "headers": self.headers,
             "error": self.error.kind if self.error else None,
             "checks": [check.as_dict() for check in self.checks],
         }
@@ -370,10 +394,13 @@ INSIDE_ANSWER: tuple[_Trouble, ...] = (
 class _Connection:
     """One exchange with the server, every wait of which ends `timeout` seconds after this was made."""
 
-    def __init__(self, url: str, timeout: float, api_key: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, url: str, timeout: float, api_key: str, extra: Mapping[str, str], clock: Callable[[], float]
+    ) -> None:
         self._target, self._root = _target(url)
         self._timeout = timeout
         self._key = api_key
+        self._extra = extra
         self._clock = clock
         self._deadline = clock() + timeout
         # The time of the last sign of an answer; None before the first.
@@ -398,7 +425,7 @@ class _Connection:
 
     def send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> http.client.HTTPResponse:
         """Connect, send, and return the response at its headers; raises ChatError."""
-        headers = {"Accept": "*/*", "User-Agent": "vllm-fleet", "Connection": "close"}
+        headers = {"Accept": "*/*", "User-Agent": "vllm-fleet", **self._extra, "Connection": "close"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         payload = None
@@ -550,6 +577,7 @@ class _Exchange:
         with self._connection(request.timeout) as connection:
             response = connection.send("POST", PATHS[request.api], body)
             result.status = response.status
+            result.headers = {name.lower(): value for name, value in response.headers.items()}
             if response.status != 200:
                 raise self._refusal(response, b"".join(connection.chunks(response)), PATHS[request.api])
             kind = response.headers.get_content_type()
@@ -591,7 +619,7 @@ class _Exchange:
             result.tokens_per_second = count / max(result.elapsed, 1e-9)
 
     def _connection(self, timeout: float) -> _Connection:
-        return _Connection(self.request.url, timeout, self.request.api_key, self.clock)
+        return _Connection(self.request.url, timeout, self.request.api_key, self.request.headers, self.clock)
 
     def _get(self, path: str) -> tuple[int, str, bytes]:
         """Status, content type and body of a GET; raises ChatError when there is no answer."""
@@ -714,6 +742,11 @@ def check_answer(request: ChatRequest, result: ChatResult) -> list[Check]:
         ),
         _check_usage(answer.usage, request.max_tokens),
     ]
+    for name, wanted in expect.headers.items():
+        sent = result.headers.get(name.lower())
+        got = f"no header {name}" if sent is None else f"{name}: {shorten(sent)}"
+        remedy = "Another server than the one that was meant has answered, or what stands between is set up otherwise."
+        checks.append(Check(f"header {name}", sent == wanted, f"{name}: {shorten(wanted)}", got, remedy))
     if len(content.strip()) < expect.min_chars:
         thinking = f", and {len(answer.reasoning)} characters of reasoning" if answer.reasoning else ""
         remedy = (

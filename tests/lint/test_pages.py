@@ -108,6 +108,7 @@ def test_module_files_are_thin():
         "progress",
         "diagnosis",
         "memory",
+        "metrics",
         "snapshot",
         "gpu",
         "image",

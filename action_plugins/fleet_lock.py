@@ -1,0 +1,219 @@
+"""Holds a lock on a node for as long as this run lives; a run that has ended, however it ended, holds none.
+
+The lock is a file on the node with one line of JSON that says whose it is. A small process on the controller, made by
+the first task that takes it, renews the file and removes it when ansible-playbook is gone: at its end, after an error,
+after SIGKILL. Where that process could not do it either (the controller lost its power), the next run sees that the
+holder is dead (same machine) or has not renewed the file for a lease (another machine), and takes over.
+
+Options: `path` of the file, `lease` in seconds, `takeover` (take it whoever holds it). On the node runs a shell, and no
+Python, so that it costs little.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import getpass
+import json
+import os
+import select
+import shlex
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible import context
+from ansible.errors import AnsibleError
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+display = Display()
+
+#: Arguments: file, verb, the line that is expected there, the line of this run. Prints the file's age and its line.
+SCRIPT = """
+set -eu
+mkdir -p -m 0755 "$(dirname "$1")"
+exec 9>>"$1.guard"
+flock -w 20 9
+held=
+[ ! -s "$1" ] || read -r held <"$1"
+case $2 in
+take) [ "$held" != "$3" ] || { printf '%s\\n' "$4" >"$1.new"; mv "$1.new" "$1"; held=$4; } ;;
+renew) [ "$held" != "$4" ] || touch "$1" ;;
+drop) [ "$held" != "$4" ] || { rm "$1"; held=; } ;;
+esac
+[ -z "$held" ] || printf 'lock %s %s\\n' "$(($(date +%s) - $(stat -c %Y "$1")))" "$held"
+"""
+#: Parts of a lease after which it is renewed.
+RENEWALS = 4
+#: Where a process cannot be waited for (not Linux), seconds between two looks at it.
+LOOK = 1.0
+
+
+def machine() -> str:
+    """What tells this machine, and its process ids, from others."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
+
+
+def born(pid: int) -> str:
+    """When a process began, in the kernel's words; empty when there is none or nobody can tell."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def alive(pid: int, birth: str) -> bool:
+    """Whether this process of this machine still runs, and not another one with its number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return born(pid) == birth
+
+
+def describe(pid: int) -> dict[str, Any]:
+    """Who the run is, for the file and for the one who finds it held. No command line: it may hold secrets."""
+    name = getpass.getuser()
+    return {
+        "user": name,
+        "host": socket.gethostname(),
+        "pid": pid,
+        "since": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "from": str(Path.cwd()),
+        "limit": str(context.CLIARGS.get("subset") or ""),
+        "machine": machine(),
+        "born": born(pid),
+    }
+
+
+def say(holder: dict[str, Any]) -> str:
+    """The holder in a sentence."""
+    limit = f", limited to {holder['limit']}" if holder.get("limit") else ""
+    return (
+        f"{holder.get('user', '?')}@{holder.get('host', '?')} (pid {holder.get('pid', '?')}) since "
+        f"{holder.get('since', '?')}, from {holder.get('from', '?')}{limit}"
+    )
+
+
+def dead(holder: dict[str, Any], age: float, lease: float) -> str:
+    """Why a holder counts as dead; empty when it does not. `age` is seconds since it last renewed its lock."""
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        if holder["machine"] == machine():
+            return "" if alive(int(holder["pid"]), str(holder["born"])) else "that run is dead"
+    # Also a file from the future, after the node's clock was set back: the living renew theirs by the clock there is.
+    return f"it has not been heard of for {abs(age):.0f} s" if abs(age) > lease else ""
+
+
+class ActionModule(ActionBase):
+    """Takes the lock of the node that the task runs on."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+    _VALID_ARGS = frozenset(("path", "lease", "takeover"))
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Take it, or say who has it."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _, args = self.validate_argument_spec(
+            argument_spec={
+                "path": {"type": "str", "required": True},
+                "lease": {"type": "float", "default": 120},
+                "takeover": {"type": "bool", "default": False},
+            }
+        )
+        result.update(changed=False, held=False)
+        if self._task.check_mode:
+            return result
+        node = str(self._task.delegate_to or (task_vars or {}).get("inventory_hostname", "?"))
+        run = os.getppid()  # ansible-playbook itself, whose workers run the tasks
+        mine = json.dumps(describe(run))
+        try:
+            age, holder, line = self._ask(args["path"], "take", "", mine)
+            if self._is(holder, run):
+                result["held"] = True
+                if line == mine:
+                    self._guard(run, args, mine)
+                return result
+            why = "you said so" if args["takeover"] else dead(holder, age, args["lease"])
+            if why:
+                display.display(f"[{node}] taking over the lock of {say(holder)}: {why}")
+                _, holder, line = self._ask(args["path"], "take", line, mine)
+        except AnsibleError as error:
+            # Unreachable, or without root's rights there: whoever needs that node will say so in better words.
+            display.warning(f"{node} cannot hold the fleet's lock, going on without it there: {error}")
+            return result
+        if line != mine:
+            result.update(
+                failed=True,
+                holder=holder,
+                msg=f"Another run holds this fleet: {say(holder)}, says {node}. Nothing was touched. Wait until it has "
+                "ended; if you know that it is dead, run again with -e fleet_lock_takeover=true.",
+            )
+            return result
+        self._guard(run, args, mine)
+        result["held"] = True
+        return result
+
+    @staticmethod
+    def _is(holder: dict[str, Any], run: int) -> bool:
+        return (holder.get("machine"), holder.get("pid"), holder.get("born")) == (machine(), run, born(run))
+
+    def _ask(self, path: str, verb: str, expected: str, mine: str) -> tuple[float, dict[str, Any], str]:
+        """Age in seconds, the holder, and the line as it stands; raises AnsibleError."""
+        words = ["/bin/sh", "-c", SCRIPT, "lock", path, verb, expected, mine]
+        answer = self._low_level_execute_command(shlex.join(words), sudoable=True)
+        # What a login or sudo prints may stand before and after.
+        lines = [text for text in answer["stdout"].splitlines() if text.startswith("lock ")]
+        if answer["rc"] == 0 and not lines and verb != "take":
+            return 0.0, {}, ""
+        if answer["rc"] != 0 or not lines:
+            said = " ".join((answer["stderr"] or answer["stdout"]).split())[-300:]
+            raise AnsibleError(f"{path}: {said or 'no answer'} (code {answer['rc']})")
+        _, age, line = lines[0].split(" ", 2)
+        try:
+            holder = json.loads(line)
+        except ValueError:
+            holder = {}
+        return float(age), holder if isinstance(holder, dict) else {}, line
+
+    def _guard(self, run: int, args: dict[str, Any], mine: str) -> None:
+        """Leave a process behind that renews the lock while the run lives and drops it afterwards."""
+        handle = os.pidfd_open(run) if hasattr(os, "pidfd_open") else None
+        if os.fork():
+            return
+        # From here on nothing may raise into the worker's code, nor write to its queue.
+        try:
+            os.setsid()
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            display.verbosity = 0
+            keep = {handle, self._play_context.connection_lockfd}
+            for descriptor in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
+                if descriptor > 2 and descriptor not in keep:
+                    with contextlib.suppress(OSError):
+                        os.close(descriptor)
+            while not _gone(run, handle, args["lease"] / RENEWALS):
+                with contextlib.suppress(Exception):  # a node out of reach now may be back for the next renewal
+                    self._ask(args["path"], "renew", "", mine)
+            self._ask(args["path"], "drop", "", mine)
+        finally:
+            os._exit(0)
+
+
+def _gone(pid: int, handle: int | None, seconds: float) -> bool:
+    """Wait for the end of a process; False when it has not ended in that time."""
+    if handle is not None:
+        return bool(select.select([handle], [], [], seconds)[0])
+    end, birth = time.monotonic() + seconds, born(pid)
+    while alive(pid, birth) and time.monotonic() < end:
+        time.sleep(LOOK)
+    return not alive(pid, birth)

@@ -1,0 +1,379 @@
+"""Filters: which servers are replaced in which wave, and whether the next wave may begin."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SERVED_NAME = "served-model-name"
+KEEP = 1  # default of rollout_min_available
+#: Matches nothing, and says so without a warning.
+NOBODY = ["all:!all"]
+MANY = 6  # names in a list before the rest is counted
+
+
+@dataclass
+class Replica:
+    """One server: its hosts in the inventory's order, the pool it belongs to, whether it serves now."""
+
+    name: str
+    pool: str
+    hosts: list[str] = field(default_factory=list)
+    serves: bool = True
+    change: bool = False
+
+    @property
+    def head(self) -> str:
+        """The host that answers for it."""
+        return self.hosts[0]
+
+
+# --- waves --------------------------------------------------------------------------------------------------------
+
+
+def _share(wave: Any) -> tuple[int, int]:
+    """A wave as (count, percent), one of them zero; raises ValueError."""
+    if isinstance(wave, int) and not isinstance(wave, bool) and wave > 0:
+        return wave, 0
+    text = str(wave).strip()
+    if re.fullmatch(r"[1-9][0-9]*", text):
+        return int(text), 0
+    match = re.fullmatch(r"([1-9][0-9]?|100) ?%", text)
+    if not match:
+        raise ValueError(f"{wave!r} is no wave: expected a number of replicas from 1, or a percentage such as '25%'")
+    return 0, int(match[1])
+
+
+def rollout_waves_problem(waves: Any) -> str:
+    """What is wrong with a list of waves, as a sentence; empty when nothing is."""
+    entries = waves if isinstance(waves, list) else [waves]
+    if not entries:
+        return "rollout_waves is empty; expected numbers and percentages of replicas, such as [1, '25%', '100%']."
+    try:
+        shares = [_share(wave) for wave in entries]
+    except ValueError as error:
+        return f"rollout_waves: {error}."
+    for index, (_, percent) in enumerate(shares[:-1]):
+        if percent == 100:
+            return (
+                f"rollout_waves is {entries}, which does not add up: after '100%' nothing is left for "
+                f"{entries[index + 1]!r}; put '100%' last or leave out what follows."
+            )
+    return ""
+
+
+def sizes(waves: Any, replicas: int) -> list[int]:
+    """Replicas of each wave; the last one is repeated as long as there are replicas."""
+    shares = [_share(wave) for wave in (waves if isinstance(waves, list) else [waves])]
+    return [count or max(1, replicas * percent // 100) for count, percent in shares]
+
+
+# --- what there is ------------------------------------------------------------------------------------------------
+
+
+def _pool(variables: Mapping[str, Any]) -> str:
+    """The name under which a host's server answers."""
+    for flag, value in (variables.get("vllm_server_args") or {}).items():
+        if str(flag).lstrip("-").replace("_", "-") == SERVED_NAME and value:
+            return str(value if isinstance(value, str) else value[0])
+    return str(variables.get("vllm_server_model") or "")
+
+
+def _replica_name(hostvars: Mapping[str, Any], host: str) -> str:
+    name = hostvars[host].get("vllm_server_replica")
+    return f"host {host}" if name in (None, "") else f"replica {name}"
+
+
+def _gateway_says(hostvars: Mapping[str, Any], gateways: Iterable[str], server: str) -> set[str]:
+    """The first words of a server's status at the gateways that were asked in this run."""
+    found = set()
+    for gateway in gateways:
+        for entry in (hostvars[gateway].get("__gateway_probe") or {}).get("servers") or []:
+            if entry.get("name") == server:
+                found.add(str(entry.get("status")).split()[0])
+    return found
+
+
+def _asked(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What vllm_server answered when it was asked what it would do; empty when it could not be asked or refused."""
+    answer = variables.get("__vllm_server_started") or {}
+    return {} if answer.get("failed") or answer.get("skipped") or "actions" not in answer else answer
+
+
+def replicas_of(
+    hostvars: Mapping[str, Any], fleet: Iterable[str], play: Iterable[str], gateways: Iterable[str]
+) -> list[Replica]:
+    """The fleet's replicas. Those outside `play` count as serving unless a gateway knows better."""
+    found: dict[str, Replica] = {}
+    play, gateways = set(play), list(gateways)
+    for host in fleet:
+        name = _replica_name(hostvars, host)
+        replica = found.setdefault(name, Replica(name, _pool(hostvars[host])))
+        replica.hosts.append(host)
+        if host not in play:
+            continue
+        answer = _asked(hostvars[host])
+        confirmed = bool(answer.get("confirmed"))
+        running = (answer.get("container") or {}).get("status") == "running"
+        replica.change = replica.change or bool(answer.get("actions")) or not confirmed
+        # One that was never verified is drained, unless a gateway sends it requests all the same.
+        replica.serves = replica.serves and running and (confirmed or "UP" in _gateway_says(hostvars, gateways, host))
+    for replica in found.values():
+        says = _gateway_says(hostvars, gateways, replica.head)
+        if not play.intersection(replica.hosts) and says and "UP" not in says:
+            replica.serves = False
+    return list(found.values())
+
+
+def _keep(hostvars: Mapping[str, Any], replicas: Iterable[Replica], pool: str) -> int:
+    """Replicas of a pool that must stay; a pool of a single one keeps none unless its user has said otherwise."""
+    members = [replica for replica in replicas if replica.pool == pool]
+    told = [hostvars[replica.head].get("rollout_min_available") for replica in members]
+    values = [int(value) for value in told if value is not None]
+    return max(values) if values else min(KEEP, len(members) - 1)
+
+
+# --- the plan -----------------------------------------------------------------------------------------------------
+
+
+def rollout_plan(
+    hostvars: Mapping[str, Any],
+    fleet: list[str],
+    play: list[str],
+    alive: list[str],
+    gateways: list[str],
+    *,
+    waves: Any,
+    max_failures: Any,
+    check_mode: bool,
+) -> dict[str, Any]:
+    """Who is replaced, when. `play` are the hosts of this run, `alive` those that have not failed in it.
+
+    `hosts` are in the order of the waves, `serial` counts hosts of each wave, `waves` names replicas by their heads;
+    `play` and `wrong` are the hosts that were asked and those that failed their verification. `admit` are heads
+    that need nothing but to be admitted; `problems` are sentences, with any of them nothing is done.
+    """
+    problem = rollout_waves_problem(waves)
+    problems = [problem] if problem else []
+    if not re.fullmatch(r"[0-9]+", str(max_failures)):
+        problems.append(f"rollout_max_failures is {max_failures!r}; expected a number of replicas from 0.")
+        max_failures = 0
+    told = {hostvars[host].get("rollout_min_available") for host in fleet} - {None}
+    problems += [
+        f"rollout_min_available is {value!r}; expected a number of replicas from 0."
+        for value in sorted(told, key=str)
+        if not re.fullmatch(r"[0-9]+", str(value))
+    ]
+    silent = [host for host in play if not _asked(hostvars[host])]
+    if silent:
+        problems.append(
+            f"{_names(silent)} could not be asked or would refuse what is described (see above), so no server of any "
+            "node was replaced. Mend that, or leave it out with --limit."
+        )
+    wrong = [host for host in play if host not in alive and host not in silent]
+    if len(wrong) > int(max_failures):
+        problems.append(
+            f"{_names(wrong)} runs what is described but did not pass its verification (see above), so no server of "
+            f"any node was replaced: rollout_max_failures is {max_failures}."
+        )
+    replicas = replicas_of(hostvars, fleet, play, gateways)
+    for replica in replicas:
+        inside = [host for host in replica.hosts if host in play]
+        if inside and len(inside) < len(replica.hosts):
+            problems.append(
+                f"{_names(replica.hosts)} are one replica, and this run is limited to {_names(inside)}: name all of "
+                "them with --limit."
+            )
+        if set(wrong).intersection(replica.hosts):
+            replica.serves = replica.change = False
+    change = [replica for replica in replicas if replica.change]
+    # What does not serve costs nothing when it is replaced. Stable: otherwise the inventory's order.
+    change.sort(key=lambda replica: replica.serves)
+    batches: list[list[Replica]] = []
+    if not problems:
+        batches, stuck = _batches(hostvars, replicas, change, sizes(waves, len(change)))
+        problems += stuck
+    order = [host for batch in batches for replica in batch for host in replica.hosts]
+    same = [replica for replica in replicas if not replica.change and set(replica.hosts) <= set(alive)]
+    return {
+        "hosts": [] if check_mode or problems else order,
+        "serial": [sum(len(replica.hosts) for replica in batch) for batch in batches],
+        "waves": [[replica.head for replica in batch] for batch in batches],
+        "change": [replica.head for replica in change],
+        "unchanged": [replica.head for replica in same],
+        "admit": [replica.head for replica in same if "DRAIN" in _gateway_says(hostvars, gateways, replica.head)],
+        "play": play,
+        "wrong": wrong,
+        "problems": problems,
+        "says": _say(
+            batches, [replica.head for replica in same], len([r for r in replicas if set(r.hosts) & set(play)])
+        ),
+    }
+
+
+def _batches(
+    hostvars: Mapping[str, Any], replicas: list[Replica], change: list[Replica], wanted: list[int]
+) -> tuple[list[list[Replica]], list[str]]:
+    """Fill the waves as large as wanted and as small as it takes to keep enough replicas of every pool."""
+    serving = Counter(replica.pool for replica in replicas if replica.serves)
+    spare = {pool: serving[pool] - _keep(hostvars, replicas, pool) for pool in {replica.pool for replica in change}}
+    batches: list[list[Replica]] = []
+    left = list(change)
+    while left:
+        batch: list[Replica] = []
+        taken: Counter[str] = Counter()
+        for replica in left:
+            if len(batch) == wanted[min(len(batches), len(wanted) - 1)]:
+                break
+            if replica.serves and taken[replica.pool] >= spare[replica.pool]:
+                continue
+            taken[replica.pool] += replica.serves
+            batch.append(replica)
+        if not batch:
+            return [], [_stuck(hostvars, replicas, left[0].pool)]
+        batches.append(batch)
+        left = [replica for replica in left if replica not in batch]
+        for replica in batch:
+            spare[replica.pool] += not replica.serves
+    return batches, []
+
+
+def _stuck(hostvars: Mapping[str, Any], replicas: list[Replica], pool: str) -> str:
+    members = [replica for replica in replicas if replica.pool == pool]
+    serving = [replica.head for replica in members if replica.serves]
+    keep = _keep(hostvars, replicas, pool)
+    return (
+        f"rollout_min_available is {keep}, but {len(serving)} of {len(members)} replicas of {pool} serve "
+        f"({_names(serving)}), so none of them can be replaced: add replicas, bring back those that are down, or allow "
+        f"the gap with -e rollout_min_available={max(0, len(serving) - 1)}. Nothing was replaced."
+    )
+
+
+def _names(hosts: Iterable[str]) -> str:
+    hosts = list(hosts)
+    if len(hosts) > MANY:
+        return f"{', '.join(hosts[:MANY])} and {len(hosts) - MANY} more"
+    return " and ".join(filter(None, [", ".join(hosts[:-1]), *hosts[-1:]])) or "none"
+
+
+def _say(batches: list[list[Replica]], same: list[str], total: int) -> str:
+    rest = f"{_names(same)} serve{'s' if len(same) == 1 else ''} what is described and answered right"
+    if not batches:
+        return f"Nothing to replace: {rest}." if same else "Nothing to replace."
+    waves = " | ".join(_names(replica.head for replica in batch) for batch in batches)
+    count = sum(map(len, batches))
+    return (
+        f"To replace: {count} of {total} replica{'s' if total > 1 else ''}, in {len(batches)} "
+        f"wave{'s' if len(batches) > 1 else ''}: {waves}." + (f" {rest[0].upper()}{rest[1:]}." if same else "")
+    )
+
+
+# --- between the waves --------------------------------------------------------------------------------------------
+
+
+def _outcome(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    return variables.get("rollout_outcome") or {}
+
+
+def failed_hosts(hostvars: Mapping[str, Any], plan: Mapping[str, Any], batch: Iterable[str] = ()) -> list[str]:
+    """Hosts of earlier waves that failed, or were lost before they came to an end."""
+    batch = set(batch)
+    return [
+        host
+        for host in plan.get("hosts") or []
+        if host not in batch and _outcome(hostvars[host]).get("state", "replaced") != "replaced"
+    ]
+
+
+def rollout_gate(
+    hostvars: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    batch: list[str],
+    fleet: list[str],
+    *,
+    gateways: list[str],
+    max_failures: int,
+) -> str:
+    """Why the wave `batch` must not begin, as a sentence; empty when it may."""
+    failed = failed_hosts(hostvars, plan, batch)
+    if len({_replica_name(hostvars, host) for host in failed}) > max_failures:
+        return f"{_names(failed)} failed and rollout_max_failures is {max_failures}"
+    replicas = replicas_of(hostvars, fleet, plan.get("play") or [], gateways)
+    for replica in replicas:
+        replica.serves = replica.serves and not set(plan.get("wrong") or []).intersection(replica.hosts)
+    for pool in sorted({replica.pool for replica in replicas if set(batch).intersection(replica.hosts)}):
+        members = [replica for replica in replicas if replica.pool == pool]
+        going = [replica for replica in members if set(batch).intersection(replica.hosts)]
+        stay = [replica.head for replica in members if replica not in going and _serves_now(hostvars, replica)]
+        keep = _keep(hostvars, replicas, pool)
+        if any(replica.serves for replica in going) and len(stay) < keep:
+            return (
+                f"only {len(stay)} replica{'s' if len(stay) != 1 else ''} of {pool} would stay ({_names(stay)}) and "
+                f"rollout_min_available is {keep}"
+            )
+    return ""
+
+
+def _serves_now(hostvars: Mapping[str, Any], replica: Replica) -> bool:
+    """What a replica does after the waves so far."""
+    outcomes = [_outcome(hostvars[host]) for host in replica.hosts]
+    if not any(outcomes):
+        return replica.serves
+    return all(outcome.get("state") == "replaced" or outcome.get("serving") for outcome in outcomes)
+
+
+def rollout_verdict(hostvars: Mapping[str, Any], plan: Mapping[str, Any], host: str, *, max_failures: int) -> str:
+    """What a host failed with, and how far the run came."""
+    planned = plan.get("hosts") or []
+    done = [name for name in planned if _outcome(hostvars[name]).get("state") == "replaced"]
+    untouched = [name for name in planned if not _outcome(hostvars[name])]
+    told = str(_outcome(hostvars[host]).get("msg") or "It was lost on the way.").strip()
+    says = f"Replaced before: {_names(done)}."
+    if untouched:
+        says += f" The run stopped there, as rollout_max_failures is {max_failures}; not touched: {_names(untouched)}."
+    return f"{host}: {told} {says}"
+
+
+# --- for the headers of plays, where hostvars may not be there yet ------------------------------------------------
+
+
+def _plan(hostvars: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        return hostvars["localhost"].get("rollout_plan") or {}
+    except KeyError:
+        return {}
+
+
+def rollout_hosts(hostvars: Mapping[str, Any]) -> list[str]:
+    """Hosts in the order of the waves."""
+    return list(_plan(hostvars).get("hosts") or NOBODY)
+
+
+def rollout_serial(hostvars: Mapping[str, Any]) -> list[int]:
+    """Hosts of each wave."""
+    return list(_plan(hostvars).get("serial") or [1])
+
+
+def rollout_failed(hostvars: Mapping[str, Any]) -> list[str]:
+    """Hosts whose failure is to be told at the end."""
+    hosts = _plan(hostvars).get("hosts") or []
+    return [host for host in hosts if _outcome(hostvars[host]).get("state") == "failed"] or NOBODY
+
+
+class FilterModule:
+    """Ansible's way to find filters."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Name them."""
+        return {
+            "rollout_failed": rollout_failed,
+            "rollout_gate": rollout_gate,
+            "rollout_hosts": rollout_hosts,
+            "rollout_plan": rollout_plan,
+            "rollout_serial": rollout_serial,
+            "rollout_verdict": rollout_verdict,
+            "rollout_waves_problem": rollout_waves_problem,
+        }

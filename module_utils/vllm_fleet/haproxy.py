@@ -1,0 +1,126 @@
+"""HAProxy's runtime socket: questions and what their answers mean.
+
+Commands and columns: HAProxy management guide 2.6 and 3.0, "show stat" (CSV, one line a server) and "show info".
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+# The socket is local and its process never busy for long; a stopped process accepts and does not answer.
+TIMEOUT = 5.0
+# Lines of the CSV that are totals, not servers.
+TOTALS = ("FRONTEND", "BACKEND")
+
+
+class SocketError(Exception):
+    """HAProxy could not be asked. The message says why, in words that follow `HAProxy ...`."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server of one backend as the gateway sees it; `check` is the last health check in HAProxy's words."""
+
+    backend: str
+    name: str
+    status: str
+    sessions: int
+    queue: int
+    requests: int
+    check: str
+    seconds: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, in JSON's types."""
+        return asdict(self)
+
+
+def ask(path: str, command: str, timeout: float = TIMEOUT) -> str:
+    """Send one command, return the answer; raises SocketError."""
+    answer = bytearray()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
+        try:
+            connection.connect(path)
+            connection.sendall(f"{command}\n".encode())
+            while chunk := connection.recv(65536):
+                answer += chunk
+        except FileNotFoundError:
+            raise SocketError(f"has no socket {path}: it does not run, or with another configuration") from None
+        except ConnectionRefusedError:
+            raise SocketError(f"does not run: nobody listens on {path}") from None
+        except TimeoutError:
+            raise SocketError(f"did not answer on {path} within {timeout:g} s") from None
+        except OSError as error:
+            raise SocketError(f"cannot be asked on {path}: {error.strerror or error}") from None
+    return answer.decode("utf-8", "replace")
+
+
+def servers(text: str) -> Iterator[Server]:
+    """The servers in the answer to `show stat`."""
+    for row in csv.DictReader(io.StringIO(text.removeprefix("# "))):
+        if not row.get("svname") or row["svname"] in TOTALS:
+            continue
+        # `* ` is HAProxy's mark of a check that is being repeated.
+        words = [(row.get("check_status") or "").removeprefix("* "), row.get("last_chk") or row.get("check_desc") or ""]
+        yield Server(
+            backend=row.get("pxname") or "",
+            name=row["svname"],
+            status=row.get("status") or "",
+            sessions=_number(row.get("scur")),
+            queue=_number(row.get("qcur")),
+            requests=_number(row.get("stot")),
+            check=" ".join(filter(None, words)),
+            seconds=_number(row.get("lastchg")),
+        )
+
+
+def info(text: str) -> dict[str, str]:
+    """The `Name: value` lines of the answer to `show info`."""
+    pairs = (line.partition(": ") for line in text.splitlines())
+    return {name: value for name, colon, value in pairs if colon}
+
+
+def survey(path: str, program: str, files: Mapping[str, str], digest: Callable[[str], str | None]) -> dict[str, Any]:
+    """Everything a gateway tells about itself; `files` are paths with the digest each should have."""
+    found: dict[str, Any] = {
+        "installed": Path(program).is_file(),
+        "differing": [name for name, wanted in files.items() if not Path(name).is_file() or digest(name) != wanted],
+    }
+    try:
+        about = info(ask(path, "show info"))
+        stats = ask(path, "show stat")
+    except SocketError as error:
+        return {**found, "running": False, "reason": str(error), "servers": []}
+    return {
+        **found,
+        "running": True,
+        "version": about.get("Version", ""),
+        "stale": _older(about.get("Pid", ""), files),
+        "servers": [server.as_dict() for server in servers(stats)],
+    }
+
+
+def _older(pid: str, files: Mapping[str, str]) -> bool:
+    """Whether the process was born before one of the files was last written."""
+    try:
+        # After the name in brackets, which may hold anything, the twentieth field is the start in ticks since the boot
+        # (proc_pid_stat(5)). The times of /proc/PID itself are those of the first look at it.
+        ticks = int(Path("/proc", pid, "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        up = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return True
+    born = time.time() - (up - ticks / os.sysconf("SC_CLK_TCK"))
+    return any(path.stat().st_mtime > born for path in map(Path, files) if path.is_file())
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else 0

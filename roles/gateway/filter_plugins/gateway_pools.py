@@ -1,0 +1,174 @@
+"""Filters: which servers stand behind a gateway, worked out from the inventory alone."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+# What HAProxy takes as a name (configuration manual, 2.2): letters, digits and these.
+NAME = r"[A-Za-z0-9_.:-]+"
+SERVED_NAME = "served-model-name"
+PORT = 8000  # default of the role vllm_server
+LOOPBACK = "127.0.0.1"  # likewise
+WILDCARDS = ("0.0.0.0", "::", "*")  # noqa: S104 - names of what a server may listen on, nothing is bound here
+
+
+def served_names(variables: Mapping[str, Any]) -> list[str]:
+    """Names under which a host's server answers, the first one first."""
+    for flag, value in (variables.get("vllm_server_args") or {}).items():
+        if str(flag).lstrip("-").replace("_", "-") == SERVED_NAME and value:
+            return [str(name) for name in ([value] if isinstance(value, str) else value)]
+    return [str(variables.get("vllm_server_model") or "")]
+
+
+def backend_name(model: str) -> str:
+    """The model's name as HAProxy can have it."""
+    return re.sub(r"[^A-Za-z0-9_.:-]", "_", model)
+
+
+def replica_head(hostvars: Mapping[str, Any], hosts: Iterable[str], host: str) -> str:
+    """The host that answers for a replica: of those with the same vllm_server_replica the first of the inventory."""
+    replica = hostvars[host].get("vllm_server_replica")
+    if replica is None:
+        return host
+    return next((other for other in hosts if hostvars[other].get("vllm_server_replica") == replica), host)
+
+
+def gateway_place(hostvars: Mapping[str, Any], hosts: Iterable[str], host: str) -> dict[str, Any]:
+    """Where a host stands: `backend`, `server`, `model` asked for, and whether it is the `head` of its replica."""
+    head = replica_head(hostvars, hosts, host)
+    model = served_names(hostvars[head])[0]
+    return {"backend": backend_name(model), "server": head, "model": model, "head": head == host}
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two inventory hosts are one machine, as far as the inventory tells."""
+    if one.get("inventory_hostname") == other.get("inventory_hostname"):
+        return True
+    if one.get("ansible_connection") == other.get("ansible_connection") == "local":
+        return True
+    address = one.get("ansible_host")
+    return address is not None and address == other.get("ansible_host")
+
+
+def _address(server: Mapping[str, Any], gateway: Mapping[str, Any], problems: list[str]) -> str:
+    """The address at which a gateway finds a server."""
+    name, bind = str(server.get("inventory_hostname")), str(server.get("vllm_server_bind") or LOOPBACK)
+    if server.get("gateway_server_address"):
+        return str(server["gateway_server_address"])
+    if _is_loopback(bind):
+        if not _same_machine(server, gateway):
+            problems.append(
+                f"{name} serves on {bind} alone, where {gateway.get('inventory_hostname')} cannot reach it: set "
+                "vllm_server_bind: 0.0.0.0 and a vllm_server_api_key, or gateway_server_address to where it is reached."
+            )
+        return LOOPBACK if bind == "localhost" else bind
+    if bind not in WILDCARDS:
+        return bind
+    return LOOPBACK if _same_machine(server, gateway) else str(server.get("ansible_host") or name)
+
+
+def gateway_pools(
+    hostvars: Mapping[str, Any], hosts: Iterable[str], gateway: str, *, port: int, ports: Mapping[str, int], offset: int
+) -> dict[str, list[Any]]:
+    """The pools behind `gateway` and, as sentences, what is wrong with them.
+
+    A pool is the replicas that serve the same model. `port` is that of the only pool or of the first one, `ports` gives
+    others by model; `offset` leads from a pool's port to its listener on loopback.
+    """
+    hosts = list(hosts)
+    problems: list[str] = []
+    pools: dict[str, dict[str, Any]] = {}
+    for host in hosts:
+        variables, head = hostvars[host], replica_head(hostvars, hosts, host)
+        names = served_names(variables)
+        if not names[0]:
+            problems.append(f"{host} has no vllm_server_model, so nobody knows what it serves: set it.")
+            continue
+        if head != host:
+            if names[0] != served_names(hostvars[head])[0]:
+                problems.append(
+                    f"{host} and {head} are one replica ({variables.get('vllm_server_replica')}) but serve {names[0]} "
+                    f"and {served_names(hostvars[head])[0]}: give them the same model, or another vllm_server_replica."
+                )
+            continue
+        if not re.fullmatch(NAME, host):
+            problems.append(f"HAProxy cannot call a server {host!r}: rename it with letters, digits and _.:- alone.")
+        pool = pools.setdefault(
+            names[0], {"name": backend_name(names[0]), "model": names[0], "names": names, "head": host, "servers": []}
+        )
+        if variables.get("vllm_server_api_key") != hostvars[pool["head"]].get("vllm_server_api_key"):
+            problems.append(
+                f"{host} and {pool['head']} serve {names[0]} with different keys, so a client could not tell which to "
+                "send: give them the same vllm_server_api_key."
+            )
+        address = _address(variables, hostvars[gateway], problems)
+        server = {"name": host, "address": address, "port": int(variables.get("vllm_server_port") or PORT)}
+        pool["servers"].append(server)
+    _give_ports(list(pools.values()), port, ports, offset, problems)
+    if not hosts:
+        problems.append("Group vllm has no hosts, so there is nothing to stand in front of.")
+    return {"pools": list(pools.values()), "problems": problems}
+
+
+def local_port(port: int, offset: int) -> int:
+    """The port on loopback that belongs to a pool's port."""
+    return port + offset if port + offset < 65536 else port - offset
+
+
+def gateway_local_url(gateway: Mapping[str, Any], model: str, port: int, offset: int) -> str:
+    """Where a gateway takes its administrator's requests for a model; `port` and `offset` if it has none of its own."""
+    ports = gateway.get("gateway_ports") or {}
+    front = int(ports.get(model, gateway.get("gateway_port") or port))
+    return f"http://{LOOPBACK}:{local_port(front, int(gateway.get('gateway_local_offset') or offset))}"
+
+
+def _give_ports(
+    pools: list[dict[str, Any]], port: int, ports: Mapping[str, int], offset: int, problems: list[str]
+) -> None:
+    """Give every pool its port; a model without one has the default, which only one can have."""
+    taken: dict[int, str] = {}
+    for pool in pools:
+        model = pool["model"]
+        pool["port"] = int(ports.get(model, port))
+        pool["local_port"] = local_port(pool["port"], offset)
+        for number in (pool["port"], pool["local_port"]):
+            if number in taken:
+                problems.append(
+                    f"{taken[number]} and {model} would both be on port {number} of the gateway: give each its own in "
+                    f"gateway_ports, such as {{{model}: {number + 1}}}."
+                )
+            taken.setdefault(number, model)
+    for model in ports:
+        if model not in {pool["model"] for pool in pools}:
+            problems.append(
+                f"gateway_ports names {model}, which no host of group vllm serves; served are "
+                f"{', '.join(pool['model'] for pool in pools) or 'none'}."
+            )
+    names = [pool["name"] for pool in pools]
+    problems.extend(
+        f"{pool['model']} and another model are both {pool['name']} to HAProxy: give one another served-model-name."
+        for pool in pools
+        if names.count(pool["name"]) > 1
+    )
+
+
+class FilterModule:
+    """Ansible's way to find filters."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Name them."""
+        return {
+            "gateway_local_url": gateway_local_url,
+            "gateway_place": gateway_place,
+            "gateway_pools": gateway_pools,
+        }

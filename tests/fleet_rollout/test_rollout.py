@@ -1,0 +1,249 @@
+"""deploy.yml over a fleet, as its users see it, while clients go on asking. One story: every test leaves the fleet whole."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import threading
+import time
+
+import pytest
+from load import Load
+from scene import KEY, TOKEN, Scene
+
+pytestmark = pytest.mark.engine
+ALL = ["node1", "node2", "node3", "node4"]
+CANARIES = f"{KEY}|{TOKEN}"
+# As nobody, who sees what the whole world may. Patterns that do not match themselves, for they stand in a command line.
+HIDDEN = "|".join(f"[{word[0]}]{word[1:]}" for word in (KEY, TOKEN))
+SEARCH = f"""
+grep -rIlsE '{HIDDEN}' /etc /var /run /tmp /home /root /opt /srv /usr/local
+for file in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$file; echo; done 2>/dev/null | grep -E '{HIDDEN}'
+true
+"""
+
+
+class Watch(threading.Thread):
+    """Looks at the gateway and at all processes of the machine until told to stop; node processes are among them."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(daemon=True)
+        self.scene, self.ended = scene, threading.Event()
+        self.fewest, self.seen = len(ALL), set()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.2):
+            self.fewest = min(self.fewest, sum(state == "UP" for state in self.scene.gateway().values()))
+            shown = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=False).stdout
+            self.seen |= {line for line in shown.splitlines() if KEY in line or TOKEN in line}
+
+    def __enter__(self) -> Watch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.join(30)
+
+
+@pytest.fixture
+def load(scene, note):
+    """Eight clients with streaming requests for the length of a test; every one of them must get its whole answer."""
+    with Load(scene.url, model="acme/tiny", api_key=KEY, concurrency=8) as clients:
+        clients.wait_for(16)
+        yield clients
+        clients.wait_for(16)
+    note(clients.report)
+    assert clients.report.clean, str(clients.report)
+
+
+@pytest.fixture(autouse=True)
+def edits(scene):
+    """What a refused or failed release had in it is gone for the next test, also when the test itself fails."""
+    kept = dict(scene.variables)
+    yield
+    if scene.bad:
+        scene.variables, scene.bad = kept, False
+
+
+def all_up(scene):
+    return scene.gateway() == dict.fromkeys(ALL, "UP")
+
+
+def test_run_again_changes_nothing(scene):
+    run = scene.deploy().ok()
+    assert set(run.recap("changed").values()) == {0}, run.output
+    assert "Nothing to replace: node1, node2, node3 and node4 serve what is described" in run.text
+    assert all_up(scene)
+
+
+def test_an_edit_is_predicted_and_nothing_is_touched(scene):
+    before, scene.bad = scene.servers(), True
+    run = scene.deploy("--check", "--diff", vllm_server_args={"max-model-len": 600}).ok()
+    assert {host: n for host, n in run.recap("changed").items() if n} == dict.fromkeys(ALL, 1), run.output
+    assert run.output.count("max-model-len: 600") == 4
+    assert "4 of 4 replicas, in 3 waves: node1 | node2 | node3 and node4" in run.text
+    assert scene.servers() == before
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        ({"rollout_min_available": 4}, "rollout_min_available is 4, but 4 of 4 replicas of acme/tiny serve"),
+        ({"rollout_waves": ["100%", 1]}, "does not add up"),
+        ({"vllm_server_args": {"max-modell-len": 600}}, "max-modell-len"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_touched(scene, edit, says):
+    before, scene.bad = scene.servers(), True
+    run = scene.deploy("--tags", "rollout", **{"vllm_server_args": {"max-model-len": 600}, **edit}).failed()
+    assert says in run.text, run.output
+    assert scene.servers() == before
+    assert all_up(scene)
+
+
+def test_an_edit_rolls_in_waves_and_no_request_is_lost(scene, load, note):
+    before = scene.servers()
+    with Watch(scene) as watch:
+        run = scene.start("-vvv", vllm_server_args={"max-model-len": 1024}, gateway_maxconn=4000)
+        run.until("Drain it at every gateway")
+        second = scene.deploy("--tags", "rollout")
+        done = run.wait().ok()
+    assert "Another run holds this fleet: " in second.failed().text
+    assert re.search(rf"\(pid {run.process.pid}\) since 20\d\d-\d\d-\d\d [\d:]+ UTC, from /", second.text)
+
+    assert "4 of 4 replicas, in 3 waves: node1 | node2 | node3 and node4" in done.text
+    started = {node: scene.server(node)["State"]["StartedAt"] for node in ALL}
+    assert started["node1"] < started["node2"] < min(started["node3"], started["node4"])
+    assert not set(scene.servers().values()) & set(before.values())
+    assert all("1024" in scene.server(node)["Config"]["Cmd"] for node in ALL)
+    config = scene.fleet.exec("gateway1", ["cat", "/etc/haproxy/vllm-fleet.cfg"]).stdout
+    assert "maxconn 4000" in config
+    assert watch.fewest >= 2, "a wave of two leaves two"
+    assert all_up(scene)
+    assert load.report.servers.keys() == set(ALL)
+    note(f"never less than {watch.fewest} of 4 servers up")
+
+    # Secrets: not in the most talkative output, not in any command line, in no file and no log that others may read.
+    assert KEY not in done.output
+    assert TOKEN not in done.output
+    assert not watch.seen
+    for node in [*ALL, "gateway1"]:
+        found = scene.fleet.exec(
+            node, ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", SEARCH]
+        )
+        assert found.stdout == "", node
+        journal = scene.fleet.exec(node, ["sh", "-c", f"journalctl --no-pager | grep -E '{HIDDEN}'; true"]).stdout
+        assert journal == "", node
+    for node in ALL:
+        for line in scene.fleet.exec(node, ["docker", "ps", "-a", "--format", "{{.Names}}"]).stdout.split():
+            container = json.loads(scene.fleet.exec(node, ["docker", "inspect", line]).stdout)[0]
+            environ = container["Config"].pop("Env") if line in ("vllm", "vllm.previous") else []
+            assert not re.search(CANARIES, json.dumps(container))
+            assert {entry.partition("=")[0] for entry in environ if re.search(CANARIES, entry)} <= {
+                "VLLM_API_KEY",
+                "HF_TOKEN",
+            }
+            logs = scene.fleet.exec(node, ["docker", "logs", line])
+            assert not re.search(CANARIES, logs.stdout + logs.stderr)
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ({"STANDIN_FAIL_AT": "load", "STANDIN_FAIL_TEXT": "ValueError: the canary sings"}, "the canary sings"),
+        ({"STANDIN_NONSENSE": "1"}, "expected a match of /Paris/"),
+    ],
+    ids=["does not start", "answers nonsense"],
+)
+def test_a_bad_release_ends_at_the_canary_which_serves_again(scene, load, note, env, says):
+    before, scene.bad = scene.servers(), True
+    with Watch(scene) as watch:
+        run = scene.deploy(
+            vllm_server_env={"STANDIN_START_SECONDS": "0.5", "STANDIN_TOKEN_DELAY": "0.02", **env}
+        ).failed()
+    assert says in run.text, run.output
+    assert "not touched: node2, node3 and node4" in run.text, run.output
+    assert "as rollout_max_failures is 0" in run.text
+    assert run.recap("failed") == {"gateway1": 0, "node1": 1, "node2": 0, "node3": 0, "node4": 0}
+    assert scene.servers() == before
+    assert watch.fewest >= 3
+    scene.until(lambda: all_up(scene), "all up")
+
+
+def test_an_image_that_one_node_lacks_ends_the_run_before_anything_is_touched(scene, load):
+    before, image, scene.bad = scene.servers(), scene.server("node1")["Config"]["Image"], True
+    repository = image.partition(":")[0]
+    for node in ("node1", "node2", "node4"):
+        scene.fleet.exec(node, ["docker", "tag", image, f"{repository}:next"])
+    run = scene.deploy(vllm_image_tag="next", vllm_image_expected_id="").failed()
+    assert run.recap("failed")["node3"] == 1, run.output
+    assert scene.servers() == before
+
+
+def test_a_killed_controller_and_a_node_without_power_leave_nothing_that_the_next_run_does_not_mend(scene, load, note):
+    before = scene.servers()
+    slow = {"STANDIN_START_SECONDS": "4", "STANDIN_TOKEN_DELAY": "0.02"}
+    run = scene.start(vllm_server_env=slow)
+    run.until(r"\[node1\] starting container")
+    run.kill()
+    assert scene.gateway()["node1"] != "UP"
+
+    # The run is gone, and so is its lock. It goes on with the canary; then a node and the controller die together.
+    run = scene.start()
+    run.until(r"\[node2\] starting container")
+    scene.fleet.off("node2")
+    run.until(r"\[node2\] the node cannot be reached")
+    run.kill()
+    scene.fleet.on("node2")
+    assert all("taking over" not in file.read_text() for file in scene.dir.glob("run*.log"))
+
+    run = scene.deploy().ok()
+    assert "3 of 4 replicas" in run.text, run.output
+    assert all_up(scene)
+    assert not set(scene.servers().values()) & set(before.values())
+    again = scene.deploy().ok()
+    assert set(again.recap("changed").values()) == {0}
+
+
+def test_an_admission_that_never_came_is_made_up_for(scene):
+    before = scene.servers()
+    scene.fleet.exec("gateway1", ["python3", "-c", _ask(), "set server acme_tiny/node3 state drain"])
+    scene.until(lambda: scene.gateway()["node3"] == "DRAIN", "drained")
+    run = scene.deploy().ok()
+    assert {host: n for host, n in run.recap("changed").items() if n} == {"node3": 1}, run.output
+    assert scene.servers() == before
+    assert all_up(scene)
+
+
+def test_hooks_and_a_limit_while_ssh_is_cut(scene, load, tmp_path):
+    before = scene.servers()
+    hook = tmp_path / "hook.yml"
+    line = "{{ inventory_hostname }} {{ rollout_outcome.state }}"
+    task = {"name": "Note", "ansible.builtin.shell": f"echo '{line}' >>{tmp_path}/calls", "delegate_to": "localhost"}
+    hook.write_text(json.dumps([{**task, "become": False}]))
+    run = scene.start(
+        "--limit",
+        "node3",
+        vllm_server_env={"STANDIN_START_SECONDS": "8", "STANDIN_TOKEN_DELAY": "0.02"},
+        rollout_drain_tasks=str(hook),
+        rollout_admit_tasks=str(hook),
+    )
+    run.until(r"\[node3\] starting container")
+    with scene.fleet.cut("node3", 20):
+        began = time.monotonic()
+        while run.process.poll() is None and time.monotonic() < began + 20:
+            time.sleep(0.2)
+    done = run.wait().ok()
+    assert "1 of 1 replica, in 1 wave: node3" in done.text
+    assert (tmp_path / "calls").read_text().splitlines() == ["node3 draining", "node3 admitting"]
+    after = scene.servers()
+    assert {node for node in ALL if after[node] != before[node]} == {"node3"}
+    assert all_up(scene)
+
+
+def _ask() -> str:
+    from scene import ASK
+
+    return ASK

@@ -1,0 +1,108 @@
+"""Waiting for a server to be idle: time is given, so it passes at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible.module_utils.vllm_fleet import drain, haproxy, metrics
+from ansible.module_utils.vllm_fleet.drain import Look
+
+PAGE = """\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="a \\"b\\" } c"} 2.0
+vllm:num_requests_running{engine="1",model_name="a"} 1.0
+vllm:num_requests_waiting{engine="0",model_name="a"} 4.0
+vllm:num_requests_waiting{engine="1",model_name="a"} NaN
+vllm:generation_tokens_total{engine="0"} 10.0
+vllm:prompt_tokens_total{engine="0"} 5.0 1700000000000
+not a sample
+"""
+
+
+class Time:
+    def __init__(self):
+        self.now = 100.0
+
+    def clock(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+def wait(looks, timeout=60.0, stall=30.0, **more):
+    time, left = Time(), list(looks)
+    return drain.wait(
+        lambda: left.pop(0) if len(left) > 1 else left[0], timeout, stall, clock=time.clock, sleep=time.sleep, **more
+    )
+
+
+def test_idle_at_once():
+    outcome = wait([Look(0, "0 running", 5.0)])
+    assert (outcome.drained, outcome.stalled, outcome.elapsed) == (True, False, 0.0)
+
+
+def test_idle_after_a_while():
+    outcome = wait([Look(3, "3", 1.0), Look(1, "1", 2.0), Look(0, "0", 3.0)])
+    assert outcome.drained
+    assert outcome.elapsed == pytest.approx(0.3)
+
+
+def test_the_time_is_over_while_it_still_works():
+    numbers = iter(range(1000))
+    time = Time()
+    outcome = drain.wait(lambda: Look(2, "2 running", float(next(numbers))), 60, 30, clock=time.clock, sleep=time.sleep)
+    assert (outcome.drained, outcome.stalled) == (False, False)
+    assert outcome.elapsed == pytest.approx(60)
+
+
+def test_an_engine_without_a_step_is_not_waited_for_to_the_end():
+    outcome = wait([Look(2, "2 running", 7.0)])
+    assert (outcome.drained, outcome.stalled) == (False, True)
+    assert 30 <= outcome.elapsed < 32
+
+
+def test_a_stall_is_carried_from_call_to_call():
+    outcome = wait([Look(2, "2 running", 7.0)], timeout=10, unchanged=25, progress=7.0)
+    assert outcome.stalled
+    assert outcome.elapsed < 7
+
+
+def test_sessions_of_a_gateway_never_stall():
+    outcome = wait([Look(2, "2 sessions")], timeout=100)
+    assert (outcome.drained, outcome.stalled) == (False, False)
+    assert outcome.elapsed == pytest.approx(100)
+
+
+def test_metrics_are_summed_over_the_engines():
+    load = metrics.load(PAGE)
+    assert (load.running, load.waiting, load.requests, load.progress) == (3, 4, 7, 15.0)
+
+
+@pytest.mark.parametrize("page", ["", "up 1\n", PAGE.replace("requests_waiting", "other")])
+def test_a_page_of_something_else_is_no_answer(page):
+    with pytest.raises(ValueError, match="num_requests_waiting"):
+        metrics.load(page)
+
+
+STAT = """\
+# pxname,svname,qcur,qmax,scur,smax,slim,stot,status,check_status,last_chk,check_desc,lastchg,
+m,FRONTEND,,,0,1,,5,OPEN,,,,,
+m,node1,1,0,2,3,,40,UP,* L7OK,OK: 200,Layer7 check passed,12,
+m,node2,0,0,0,3,,4,DRAIN,L4CON,"Connection refused, really",,3,
+m,BACKEND,0,0,2,3,,44,UP,,,,20,
+"""
+
+
+def test_haproxys_table_is_read_without_its_totals():
+    first, second = haproxy.servers(STAT)
+    assert (first.name, first.status, first.sessions, first.queue, first.requests, first.check, first.seconds) == (
+        ("node1", "UP", 2, 1, 40, "L7OK OK: 200", 12)
+    )
+    assert (second.name, second.status, second.check) == ("node2", "DRAIN", "L4CON Connection refused, really")
+
+
+def test_haproxy_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(haproxy.SocketError, match=r"has no socket .*: it does not run, or with another configuration"):
+        haproxy.ask(str(tmp_path / "none.sock"), "show info")

@@ -1,0 +1,80 @@
+"""When a holder of the fleet's lock counts as dead."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "action_plugins" / "fleet_lock.py"
+spec = importlib.util.spec_from_file_location("fleet_lock_action", SOURCE)
+lock = sys.modules["fleet_lock_action"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(lock)
+
+
+def holder(pid, **more):
+    return {"machine": lock.machine(), "pid": pid, "born": lock.born(pid), **more}
+
+
+def test_a_run_of_this_machine_lives_however_long_it_was_silent():
+    assert lock.dead(holder(os.getpid()), 10_000, 120) == ""
+
+
+def test_a_run_of_this_machine_that_has_ended_is_dead_at_once():
+    child = subprocess.Popen(["true"])
+    told = holder(child.pid)
+    child.wait()
+    assert lock.dead(told, 0, 120) == "that run is dead"
+
+
+def test_another_process_with_the_same_number_is_not_the_holder():
+    assert lock.dead(holder(os.getpid(), born="1"), 0, 120) == "that run is dead"
+
+
+@pytest.mark.parametrize(("age", "says"), [(0, ""), (119, ""), (121, "121 s"), (-121, "121 s")])
+@pytest.mark.parametrize("told", [{"machine": "another", "pid": 1, "born": "1"}, {}, {"machine": lock.machine()}])
+def test_a_run_of_another_machine_has_its_lease(told, age, says):
+    why = lock.dead(told, age, 120)
+    assert says in why
+    assert bool(why) == bool(says)
+
+
+def test_who_it_is_holds_no_command_line(monkeypatch):
+    monkeypatch.setattr(lock.context, "CLIARGS", {"subset": "node1,node2", "extra_vars": ("api_key=secret",)})
+    told = lock.describe(os.getpid())
+    assert "secret" not in str(told)
+    assert lock.say(told).endswith(f"from {Path.cwd()}, limited to node1,node2")
+    assert lock.say({}) == "?@? (pid ?) since ?, from ?"
+
+
+def run(path, verb, expected, mine):
+    done = subprocess.run(
+        ["/bin/sh", "-c", lock.SCRIPT, "lock", path, verb, expected, mine], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_the_file_is_taken_only_from_whom_it_was_seen_with(tmp_path):
+    path = str(tmp_path / "folder" / "fleet.lock")
+    assert run(path, "take", "", '{"a": "it\'s \\\\ \\"me\\""}').endswith('{"a": "it\'s \\\\ \\"me\\""}')
+    mine = Path(path).read_text().strip()
+    assert run(path, "take", "", "other").endswith(mine)
+    assert run(path, "drop", "", "other").endswith(mine)
+    assert run(path, "take", mine, "other").endswith(" other")
+    assert run(path, "take", mine, "third").endswith(" other")
+    os.utime(path, (1, 1))
+    assert run(path, "renew", "", "other") == "lock 0 other"
+    assert run(path, "drop", "", "other") == ""
+    assert not Path(path).exists()
+
+
+def test_many_at_once_and_one_has_it(tmp_path):
+    path = str(tmp_path / "fleet.lock")
+    command = ["/bin/sh", "-c", lock.SCRIPT, "lock", path, "take", ""]
+    crowd = [subprocess.Popen([*command, f"run{n}"], stdout=subprocess.PIPE, text=True) for n in range(20)]
+    answers = [process.communicate(timeout=30)[0].split()[-1] for process in crowd]
+    assert len(set(answers)) == 1

@@ -1,0 +1,215 @@
+"""Waves, tables of cases: who is replaced when, what is refused, when a run stops."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "filter_plugins" / "rollout_plan.py"
+spec = importlib.util.spec_from_file_location("rollout_plan", SOURCE)
+rollout = sys.modules["rollout_plan"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(rollout)
+
+SAME = {"actions": [], "confirmed": True, "container": {"status": "running"}}
+EDIT = {**SAME, "actions": ["stop", "keep", "create", "start"]}
+NONE = {"actions": ["create", "start"], "confirmed": False, "container": None}
+DEAD = {"actions": ["start"], "confirmed": True, "container": {"status": "exited"}}
+HALF = {"actions": [], "confirmed": False, "container": {"status": "running"}}
+WAVES = [1, "25%", "100%"]
+
+
+def fleet(*answers, **more):
+    """Hostvars of node1, node2, ... with what vllm_server answered on each."""
+    return {
+        f"node{n}": {"vllm_server_model": "m", "__vllm_server_started": answer, **more}
+        for n, answer in enumerate(answers, 1)
+    }
+
+
+def plan(hosts, play=None, alive=None, gateways=(), waves=WAVES, max_failures=0, check_mode=False):
+    every = [host for host in hosts if host.startswith("node")]
+    play = every if play is None else play
+    return rollout.rollout_plan(
+        hosts,
+        every,
+        play,
+        play if alive is None else alive,
+        list(gateways),
+        waves=waves,
+        max_failures=max_failures,
+        check_mode=check_mode,
+    )
+
+
+def seen(**states):
+    """A gateway that was asked."""
+    return {"__gateway_probe": {"servers": [{"name": name, "status": state} for name, state in states.items()]}}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "options", "waves"),
+    [
+        (fleet(EDIT, EDIT, EDIT, EDIT), {}, [["node1"], ["node2"], ["node3", "node4"]]),
+        (fleet(NONE, NONE, NONE, NONE), {}, [["node1"], ["node2"], ["node3", "node4"]]),
+        (fleet(SAME, EDIT, SAME, EDIT), {}, [["node2"], ["node4"]]),
+        (fleet(SAME, SAME), {}, []),
+        (fleet(EDIT), {}, [["node1"]]),
+        # What does not serve comes first: nothing is lost with it.
+        (fleet(EDIT, EDIT, DEAD, HALF), {}, [["node3"], ["node4"], ["node1", "node2"]]),
+        # One stays, although the wave would take all.
+        (fleet(EDIT, EDIT, EDIT), {"waves": ["100%"]}, [["node1", "node2"], ["node3"]]),
+        (
+            fleet(EDIT, EDIT, EDIT, EDIT, rollout_min_available=3),
+            {"waves": [4]},
+            [["node1"], ["node2"], ["node3"], ["node4"]],
+        ),
+        (fleet(EDIT, EDIT, EDIT, rollout_min_available=0), {"waves": ["100%"]}, [["node1", "node2", "node3"]]),
+        # A first deployment has nothing to keep, whatever is asked for.
+        (fleet(NONE, NONE, rollout_min_available=2), {"waves": ["100%"]}, [["node1", "node2"]]),
+        # Ansible's own rule for `serial`: the last wave is repeated, a percentage is at least one.
+        (fleet(*[EDIT] * 5), {"waves": ["10%", 2]}, [["node1"], ["node2", "node3"], ["node4", "node5"]]),
+        (fleet(EDIT, EDIT), {"play": ["node2"]}, [["node2"]]),
+    ],
+)
+def test_waves(hosts, options, waves):
+    made = plan(hosts, **options)
+    assert made["problems"] == []
+    assert made["waves"] == waves
+    assert made["hosts"] == [host for wave in waves for host in wave]
+    assert made["serial"] == [len(wave) for wave in waves]
+
+
+def test_hosts_of_a_replica_stay_together():
+    hosts = fleet(EDIT, EDIT, EDIT, SAME)
+    hosts["node1"]["vllm_server_replica"] = hosts["node4"]["vllm_server_replica"] = "a"
+    made = plan(hosts)
+    assert made["waves"] == [["node1"], ["node2"], ["node3"]]
+    assert made["hosts"] == ["node1", "node4", "node2", "node3"]
+    assert made["serial"] == [2, 1, 1]
+    (problem,) = plan(hosts, play=["node1"])["problems"]
+    assert (
+        problem == "node1 and node4 are one replica, and this run is limited to node1: name all of them with --limit."
+    )
+
+
+def test_pools_keep_their_own():
+    hosts = fleet(EDIT, EDIT, EDIT, EDIT)
+    for name in ("node3", "node4"):
+        hosts[name]["vllm_server_args"] = {"served_model_name": ["other", "o"]}
+    assert plan(hosts, waves=["100%"])["waves"] == [["node1", "node3"], ["node2", "node4"]]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "options", "says"),
+    [
+        (
+            fleet(EDIT, EDIT, rollout_min_available=2),
+            {},
+            "rollout_min_available is 2, but 2 of 2 replicas of m serve (node1 and node2)",
+        ),
+        (fleet(EDIT, rollout_min_available=1), {}, "allow the gap with -e rollout_min_available=0"),
+        (fleet(EDIT, DEAD), {"play": ["node1"]} | {"gateways": ["gw"]}, "1 of 2 replicas of m serve (node1)"),
+        (fleet(SAME, {"failed": True, "msg": "no"}), {}, "node2 could not be asked or would refuse"),
+        (fleet(SAME, {}), {}, "node2 could not be asked"),
+        (fleet(SAME, SAME, EDIT), {"alive": ["node1", "node3"]}, "node2 runs what is described but did not pass"),
+        (fleet(EDIT), {"waves": []}, "rollout_waves is empty"),
+        (fleet(EDIT), {"max_failures": "none"}, "rollout_max_failures is 'none'; expected a number"),
+        (fleet(EDIT, rollout_min_available=-1), {}, "rollout_min_available is -1; expected a number"),
+        (fleet(SAME), {"waves": [0]}, "0 is no wave"),
+        (fleet(SAME), {"waves": [True]}, "True is no wave"),
+        (fleet(SAME), {"waves": ["150%"]}, "'150%' is no wave"),
+        (fleet(SAME), {"waves": ["half"]}, "'half' is no wave"),
+        (fleet(SAME), {"waves": [1, "100%", 2]}, "does not add up: after '100%' nothing is left for 2"),
+    ],
+)
+def test_what_is_refused(hosts, options, says):
+    if "gateways" in options:
+        hosts["gw"] = seen(node1="UP", node2="DOWN")
+    made = plan(hosts, **options)
+    assert len(made["problems"]) == 1
+    assert says in made["problems"][0]
+    assert made["hosts"] == []
+
+
+def test_a_server_that_does_not_pass_its_verification_is_left_alone_where_failures_are_allowed():
+    made = plan(fleet(SAME, EDIT, EDIT), alive=["node2", "node3"], max_failures=1, waves=["100%"])
+    assert made["problems"] == []
+    assert made["waves"] == [["node2"], ["node3"]]  # node1 does not count as one that stays
+
+
+def test_check_mode_plans_and_replaces_nobody():
+    made = plan(fleet(EDIT, EDIT), check_mode=True)
+    assert made["waves"] == [["node1"], ["node2"]]
+    assert made["hosts"] == []
+
+
+def test_what_was_left_drained_is_admitted_and_what_an_administrator_took_out_is_not():
+    hosts = fleet(SAME, SAME, SAME, EDIT)
+    hosts["gw"] = seen(node1="DRAIN (agent)", node2="MAINT", node3="UP", node4="DRAIN")
+    assert plan(hosts, gateways=["gw"])["admit"] == ["node1"]
+
+
+def test_one_that_nobody_verified_serves_if_a_gateway_sends_it_requests():
+    hosts = fleet(HALF, EDIT)
+    assert plan(hosts)["waves"][0] == ["node1"]
+    hosts["gw"] = seen(node1="UP 1/2", node2="UP")
+    made = plan(hosts, gateways=["gw"], waves=["100%"])
+    assert made["waves"] == [["node1"], ["node2"]]
+
+
+# --- between the waves
+
+
+def gate(hosts, batch, max_failures=0):
+    every = list(hosts)
+    made = plan(hosts, waves=[1])
+    return rollout.rollout_gate(hosts, made, batch, every, gateways=[], max_failures=max_failures)
+
+
+def outcome(state, **more):
+    return {"state": state, **more}
+
+
+@pytest.mark.parametrize(
+    ("first", "max_failures", "says"),
+    [
+        (None, 0, ""),
+        (outcome("replaced", serving=True), 0, ""),
+        (outcome("failed", serving=True), 0, "node1 failed and rollout_max_failures is 0"),
+        (outcome("failed", serving=True), 1, ""),
+        # Lost on the way: its connection was.
+        (outcome("replacing"), 0, "node1 failed"),
+    ],
+)
+def test_a_wave_begins_only_after_a_good_one(first, max_failures, says):
+    hosts = fleet(EDIT, EDIT, EDIT)
+    if first:
+        hosts["node1"]["rollout_outcome"] = first
+    assert gate(hosts, ["node2"], max_failures).startswith(says)
+    assert bool(gate(hosts, ["node2"], max_failures)) == bool(says)
+
+
+def test_a_wave_does_not_begin_when_failures_have_left_too_few():
+    hosts = fleet(EDIT, EDIT, EDIT, rollout_min_available=2)
+    hosts["node1"]["rollout_outcome"] = outcome("failed", serving=False)
+    assert gate(hosts, ["node2"], 2) == "only 1 replica of m would stay (node3) and rollout_min_available is 2"
+
+
+def test_the_verdict_says_how_far_it_came():
+    hosts = fleet(EDIT, EDIT, EDIT, EDIT)
+    made = plan(hosts, waves=[1])
+    hosts["localhost"] = {"rollout_plan": made}
+    assert rollout.rollout_failed(hosts) == rollout.NOBODY
+    assert rollout.rollout_hosts(hosts) == ["node1", "node2", "node3", "node4"]
+    assert rollout.rollout_serial(hosts) == [1, 1, 1, 1]
+    assert rollout.rollout_hosts({}) == rollout.rollout_hosts({"localhost": {}}) == rollout.NOBODY
+    hosts["node1"]["rollout_outcome"] = outcome("replaced", serving=True)
+    hosts["node2"]["rollout_outcome"] = outcome("failed", serving=True, msg="It sang. ")
+    assert rollout.rollout_failed(hosts) == ["node2"]
+    assert rollout.rollout_verdict(hosts, made, "node2", max_failures=0) == (
+        "node2: It sang. Replaced before: node1. The run stopped there, as rollout_max_failures is 0; not touched: node3 and "
+        "node4."
+    )
