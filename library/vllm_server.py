@@ -270,6 +270,38 @@ container:
     image_id: {type: str, description: Image as Docker identifies it.}
     started_at: {type: str, description: When it was started.}
     status: {type: str, description: Docker's word for its state.}
+spec:
+  description:
+    - What that container is made of, by the options of this module, whoever made it. Given back as options it makes the
+      same container. Null where there is no container.
+    - Secrets are fingerprints with a key of the node's own, so they compare over time, not between nodes.
+  type: dict
+  returned: always
+  contains:
+    image: {type: str, description: Image as it was named.}
+    image_id: {type: str, description: Image as Docker identifies it.}
+    model: {type: str, description: Model id or path.}
+    revision: {type: str, description: "Commit, branch or tag; null when none was given."}
+    args: {type: dict, description: "Flags of C(vllm serve) as they are on its command line."}
+    env: {type: dict, description: Environment beyond the image's own; secrets as fingerprints.}
+    secrets: {type: list, elements: str, description: Names in C(env) whose values are fingerprints.}
+    labels: {type: dict, description: Labels beyond the image's own.}
+    entrypoint: {type: list, elements: str, description: First words of the command line.}
+    bind: {type: str, description: Address on the node.}
+    port: {type: int, description: Port on the node.}
+    hf_cache: {type: str, description: Hugging Face home on the node; null when none is mounted.}
+    engine_cache: {type: bool, description: Whether the engine's compile caches outlive the container.}
+    volumes: {type: list, elements: str, description: Other mounts.}
+    devices: {type: list, elements: str, description: Devices.}
+    groups: {type: list, elements: str, description: Additional groups.}
+    capabilities: {type: list, elements: str, description: Added capabilities.}
+    security_opts: {type: list, elements: str, description: Security options.}
+    ulimits: {type: list, elements: str, description: Limits.}
+    ipc_mode: {type: str, description: IPC namespace.}
+    shm_size: {type: int, description: "Size of C(/dev/shm) in bytes; null with the host's IPC namespace."}
+    network_mode: {type: str, description: Network mode.}
+    restart_policy: {type: str, description: Restart policy.}
+    stop_timeout: {type: int, description: Seconds between SIGTERM and SIGKILL.}
 elapsed:
   description: Seconds from the beginning of the run to its verdict.
   type: float

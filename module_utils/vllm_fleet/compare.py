@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from ansible.module_utils.vllm_fleet import command
 from ansible.module_utils.vllm_fleet.spec import (
     ENGINE_CACHE,
+    HF_HOME,
     LABEL_IMAGE_ID,
     LABEL_PREFIX,
     Image,
     Spec,
     Volume,
     is_secret,
+    parse_volume,
 )
 
 Fields = dict[str, object]
@@ -138,6 +140,44 @@ def current_fields(container: Mapping[str, object], own_image: Image | None, red
     fields |= _named("env", _own(_env(config.get("Env")), image_env), redact)
     fields |= _named("labels", _own({str(k): str(v) for k, v in labels.items()}, image_labels), redact)
     return {k: v for k, v in fields.items() if v not in (None, [])}
+
+
+def as_spec(container: Mapping[str, object], own_image: Image | None, redact: Redact) -> dict[str, object]:
+    """Describe an inspected container by the module's options: given back, they make the same container again.
+
+    Secrets are fingerprints here, named in ``secrets``; whoever gives the options back must bring the values.
+    """
+    fields = current_fields(container, own_image, redact)
+    named: dict[str, dict[str, object]] = {"args": {}, "env": {}, "labels": {}}
+    for name, value in fields.items():
+        head, dot, tail = name.partition(".")
+        if dot:
+            named[head][tail] = value
+    args = named["args"]
+    ports = [str(p).partition("->")[0] for p in _list(fields.get("ports"))]
+    bind, _, port = ports[0].rpartition(":") if ports else ("", "", "")
+    inner, host = args.pop("port", None), args.pop("host", None)
+    secrets = [name for name in named["env"] if is_secret(name)]
+    if args.pop("api-key", None):
+        secrets.append("args.api-key")
+    mounts = [parse_volume(v) for v in map(str, _list(fields.get("volumes")))]
+    return {
+        "image": str(_dict(container.get("Config")).get("Image")),
+        "image_id": container.get("Image"),
+        "model": fields.get("model"),
+        "revision": args.pop("revision", None),
+        **named,
+        "secrets": sorted(secrets),
+        "entrypoint": fields.get("entrypoint", []),
+        "bind": bind or host,
+        "port": int(port) if port else inner,
+        "hf_cache": next((m.source for m in mounts if m.target == HF_HOME), None),
+        "engine_cache": any(m.target == ENGINE_CACHE for m in mounts),
+        "volumes": [str(m) for m in mounts if m.target not in (HF_HOME, ENGINE_CACHE)],
+        **{name: fields.get(name, []) for name in ("devices", "groups", "capabilities", "security_opts", "ulimits")},
+        **{name: fields.get(name) for name in ("ipc_mode", "shm_size", "network_mode", "restart_policy")},
+        "stop_timeout": fields["stop_timeout"],
+    }
 
 
 def as_diff(found: Sequence[Difference], name: str) -> dict[str, object]:

@@ -460,6 +460,7 @@ class Lifecycle:
             "differences": p.differences,
             "diff": p.diff,
             "container": _describe(current),
+            "spec": self._spec(current),
             "elapsed": round(now - p.begun, 3),
             "downtime": round(now - p.stopped, 3) if p.stopped is not None and serving else None,
             "stages": p.stages or (outcome.stages if outcome else []),
@@ -486,6 +487,15 @@ class Lifecycle:
             }
             result["log_lines"] = [scrub(line, self.secrets) for line in outcome.new_lines]
         return result
+
+    def _spec(self, current: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Say what the container at the end is made of, whoever made it: for a record of what serves."""
+        if current is None:
+            return None
+        redact = compare.fingerprint(self.node.fingerprint_key(create=not self.check_mode))
+        with contextlib.suppress(EngineError):
+            return compare.as_spec(current, self.engine.image(str(current["Image"])), redact)
+        return None
 
 
 def _names(running: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -384,6 +384,24 @@ def test_a_paused_container_is_brought_back(server, docker_client):
     assert facts(server.run()) == (False, [], [])
 
 
+def test_a_server_is_made_again_from_the_spec_in_the_result(server):
+    FakeCache(server.folder / "hf", repo_id="acme/tiny", commit=REVISION)
+    changes = {
+        "args": {"max-model-len": 512, "served-model-name": ["a", "b"], "enforce-eager": True},
+        "env": {"PLAIN": "x", "MY_API_KEY": OWN_KEY},
+        "labels": {"team": "search"},
+        "hf_cache": str(server.folder / "hf"),
+        "revision": REVISION,
+        "stop_timeout": 9,
+    }
+    made = server.ready(**changes)["spec"]
+    assert made["image_id"] == server.inspect()["Image"]
+    assert made == server.run(state="confirmed")["spec"] == server.check(**changes)["spec"]
+    back = {k: v for k, v in made.items() if k not in ("image_id", "secrets")}
+    back["env"] = made["env"] | {name: changes["env"][name] for name in made["secrets"]}
+    assert facts(server.run(**back)) == (False, [], [])
+
+
 # --- as a user sees it ---
 
 

@@ -165,3 +165,26 @@ def test_the_diff_holds_only_what_differs_as_a_tree():
     diff = compare.as_diff(found, "vllm")
     assert diff["before"] == {"args": {"max-model-len": 32768}, "ports": ["127.0.0.1:8000->8000/tcp"]}
     assert diff["after"] == {"args": {"max-model-len": 512}, "ports": ["127.0.0.1:8001->8000/tcp"]}
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_spec_of_a_container_makes_the_same_container_again(name):
+    container, image = recorded(name)
+    found = compare.as_spec(container, image, compare.fingerprint(KEY))
+    assert "canary" not in json.dumps(found)
+    assert found["secrets"] == ["VLLM_API_KEY"]
+    assert (found["model"], found["revision"]) == (OPTIONS["model"], OPTIONS["revision"])
+    assert found["args"] | OPTIONS["args"] == found["args"]
+    assert (found["bind"], found["port"], found["hf_cache"]) == ("127.0.0.1", 8000, OPTIONS["hf_cache"])
+    given = {k: v for k, v in found.items() if k not in ("image", "image_id", "secrets", "engine_cache")}
+    given["env"] = {k: v for k, v in found["env"].items() if k not in found["secrets"]}
+    assert differences(container, image, **given) == []
+
+
+def test_the_spec_of_a_container_that_somebody_else_started():
+    container = copy.deepcopy(recorded(ENGINES[0])[0])
+    container["HostConfig"] |= {"NetworkMode": "host", "PortBindings": {}}
+    container["Config"]["Cmd"] += ["--host", "::1", "--port", "9000", "--api-key", "canary-2"]
+    found = compare.as_spec(container, None, compare.fingerprint(KEY))
+    assert "canary" not in json.dumps(found)
+    assert (found["bind"], found["port"], found["secrets"]) == ("::1", 9000, ["VLLM_API_KEY", "args.api-key"])
