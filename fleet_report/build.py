@@ -67,7 +67,8 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
     results = [e for e in events if e["type"] == "result" and not _foreign(tasks[e["task"]], e)]
     starts = {(e["task"], e["host"]): e["at"] for e in events if e["type"] == "start"}
     nodes = [
-        _node(host, run, [r for r in results if r["host"] == host], tasks, starts) for host in _hosts(events, results, tasks)
+        _node(host, run, [r for r in results if r["host"] == host], tasks, starts)
+        for host in _hosts(events, results, tasks)
     ]
     report = {
         "format": FORMAT,

@@ -23,7 +23,9 @@ TASKS = 12
 
 def render(report: Mapping[str, Any]) -> str:
     """Write the page."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters |= {
         "duration": words.duration,
         "latency": words.latency,
@@ -87,7 +89,11 @@ def cards(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         out.append({"title": "Longest downtime", "value": words.duration(worst), "note": note})
     ready = [n["ready"] for n in nodes if n["ready"] is not None]
     if ready:
-        note = f"from {words.duration(min(ready))} to {words.duration(max(ready))}" if len(ready) > 1 else "from the container's start"
+        note = (
+            f"from {words.duration(min(ready))} to {words.duration(max(ready))}"
+            if len(ready) > 1
+            else "from the container's start"
+        )
         out.append({"title": "Time to ready", "value": words.duration(median(ready)), "note": note})
     for key, title, write, better in (
         ("ttft", "First token", words.latency, "lower"),
@@ -124,7 +130,8 @@ def bars(node: Mapping[str, Any], length: float) -> dict[str, list[dict[str, Any
         for s in node["timeline"]
     ]
     down = [
-        {**place(begin, end), "title": f"without a server for {words.duration(end - begin)}"} for begin, end in node["down"]
+        {**place(begin, end), "title": f"without a server for {words.duration(end - begin)}"}
+        for begin, end in node["down"]
     ]
     return {"stretches": stretches, "down": down}
 

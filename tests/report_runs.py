@@ -55,7 +55,9 @@ class Run:
     def play(self, *roles: str) -> None:
         self.events.append({"type": "play", "hosts": self.names, "roles": list(roles)})
 
-    def task(self, name: str, role: str, action: str, hosts: dict[str, tuple[float, str, dict[str, Any]]], **more: Any) -> None:
+    def task(
+        self, name: str, role: str, action: str, hosts: dict[str, tuple[float, str, dict[str, Any]]], **more: Any
+    ) -> None:
         """``hosts``: seconds, status and data for each; ``more``: state, changed."""
         ident = f"t{len(self.events)}"
         self.events.append({"type": "task", "task": ident, "name": name, "role": role, "action": action, "at": self.at})
@@ -75,7 +77,9 @@ class Run:
         self.task("Look at the node", "preflight", "preflight_host", {
             n: (2.0, "ok", {}) if n in up else (10.0, "unreachable", {"msg": "Connection timed out"}) for n in self.names
         })  # fmt: skip
-        self.task("Copy the weights", "hf_cache", "hf_snapshot", {n: (180 + 3.7 * k % 60, "ok", {}) for k, n in enumerate(up)})
+        self.task(
+            "Copy the weights", "hf_cache", "hf_snapshot", {n: (180 + 3.7 * k % 60, "ok", {}) for k, n in enumerate(up)}
+        )
         left = list(up)
         for size in (1, max(1, len(up) // 4), len(up)):
             wave, left = left[:size], left[size:]
@@ -85,7 +89,9 @@ class Run:
 
     def wave(self, names: list[str]) -> bool:
         self.play("vllm_server")
-        self.task("Drain", "rollout", "vllm_drained", {n: (4 + k % 7, "ok", {"drained": True}) for k, n in enumerate(names)})
+        self.task(
+            "Drain", "rollout", "vllm_drained", {n: (4 + k % 7, "ok", {"drained": True}) for k, n in enumerate(names)}
+        )
         started = {}
         for k, n in enumerate(names):
             longer = (k * 5.3) % 23
@@ -108,14 +114,20 @@ class Run:
         good = [n for n in names if n not in self.failing]
         answers = {
             n: [
-                {"name": "capital", "api": "chat", "content": "Paris.", "ttft": 0.11 + k % 5 / 100, "tokens_per_second": 51.0 + k % 4},
+                {
+                    "name": "capital",
+                    "api": "chat",
+                    "content": "Paris.",
+                    "ttft": 0.11 + k % 5 / 100,
+                    "tokens_per_second": 51.0 + k % 4,
+                },
                 {"name": "poem", "api": "chat", "content": TEXT, "ttft": 0.12, "tokens_per_second": 53.1},
             ]
             for k, n in enumerate(good)
         }
         self.task("Verify", "vllm_server", "vllm_chat", {n: (3.0, "ok", {"results": answers[n]}) for n in good})
         kept = {"release": summary(7, 0.11, 51.0), "previous_release": summary(6, 0.14, 48.2)}
-        self.task("Record", "vllm_server", "vllm_server", {n: (0.6, "ok", kept) for n in good}, state="confirmed")
+        self.task("Record", "vllm_server", "vllm_server", dict.fromkeys(good, (0.6, "ok", kept)), state="confirmed")
         self.task("Admit", "rollout", "community.general.haproxy", {n: (1.5, "ok", {}) for n in good})
         return len(good) == len(names)
 
@@ -132,7 +144,9 @@ class Run:
             "check_mode": False,
             "by": "ops@controller",
             "configuration": {"project": {"revision": "1" * 40, "dirty": True}, "inventory": None},
-            "failed": [n for n in self.failing if any(e.get("host") == n and e.get("status") == "failed" for e in self.events)],
+            "failed": [
+                n for n in self.failing if any(e.get("host") == n and e.get("status") == "failed" for e in self.events)
+            ],
             "unreachable": list(self.unreachable),
             "benchmarks": {},
             **more,

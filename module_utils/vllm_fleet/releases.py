@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.vllm_fleet import metrics, probe, release, snapshot
 from ansible.module_utils.vllm_fleet.release import Record
+from ansible.module_utils.vllm_fleet.spec import CONTAINER_PORT
 from ansible.module_utils.vllm_fleet.state import NodeState
 
 FOLDER = "releases"
@@ -103,3 +104,24 @@ def standing(where: probe.Endpoint | None, timeout: float = 2.0) -> dict[str, An
             load = metrics.load(probe.page(where, "/metrics", timeout))
             found |= {"running": load.running, "waiting": load.waiting}
     return found
+
+
+def inside_url(spec: Mapping[str, Any]) -> str:
+    """Where a server listens inside its container; with the node's own network that is where it was told to."""
+    if spec.get("network_mode") != "host":
+        return f"http://127.0.0.1:{CONTAINER_PORT}"
+    bind = str(spec.get("bind") or "127.0.0.1")
+    host = "127.0.0.1" if bind in ("0.0.0.0", "::", "localhost") else bind  # noqa: S104  read, not bound
+    return f"http://{f'[{host}]' if ':' in host else host}:{spec.get('port') or CONTAINER_PORT}"
+
+
+def engine_caches(node: NodeState, records: Sequence[Record]) -> list[str]:
+    """Folders of the compile caches of these releases, without those that other containers of the node use too."""
+    own = {str(node.engine_cache(str(r["image"]["id"]), str(r["model"]["id"]))) for r in records}
+    for folder in node.root.glob(f"*/{FOLDER}"):
+        other = NodeState(str(node.root), folder.parent.name)
+        if other.folder != node.folder:
+            own -= {
+                str(other.engine_cache(str(r["image"]["id"]), str(r["model"]["id"]))) for r in Releases(other).all()
+            }
+    return sorted(path for path in own if Path(path).is_dir())

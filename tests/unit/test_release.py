@@ -106,7 +106,9 @@ def test_the_role_gets_what_was_recorded_and_never_a_secret():
     }
     record = release.build(7, {"Id": "c", "Name": "/vllm"}, SPEC, [], "c" * 40, given, "now")
     assert CANARY not in json.dumps(record)
-    assert release.summary(record) | {"release": 7, "ttft": 0.5, "ready": 2.5, "downtime": 3.5} == release.summary(record)
+    assert release.summary(record) | {"release": 7, "ttft": 0.5, "ready": 2.5, "downtime": 3.5} == release.summary(
+        record
+    )
     assert "checks" not in record["answers"][0]
     values = release.role_variables(record, "sha256:aa", "c" * 40)
     assert values["vllm_server_env"] == {"HF_HUB_OFFLINE": "1"}

@@ -37,7 +37,7 @@ def test_a_deployment_in_waves(four):
     assert build.worth_a_page(four)
     lines = terminal.lines(four, "reports/x/index.html")
     assert lines[0].endswith(": 4 replaced")
-    assert lines[2].split() == "node1 replaced 7 4 m 02 s 3 m 56 s 110 ms (was 140 ms) 51.0 (was 48.2)".split()
+    assert lines[2].split() == ["node1", "replaced", "7", "4", "m", "02", "s", "3", "m", "56", "s", "110", "ms", "(was", "140", "ms)", "51.0", "(was", "48.2)"]
     assert lines[-1] == "Report: reports/x/index.html"
 
 
@@ -79,7 +79,7 @@ def noop(names=("node1", "node2")):
     run = Run(len(names))
     run.play("vllm_server")
     data = {"actions": [], "differences": [], "release": summary(3, 0.1, 50)}
-    run.task("Run", "vllm_server", "vllm_server", {n: (0.5, "ok", data) for n in run.names}, state="started")
+    run.task("Run", "vllm_server", "vllm_server", dict.fromkeys(run.names, (0.5, "ok", data)), state="started")
     run.task("Verify", "vllm_server", "vllm_chat", {n: (0.5, "ok", {"results": answers()}) for n in run.names})
     return run
 
@@ -120,7 +120,7 @@ def test_a_check_run_says_what_would_change_and_where():
     run = Run(3)
     run.play("vllm_server")
     data = {"actions": ["stop"], "differences": [{"name": "args.max-model-len", "current": 1, "desired": 2}]}
-    run.task("Run", "vllm_server", "vllm_server", {n: (0.5, "ok", data) for n in run.names[:2]}, changed=True)
+    run.task("Run", "vllm_server", "vllm_server", dict.fromkeys(run.names[:2], (0.5, "ok", data)), changed=True)
     run.task("Run", "vllm_server", "vllm_server", {"node3": (0.5, "ok", {})})
     report = report_of(run, check_mode=True)
     assert not build.worth_a_page(report)
@@ -131,16 +131,30 @@ def test_a_check_run_says_what_would_change_and_where():
 def test_a_server_that_answers_wrongly(gone_back):
     run = Run(1)
     run.play("vllm_server")
-    data = {"actions": ["stop", "keep", "create", "start"], "downtime": 3.0, "stages": [{"stage": "starting", "at": 0}, {"stage": "ready", "at": 2.5}]}
+    data = {
+        "actions": ["stop", "keep", "create", "start"],
+        "downtime": 3.0,
+        "stages": [{"stage": "starting", "at": 0}, {"stage": "ready", "at": 2.5}],
+    }
     run.task("Run", "vllm_server", "vllm_server", {"node1": (4.0, "ok", data)}, state="started", changed=True)
-    run.task("Verify", "vllm_server", "vllm_chat", {"node1": (1.0, "failed", {"msg": "expected Paris.", "results": []})})
+    run.task(
+        "Verify", "vllm_server", "vllm_chat", {"node1": (1.0, "failed", {"msg": "expected Paris.", "results": []})}
+    )
     back = {} if gone_back else {"failure": {"class": "unknown"}, "msg": "nothing to restore"}
     run.task("Restore", "vllm_server", "vllm_server", {"node1": (3.0, "ok", back)}, state="restored")
-    run.task("Say why", "vllm_server", "ansible.builtin.fail", {"node1": (0.1, "failed", {"msg": "expected Paris. It is back."})})
+    run.task(
+        "Say why",
+        "vllm_server",
+        "ansible.builtin.fail",
+        {"node1": (0.1, "failed", {"msg": "expected Paris. It is back."})},
+    )
     report = report_of(run, failed=["node1"])
     first = node(report, "node1")
     assert first["outcome"] == ("restored" if gone_back else "failed")
-    assert first["failure"] | {"class": "verification", "cause": "expected Paris.", "remedy": "It is back."} == first["failure"]
+    assert (
+        first["failure"] | {"class": "verification", "cause": "expected Paris.", "remedy": "It is back."}
+        == first["failure"]
+    )
     # Ready is not right: the time without a server goes on until the old one is back.
     assert first["downtime"] == (7.0 if gone_back else 3.0)
 
@@ -170,7 +184,11 @@ def test_the_report_is_plain_json(four):
     [
         ({"actions": []}, ["check"], None),
         ({"actions": ["create", "start"], "stages": STAGES}, ["check", "load"], None),
-        ({"actions": ["stop", "keep", "create", "start"], "stages": STAGES, "downtime": 240.0}, ["check", "down", "load"], [60.0, 300.0]),
+        (
+            {"actions": ["stop", "keep", "create", "start"], "stages": STAGES, "downtime": 240.0},
+            ["check", "down", "load"],
+            [60.0, 300.0],
+        ),
         # Clocks that do not agree never make a stretch that begins before its task.
         ({"actions": ["stop", "create", "start"], "stages": STAGES, "downtime": 900.0}, ["down", "load"], [0.0, 300.0]),
         ({"actions": ["create", "start"], "failure": FAILURE}, ["failed"], None),
