@@ -37,7 +37,27 @@ def test_a_deployment_in_waves(four):
     assert build.worth_a_page(four)
     lines = terminal.lines(four, "reports/x/index.html")
     assert lines[0].endswith(": 4 replaced")
-    assert lines[2].split() == ["node1", "replaced", "7", "4", "m", "02", "s", "3", "m", "56", "s", "110", "ms", "(was", "140", "ms)", "51.0", "(was", "48.2)"]
+    assert lines[2].split() == [
+        "node1",
+        "replaced",
+        "7",
+        "4",
+        "m",
+        "02",
+        "s",
+        "3",
+        "m",
+        "56",
+        "s",
+        "110",
+        "ms",
+        "(was",
+        "140",
+        "ms)",
+        "51.0",
+        "(was",
+        "48.2)",
+    ]
     assert lines[-1] == "Report: reports/x/index.html"
 
 
