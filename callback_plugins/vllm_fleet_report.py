@@ -13,6 +13,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from ansible import context
+from ansible.plugins.callback import CallbackBase
+
 DOCUMENTATION = r"""
 name: vllm_fleet_report
 type: aggregate
@@ -35,9 +38,6 @@ options:
       - section: callback_vllm_fleet_report
         key: path
 """
-
-from ansible import context
-from ansible.plugins.callback import CallbackBase
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
@@ -146,6 +146,8 @@ class CallbackModule(CallbackBase):
                 "changed": bool(found.get("changed")),
                 "ignored": ignored,
                 "state": state,
+                # Only answers in check mode say how the server is: a question of a rollout, before it acts.
+                "asked": "serving" in found and not context.CLIARGS.get("check"),
                 "data": build.picked(task.action, found, failed=status in ("failed", "unreachable")),
             }
         )

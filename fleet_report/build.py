@@ -5,8 +5,9 @@ Events, in the order they came (``at``: seconds since the run began):
 - ``{"type": "play", "hosts": [...], "roles": [...]}``
 - ``{"type": "task", "task": id, "name", "role", "action", "at"}``
 - ``{"type": "start", "task": id, "host", "at"}``
-- ``{"type": "result", "task": id, "host", "at", "status", "changed", "ignored", "state", "data"}`` with ``status`` one
-  of ok, failed, unreachable, skipped and ``data`` what ``picked`` left of the module's result.
+- ``{"type": "result", "task": id, "host", "at", "status", "changed", "ignored", "state", "asked", "data"}`` with
+  ``status`` one of ok, failed, unreachable, skipped, ``data`` what ``picked`` left of the module's result, and ``asked``
+  for a rollout's question before it acts.
 """
 
 from __future__ import annotations
@@ -120,10 +121,12 @@ def _node(
         begin, end = starts.get((one["task"], host), task["at"]), one["at"]
         module, state = module_of(task["action"]), one.get("state")
         if module == "vllm_server":
-            last[state or "started"] = one
+            last["asked" if one.get("asked") else state or "started"] = one
         if module == "vllm_chat" and one["data"].get("results") and len(one["data"]["results"]) >= len(answers):
             answers = one["data"]["results"]
-        if module == "vllm_server" and (state or "started") == "started":
+        if one.get("asked"):
+            stretches.append({"phase": "check", "from": begin, "to": end})
+        elif module == "vllm_server" and (state or "started") == "started":
             parts, gap = timeline.server_stretches(begin, end, one["data"])
             stretches += parts
             down += [gap] if gap else []
@@ -134,7 +137,7 @@ def _node(
         restored = None
     if restored and down:
         down[-1] = [down[-1][0], restored["at"]]  # what was ready in between answered wrongly
-    started = last.get("started", {}).get("data", {})
+    started = last.get("started", last.get("asked", {})).get("data", {})
     confirmed = last.get("confirmed", {}).get("data", {})
     failure = _failure(host, run, results, tasks)
     release = confirmed.get("release") or started.get("release") or (restored or {}).get("data", {}).get("release")
@@ -142,7 +145,7 @@ def _node(
     node = {
         "name": host,
         "outcome": _node_outcome(host, run, last, failure),
-        "started": "started" in last,
+        "started": "started" in last or "asked" in last,
         "changed": bool(last.get("started", {}).get("changed")) or bool(restored),
         "release": release,
         "previous": confirmed.get("previous_release"),
@@ -214,6 +217,8 @@ def _node_outcome(
     if failure or host in run.get("failed", ()):
         back = (started or {}).get("data", {}).get("rolled_back") or (restored and _went_back(restored))
         return "restored" if back else "failed"
+    if not started and "asked" in last:
+        return "untouched" if last["asked"]["data"].get("actions") else "unchanged"
     if not started:
         return "untouched" if not last else "stopped"
     if not started["changed"]:

@@ -1,4 +1,4 @@
-"""A report as a page that needs nothing but itself: styles and pictures inline, light and dark. Pure but for its template."""
+"""A report as a page that needs nothing but itself: styles and pictures inline, light and dark."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def bars(node: Mapping[str, Any], length: float) -> dict[str, list[dict[str, Any
         {
             **place(s["from"], s["to"]),
             "phase": s["phase"],
-            "title": f"{timeline.PHASES[s['phase']]}: {words.duration(s['to'] - s['from'])}, from {words.duration(s['from'])}",
+            "title": f"{timeline.PHASES[s['phase']]}: {words.duration(s['to'] - s['from'])}",
         }
         for s in node["timeline"]
     ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleet_report.summary import table
-from fleet_report.words import clip, natural
+from fleet_report.words import DASH, clip, natural
 
 HEAD = ["NODE", "RELEASE", "MODEL", "IMAGE", "STATE", "HEALTH", "RUNNING", "WAITING", "DRIFT"]
 #: Characters of a drift's text in the table.
@@ -69,5 +69,5 @@ def lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
             *(one[name] for name in ("release", "model", "image", "state", "health", "running", "waiting")),
         ]
         drift = "" if one["state"] == "unreachable" and not one["drift"] else one["drift"] or "none"
-        out.append(["–" if cell is None else str(cell) for cell in cells] + [drift])
+        out.append([DASH if cell is None else str(cell) for cell in cells] + [drift])
     return table(out)

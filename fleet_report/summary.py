@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fleet_report.words import clip, count, duration, latency, rate, spread
+from fleet_report.words import DASH, clip, count, duration, latency, rate, spread
 
 #: How each outcome reads in a sentence, in the order in which they are told.
 OUTCOMES = {
@@ -102,7 +102,7 @@ def _table(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
             [
                 node["name"],
                 OUTCOMES[node["outcome"]],
-                str((node["release"] or {}).get("release") or "–"),
+                str((node["release"] or {}).get("release") or DASH),
                 duration(node["downtime"]),
                 duration(node["ready"]),
                 _beside(node["ttft"], before.get("ttft"), latency),

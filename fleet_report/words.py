@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
+#: For what is not known.
+DASH = "\u2013"
+
 
 def duration(seconds: float | None) -> str:
     """Write a duration: 0.8 s, 41 s, 3 m 12 s, 1 h 02 m; a dash for none."""
     if seconds is None:
-        return "–"
+        return DASH
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -32,14 +35,14 @@ def axis(seconds: float) -> str:
 def latency(seconds: float | None) -> str:
     """Write a time to the first token: 21 ms, 1.42 s; a dash for none."""
     if seconds is None:
-        return "–"
+        return DASH
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
 def rate(value: float | None) -> str:
     """Write tokens per second with three digits; a dash for none."""
     if value is None:
-        return "–"
+        return DASH
     return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}"
 
 

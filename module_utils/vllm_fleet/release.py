@@ -21,7 +21,7 @@ KEPT = 20
 _NAMES = frozenset({"image", "revision"})
 
 
-def build(
+def build(  # noqa: PLR0917  seven things make a record, each of another kind
     number: int,
     container: Mapping[str, Any],
     spec: Mapping[str, Any],

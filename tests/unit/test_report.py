@@ -111,6 +111,17 @@ def test_a_run_with_nothing_to_change_is_one_line_and_no_page():
     assert terminal.lines(report) == [expected]
 
 
+def test_a_node_whose_wave_never_came_is_not_reached():
+    run = Run(2)
+    run.play("rollout")
+    question = {"actions": ["stop", "keep", "create", "start"], "release": summary(3, 0.1, 50)}
+    run.task("Ask", "vllm_server", "vllm_server", {"node1": (1, "ok", question)}, state="started", asked=True)
+    run.task("Ask", "vllm_server", "vllm_server", {"node2": (1, "ok", {**question, "actions": []})}, asked=True)
+    report = report_of(run)
+    assert report["outcome"] == {"untouched": 1, "unchanged": 1}
+    assert [s["phase"] for s in node(report, "node1")["timeline"]] == ["check"]
+
+
 def test_a_verification_alone_is_one_line():
     run = Run(2)
     run.task("Verify", "vllm_server", "vllm_chat", {n: (0.5, "ok", {"results": answers()}) for n in run.names})
@@ -229,7 +240,7 @@ def test_an_axis_has_round_times(length, last, number):
 @pytest.mark.parametrize(
     ("write", "value", "text"),
     [
-        (words.duration, None, "–"),
+        (words.duration, None, words.DASH),
         (words.duration, 0.84, "0.8 s"),
         (words.duration, 9.96, "10 s"),
         (words.duration, 59.7, "1 m 00 s"),

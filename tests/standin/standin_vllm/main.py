@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from types import FrameType
 
-from standin_vllm import bench, cli
+from standin_vllm import cli
 from standin_vllm.behaviour import Behaviour
 from standin_vllm.log import Log
 from standin_vllm.server import Server
@@ -21,8 +21,6 @@ EXIT_INTERRUPTED = 130
 
 def main(arguments: Sequence[str]) -> int:
     """Run `vllm ARGUMENTS`; returns the exit code."""
-    if list(arguments[:2]) == ["bench", "serve"]:
-        return bench.run(arguments[2:])
     try:
         behaviour = Behaviour.from_environ()
     except ValueError as error:
