@@ -5,8 +5,7 @@ Events, in the order they came (``at``: seconds since the run began):
 - ``{"type": "play", "hosts": [...], "roles": [...]}``
 - ``{"type": "task", "task": id, "name", "role", "action", "at"}``
 - ``{"type": "start", "task": id, "host", "at"}``
-- ``{"type": "result", "task": id, "host", "at", "status", "changed", "ignored", "state", "asked", "data"}`` with
-  ``status`` one of ok, failed, unreachable, skipped, ``data`` what ``picked`` left of the module's result, and ``asked``
+- ``{"type": "result", "task": id, "host", "at", "status", "changed", "ignored", "state", "asked", "data"}``, ``status`` one of ok, failed, unreachable, skipped, ``data`` what ``picked`` left of the module's result, and ``asked``
   for a rollout's question before it acts.
 """
 
@@ -210,20 +209,21 @@ def _failure(
 def _node_outcome(
     host: str, run: Mapping[str, Any], last: Mapping[str, Mapping[str, Any]], failure: Mapping[str, Any] | None
 ) -> str:
-    """One word: unreachable, failed, restored, replaced, deployed, started, updated, unchanged, verified, untouched."""
+    """One word: unreachable, failed, restored, replaced, deployed, started, updated, stopped, unchanged, untouched."""
     if host in run.get("unreachable", ()):
         return "unreachable"
     started, restored = last.get("started"), last.get("restored")
     if failure or host in run.get("failed", ()):
         back = (started or {}).get("data", {}).get("rolled_back") or (restored and _went_back(restored))
         return "restored" if back else "failed"
-    if not started and "asked" in last:
+    if started:
+        return _deed(started["data"].get("actions") or []) if started["changed"] else "unchanged"
+    if "asked" in last:
         return "untouched" if last["asked"]["data"].get("actions") else "unchanged"
-    if not started:
-        return "untouched" if not last else "stopped"
-    if not started["changed"]:
-        return "unchanged"
-    actions = started["data"].get("actions") or []
+    return "stopped" if last else "untouched"
+
+
+def _deed(actions: Sequence[str]) -> str:
     if "create" in actions:
         return "replaced" if {"keep", "remove"} & set(actions) else "deployed"
     return "started" if "start" in actions else "updated"
