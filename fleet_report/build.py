@@ -5,7 +5,8 @@ Events, in the order they came (``at``: seconds since the run began):
 - ``{"type": "play", "hosts": [...], "roles": [...]}``
 - ``{"type": "task", "task": id, "name", "role", "action", "at"}``
 - ``{"type": "start", "task": id, "host", "at"}``
-- ``{"type": "result", "task": id, "host", "at", "status", "changed", "ignored", "state", "asked", "data"}``, ``status`` one of ok, failed, unreachable, skipped, ``data`` what ``picked`` left of the module's result, and ``asked``
+- ``{"type": "result", "task": id, "host", "at", "status", "changed", "ignored", "state", "asked", "data"}``: ``status``
+  is one of ok, failed, unreachable, skipped, ``data`` what ``picked`` left of the module's result, and ``asked`` true
   for a rollout's question before it acts.
 """
 

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
 PLAYBOOK = str(Path(sys.executable).with_name("ansible-playbook"))
 KEY, TOKEN, OWN = "canary-key-71c0a9", "canary-token-3f9e12", "canary-own-b8d455"
+#: What the table shows for what is not known.
+NONE = "\u2013"
 STATE = "/var/lib/vllm-fleet"
 
 
@@ -77,7 +79,7 @@ class Site:
     def table(self, *words: str) -> dict[str, list[str]]:
         """The rows of playbooks/status.yml by node, and its exit code under ''."""
         done = self.play("status.yml", *words)
-        found = re.findall(r"^ *((?:node\d|ghost) {2}.*)$", done.stdout, re.M)
+        found = re.findall(r"^ *((?:node\d|ghost) {2,}(?![ :]).*)$", done.stdout, re.M)
         assert found, done.stdout + done.stderr
         rows = {line.split()[0]: re.split(r" {2,}", line.strip())[1:] for line in found}
         return {**rows, "": [str(done.returncode)]}
@@ -136,7 +138,7 @@ def test_a_verified_release_is_recorded_once(site, two_releases):
         assert (last["settings"]["accelerator"], last["start"]["downtime"] > 0) == ("cpu", True)
         assert re.fullmatch(r"[0-9a-f]{40}", last["configuration"]["project"]["revision"])
         assert last["configuration"]["inventory"] is None
-        assert last["run"] in os.listdir(site.reports)
+        assert last["run"] in [folder.name for folder in site.reports.iterdir()]
 
 
 def test_a_run_ends_with_a_summary_a_page_or_one_line(site, two_releases):
@@ -159,7 +161,7 @@ def test_status_shows_the_fleet_and_its_drift(site, two_releases):
     site.fleet.exec("node2", ["docker", "stop", "-t", "1", "vllm"])
     drifted = site.table()
     assert drifted["node1"] == [*row[:-1], "args.max-model-len"]
-    assert drifted["node2"][3:7] == ["exited", "–", "–", "–"]
+    assert drifted["node2"][3:7] == ["exited", NONE, NONE, NONE]
     assert drifted["node2"][-1] == "args.max-model-len, state"
     assert drifted[""] == ["0"]
     assert site.table("-e", "status_fail_on_drift=true")[""] == ["2"]
@@ -169,7 +171,8 @@ def test_status_shows_the_fleet_and_its_drift(site, two_releases):
 def test_a_node_that_is_not_there_is_a_row(site, two_releases):
     hosts = yaml.safe_load((site.folder / "inventory.yml").read_text())
     kept = (site.folder / "inventory.yml").read_text()
-    hosts["vllm"]["hosts"]["ghost"] = {**hosts["vllm"]["hosts"]["node1"], "ansible_port": 1}
+    nodes = hosts["all"]["children"]["vllm"]["hosts"]
+    nodes["ghost"] = {**nodes["node1"], "ansible_port": 1}
     (site.folder / "inventory.yml").write_text(yaml.safe_dump(hosts))
     try:
         rows = site.table()
@@ -272,7 +275,7 @@ def test_teardown_asks_and_keeps_the_records(site, two_releases):
         assert site.running(node) == []
         assert not site.fleet.exec(node, caches).stdout
         assert len(site.records(node)) == 3
-    assert site.table()["node1"][3:] == ["absent", "–", "–", "–", "no server"]
+    assert site.table()["node1"][3:] == ["absent", NONE, NONE, NONE, "no server"]
     again = site.play("teardown.yml", "-e", "teardown_confirm=yes", "-e", "teardown_remove_records=true", "--limit", "node1")
     assert again.returncode == 0
     assert "vllm" not in site.fleet.exec("node1", ["ls", STATE]).stdout.split()
