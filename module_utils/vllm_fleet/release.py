@@ -136,7 +136,7 @@ def summary(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What tables and reports show of a release; times of its first answer that was streamed."""
     if record is None:
         return None
-    streamed = next((one for one in record["answers"] if one.get("ttft") is not None), {})
+    streamed: Mapping[str, Any] = next((one for one in record["answers"] if one.get("ttft") is not None), {})
     return {
         "release": record["release"],
         "when": record["when"],

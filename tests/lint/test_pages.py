@@ -111,6 +111,8 @@ def test_module_files_are_thin():
         "daemon_json",
         "findings",
         "burnin",
+        "metrics",
+        "release",
     ],
 )
 def test_pure_files_know_no_docker_no_ansible_and_no_clock(file):
