@@ -50,8 +50,9 @@ def _drift(looked: Mapping[str, Any]) -> str:
 
 
 def _reason(msg: str) -> str:
-    """Of ssh's several lines the last one says why."""
-    lines = [line.strip() for line in msg.replace("\\r\\n", "\n").splitlines() if line.strip()]
+    """Of what Ansible and ssh say, ssh's last line is the reason."""
+    said = msg.rpartition("over ssh:")[2].replace("\\r\\n", "\n")
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     return lines[-1].removeprefix("ssh: ") if lines else "no answer"
 
 
