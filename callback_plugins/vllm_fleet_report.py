@@ -45,8 +45,8 @@ if str(ROOT) not in sys.path:
 
 from fleet_report import build, page, summary  # noqa: E402  found only with the line above
 
-#: A role whose tasks look at servers in check mode, in runs that are not check runs.
-ONLY_LOOKS = "status"
+#: Variable that the role status gives to tasks of vllm_server that only look.
+ONLY_LOOKS = "__vllm_server_looked"
 
 
 class CallbackModule(CallbackBase):
@@ -127,7 +127,7 @@ class CallbackModule(CallbackBase):
                 "name": task.get_name().removeprefix(f"{role} : "),
                 "role": role,
                 "action": task.action,
-                "only_looks": role == ONLY_LOOKS,
+                "only_looks": task.get_vars().get(ONLY_LOOKS) is True,
                 "at": self._now(),
             }
         )

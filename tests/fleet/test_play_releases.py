@@ -182,6 +182,7 @@ def test_a_node_that_is_not_there_is_a_row(site, two_releases):
     assert "Connection refused" in rows["ghost"][-1]
     assert rows["node1"][4] == "ready"
     assert "fatal" not in site.said[-1]
+    assert "FLEET" not in site.said[-1]  # the table is the whole answer
 
 
 def test_verify_asks_and_changes_nothing(site, two_releases):
