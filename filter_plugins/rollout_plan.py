@@ -208,7 +208,9 @@ def rollout_plan(
         "play": play,
         "wrong": wrong,
         "problems": problems,
-        "says": _say(batches, [replica.head for replica in same], len([r for r in replicas if set(r.hosts) & set(play)])),
+        "says": _say(
+            batches, [replica.head for replica in same], len([r for r in replicas if set(r.hosts) & set(play)])
+        ),
     }
 
 
@@ -323,9 +325,7 @@ def _serves_now(hostvars: Mapping[str, Any], replica: Replica) -> bool:
     return all(outcome.get("state") == "replaced" or outcome.get("serving") for outcome in outcomes)
 
 
-def rollout_verdict(
-    hostvars: Mapping[str, Any], plan: Mapping[str, Any], host: str, *, max_failures: int
-) -> str:
+def rollout_verdict(hostvars: Mapping[str, Any], plan: Mapping[str, Any], host: str, *, max_failures: int) -> str:
     """What a host failed with, and how far the run came."""
     planned = plan.get("hosts") or []
     done = [name for name in planned if _outcome(hostvars[name]).get("state") == "replaced"]
