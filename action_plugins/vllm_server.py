@@ -70,6 +70,9 @@ class ActionModule(ActionBase):
                 answer = self._execute_module(module_name="vllm_server", module_args=call, task_vars=variables)
             except AnsibleConnectionFailure as exc:
                 answer = {"unreachable": True, "msg": str(exc)}
+            if answer.get("unreachable") and variables.get("__vllm_server_looked"):
+                # A line in a table of the fleet, not the end of this node's run.
+                return {"failed": True, "not_reached": True, "msg": str(answer.get("msg") or "no answer")}
             if answer.get("unreachable") and token is not None:
                 lost = time.monotonic() if lost is None else lost
                 if time.monotonic() - lost > PATIENCE:

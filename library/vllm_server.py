@@ -185,6 +185,14 @@ options:
     description: Folder on the node for what must outlive a container, such as logs of failed starts and compile caches.
     type: path
     default: /var/lib/vllm-fleet
+  record:
+    description:
+      - For O(state=confirmed). Writes a record of the release into C(<state_dir>/<name>/releases), unless what runs is
+        recorded already. The container's own make is read from Docker; this adds what the caller knows.
+      - Keys are C(settings) (dict, options of the role), C(verification) (dict, C(requests) and C(endpoints)),
+        C(answers) (list, RV(ignore:results) of vllm_chat), C(start) (dict, this module's own result of the start),
+        C(run) (str) and C(configuration) (dict). The action plugin gives the last two.
+    type: dict
   docker_host:
     description: URL of the Docker engine; by default C(DOCKER_HOST) or the local socket.
     type: str
@@ -329,6 +337,38 @@ confirmed:
   description: Whether the container was verified from outside (O(state=confirmed)).
   type: bool
   returned: always
+release:
+  description: >-
+    The record of the running container as it is now, in short; null when it was never verified or has been changed
+    since.
+  type: dict
+  returned: always
+  contains:
+    release: {type: int, description: Its number on this node.}
+    when: {type: str, description: When it was recorded (UTC).}
+    run: {type: str, description: The run that recorded it.}
+    image: {type: str, description: Image as it was named.}
+    model: {type: str, description: Model id or path.}
+    commit: {type: str, description: "Commit of the model, where it is known."}
+    downtime: {type: float, description: Seconds without a server when it was brought.}
+    ready: {type: float, description: Seconds from its container's start to ready.}
+    ttft: {type: float, description: Seconds to the first token when it was verified.}
+    tokens_per_second: {type: float, description: Rate of generation when it was verified.}
+    restores: {type: int, description: The release that this one is again.}
+    rolled_back_from: {type: int, description: The release that ran before a rollback.}
+previous_release:
+  description: The release before it, in the same shape.
+  type: dict
+  returned: with O(record)
+serving:
+  description: How the running server is; null when none runs.
+  type: dict
+  returned: in check mode
+  contains:
+    health: {type: str, description: "V(ready), V(not ready), or V(wrong) when it serves something else."}
+    detail: {type: str, description: Why it is not ready.}
+    running: {type: int, description: Requests that are being computed.}
+    waiting: {type: int, description: Requests that wait for a place.}
 notes:
   description: What else is worth knowing, such as a lowered memory utilization.
   type: list
@@ -418,6 +458,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "gpu_memory_policy": {"type": "str", "choices": ["strict", "fit", "off"], "default": "strict"},
     "sysfs_root": {"type": "path", "default": "/sys"},
     "state_dir": {"type": "path", "default": DEFAULT_STATE_DIR},
+    "record": {"type": "dict"},
     "docker_host": {"type": "str"},
     "reported_host": {"type": "str"},
     "watch_slice": {"type": "float"},

@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import compare, gpu_gate, plan, preconditions, snapshot
+from ansible.module_utils.vllm_fleet import compare, gpu_gate, plan, preconditions, release, snapshot
 from ansible.module_utils.vllm_fleet import survey as surveys
 from ansible.module_utils.vllm_fleet.engine import Engine, EngineError, EngineUnavailable
 from ansible.module_utils.vllm_fleet.logtext import scrub
 from ansible.module_utils.vllm_fleet.plan import PREVIOUS_SUFFIX, Existing, Plan, Rank
 from ansible.module_utils.vllm_fleet.preconditions import Refused
+from ansible.module_utils.vllm_fleet.releases import Releases, standing
 from ansible.module_utils.vllm_fleet.result import ENGINE_REMEDY, describe, listed, names, unwritable
 from ansible.module_utils.vllm_fleet.spec import ENGINE_CACHE, Spec
 from ansible.module_utils.vllm_fleet.state import LockTaken, NodeState
@@ -79,6 +80,7 @@ class Lifecycle:
         self.options, self.engine, self.host, self.check_mode = options, engine, host, check_mode
         self.name = str(options["name"])
         self.node = NodeState(str(options["state_dir"]), self.name)
+        self.releases = Releases(self.node)
         self.slice, self.secrets = slice_seconds, secrets
         self.after_action = after_action or (lambda action: None)
         self.passage = Passage(**token) if token else Passage(begun=boottime())
@@ -320,7 +322,13 @@ class Lifecycle:
         if current and seen.current_rank is not Rank.CONFIRMED:
             previous = str(seen.previous["Id"]) if seen.previous else None
             self._note(current, Rank.CONFIRMED, (current, previous))
-        return self._result(seen.current)
+        result = self._result(seen.current)
+        given, made = self.options.get("record"), result["spec"]
+        if given is not None and seen.current and made:
+            image = self.engine.image(str(seen.current["Image"]))
+            kept, before = self.releases.keep(seen.current, made, image.ids if image else frozenset(), given)
+            result |= {"release": release.summary(kept), "previous_release": release.summary(before)}
+        return result
 
     # -- watching ----------------------------------------------------------------------------------------------
 
@@ -553,6 +561,11 @@ class Lifecycle:
             "confirmed": bool(current) and self.node.rank(str((current or {})["Id"])) is Rank.CONFIRMED,
             "notes": p.notes,
         }
+        kept = self.releases.serving(str(current["Id"]), result["spec"]) if current else None
+        result["release"] = release.summary(kept)
+        if self.check_mode:
+            running = current is not None and current["State"].get("Running")
+            result["serving"] = standing(surveys.endpoint_of(current)) if current and running else None
         if p.failure:
             result["failure"] = p.failure
         if failed:

@@ -57,6 +57,17 @@ def ask(endpoint: Endpoint, timeout: float = REQUEST_TIMEOUT) -> Answer:
     return judge_models(body, endpoint.names, endpoint.root)
 
 
+def page(endpoint: Endpoint, path: str, timeout: float = REQUEST_TIMEOUT) -> str:
+    """Read a page such as /metrics. Raises OSError, ValueError when it does not answer 200."""
+    try:
+        status, body = _get(endpoint, path, timeout)
+    except http.client.HTTPException as exc:
+        raise OSError(f"{path}: {exc}") from exc
+    if status != 200:
+        raise ValueError(f"{path} answers {status}")
+    return body.decode(errors="replace")
+
+
 def judge_models(body: bytes, names: Sequence[str], root: str | None) -> Answer:
     """Judge /v1/models' answer: the served name must be listed, and must have been started from ``root``."""
     try:

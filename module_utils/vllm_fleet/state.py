@@ -49,7 +49,7 @@ class NodeState:
         # One that failed is below one of which nothing is known, so only what was noted counts.
         ranks[container] = max(int(rank), int(self.rank(container))) if container in ranks else int(rank)
         if ranks != old:  # nearly every run has nothing new to note
-            self._write(self.folder / "state.json", {**state, "ranks": ranks})
+            self.write(self.folder / "state.json", {**state, "ranks": ranks})
 
     def restoring(self) -> str | None:
         """Which container an interrupted ``state: restored`` was to bring back; None when there is none."""
@@ -60,7 +60,7 @@ class NodeState:
         """Note the beginning of a restore on request, or (None) its end."""
         if self.restoring() != container:
             state = {k: v for k, v in self._read(self.folder / "state.json").items() if k != "restoring"}
-            self._write(self.folder / "state.json", {**state, **({"restoring": container} if container else {})})
+            self.write(self.folder / "state.json", {**state, **({"restoring": container} if container else {})})
 
     # -- secrets' fingerprints ---------------------------------------------------------------------------------
 
@@ -83,7 +83,7 @@ class NodeState:
 
     def note_flags(self, image_id: str, flags: frozenset[str]) -> None:
         """Keep what an image answered; its id names the bytes, so the answer never grows old."""
-        self._write(self._flags_file(image_id), {"flags": sorted(flags)})
+        self.write(self._flags_file(image_id), {"flags": sorted(flags)})
 
     def _flags_file(self, image_id: str) -> Path:
         return self.root / "flags" / f"{image_id.removeprefix('sha256:')[:24]}.json"
@@ -141,7 +141,8 @@ class NodeState:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def _write(self, path: Path, value: Mapping[str, Any]) -> None:
+    def write(self, path: Path, value: Mapping[str, Any]) -> None:
+        """Write JSON whole or not at all, readable by its owner alone."""
         self._write_bytes(path, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
 
     @staticmethod

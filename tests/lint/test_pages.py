@@ -116,6 +116,8 @@ def test_module_files_are_thin():
         "findings",
         "inventory_checks",
         "burnin",
+        "metrics",
+        "release",
     ],
 )
 def test_pure_files_know_no_docker_no_ansible_and_no_clock(file):

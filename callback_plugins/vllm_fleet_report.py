@@ -1,0 +1,222 @@
+"""Callback: what a run did to the fleet, in a few lines on the terminal and as a page in reports/<run>/."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import platform
+import secrets
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from ansible import context
+from ansible.plugins.callback import CallbackBase
+
+DOCUMENTATION = r"""
+name: vllm_fleet_report
+type: aggregate
+short_description: Reports what a run did to the servers of the fleet
+description:
+  - Gathers the results of C(vllm_server), C(vllm_chat) and C(vllm_drained) and the times of all tasks.
+  - At the end of a run prints a summary, and writes C(index.html) and C(report.json) into a folder of its own when a
+    server was changed or measured, or a deployment failed. Runs that are about no server print nothing.
+  - Gives every run an id, in the environment variable C(VLLM_FLEET_RUN) of the tasks' lookups.
+  - A report that cannot be made is a warning, never a failed run.
+requirements:
+  - enable it in C(callbacks_enabled)
+options:
+  path:
+    description: Folder of the reports; by default C(reports) beside the C(callback_plugins) folder.
+    type: path
+    env:
+      - name: VLLM_FLEET_REPORTS
+    ini:
+      - section: callback_vllm_fleet_report
+        key: path
+"""
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from fleet_report import build, page, summary  # noqa: E402  found only with the line above
+
+#: Variable that the role status gives to tasks of vllm_server that only look.
+ONLY_LOOKS = "__vllm_server_looked"
+
+
+class CallbackModule(CallbackBase):
+    """Collects events while the run goes on, and tells them at its end."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "aggregate"
+    CALLBACK_NAME = "vllm_fleet_report"
+    CALLBACK_NEEDS_ENABLED = True
+
+    def __init__(self) -> None:
+        """Start the clock and name the run."""
+        super().__init__()
+        self._began, self._clock = time.time(), time.monotonic()
+        self.run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._began)) + "-" + secrets.token_hex(2)
+        os.environ["VLLM_FLEET_RUN"] = self.run
+        self._events: list[dict[str, Any]] = []
+        self._tasks: dict[str, Any] = {}
+        self._playbook = ""
+        self._basedir = ""
+
+    def _now(self) -> float:
+        return time.monotonic() - self._clock
+
+    # -- events ------------------------------------------------------------------------------------------------
+
+    def v2_playbook_on_start(self, playbook: Any) -> None:
+        """Remember which playbook it is."""
+        self._playbook, self._basedir = str(playbook._file_name), str(playbook._basedir)
+
+    def v2_playbook_on_play_start(self, play: Any) -> None:
+        """Remember the play's roles and every node it is meant for, also those of waves that never come."""
+        hosts: list[str] = []
+        manager = play.get_variable_manager()
+        if manager is not None:
+            hosts = list(manager.get_vars(play=play).get("ansible_play_hosts_all") or [])
+        roles = [role.get_name().rpartition(".")[2] for role in play.get_roles()]
+        self._events.append({"type": "play", "hosts": hosts, "roles": roles})
+
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        """Note a task."""
+        self._note_task(task)
+
+    def v2_playbook_on_handler_task_start(self, task: Any) -> None:
+        """Note a handler."""
+        self._note_task(task)
+
+    def v2_runner_on_start(self, host: Any, task: Any) -> None:
+        """Note when a node begins with a task."""
+        self._note_task(task)
+        self._events.append({"type": "start", "task": task._uuid, "host": host.get_name(), "at": self._now()})
+
+    def v2_runner_on_ok(self, result: Any) -> None:
+        """Note a result."""
+        self._note(result, "ok")
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        """Note a failure; a task may say that it does not count."""
+        self._note(result, "failed", ignored=ignore_errors)
+
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        """Note a node that does not answer."""
+        self._note(result, "unreachable")
+
+    def v2_runner_on_skipped(self, result: Any) -> None:
+        """Note what was skipped."""
+        self._note(result, "skipped")
+
+    def _note_task(self, task: Any) -> None:
+        if task._uuid in self._tasks:
+            return
+        self._tasks[task._uuid] = task
+        role = task._role.get_name().rpartition(".")[2] if getattr(task, "_role", None) else None
+        self._events.append(
+            {
+                "type": "task",
+                "task": task._uuid,
+                "name": task.get_name().removeprefix(f"{role} : "),
+                "role": role,
+                "action": task.action,
+                "only_looks": task.get_vars().get(ONLY_LOOKS) is True,
+                "at": self._now(),
+            }
+        )
+
+    def _note(self, result: Any, status: str, *, ignored: bool = False) -> None:
+        task, found = result._task, result._result
+        self._note_task(task)
+        state = (task.args or {}).get("state") if build.module_of(task.action) == "vllm_server" else None
+        self._events.append(
+            {
+                "type": "result",
+                "task": task._uuid,
+                "host": result._host.get_name(),
+                "at": self._now(),
+                "status": status,
+                "changed": bool(found.get("changed")),
+                "ignored": ignored,
+                "state": state,
+                # Only answers in check mode say how the server is: a question of a rollout, before it acts.
+                "asked": "serving" in found and not context.CLIARGS.get("check"),
+                "data": build.picked(task.action, found, failed=status in ("failed", "unreachable")),
+            }
+        )
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        """Tell what happened."""
+        try:
+            self._tell(stats)
+        except Exception as exc:  # noqa: BLE001  a run is not judged by its report
+            self._display.warning(f"The report of this run could not be made: {type(exc).__name__}: {exc}")
+            self._display.vvv(traceback.format_exc())
+
+    def _tell(self, stats: Any) -> None:
+        report = build.build(self._describe(stats), self._events)
+        written = None
+        if build.worth_a_page(report):
+            written = self._write(report)
+        lines = summary.lines(report, _short(written) if written else None)
+        if lines:
+            self._display.banner("FLEET")
+        for line in lines:
+            self._display.display(line)
+
+    def _describe(self, stats: Any) -> dict[str, Any]:
+        hosts = sorted(stats.processed)
+        options = context.CLIARGS
+        tags = [tag for tag in options.get("tags") or () if tag != "all"]
+        custom = stats.custom
+        return {
+            "id": self.run,
+            "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self._began)),
+            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._began)),
+            "elapsed": round(self._now(), 3),
+            "playbook": self._playbook,
+            "inventory": [_short(Path(str(source))) for source in options.get("inventory") or ()],
+            "limit": options.get("subset"),
+            "tags": tags,
+            "check_mode": bool(options.get("check")),
+            "by": f"{getpass.getuser()}@{platform.node()}",
+            "configuration": self._configuration(),
+            "failed": [host for host in hosts if stats.failures.get(host)],
+            "unreachable": [host for host in hosts if stats.dark.get(host)],
+            "benchmarks": {h: custom[h]["vllm_benchmark"] for h in custom if "vllm_benchmark" in (custom[h] or {})},
+        }
+
+    def _configuration(self) -> dict[str, Any] | None:
+        """Read it where the records of this run have it from, so that both always agree."""
+        from ansible.plugins.loader import filter_loader  # noqa: PLC0415  needed only at the end of a run
+
+        sources = [Path(str(source)) for source in context.CLIARGS.get("inventory") or ()]
+        folders = [source if source.is_dir() else source.parent for source in sources if source.exists()]
+        ask = filter_loader.get("vllm_configuration").j2_function
+        found: dict[str, Any] = ask(str(folders[0]) if folders else "", self._basedir)
+        return found
+
+    def _write(self, report: dict[str, Any]) -> Path:
+        base = Path(self.get_option("path") or ROOT / "reports")
+        folder = base / self.run
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "index.html").write_text(page.render(report), encoding="utf-8")
+        return folder / "index.html"
+
+
+def _short(path: Path) -> str:
+    """Write a path from here where it lies below, else whole."""
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

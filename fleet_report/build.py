@@ -1,0 +1,257 @@
+"""Events of a run to its report: one dictionary, which is also report.json. Pure.
+
+Events, in the order they came (``at``: seconds since the run began):
+
+- ``{"type": "play", "hosts": [...], "roles": [...]}``
+- ``{"type": "task", "task": id, "name", "role", "action", "at"}``
+- ``{"type": "start", "task": id, "host", "at"}``
+- ``{"type": "result", "task": id, "host", "at", "status", "changed", "ignored", "state", "asked", "data"}``: ``status``
+  is one of ok, failed, unreachable, skipped, ``data`` what ``picked`` left of the module's result, and ``asked`` true
+  for a rollout's question before it acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fleet_report import timeline
+from fleet_report.words import natural
+
+FORMAT = 1
+#: Roles whose plays are about the nodes of the fleet.
+NODE_ROLES = frozenset({"vllm_server", "rollout", "vllm_image", "hf_cache", "benchmark"})
+#: Roles of plays that may leave a server changed; their failures are worth a report.
+CHANGING_ROLES = frozenset({"vllm_server", "rollout", "rollback"})
+_PICKED = {
+    "vllm_server": (
+        "actions",
+        "differences",
+        "container",
+        "elapsed",
+        "downtime",
+        "stages",
+        "rolled_back",
+        "release",
+        "previous_release",
+        "failure",
+        "notes",
+        "log_file",
+        "msg",
+    ),
+    "vllm_chat": ("results", "msg"),
+    "vllm_drained": ("drained", "elapsed", "says", "msg"),
+}
+_ANSWER = ("name", "api", "content", "finish_reason", "usage", "ttft", "tokens_per_second", "error")
+_FAILURE = ("class", "cause", "evidence", "remedy", "exit_code")
+
+
+def module_of(action: str) -> str:
+    """Give a module's short name."""
+    return action.rpartition(".")[2]
+
+
+def picked(action: str, result: Mapping[str, Any], *, failed: bool) -> dict[str, Any]:
+    """Take from a module's result what a report shows; of other modules only a failure's sentence."""
+    names = _PICKED.get(module_of(action), ("msg",) if failed else ())
+    return {name: result[name] for name in names if result.get(name) is not None}
+
+
+def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Make the report.
+
+    ``run``: id, playbook, began, elapsed, check_mode, and whatever else describes the run; ``failed`` and
+    ``unreachable`` list the hosts that ended so, ``benchmarks`` maps hosts to figures.
+    """
+    tasks = {e["task"]: e for e in events if e["type"] == "task"}
+    roles = {role for e in events if e["type"] == "play" for role in e["roles"]}
+    results = [e for e in events if e["type"] == "result" and not _foreign(tasks[e["task"]], e)]
+    starts = {(e["task"], e["host"]): e["at"] for e in events if e["type"] == "start"}
+    nodes = [
+        _node(host, run, [r for r in results if r["host"] == host], tasks, starts)
+        for host in _hosts(events, results, tasks)
+    ]
+    report = {
+        "format": FORMAT,
+        **{name: value for name, value in run.items() if name not in ("failed", "unreachable", "benchmarks")},
+        "nodes": nodes,
+        "changing": bool(roles & CHANGING_ROLES) or any(n["started"] for n in nodes),
+        "tasks": _tasks(results, tasks, starts),
+    }
+    report["outcome"] = _outcome(nodes)
+    return report
+
+
+def worth_a_page(report: Mapping[str, Any]) -> bool:
+    """Whether somebody will want to look: a server was changed or measured, or a deployment failed."""
+    if report["check_mode"]:
+        return False
+    nodes = report["nodes"]
+    bad = any(n["outcome"] in ("failed", "restored", "unreachable") for n in nodes)
+    return any(n["changed"] or n["benchmark"] for n in nodes) or (bool(report["changing"]) and bad)
+
+
+def _foreign(task: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+    """Results of questions that only look in check mode, as status does."""
+    return result["status"] == "skipped" or bool(task.get("only_looks"))
+
+
+def _hosts(
+    events: Sequence[Mapping[str, Any]], results: Iterable[Mapping[str, Any]], tasks: Mapping[Any, Mapping[str, Any]]
+) -> list[str]:
+    found = {h for e in events if e["type"] == "play" and set(e["roles"]) & NODE_ROLES for h in e["hosts"]}
+    found |= {r["host"] for r in results if module_of(tasks[r["task"]]["action"]).startswith("vllm_server")}
+    found |= {r["host"] for r in results if module_of(tasks[r["task"]]["action"]) == "vllm_chat"}
+    return sorted(found, key=natural)
+
+
+def _node(
+    host: str,
+    run: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    tasks: Mapping[Any, Mapping[str, Any]],
+    starts: Mapping[tuple[Any, str], float],
+) -> dict[str, Any]:
+    stretches: list[timeline.Stretch] = []
+    down: list[list[float]] = []
+    last: dict[str, Mapping[str, Any]] = {}
+    answers: list[Mapping[str, Any]] = []
+    for one in results:
+        task = tasks[one["task"]]
+        begin, end = starts.get((one["task"], host), task["at"]), one["at"]
+        module, state = module_of(task["action"]), one.get("state")
+        if module == "vllm_server":
+            last["asked" if one.get("asked") else state or "started"] = one
+        if module == "vllm_chat" and one["data"].get("results") and len(one["data"]["results"]) >= len(answers):
+            answers = one["data"]["results"]
+        if one.get("asked"):
+            stretches.append({"phase": "check", "from": begin, "to": end})
+        elif module == "vllm_server" and (state or "started") == "started":
+            parts, gap = timeline.server_stretches(begin, end, one["data"])
+            stretches += parts
+            down += [gap] if gap else []
+        else:
+            stretches.append({"phase": timeline.phase_of(task, state), "from": begin, "to": end})
+    restored = last.get("restored")
+    if restored and not _went_back(restored):
+        restored = None
+    if restored and down:
+        down[-1] = [down[-1][0], restored["at"]]  # what was ready in between answered wrongly
+    started = last.get("started", last.get("asked", {})).get("data", {})
+    confirmed = last.get("confirmed", {}).get("data", {})
+    failure = _failure(host, run, results, tasks)
+    release = confirmed.get("release") or started.get("release") or (restored or {}).get("data", {}).get("release")
+    answered = next((a for a in answers if a.get("ttft") is not None), {})
+    node = {
+        "name": host,
+        "outcome": _node_outcome(host, run, last, failure),
+        "started": "started" in last or "asked" in last,
+        "changed": bool(last.get("started", {}).get("changed")) or bool(restored),
+        "release": release,
+        "previous": confirmed.get("previous_release"),
+        "differences": started.get("differences") or [],
+        "actions": started.get("actions") or [],
+        "notes": started.get("notes") or [],
+        "stages": started.get("stages") or [],
+        "downtime": round(sum(to - at for at, to in down), 3) if down else None,
+        "ready": _ready(started),
+        "ttft": answered.get("ttft"),
+        "tokens_per_second": answered.get("tokens_per_second"),
+        "answers": [{name: a.get(name) for name in _ANSWER} for a in answers],
+        "failure": failure,
+        "timeline": timeline.joined(stretches),
+        "down": [[round(at, 3), round(to, 3)] for at, to in down],
+        "benchmark": (run.get("benchmarks") or {}).get(host),
+    }
+    if node["downtime"] is not None and not restored and started.get("downtime") is not None:
+        node["downtime"] = started["downtime"]  # as the node itself measured it
+    return node
+
+
+def _went_back(restored: Mapping[str, Any]) -> bool:
+    """Whether a restore brought the previous server; its task fails never, its result says."""
+    return restored["status"] == "ok" and not restored["data"].get("failure")
+
+
+def _ready(started: Mapping[str, Any]) -> float | None:
+    stages = started.get("stages") or []
+    reached = [s["at"] for s in stages if s["stage"] == "ready"]
+    return reached[-1] if reached and "start" in (started.get("actions") or []) and not started.get("failure") else None
+
+
+def _failure(
+    host: str,
+    run: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    tasks: Mapping[Any, Mapping[str, Any]],
+) -> dict[str, Any] | None:
+    """Why a node failed: the first failure that counts is the cause, the last one tells how it ended."""
+    if host in run.get("unreachable", ()):
+        last = next((r for r in reversed(results) if r["status"] == "unreachable"), None)
+        cause = str((last or {}).get("data", {}).get("msg") or "the node did not answer")
+        remedy = "See to its network and its SSH server, then run again: what was begun is taken up"
+        return {"class": "unreachable", "cause": cause, "evidence": [], "remedy": remedy, "exit_code": None}
+    bad = [r for r in results if r["status"] == "failed" and not r["ignored"]]
+    if host not in run.get("failed", ()) or not bad:
+        return None
+    first = next((r for r in bad if r["data"].get("failure")), bad[0])
+    task = tasks[first["task"]]
+    found = first["data"].get("failure")
+    said = str(first["data"].get("msg") or "")
+    if found:
+        return {**{name: found.get(name) for name in _FAILURE}, "log_file": first["data"].get("log_file")}
+    kind = "verification" if module_of(task["action"]) == "vllm_chat" else "task"
+    cause = said or f"the task {task['name']!r} failed"
+    ending = str(bad[-1]["data"].get("msg") or "") if bad[-1] is not first else ""
+    rest = ending.removeprefix(said).strip() if ending.startswith(said) else ending
+    return {"class": kind, "cause": cause, "evidence": [], "remedy": rest, "exit_code": None, "task": task["name"]}
+
+
+def _node_outcome(
+    host: str, run: Mapping[str, Any], last: Mapping[str, Mapping[str, Any]], failure: Mapping[str, Any] | None
+) -> str:
+    """One word: unreachable, failed, restored, replaced, deployed, started, updated, stopped, unchanged, untouched."""
+    if host in run.get("unreachable", ()):
+        return "unreachable"
+    started, restored = last.get("started"), last.get("restored")
+    if failure or host in run.get("failed", ()):
+        back = (started or {}).get("data", {}).get("rolled_back") or (restored and _went_back(restored))
+        return "restored" if back else "failed"
+    if started:
+        return _deed(started["data"].get("actions") or []) if started["changed"] else "unchanged"
+    if "asked" in last:
+        return "untouched" if last["asked"]["data"].get("actions") else "unchanged"
+    return "stopped" if last else "untouched"
+
+
+def _deed(actions: Sequence[str]) -> str:
+    if "create" in actions:
+        return "replaced" if {"keep", "remove"} & set(actions) else "deployed"
+    return "started" if "start" in actions else "updated"
+
+
+def _outcome(nodes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for node in nodes:
+        counts[node["outcome"]] = counts.get(node["outcome"], 0) + 1
+    return counts
+
+
+def _tasks(
+    results: Sequence[Mapping[str, Any]],
+    tasks: Mapping[Any, Mapping[str, Any]],
+    starts: Mapping[tuple[Any, str], float],
+) -> list[dict[str, Any]]:
+    """Say how long each task took, from its first host's start to its last one's end, all waves together."""
+    spans: dict[Any, list[float]] = {}
+    for one in results:
+        begin = starts.get((one["task"], one["host"]), tasks[one["task"]]["at"])
+        span = spans.setdefault(one["task"], [begin, one["at"], 0])
+        spans[one["task"]] = [min(span[0], begin), max(span[1], one["at"]), span[2] + 1]
+    rows: dict[tuple[Any, Any], dict[str, Any]] = {}
+    for task, (begin, end, hosts) in spans.items():
+        name, role = tasks[task]["name"], tasks[task].get("role")
+        row = rows.setdefault((role, name), {"name": name, "role": role, "seconds": 0.0, "hosts": 0})
+        row["seconds"] = round(row["seconds"] + end - begin, 3)
+        row["hosts"] += int(hosts)
+    return sorted(rows.values(), key=lambda row: -row["seconds"])

@@ -1,0 +1,151 @@
+"""A report as a page that needs nothing but itself: styles and pictures inline, light and dark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jinja2
+
+from fleet_report import summary, timeline, words
+
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+#: Width of a picture's own units; the page stretches them.
+WIDTH = 1000
+#: Beyond so many nodes the rows of the picture are thinner.
+MANY = 16
+#: Tasks named in the table of where the time went.
+TASKS = 12
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """Write the page."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {
+        "duration": words.duration,
+        "latency": words.latency,
+        "rate": words.rate,
+        "plain": plain,
+    }
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    nodes = report["nodes"]
+    drawn = [node for node in nodes if node["timeline"]]
+    used = {stretch["phase"] for node in drawn for stretch in node["timeline"]}
+    return template.render(
+        report=report,
+        nodes=nodes,
+        drawn=drawn,
+        headline=headline(report),
+        cards=cards(nodes),
+        failures=summary.failures(nodes),
+        phases={name: text for name, text in timeline.PHASES.items() if name in used},
+        any_down=any(node["down"] for node in drawn),
+        axis=[{"left": 100 * at / _length(report), "label": words.axis(at)} for at in timeline.ticks(_length(report))],
+        bars={node["name"]: bars(node, _length(report)) for node in drawn},
+        width=WIDTH,
+        dense=len(drawn) > MANY,
+        measured=[node for node in nodes if node["benchmark"]],
+        compared=[node for node in nodes if node["started"] or node["answers"]],
+        shared=shared(nodes),
+        outcomes=summary.OUTCOMES,
+        bad=summary.BAD,
+        differences=summary.differences,
+        tasks=report["tasks"][:TASKS],
+        longest=max((task["seconds"] for task in report["tasks"]), default=0) or 1,
+        change=change,
+    )
+
+
+def _length(report: Mapping[str, Any]) -> float:
+    return max(float(report["elapsed"]), 0.001)
+
+
+def plain(value: Any) -> str:
+    """Write a value of a difference on one line."""
+    return "absent" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def headline(report: Mapping[str, Any]) -> dict[str, str]:
+    """Say in one sentence how it went, and whether that is good."""
+    outcome = report["outcome"]
+    number = len(report["nodes"])
+    bad = sum(outcome.get(name, 0) for name in summary.BAD)
+    level = "bad" if bad else "good"
+    return {"level": level, "text": f"{words.count(number, 'node')}: {summary.told(outcome)}"}
+
+
+def cards(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Give the figures that stand on top: the worst downtime, and the middle of what was measured."""
+    out = []
+    downtimes = [(n["downtime"], n["name"]) for n in nodes if n["downtime"] is not None]
+    if downtimes:
+        worst, name = max(downtimes)
+        note = f"on {name}" if len(downtimes) > 1 else "without a server"
+        out.append({"title": "Longest downtime", "value": words.duration(worst), "note": note})
+    ready = [n["ready"] for n in nodes if n["ready"] is not None]
+    if ready:
+        note = (
+            f"from {words.duration(min(ready))} to {words.duration(max(ready))}"
+            if len(ready) > 1
+            else "from the container's start"
+        )
+        out.append({"title": "Time to ready", "value": words.duration(median(ready)), "note": note})
+    for key, title, write, better in (
+        ("ttft", "First token", words.latency, "lower"),
+        ("tokens_per_second", "Tokens per second", words.rate, "higher"),
+    ):
+        now = [n[key] for n in nodes if n[key] is not None]
+        before = [(n["previous"] or {}).get(key) for n in nodes if n[key] is not None]
+        known = [b for b in before if b is not None]
+        if now:
+            note = f"before: {write(median(known))}" if known else f"{better} is better"
+            out.append({"title": title, "value": write(median(now)), "note": note})
+    return out
+
+
+def shared(nodes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:
+    """Give the differences when they are the same on every changed node; None when nodes differ in what changed."""
+    found = [node["differences"] for node in nodes if node["changed"]]
+    return found[0] if found and all(one == found[0] for one in found) else None
+
+
+def bars(node: Mapping[str, Any], length: float) -> dict[str, list[dict[str, Any]]]:
+    """Place a node's stretches and its time without a server on a picture of WIDTH units."""
+
+    def place(begin: float, end: float) -> dict[str, float]:
+        # A stretch that is too short to be seen still happened.
+        return {"x": round(WIDTH * begin / length, 2), "w": round(max(WIDTH * (end - begin) / length, 1.2), 2)}
+
+    stretches = [
+        {
+            **place(s["from"], s["to"]),
+            "phase": s["phase"],
+            "title": f"{timeline.PHASES[s['phase']]}: {words.duration(s['to'] - s['from'])}",
+        }
+        for s in node["timeline"]
+    ]
+    down = [
+        {**place(begin, end), "title": f"without a server for {words.duration(end - begin)}"}
+        for begin, end in node["down"]
+    ]
+    return {"stretches": stretches, "down": down}
+
+
+def change(now: float | None, before: float | None, *, lower_is_better: bool) -> dict[str, str] | None:
+    """Compare a figure with the previous release's: text and whether it is better, worse or about the same."""
+    if now is None or not before:
+        return None
+    ratio = now / before - 1
+    if abs(ratio) < 0.05:
+        return {"level": "same", "text": "±0\u00a0%" if abs(ratio) < 0.005 else _percent(ratio)}
+    better = (ratio < 0) == lower_is_better
+    return {"level": "better" if better else "worse", "text": _percent(ratio)}
+
+
+def _percent(ratio: float) -> str:
+    return f"{ratio:+.0%}".replace("%", "\u00a0%").replace("-", "\u2212")

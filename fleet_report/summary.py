@@ -1,0 +1,172 @@
+"""A report as the few lines that stand at the end of a run on the terminal. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fleet_report.words import DASH, clip, count, duration, latency, rate, spread
+
+#: How each outcome reads in a sentence, in the order in which they are told.
+OUTCOMES = {
+    "failed": "failed",
+    "unreachable": "unreachable",
+    "restored": "failed and restored",
+    "deployed": "deployed",
+    "replaced": "replaced",
+    "started": "started",
+    "updated": "updated",
+    "stopped": "stopped",
+    "unchanged": "unchanged",
+    "untouched": "not reached",
+}
+BAD = ("failed", "unreachable", "restored")
+#: Rows of a table on the terminal; the page has them all.
+_ROWS = 20
+#: Nodes whose differences are named in the line of a check run.
+_NAMED = 8
+
+
+def told(outcome: Mapping[str, int]) -> str:
+    """Write the counts of outcomes: ``3 replaced, 1 failed``, the good ones first."""
+    order = [*(name for name in OUTCOMES if name not in BAD), *BAD]
+    return ", ".join(f"{outcome[name]} {OUTCOMES[name]}" for name in order if outcome.get(name))
+
+
+def lines(report: Mapping[str, Any], page: str | None = None) -> list[str]:
+    """Give the lines for the terminal; none where the run was about no node of the fleet."""
+    nodes = report["nodes"]
+    if not nodes:
+        return []
+    if report["check_mode"]:
+        return _checked(nodes)
+    told_failures = [line for group in failures(nodes) for line in _why(group)]
+    if page is None and not told_failures:
+        return _calm(nodes)
+    head = f"{count(len(nodes), 'node')} in {duration(report['elapsed'])}: {told(report['outcome'])}"
+    out = [head, *_table(nodes), *_benchmarks(nodes), *told_failures]
+    return [*out, f"Report: {page}"] if page else out
+
+
+def _calm(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for a run that changed nothing."""
+    answered = [node for node in nodes if node["ttft"] is not None]
+    asked = [node for node in nodes if node["answers"]]
+    if not asked:
+        return [f"{count(len(nodes), 'node')}, nothing to change."] if any(n["started"] for n in nodes) else []
+    line = f"{count(len(nodes), 'node')}, nothing to change" if any(n["started"] for n in nodes) else ""
+    line = f"{line + '; ' if line else ''}{count(len(asked), 'node')} answered as expected"
+    if answered:
+        line += f", first token after {spread([n['ttft'] for n in answered], latency)}"
+    rates = [n["tokens_per_second"] for n in answered if n["tokens_per_second"] is not None]
+    return [line + (f", {spread(rates, rate)} tokens/s." if rates else ".")]
+
+
+def _checked(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    changing = [node for node in nodes if node["changed"]]
+    if not any(node["started"] for node in nodes):
+        return []
+    if not changing:
+        return [f"Check: {count(len(nodes), 'node')}, nothing would change."]
+    out = [f"Check: {len(changing)} of {count(len(nodes), 'node')} would change."]
+    groups: dict[str, list[str]] = {}
+    for node in changing:
+        groups.setdefault(differences(node), []).append(node["name"])
+    for what, names in list(groups.items())[:_NAMED]:
+        out.append(f"  {clip(', '.join(names), 60)}: {what}")
+    return out
+
+
+def differences(node: Mapping[str, Any]) -> str:
+    """Name what differs on a node, in one line; ``deployed anew`` where there was no server."""
+    found = node["differences"]
+    if not found:
+        return "started again"
+    if any(d["name"] == "state" and d["current"] is None for d in found):
+        return "a server where there is none"
+    return clip(", ".join(d["name"] for d in found), 100)
+
+
+def _table(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    shown = [node for node in nodes if node["outcome"] not in ("unchanged", "untouched", "unreachable")]
+    if not any(node["started"] for node in shown):
+        return []
+    left = shown[_ROWS:] if len(shown) > _ROWS else []
+    if left:  # what failed is not what may be left out
+        shown = sorted(shown, key=lambda node: node["outcome"] not in BAD)
+        shown, left = shown[:_ROWS], shown[_ROWS:]
+    rows = [["NODE", "OUTCOME", "RELEASE", "DOWN", "READY AFTER", "FIRST TOKEN", "TOKENS/S"]]
+    for node in shown:
+        before = node["previous"] or {}
+        rows.append(
+            [
+                node["name"],
+                OUTCOMES[node["outcome"]],
+                str((node["release"] or {}).get("release") or DASH),
+                duration(node["downtime"]),
+                duration(node["ready"]),
+                _beside(node["ttft"], before.get("ttft"), latency),
+                _beside(node["tokens_per_second"], before.get("tokens_per_second"), rate),
+            ]
+        )
+    return [*table(rows), *([f"and {count(len(left), 'more node')}, in the report"] if left else [])]
+
+
+def _benchmarks(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    measured = [node for node in nodes if node["benchmark"]]
+    if not measured:
+        return []
+    rows = [["NODE", "REQUESTS", "REQUESTS/S", "OUTPUT TOKENS/S", "FIRST TOKEN (P99)", "PER TOKEN (P99)"]]
+    for node in measured:
+        found = node["benchmark"]
+        rows.append(
+            [
+                node["name"],
+                f"{found.get('completed')}" + (f", {found['failed']} failed" if found.get("failed") else ""),
+                rate(found.get("request_throughput")),
+                rate(found.get("output_throughput")),
+                *(
+                    f"{latency(_ms(found, 'mean', what))} ({latency(_ms(found, 'p99', what))})"
+                    for what in ("ttft", "tpot")
+                ),
+            ]
+        )
+    return table(rows)
+
+
+def _ms(found: Mapping[str, Any], which: str, what: str) -> float | None:
+    value = found.get(f"{which}_{what}_ms")
+    return value / 1000 if value is not None else None
+
+
+def _beside(now: float | None, before: float | None, write: Any) -> str:
+    return f"{write(now)} (was {write(before)})" if before is not None and now is not None else str(write(now))
+
+
+def failures(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Put nodes that failed alike together: sixty nodes with one cause are one story."""
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for node in nodes:
+        failure = node["failure"]
+        if not failure:
+            continue
+        cause = str(failure["cause"]).replace(node["name"], "the node")
+        group = groups.setdefault((failure["class"], cause), {**failure, "nodes": [], "logs": []})
+        group["nodes"].append(node)
+        if failure.get("log_file"):
+            group["logs"].append(f"{node['name']}:{failure['log_file']}")
+    return sorted(groups.values(), key=lambda group: -len(group["nodes"]))
+
+
+def _why(group: Mapping[str, Any]) -> list[str]:
+    names = clip(", ".join(node["name"] for node in group["nodes"]), 60)
+    out = [f"{names}: {group['class']}: {clip(group['cause'], 300)}"]
+    if group.get("remedy"):
+        out.append(f"  {clip(group['remedy'], 300)}")
+    return out
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lay rows out in columns, the first row being their heads."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

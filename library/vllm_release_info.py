@@ -1,0 +1,175 @@
+#!/usr/bin/python
+"""Ansible module: the recorded releases of a vLLM server, and what a rollback would bring back."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: vllm_release_info
+short_description: Read the recorded releases of a vLLM server
+version_added: "0.1.0"
+description:
+  - Reads the records that M(vllm_server) keeps on the node, and asks Docker what runs and which images are there.
+  - Says which release a rollback goes to, and with which variables of the role C(vllm_server) it comes back.
+  - Changes nothing.
+options:
+  name:
+    description: Name of the container.
+    type: str
+    default: vllm
+  to:
+    description:
+      - Number of the release to go back to. By default the newest one that came before the running one and differs
+        from it; after a rollback the one before that.
+    type: int
+  state_dir:
+    description: Folder on the node where M(vllm_server) keeps its records.
+    type: path
+    default: /var/lib/vllm-fleet
+  docker_host:
+    description: URL of the Docker engine; by default C(DOCKER_HOST) or the local socket.
+    type: str
+attributes:
+  check_mode:
+    support: full
+    description: Changes nothing anyway.
+  diff_mode:
+    support: none
+    description: There is nothing to compare.
+  idempotent:
+    support: full
+    description: Never changed.
+requirements:
+  - Docker engine 20.10 or newer
+author:
+  - The vllm-fleet authors
+"""
+
+EXAMPLES = r"""
+- name: Which releases does the node know?
+  vllm_release_info:
+  register: known
+
+- name: Show them
+  ansible.builtin.debug:
+    msg: "{{ known.releases | map(attribute='release') | join(', ') }}; a rollback goes to {{ known.target.release }}"
+"""
+
+RETURN = r"""
+releases:
+  description: The records in short, oldest first; see RV(vllm_server#module:release).
+  returned: always
+  type: list
+  elements: dict
+current:
+  description: The running server's record in short; null when it has none.
+  returned: always
+  type: dict
+container:
+  description: The container that has the name, with C(id), C(image_id) and C(status); null when there is none.
+  returned: always
+  type: dict
+spec:
+  description: What it is made of, see RV(vllm_server#module:spec).
+  returned: always
+  type: dict
+url:
+  description: Where its server listens inside the container.
+  returned: when there is a container
+  type: str
+  sample: http://127.0.0.1:8000
+target:
+  description: The release that a rollback goes to, in short; null when there is none.
+  returned: always
+  type: dict
+image:
+  description: The target's image.
+  returned: when there is a target
+  type: dict
+  contains:
+    reference: {type: str, description: What it was called.}
+    id: {type: str, description: Its id.}
+    use: {type: str, description: "How to name it today; its id, where the name is another image's by now."}
+    present: {type: bool, description: Whether the node still has it.}
+variables:
+  description: Variables of the role C(vllm_server) that make the target again; without secrets.
+  returned: when there is a target
+  type: dict
+secret_env:
+  description: Names in the target's environment whose values the inventory of today must have.
+  returned: when there is a target
+  type: list
+  elements: str
+engine_caches:
+  description: Folders with compile caches that the recorded releases used.
+  returned: always
+  type: list
+  elements: str
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible.module_utils.vllm_fleet import compare, release
+from ansible.module_utils.vllm_fleet.engine import Engine, EngineError, EngineUnavailable
+from ansible.module_utils.vllm_fleet.releases import Releases, commit_of, engine_caches, inside_url
+from ansible.module_utils.vllm_fleet.state import DEFAULT_STATE_DIR, NodeState
+
+
+def gather(params: dict[str, Any], engine: Engine) -> dict[str, Any]:
+    """Everything that the module returns."""
+    node = NodeState(params["state_dir"], params["name"])
+    kept = Releases(node)
+    records = kept.all()
+    container = engine.container(params["name"])
+    found: dict[str, Any] = {"changed": False, "container": None, "spec": None, "target": None}
+    current = None
+    if container:
+        redact = compare.fingerprint(node.fingerprint_key(create=False))
+        found["spec"] = compare.as_spec(container, engine.image(str(container["Image"])), redact)
+        status = container["State"].get("Status")
+        found["container"] = {"id": container["Id"], "image_id": container.get("Image"), "status": status}
+        found["url"] = inside_url(found["spec"])
+        current = release.serving(records, str(container["Id"]), found["spec"])
+    wanted = params["to"]
+    if wanted is None:
+        target = release.target(records, current)
+    else:
+        target = next((record for record in records if record["release"] == wanted), None)
+    found["releases"] = [release.summary(record) for record in records]
+    found["current"] = release.summary(current)
+    found["engine_caches"] = engine_caches(node, records)
+    if target:
+        named = engine.image(str(target["image"]["reference"]))
+        digests = {*target["image"]["digests"], target["image"]["id"]}
+        same = named is not None and bool(digests & {*named.ids, named.id})
+        present = same or engine.image(str(target["image"]["id"])) is not None
+        use = str(target["image"]["reference" if same else "id"])
+        found["target"] = release.summary(target)
+        found["image"] = {**target["image"], "use": use, "present": present}
+        found["variables"] = release.role_variables(target, use, commit_of(target["spec"]))
+        found["secret_env"] = release.secret_env(target)
+    return found
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "default": "vllm"},
+            "to": {"type": "int"},
+            "state_dir": {"type": "path", "default": DEFAULT_STATE_DIR},
+            "docker_host": {"type": "str"},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        result = gather(module.params, Engine(module.params["docker_host"]))
+    except (EngineUnavailable, EngineError) as exc:
+        module.fail_json(msg=f"{exc}; start the engine (role docker_engine), or run as a user who may use it")
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Releases of one node as values: what a record holds, which one runs, which one a rollback goes to. Pure.
+
+A release is a server that was verified, described by what its container is made of (``spec`` of the module
+vllm_server) and by the commit of its model. A record holds no secret: ``spec`` has fingerprints in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible.module_utils.vllm_fleet.spec import SECRET_ENV
+
+Record = dict[str, Any]
+
+#: Of the file's layout; a reader that finds a higher one must not guess.
+FORMAT = 1
+#: Records that a node keeps. The running one and the one before it are kept besides, however old they are.
+KEPT = 20
+#: What things are called by says nothing of what they are; a model's revision only where its commit is not known.
+_NAMES = frozenset({"image", "revision"})
+
+
+def build(  # noqa: PLR0917  seven things make a record, each of another kind
+    number: int,
+    container: Mapping[str, Any],
+    spec: Mapping[str, Any],
+    image_digests: Sequence[str],
+    commit: str | None,
+    given: Mapping[str, Any],
+    when: str,
+) -> Record:
+    """Make a record of an inspected ``container``, its ``spec``, its model's ``commit``, and what the run knows.
+
+    ``given``: ``run``, ``configuration``, ``settings`` (options of the role that are not the container's own),
+    ``verification`` (what was asked), ``answers`` (results of vllm_chat), ``start`` (result of vllm_server).
+    """
+    start = given.get("start") or {}
+    return {
+        "format": FORMAT,
+        "release": number,
+        "when": when,
+        "run": given.get("run"),
+        "configuration": given.get("configuration"),
+        "container": {"id": container["Id"], "name": str(container.get("Name", "")).lstrip("/")},
+        "image": {"reference": spec.get("image"), "id": spec.get("image_id"), "digests": sorted(image_digests)},
+        "model": {"id": spec.get("model"), "revision": spec.get("revision"), "commit": commit},
+        "spec": dict(spec),
+        "settings": dict(given.get("settings") or {}),
+        "verification": _without_keys(given.get("verification") or {}),
+        "answers": [answer(one) for one in given.get("answers") or []],
+        "start": {
+            "downtime": start.get("downtime"),
+            "ready": ready_seconds(start.get("stages") or []),
+            "stages": list(start.get("stages") or []),
+        },
+        "restores": None,
+        "rolled_back_from": None,
+    }
+
+
+def _without_keys(asked: Mapping[str, Any]) -> dict[str, Any]:
+    requests = asked.get("requests")
+    if requests is None:
+        return dict(asked)
+    return {**asked, "requests": [{k: v for k, v in one.items() if k != "api_key"} for one in requests]}
+
+
+def answer(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep of a result of vllm_chat what tells how the server answered."""
+    kept = ("name", "api", "content", "finish_reason", "usage", "ttft", "tokens_per_second", "elapsed")
+    return {name: result.get(name) for name in kept}
+
+
+def ready_seconds(stages: Sequence[Mapping[str, Any]]) -> float | None:
+    """Seconds from the container's start to ready, from the stages of a watch; None for a server that just ran on."""
+    reached = [stage["at"] for stage in stages if stage.get("stage") == "ready"]
+    return float(reached[-1]) if reached and len(stages) > 1 else None
+
+
+def content(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes two releases the same: everything the container is made of, and the model's commit."""
+    spec = {name: value for name, value in record["spec"].items() if name not in _NAMES}
+    return spec, record["model"].get("commit") or record["spec"].get("revision")
+
+
+def serving(records: Sequence[Record], container: str, spec: Mapping[str, Any] | None) -> Record | None:
+    """Find the record of a container as it is now; None for one that was never recorded, or changed since."""
+    for record in reversed(records):
+        if record["container"]["id"] == container:
+            return record if spec is None or record["spec"] == dict(spec) else None
+    return None
+
+
+def place(records: Sequence[Record], made: Record) -> tuple[Record, bool]:
+    """Say what is to be written for ``made``, and whether it is a release of its own.
+
+    The newest release in a new container (somebody had removed the old one) stays what it is, with the new container.
+    A release that was there before and returns gets a number of its own and says which one it ``restores``.
+    """
+    if not records:
+        return made, True
+    newest = records[-1]
+    if content(newest) == content(made):
+        return {**newest, "container": made["container"], "image": made["image"]}, False
+    for record in reversed(records[:-1]):
+        if content(record) == content(made):
+            origin = record["restores"] or record["release"]
+            return {**made, "restores": origin, "rolled_back_from": newest["release"]}, True
+    return made, True
+
+
+def target(records: Sequence[Record], current: Record | None) -> Record | None:
+    """Where a rollback from ``current`` goes: the newest release that came before it and differs from it.
+
+    After a rollback to release 2 the next one goes to what came before 2, not back to where it came from. Without a
+    known ``current`` (nothing runs, or something that was never recorded) it is the newest release there is.
+    """
+    if current is None:
+        return records[-1] if records else None
+    before = current["restores"] or current["release"]
+    for record in reversed(records):
+        if record["release"] < before and content(record) != content(current):
+            return record
+    return None
+
+
+def expendable(records: Sequence[Record], current: Record | None, kept: int = KEPT) -> list[int]:
+    """Numbers of the records to drop: all but the newest ``kept``, the running one and the rollback's target."""
+    back = target(records, current) if current else None
+    needed = {record["release"] for record in (current, back) if record}
+    return [record["release"] for record in records[:-kept] if record["release"] not in needed]
+
+
+def summary(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What tables and reports show of a release; times of its first answer that was streamed."""
+    if record is None:
+        return None
+    streamed: Mapping[str, Any] = next((one for one in record["answers"] if one.get("ttft") is not None), {})
+    return {
+        "release": record["release"],
+        "when": record["when"],
+        "run": record["run"],
+        "image": record["image"]["reference"],
+        "model": record["model"]["id"],
+        "commit": record["model"]["commit"],
+        "downtime": record["start"]["downtime"],
+        "ready": record["start"]["ready"],
+        "ttft": streamed.get("ttft"),
+        "tokens_per_second": streamed.get("tokens_per_second"),
+        "restores": record["restores"],
+        "rolled_back_from": record["rolled_back_from"],
+    }
+
+
+def role_variables(
+    record: Mapping[str, Any], image: str, commit_now: str | None, prefix: str = "vllm_server_"
+) -> dict[str, Any]:
+    """Give the variables of the role vllm_server that make this release again from ``image``.
+
+    ``commit_now`` is what its revision stands for in the node's cache today; where that has moved on, the commit
+    itself is asked for.
+    Secrets are not among them, they come from the inventory of today: ``secret_env`` names those in the environment.
+    The model's preset is switched off: what it gave then is in the arguments already.
+    """
+    spec = record["spec"]
+    hidden = frozenset(spec.get("secrets") or ())
+    left_out = {"image", "image_id", "secrets", "engine_cache", "env"}
+    values = {name: value for name, value in spec.items() if name not in left_out}
+    values["env"] = {name: value for name, value in spec["env"].items() if name not in hidden}
+    values["image"] = image
+    commit = record["model"].get("commit")
+    values["revision"] = commit if commit and commit != commit_now else values.get("revision") or ""
+    asked = record.get("verification") or {}
+    values |= {f"verify{suffix}": asked[name] for name, suffix in _ASKED.items() if name in asked}
+    values |= record["settings"]
+    return {prefix + name: value for name, value in values.items()}
+
+
+_ASKED = {"requests": "", "endpoints": "_endpoints"}
+
+
+def secret_env(record: Mapping[str, Any]) -> list[str]:
+    """Names in the environment whose values have to come from the inventory; those with an option of their own do."""
+    spec = record["spec"]
+    return sorted(n for n in spec.get("secrets") or () if n in spec["env"] and n not in SECRET_ENV)

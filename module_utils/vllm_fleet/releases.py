@@ -1,0 +1,127 @@
+"""The releases of one container on a node: one JSON file each, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.vllm_fleet import metrics, probe, release, snapshot
+from ansible.module_utils.vllm_fleet.release import Record
+from ansible.module_utils.vllm_fleet.spec import CONTAINER_PORT
+from ansible.module_utils.vllm_fleet.state import NodeState
+
+FOLDER = "releases"
+
+
+class Releases:
+    """The folder ``<state_dir>/<name>/releases``. Reading never creates anything."""
+
+    def __init__(self, node: NodeState) -> None:
+        """Remember where; nothing is read yet."""
+        self.node = node
+        self.folder = node.folder / FOLDER
+
+    def all(self) -> list[Record]:
+        """Every readable record, oldest first. One that is damaged or from a newer version is passed over."""
+        found = []
+        for path in sorted(self.folder.glob("[0-9]*.json")):
+            record = self._read(path)
+            if record:
+                found.append(record)
+        return found
+
+    def serving(self, container: str, spec: Mapping[str, Any] | None) -> Record | None:
+        """Find the record of a container as it is now. Nearly always the newest file, so the others stay unread."""
+        newest = max(self.folder.glob("[0-9]*.json"), default=None)
+        record = self._read(newest) if newest else None
+        if record and record["container"]["id"] == container:
+            return release.serving([record], container, spec)
+        return release.serving(self.all(), container, spec)
+
+    def keep(
+        self,
+        container: Mapping[str, Any],
+        spec: Mapping[str, Any],
+        image_digests: frozenset[str],
+        given: Mapping[str, Any],
+    ) -> tuple[Record, Record | None]:
+        """Write down that this container was verified. Gives its record, and the release before it.
+
+        The same release again writes nothing. Old records go only after the new one is on the disk.
+        """
+        records = self.all()
+        known = release.serving(records, str(container["Id"]), spec)
+        if known is None:
+            number = 1 + max((int(path.stem) for path in self.folder.glob("[0-9]*.json")), default=0)
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            commit = commit_of(spec)
+            made = release.build(number, container, spec, sorted(image_digests), commit, given, now)
+            known, own = release.place(records, made)
+            self.node.write(self._file(known["release"]), known)
+            records = [*records, known] if own else [*records[:-1], known]
+            for number in release.expendable(records, known):
+                self._file(number).unlink(missing_ok=True)
+        before = [record for record in records if record["release"] < known["release"]]
+        return known, before[-1] if before else None
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.json"
+
+    @staticmethod
+    def _read(path: Path) -> Record | None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            record = json.loads(path.read_text())
+            if record["format"] <= release.FORMAT and record["container"]["id"] and record["spec"]:
+                return dict(record)
+        return None
+
+
+def commit_of(spec: Mapping[str, Any]) -> str | None:
+    """Which commit of the model a container serves; None for a folder, or where the cache does not say."""
+    model, revision, cache = str(spec.get("model") or ""), str(spec.get("revision") or "main"), spec.get("hf_cache")
+    if not model or model.startswith("/"):
+        return None
+    if snapshot.is_commit(revision):
+        return revision
+    with contextlib.suppress(OSError, ValueError, snapshot.SnapshotError):
+        return snapshot.resolve(Path(str(cache)), model, revision)[0] if cache else None
+    return None
+
+
+def standing(where: probe.Endpoint | None, timeout: float = 2.0) -> dict[str, Any]:
+    """Ask a server how it is: ``health`` (ready, wrong, not ready), why, and its running and waiting requests."""
+    found: dict[str, Any] = {"health": "not ready", "detail": "no port", "running": None, "waiting": None}
+    if where is None:
+        return found
+    answer = probe.ask(where, timeout)
+    found |= {"health": "ready" if answer.ready else "wrong" if answer.wrong else "not ready", "detail": answer.detail}
+    if answer.ready:
+        with contextlib.suppress(OSError, ValueError):
+            load = metrics.load(probe.page(where, "/metrics", timeout))
+            found |= {"running": load.running, "waiting": load.waiting}
+    return found
+
+
+def inside_url(spec: Mapping[str, Any]) -> str:
+    """Where a server listens inside its container; with the node's own network that is where it was told to."""
+    if spec.get("network_mode") != "host":
+        return f"http://127.0.0.1:{CONTAINER_PORT}"
+    bind = str(spec.get("bind") or "127.0.0.1")
+    host = "127.0.0.1" if bind in ("0.0.0.0", "::", "localhost") else bind  # noqa: S104  read, not bound
+    return f"http://{f'[{host}]' if ':' in host else host}:{spec.get('port') or CONTAINER_PORT}"
+
+
+def engine_caches(node: NodeState, records: Sequence[Record]) -> list[str]:
+    """Folders of the compile caches of these releases, without those that other containers of the node use too."""
+    own = {str(node.engine_cache(str(r["image"]["id"]), str(r["model"]["id"]))) for r in records}
+    for folder in node.root.glob(f"*/{FOLDER}"):
+        other = NodeState(str(node.root), folder.parent.name)
+        if other.folder != node.folder:
+            own -= {
+                str(other.engine_cache(str(r["image"]["id"]), str(r["model"]["id"]))) for r in Releases(other).all()
+            }
+    return sorted(path for path in own if Path(path).is_dir())

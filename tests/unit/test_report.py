@@ -1,0 +1,262 @@
+"""A run's events to its report: what became of each node, its times, its figures, and the words for it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from report_runs import BENCHMARK, FAILURE, STAGES, Run, summary
+
+from fleet_report import build, page, timeline, words
+from fleet_report import summary as terminal
+
+
+def report_of(run, **more):
+    return build.build(run.described(**more), run.events)
+
+
+def node(report, name):
+    return next(n for n in report["nodes"] if n["name"] == name)
+
+
+@pytest.fixture(scope="module")
+def four():
+    return report_of(Run(4).deploy())
+
+
+def test_a_deployment_in_waves(four):
+    assert four["outcome"] == {"replaced": 4}
+    first = node(four, "node1")
+    assert (first["downtime"], first["ready"]) == (241.7, 236.4)
+    assert (first["ttft"], first["tokens_per_second"]) == (0.11, 51.0)
+    assert (first["release"]["release"], first["previous"]["release"]) == (7, 6)
+    phases = [s["phase"] for s in first["timeline"]]
+    assert phases == ["check", "stage", "drain", "check", "down", "load", "verify", "check", "admit"]
+    for one in first["timeline"]:
+        assert 0 <= one["from"] < one["to"] <= four["elapsed"]
+    assert build.worth_a_page(four)
+    lines = terminal.lines(four, "reports/x/index.html")
+    assert lines[0].endswith(": 4 replaced")
+    assert lines[2].split() == [
+        "node1",
+        "replaced",
+        "7",
+        "4",
+        "m",
+        "02",
+        "s",
+        "3",
+        "m",
+        "56",
+        "s",
+        "110",
+        "ms",
+        "(was",
+        "140",
+        "ms)",
+        "51.0",
+        "(was",
+        "48.2)",
+    ]
+    assert lines[-1] == "Report: reports/x/index.html"
+
+
+def test_a_failed_canary_stops_the_rest():
+    report = report_of(Run(4, failing=("node1",)).deploy())
+    assert report["outcome"] == {"restored": 1, "untouched": 3}
+    first = node(report, "node1")
+    assert first["failure"]["class"] == "kv_cache_too_small"
+    assert first["failure"]["evidence"] == FAILURE["evidence"]
+    assert first["ready"] is None
+    assert [s["phase"] for s in first["timeline"]][-2:] == ["failed", "restore"]
+    text = "\n".join(terminal.lines(report, "x"))
+    assert "node1: kv_cache_too_small: No room" in text
+    assert FAILURE["remedy"] in text
+    html = page.render(report)
+    assert "The previous server is back on node1" in html
+    assert "node1:/var/lib/vllm-fleet/vllm/logs/x.log" in html
+
+
+def test_an_unreachable_node_is_one_failure_with_what_to_do():
+    report = report_of(Run(3, unreachable=("node2",)).deploy())
+    assert node(report, "node2")["outcome"] == "unreachable"
+    assert "node2: unreachable: Connection timed out" in "\n".join(terminal.lines(report, "x"))
+
+
+def test_nodes_that_fail_alike_are_one_story_and_a_long_table_is_cut():
+    report = report_of(Run(64, failing=("node20", "node23")).deploy())
+    lines = terminal.lines(report, "x")
+    assert lines[2].startswith("node20 ")
+    assert "and 44 more nodes, in the report" in lines
+    assert sum(line.startswith("node20, node23: kv_cache_too_small") for line in lines) == 1
+
+
+def answers(nonsense=False):
+    return [{"name": "capital", "api": "chat", "content": "Paris.", "ttft": 0.02, "tokens_per_second": 40.0}]
+
+
+def noop(names=("node1", "node2")):
+    run = Run(len(names))
+    run.play("vllm_server")
+    data = {"actions": [], "differences": [], "release": summary(3, 0.1, 50)}
+    run.task("Run", "vllm_server", "vllm_server", dict.fromkeys(run.names, (0.5, "ok", data)), state="started")
+    run.task("Verify", "vllm_server", "vllm_chat", {n: (0.5, "ok", {"results": answers()}) for n in run.names})
+    return run
+
+
+def test_a_run_with_nothing_to_change_is_one_line_and_no_page():
+    report = report_of(noop())
+    assert not build.worth_a_page(report)
+    expected = "2 nodes, nothing to change; 2 nodes answered as expected, first token after 20 ms, 40.0 tokens/s."
+    assert terminal.lines(report) == [expected]
+
+
+def test_a_node_whose_wave_never_came_is_not_reached():
+    run = Run(2)
+    run.play("rollout")
+    question = {"actions": ["stop", "keep", "create", "start"], "release": summary(3, 0.1, 50)}
+    run.task("Ask", "vllm_server", "vllm_server", {"node1": (1, "ok", question)}, state="started", asked=True)
+    run.task("Ask", "vllm_server", "vllm_server", {"node2": (1, "ok", {**question, "actions": []})}, asked=True)
+    report = report_of(run)
+    assert report["outcome"] == {"untouched": 1, "unchanged": 1}
+    assert [s["phase"] for s in node(report, "node1")["timeline"]] == ["check"]
+
+
+def test_a_verification_alone_is_one_line():
+    run = Run(2)
+    run.task("Verify", "vllm_server", "vllm_chat", {n: (0.5, "ok", {"results": answers()}) for n in run.names})
+    report = report_of(run)
+    assert not build.worth_a_page(report)
+    assert terminal.lines(report) == ["2 nodes answered as expected, first token after 20 ms, 40.0 tokens/s."]
+
+
+def test_a_run_about_no_server_says_nothing():
+    run = Run(2)
+    run.play("docker_engine")
+    run.task("Install", "docker_engine", "ansible.builtin.apt", {"node1": (1, "failed", {"msg": "no"})})
+    report = report_of(run, failed=["node1"])
+    assert terminal.lines(report) == []
+    assert not build.worth_a_page(report)
+
+
+def test_a_question_in_check_mode_by_a_role_that_only_looks_is_no_deployment():
+    run = Run(1)
+    data = {"actions": ["stop", "create", "start"]}
+    run.task("Look", "status", "vllm_server", {"node1": (1, "ok", data)}, state="started", changed=True)
+    run.events[0]["only_looks"] = True
+    assert terminal.lines(report_of(run)) == []
+
+
+def test_a_check_run_says_what_would_change_and_where():
+    run = Run(3)
+    run.play("vllm_server")
+    data = {"actions": ["stop"], "differences": [{"name": "args.max-model-len", "current": 1, "desired": 2}]}
+    run.task("Run", "vllm_server", "vllm_server", dict.fromkeys(run.names[:2], (0.5, "ok", data)), changed=True)
+    run.task("Run", "vllm_server", "vllm_server", {"node3": (0.5, "ok", {})})
+    report = report_of(run, check_mode=True)
+    assert not build.worth_a_page(report)
+    assert terminal.lines(report) == ["Check: 2 of 3 nodes would change.", "  node1, node2: args.max-model-len"]
+
+
+@pytest.mark.parametrize("gone_back", [True, False])
+def test_a_server_that_answers_wrongly(gone_back):
+    run = Run(1)
+    run.play("vllm_server")
+    data = {
+        "actions": ["stop", "keep", "create", "start"],
+        "downtime": 3.0,
+        "stages": [{"stage": "starting", "at": 0}, {"stage": "ready", "at": 2.5}],
+    }
+    run.task("Run", "vllm_server", "vllm_server", {"node1": (4.0, "ok", data)}, state="started", changed=True)
+    run.task(
+        "Verify", "vllm_server", "vllm_chat", {"node1": (1.0, "failed", {"msg": "expected Paris.", "results": []})}
+    )
+    back = {} if gone_back else {"failure": {"class": "unknown"}, "msg": "nothing to restore"}
+    run.task("Restore", "vllm_server", "vllm_server", {"node1": (3.0, "ok", back)}, state="restored")
+    run.task(
+        "Say why",
+        "vllm_server",
+        "ansible.builtin.fail",
+        {"node1": (0.1, "failed", {"msg": "expected Paris. It is back."})},
+    )
+    report = report_of(run, failed=["node1"])
+    first = node(report, "node1")
+    assert first["outcome"] == ("restored" if gone_back else "failed")
+    assert (
+        first["failure"] | {"class": "verification", "cause": "expected Paris.", "remedy": "It is back."}
+        == first["failure"]
+    )
+    # Ready is not right: the time without a server goes on until the old one is back.
+    assert first["downtime"] == (7.0 if gone_back else 3.0)
+
+
+def test_figures_of_a_benchmark():
+    report = report_of(noop(), benchmarks={"node1": BENCHMARK})
+    assert build.worth_a_page(report)
+    text = "\n".join(terminal.lines(report, "x"))
+    assert "node1  200       4.8         621              212 ms (890 ms)    20 ms (31 ms)" in text
+    assert "vllm bench serve" in page.render(report)
+
+
+def test_what_a_server_says_is_text_and_never_markup():
+    run = noop()
+    run.events[-1]["data"] = {"results": [{**answers()[0], "content": "<script>alert(1)</script>"}]}
+    html = page.render(report_of(run))
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)" in html
+
+
+def test_the_report_is_plain_json(four):
+    assert json.loads(json.dumps(four)) == four
+
+
+@pytest.mark.parametrize(
+    ("data", "phases", "gap"),
+    [
+        ({"actions": []}, ["check"], None),
+        ({"actions": ["create", "start"], "stages": STAGES}, ["check", "load"], None),
+        (
+            {"actions": ["stop", "keep", "create", "start"], "stages": STAGES, "downtime": 240.0},
+            ["check", "down", "load"],
+            [60.0, 300.0],
+        ),
+        # Clocks that do not agree never make a stretch that begins before its task.
+        ({"actions": ["stop", "create", "start"], "stages": STAGES, "downtime": 900.0}, ["down", "load"], [0.0, 300.0]),
+        ({"actions": ["create", "start"], "failure": FAILURE}, ["failed"], None),
+        ({"failure": FAILURE}, ["failed"], None),
+    ],
+)
+def test_what_a_start_was_made_of(data, phases, gap):
+    stretches, down = timeline.server_stretches(0.0, 300.0, data)
+    assert [s["phase"] for s in timeline.joined(stretches)] == phases
+    assert down == gap
+
+
+@pytest.mark.parametrize(("length", "last", "number"), [(3.9, 3, 4), (960, 960, 9), (1211, 1200, 5), (50000, 43200, 7)])
+def test_an_axis_has_round_times(length, last, number):
+    assert (timeline.ticks(length)[-1], len(timeline.ticks(length))) == (last, number)
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "text"),
+    [
+        (words.duration, None, words.DASH),
+        (words.duration, 0.84, "0.8 s"),
+        (words.duration, 9.96, "10 s"),
+        (words.duration, 59.7, "1 m 00 s"),
+        (words.duration, 3725, "1 h 02 m"),
+        (words.axis, 5400, "1 h 30 m"),
+        (words.axis, 300, "5 m"),
+        (words.axis, 2, "2 s"),
+        (words.latency, 0.0214, "21 ms"),
+        (words.latency, 1.4249, "1.42 s"),
+        (words.rate, 48.23, "48.2"),
+        (words.rate, 1234.5, "1234"),
+    ],
+)
+def test_numbers_as_a_person_reads_them(write, value, text):
+    assert write(value) == text
+
+
+def test_node10_comes_after_node9():
+    assert sorted(["node10", "node9", "n"], key=words.natural) == ["n", "node9", "node10"]

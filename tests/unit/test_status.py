@@ -1,0 +1,54 @@
+"""The table of playbooks/status.yml: what each answer of a node is called."""
+
+from __future__ import annotations
+
+import pytest
+
+from fleet_report import status
+
+GOOD = {
+    "container": {"status": "running"},
+    "spec": {"model": "acme/tiny", "image": "vllm:1"},
+    "serving": {"health": "ready", "detail": "", "running": 3, "waiting": 0},
+    "release": {"release": 7},
+    "differences": [],
+    "confirmed": True,
+}
+# As Ansible 2.19 and OpenSSH 9.2 word it for a closed port.
+REFUSED = (
+    'Data could not be sent to remote host "192.0.2.13". Make sure this host can be reached over ssh: '
+    "ssh: connect to host 192.0.2.13 port 22: Connection refused\r\n"
+)
+FAILURE = {"class": "image_missing", "cause": "the image vllm:2 is not on this node"}
+
+
+@pytest.mark.parametrize(
+    ("change", "state", "drift"),
+    [
+        ({}, "running", ""),
+        ({"differences": [{"name": "args.max-model-len"}, {"name": "image"}]}, "running", "args.max-model-len, image"),
+        ({"serving": {"health": "not ready", "detail": "refused"}}, "running", "not ready (refused)"),
+        ({"serving": None, "container": {"status": "exited"}, "differences": [{"name": "state"}]}, "exited", "state"),
+        ({"confirmed": False, "release": None}, "running", "never verified"),
+        ({"release": None}, "running", "no record of it"),
+        ({"container": None, "spec": None, "serving": None}, "absent", "no server"),
+        ({"failed": True, "failure": FAILURE}, "running", "image_missing: the image vllm:2 is not on this node"),
+    ],
+)
+def test_what_a_node_is_called(change, state, drift):
+    row = status.row("node1", {**GOOD, **change})
+    assert (row["state"], row["drift"]) == (state, drift)
+
+
+def test_nodes_that_cannot_be_asked():
+    row = status.row("node3", {"failed": True, "not_reached": True, "msg": REFUSED})
+    assert (row["state"], row["drift"]) == ("unreachable", "connect to host 192.0.2.13 port 22: Connection refused")
+    assert status.row("node3", {"failed": True, "msg": "no Docker engine answers"})["drift"] == "no Docker engine answers"
+    assert status.row("node3", None)["drift"] == "it was not asked"
+
+
+def test_the_table_has_every_node_in_order():
+    lines = status.lines(status.rows({"node10": GOOD, "node9": {**GOOD, "release": None}}))
+    assert lines[0].split() == status.HEAD
+    assert lines[1].split()[:2] == ["node9", "\u2013"]
+    assert lines[2].split() == ["node10", "7", "acme/tiny", "vllm:1", "running", "ready", "3", "0", "none"]
