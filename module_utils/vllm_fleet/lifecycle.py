@@ -19,6 +19,7 @@ from ansible.module_utils.vllm_fleet.engine import Engine, EngineError
 from ansible.module_utils.vllm_fleet.logtext import scrub
 from ansible.module_utils.vllm_fleet.plan import PREVIOUS_SUFFIX, Existing, Plan, Rank
 from ansible.module_utils.vllm_fleet.preconditions import Refused
+from ansible.module_utils.vllm_fleet.replica import GUARD_TARGET
 from ansible.module_utils.vllm_fleet.spec import ENGINE_CACHE, Spec
 from ansible.module_utils.vllm_fleet.state import LockTaken, NodeState
 from ansible.module_utils.vllm_fleet.survey import Survey
@@ -49,6 +50,7 @@ class Passage:
     msg: str | None = None
     log_file: str | None = None
     watch: dict[str, Any] = field(default_factory=dict)
+    held: str = ""  # where a rank of a replica halts for its partners, see replica_lifecycle
 
 
 def boottime() -> float:
@@ -96,7 +98,7 @@ class Lifecycle:
             return self._refused(Refused("unknown", str(exc), "wait for it to end, then run again"))
 
     def _fresh(self) -> dict[str, Any]:
-        seen = surveys.survey(self.options, self.engine, self.node, check_mode=self.check_mode)
+        seen = self._survey()
         p = self.passage
         p.notes += seen.notes
         self._tell(seen)
@@ -125,6 +127,14 @@ class Lifecycle:
         if not seen.plan.watch or current is None:
             return self._result(current)
         return self._watch(current)
+
+    def _survey(self) -> Survey:
+        return surveys.survey(self.options, self.engine, self.node, check_mode=self.check_mode)
+
+    def wake_file(self) -> Path | None:
+        """Give the file whose appearance ends a slice early: a partner on another node has news."""
+        nonce = (self.options.get("replica_step") or {}).get("wake")
+        return self.node.folder / f"wake-{nonce}" if nonce else None
 
     def _tell(self, seen: Survey) -> None:
         p = self.passage
@@ -170,7 +180,8 @@ class Lifecycle:
             return self.engine.pids(seen.current_id) if seen.current_id else frozenset()
 
         bind, port = str(options["bind"]), int(options["port"])
-        preconditions.port_is_free(bind, port, running, own=self.name, own_pids=own_pids)
+        if not surveys.headless(options):
+            preconditions.port_is_free(bind, port, running, own=self.name, own_pids=own_pids)
         if options["accelerator"] == "rocm":
             verdict = gpu_gate.before_stop(options, made, own_pids(), _names(running))
             self.passage.notes += verdict.notes
@@ -180,7 +191,7 @@ class Lifecycle:
         return seen
 
     def _check_volumes(self, made: Spec) -> None:
-        keep = tuple(v for v in made.volumes if v.target != ENGINE_CACHE)
+        keep = tuple(v for v in made.volumes if v.target not in (ENGINE_CACHE, GUARD_TARGET))
         preconditions.volumes_exist(keep)
 
     # -- actions -----------------------------------------------------------------------------------------------
@@ -270,6 +281,7 @@ class Lifecycle:
             token=Token(**p.watch) if p.watch else None,
             cache=self._blobs(),
             idle=not p.actions and not p.watch,
+            wake=self.wake_file(),
             offline="HF_HUB_OFFLINE=1" in ((current.get("Config") or {}).get("Env") or []),
         )
         outcome = watch.run()
