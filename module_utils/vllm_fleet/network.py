@@ -108,7 +108,7 @@ def check_rdma(devices: Sequence[str], gid_index: int | None, sysfs: Path, dev: 
                 raise Refused(
                     "bad_argument",
                     f"the RDMA adapter {device} has no GID at index {gid_index}",
-                    "correct vllm_server_rdma_gid_index of this host (`show_gids` on the node; RoCE v2 over IPv4 is mostly 3)",
+                    "correct vllm_server_rdma_gid_index of this host (`show_gids` shows them; RoCE v2 is mostly 3)",
                 )
 
 

@@ -2,7 +2,7 @@
 
 Ansible runs a task for every host in a process of its own. Those of one replica tell each other how far their node is
 by small files, written whole; a process that is gone without a word is noticed by its number. Standard library alone:
-the action plugin loads it on the controller.
+it runs on the controller.
 """
 
 from __future__ import annotations

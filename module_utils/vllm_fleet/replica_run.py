@@ -1,7 +1,7 @@
 """The controller's half of a server over several nodes: one node's process brings its node through, with the others.
 
 Every node checks; all stop before one starts; all are watched at once; one verdict; and back they go together. Standard
-library alone, and loaded by its path: the action plugin `vllm_server` uses it on the controller.
+library alone: the action plugin `vllm_server` uses it on the controller.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class ReplicaRun:
         self.nonce = secrets.token_hex(8)
         self.name = str(options.get("name", "vllm"))
         self.begun = time.monotonic()
+        self.refusal: tuple[str, Answer] | None = None
 
     def run(self) -> Answer:
         """Do it, and leave with a word, whatever happens."""
@@ -241,9 +242,8 @@ class ReplicaRun:
             everyone = self.meeting.gather("verdict")
         except Lost as gone:
             everyone, lost = self.meeting.told("verdict"), lost or gone
-        failures = [
-            (h, {**v["failure"], "msg": v.get("msg", "")}) for h, v in everyone.items() if v and v.get("failure")
-        ]
+        told = [(h, v) for h, v in everyone.items() if v and v.get("failure")]
+        failures = [(h, {**v["failure"], "msg": v.get("msg", "")}) for h, v in told]
         blamed = replicas.culprit(failures)
         if blamed is None:
             what = str(lost) if lost else "a partner gave up"
@@ -317,7 +317,7 @@ class ReplicaRun:
             "lost": "Mend that host, then run again",
             "bad_argument": "All hosts of one replica serve the same: correct their variables; nothing was touched",
         }.get(failure_class, "Mend that node, then run again")
-        failure = {"class": known, "cause": cause, "evidence": [], "remedy": remedy, "exit_code": None}
+        failure: dict[str, Any] = {"class": known, "cause": cause, "evidence": [], "remedy": remedy, "exit_code": None}
         return {
             "failed": True,
             "changed": False,
@@ -391,7 +391,7 @@ def incomplete(replica: Mapping[str, Any], batch: Sequence[str], alive: Sequence
         return f"replica {replica['name']} is {', '.join(replica['hosts'])}, one server: {why}"
     if len(batch) > forks:
         return (
-            f"replica {replica['name']}: its nodes are brought up at once, but {len(batch)} hosts are in this batch and "
+            f"replica {replica['name']}: its nodes are brought up at once, but this batch has {len(batch)} hosts and "
             f"Ansible runs {forks} at a time; run with --forks {len(batch)}"
         )
     return ""
