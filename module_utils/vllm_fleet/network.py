@@ -26,7 +26,7 @@ from ansible.module_utils.vllm_fleet.preconditions import Refused, listeners
 LISTEN_TIME, CONNECT_TIME = 30.0, 5.0
 #: SO_BINDTODEVICE of Linux, which Python's socket module does not name before 3.12.
 _BIND_TO_DEVICE = 25
-_EADDRINUSE, _EADDRNOTAVAIL = 98, 99
+_EADDRINUSE = 98
 
 
 @dataclass(frozen=True)
@@ -131,36 +131,38 @@ def listen(
     Raises Refused for a port that somebody else holds.
     """
     word = secrets.token_hex(8)
-    sockets: list[socket.socket] = []
-    offered: list[dict[str, Any]] = []
-    for port in [*ports, 0]:
-        try:
-            made = _bound(address, port)
-        except OSError as exc:
-            for one in sockets:
-                one.close()
-            if exc.errno != _EADDRINUSE:
-                raise Refused(
-                    "bad_argument",
-                    f"cannot listen on {address}:{port} ({exc.strerror})",
-                    "correct vllm_server_node_address or vllm_server_master_addr: an address of this node",
-                ) from None
-            made = None
-            holders = listeners(address, port)
-            if not holders or not holders.keys() <= own_pids():
-                who = next((f"{name} (pid {pid})" for pid, name in holders.items()), "another program")
-                raise Refused(
-                    "port_taken",
-                    f"port {port} on {address} is already taken by {who}",
-                    "stop that program, or choose another port (vllm_server_master_port; the next one is used too)",
-                ) from None
-        if made is not None:
-            sockets.append(made)
-        offered.append({"port": made.getsockname()[1] if made else port, "own": made is None})
-    _serve(sockets, word, partners * len(sockets))
-    for one in sockets:
-        one.close()
+    with contextlib.ExitStack() as open_sockets:
+        sockets: list[socket.socket] = []
+        offered: list[dict[str, Any]] = []
+        for port in [*ports, 0]:
+            made = _bound_or_own(address, port, own_pids)
+            if made is not None:
+                sockets.append(open_sockets.enter_context(made))
+            offered.append({"port": made.getsockname()[1] if made else port, "own": made is None})
+        _serve(sockets, word, partners * len(sockets))
     return offered, word
+
+
+def _bound_or_own(address: str, port: int, own_pids: Callable[[], frozenset[int]]) -> socket.socket | None:
+    """Listen; None where the container that is about to be replaced does. Raises Refused."""
+    try:
+        return _bound(address, port)
+    except OSError as exc:
+        if exc.errno != _EADDRINUSE:
+            raise Refused(
+                "bad_argument",
+                f"cannot listen on {address}:{port} ({exc.strerror})",
+                "correct vllm_server_node_address or vllm_server_master_addr: an address of this node",
+            ) from None
+    holders = listeners(address, port)
+    if holders and holders.keys() <= own_pids():
+        return None
+    who = next((f"{name} (pid {pid})" for pid, name in holders.items()), "another program")
+    raise Refused(
+        "port_taken",
+        f"port {port} on {address} is already taken by {who}",
+        "stop that program, or choose another port (vllm_server_master_port; the next one is used too)",
+    )
 
 
 def _bound(address: str, port: int) -> socket.socket:

@@ -6,6 +6,7 @@ library alone: the action plugin `vllm_server` uses it on the controller.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import threading
@@ -52,6 +53,7 @@ class ReplicaRun:
         self.nonce = secrets.token_hex(8)
         self.name = str(options.get("name", "vllm"))
         self.begun = time.monotonic()
+        self.because = ""
         self.refusal: tuple[str, Answer] | None = None
 
     def run(self) -> Answer:
@@ -158,6 +160,7 @@ class ReplicaRun:
     def _change(self, answer: Answer, together: str) -> Answer:
         token = None
         if answer.get("actions"):
+            self._after_the_head()
             held = self._step("hold", together=together)
             token = held.get("token")
             if held.get("failure") or held.get("failed") or held.get("unreachable"):
@@ -173,6 +176,14 @@ class ReplicaRun:
         if token is None and not self.is_head and self._head_confirms():
             return self._all_ready(answer, token)
         return self._watch(answer, token, "verdict")
+
+    def _after_the_head(self) -> None:
+        """Let the head stop first: it has requests to finish, and cannot without its workers."""
+        with contextlib.suppress(Lost):
+            self.meeting.gather("held", until=lambda: self._bad() or self._head_is_held())
+
+    def _head_is_held(self) -> bool:
+        return self.is_head or self.meeting.read(str(self.replica["head"]), "held") is not None
 
     def _head_confirms(self) -> bool:
         """Let the head of an unchanged replica say in peace that it is ready: then no node need be watched."""
@@ -192,28 +203,33 @@ class ReplicaRun:
                 answer = self._step(step, token=token)
             token = answer.get("token") or token
             self.show(answer, time.monotonic() - began > float(self.options["watch_slice"]) / 2)
-            failed = answer.get("failure") and (topic == "verdict" or answer.get("failed"))
-            if failed or answer.get("failed") or answer.get("unreachable"):
-                return self._down(answer, token) if topic == "verdict" else self._not_back(answer)
-            if not answer.get("pending"):  # the head, or a server without workers that was put back
-                self.meeting.publish(topic, {"ready": True})
-                return self._all_ready(answer, token) if topic == "verdict" else answer
-            bad = self._bad(topic)
-            if bad:
-                return self._down(answer, token) if topic == "verdict" else self._not_back(answer)
+            if topic == "back":
+                if not answer.get("pending"):  # the head, or a server without workers, for better or worse
+                    return self._is_back(answer)
+                if self._bad(topic):
+                    return self._not_back(answer)
+            elif answer.get("failure") or answer.get("failed") or answer.get("unreachable") or self._bad():
+                return self._down(answer, token)
+            elif not answer.get("pending"):
+                return self._all_ready(answer, token)
             if self._head_is(topic, "ready"):
-                return self._follow(answer, token, topic)
+                return self._follow(token, topic)
 
-    def _follow(self, answer: Answer, token: Any, topic: str) -> Answer:
+    def _follow(self, token: Any, topic: str) -> Answer:
         """The head is ready: so is this worker, if it still runs."""
         answer = self._step("ready", token=token, age=time.monotonic() - self.begun)
-        if topic != "verdict":
-            self.meeting.publish(topic, {"ready": True})
-            return answer
+        if topic == "back":
+            return self._is_back(answer)
         if answer.get("failed") or answer.get("failure") or answer.get("pending"):
             return self._down(answer, answer.get("token") or token)
-        self.meeting.publish(topic, {"ready": True})
         return self._all_ready(answer, token)
+
+    def _is_back(self, answer: Answer) -> Answer:
+        """Tell how the way back ended; the answer fails all the same where it followed a failure."""
+        if answer.get("pending") or (answer.get("failed") and not answer.get("rolled_back")):
+            return self._not_back(answer)
+        self.meeting.publish("back", {"ready": True})
+        return answer
 
     def _all_ready(self, answer: Answer, token: Any) -> Answer:
         """Wait for the last word of all: a worker may have died while the head said that it is ready."""
@@ -251,8 +267,10 @@ class ReplicaRun:
         culprit, failure = blamed[0], dict(blamed[1])
         because = str(failure.pop("msg"))
         if culprit != self.host:
-            because = f"{self.host}, container {self.name}: its replica {self.replica['name']} failed on " + because
+            name = self.replica["name"]
+            because = f"{self.host}, container {self.name}: the start of replica {name} failed. {because}"
         failure["host"] = culprit
+        self.because = because
         if token is None:
             return {**answer, "failed": True, "msg": because, "failure": failure, "rolled_back": False}
         back = self._step("give_up", token=token, failure=failure, because=because)
@@ -266,12 +284,12 @@ class ReplicaRun:
             return back
         if not returning.get(self.replica["head"]) and not self.is_head:
             # Without its head this worker would wait for ever; it is started all the same, for whoever mends the head.
-            return self._not_back(self._step("go", token=back["token"], slice_=1.0), because)
+            return self._not_back(self._step("go", token=back["token"], slice_=1.0))
         return self._watch(back, back["token"], "back")
 
-    def _not_back(self, answer: Answer, because: str = "") -> Answer:
+    def _not_back(self, answer: Answer) -> Answer:
         self.meeting.publish("back", {"failure": {"class": "unknown"}})
-        msg = because or str(answer.get("msg") or "")
+        msg = str(answer.get("msg") or self.because)
         if "not become ready" not in msg:
             msg = f"{msg} The previous server was put back but did not become ready on all nodes of the replica."
         return {**answer, "failed": True, "rolled_back": False, "msg": msg}
