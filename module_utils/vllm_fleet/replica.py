@@ -204,7 +204,11 @@ def entrypoint(replica: Mapping[str, Any], wanted: Sequence[str], ident: str) ->
         return [*words, "--", *server]
     node = f"--node-ip-address={replica['address']}"
     if replica["rank"]:
-        start = f"exec ray start --address={_at(replica)} {node} --disable-usage-stats --block"
+        # A worker of Ray gives up on a head that is not there yet, and all start at the same moment.
+        start = (
+            f"until ray health-check --address={_at(replica)} >/dev/null 2>&1; do sleep 1; done; "
+            f"exec ray start --address={_at(replica)} {node} --disable-usage-stats --block"
+        )
     else:
         # The server is a driver on the head's own node: it finds the cluster by this address and no other.
         start = (

@@ -21,9 +21,8 @@ START = {"STANDIN_START_SECONDS": "0.5"}
 @pytest.fixture(scope="module")
 def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
     """Two nodes with a good server over both."""
-    import standin
-
     import docker as sdk
+    import standin
 
     client = sdk.from_env()
     image = f"vllm-standin-replica-{os.getpid()}:1"

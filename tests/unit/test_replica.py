@@ -120,6 +120,7 @@ def test_ray_head_and_workers():
     )
     join = replica.entrypoint(worker, [], "x")
     assert join[join.index("--exec") + 1] == (
+        "until ray health-check --address=10.0.0.11:6379 >/dev/null 2>&1; do sleep 1; done; "
         "exec ray start --address=10.0.0.11:6379 --node-ip-address=10.0.0.12 --disable-usage-stats --block"
     )
     # The model and the flags are still read out of such a container.
