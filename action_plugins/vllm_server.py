@@ -99,12 +99,14 @@ class ActionModule(ActionBase):
         """Bring this node of a server over several nodes through the run, together with the others."""
         from ansible.module_utils.vllm_fleet.replica_run import ReplicaRun, incomplete  # noqa: PLC0415
 
-        refused = incomplete(
-            replica,
-            variables.get("ansible_play_batch") or [host],
-            variables.get("ansible_play_hosts") or [host],
-            int(variables.get("ansible_forks") or 1),
-        )
+        batch, forks = variables.get("ansible_play_batch") or [host], int(variables.get("ansible_forks") or 1)
+        names = None
+        if len(batch) > forks:
+            hostvars = variables["hostvars"]
+            names = {
+                h: str(hostvars[h]["vllm_server_replica"]) for h in batch if hostvars[h].get("vllm_server_replica")
+            }
+        refused = incomplete(replica, batch, variables.get("ansible_play_hosts") or [host], forks, names)
         if refused:
             text = f"{host}, container {args.get('name', 'vllm')}: {refused}. Nothing was touched."
             failure = {"class": "bad_argument", "cause": refused, "evidence": [], "exit_code": None}

@@ -7,7 +7,6 @@ library alone: the action plugin `vllm_server` uses it on the controller.
 from __future__ import annotations
 
 import contextlib
-import re
 import secrets
 import threading
 import time
@@ -393,30 +392,50 @@ def differing(told: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> st
     return ""
 
 
-def incomplete(replica: Mapping[str, Any], batch: Sequence[str], alive: Sequence[str], forks: int) -> str:
+def incomplete(
+    replica: Mapping[str, Any],
+    batch: Sequence[str],
+    alive: Sequence[str],
+    forks: int,
+    names: Mapping[str, str] | None = None,
+) -> str:
     """Say why the hosts of a replica cannot meet in this play; empty when they can.
 
-    ``batch``: hosts of this batch that still run, ``alive``: those of the play. A process for every host of the batch
-    must run at once, for some wait for others.
+    ``batch``: hosts of this batch that still run, ``alive``: those of the play, ``names``: the replicas of all hosts
+    that are part of one.
     """
     missing = [h for h in replica["hosts"] if h not in batch]
     if missing:
-        names, verb = ", ".join(missing), "is" if len(missing) == 1 else "are"
+        who, verb = ", ".join(missing), "is" if len(missing) == 1 else "are"
         if any(h in alive for h in missing):
-            why = f"{names} {verb} in another batch of this play; its serial must not divide a replica"
+            why = f"{who} {verb} in another batch of this play; its serial must not divide a replica"
         else:
-            why = f"{names} {verb} not in this play or failed earlier in it; --limit must name all hosts of a replica"
+            why = f"{who} {verb} not in this play or failed earlier in it; --limit must name all hosts of a replica"
         return f"replica {replica['name']} is {', '.join(replica['hosts'])}, one server: {why}"
-    if len(batch) > forks:
+    stuck = blocked(batch, forks, names or dict.fromkeys(replica["hosts"], str(replica["name"])))
+    if stuck:
         return (
-            f"replica {replica['name']}: its nodes are brought up at once, but this batch has {len(batch)} hosts and "
-            f"Ansible runs {forks} at a time; run with --forks {len(batch)}"
+            f"replica {replica['name']}: the nodes of a replica are brought up at once, but with {len(batch)} hosts in "
+            f"this batch and {forks} at a time their turns would not come together; run with --forks {stuck}"
         )
     return ""
 
 
-def safe_nonce(text: str) -> str:
-    """Give a word that may be part of a file's name, or refuse it."""
-    if not re.fullmatch(r"[0-9a-f]{8,64}", text):
-        raise ValueError(text)
-    return text
+def blocked(batch: Sequence[str], forks: int, names: Mapping[str, str]) -> int:
+    """Forks that a batch needs where it has too few, else 0.
+
+    Ansible begins the hosts in this order, as many as it has forks, the next when one is done. A host of a replica is
+    done only when all of its replica have begun (``names``: host to replica), any other by itself.
+    """
+    waiting: dict[str, set[str]] = {}
+    most = 0
+    for host in batch:
+        most = max(most, sum(map(len, waiting.values())) + 1)
+        name = names.get(host)
+        if name is None:
+            continue
+        begun = waiting.setdefault(name, set())
+        begun.add(host)
+        if len(begun) == sum(1 for h in batch if names.get(h) == name):
+            del waiting[name]
+    return most if most > forks else 0
