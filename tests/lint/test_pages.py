@@ -111,6 +111,7 @@ def test_module_files_are_thin():
         "daemon_json",
         "findings",
         "burnin",
+        "replica",
     ],
 )
 def test_pure_files_know_no_docker_no_ansible_and_no_clock(file):
