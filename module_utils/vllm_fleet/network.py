@@ -131,7 +131,12 @@ def listen(
     Raises Refused for a port that somebody else holds.
     """
     word = secrets.token_hex(8)
+    name = f"\0vllm-fleet-replica-{address}-{','.join(map(str, ports))}"
+    _dismiss(name)
     with contextlib.ExitStack() as open_sockets:
+        control = open_sockets.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        control.bind(name)
+        control.listen(8)
         sockets: list[socket.socket] = []
         offered: list[dict[str, Any]] = []
         for port in [*ports, 0]:
@@ -139,7 +144,7 @@ def listen(
             if made is not None:
                 sockets.append(open_sockets.enter_context(made))
             offered.append({"port": made.getsockname()[1] if made else port, "own": made is None})
-        _serve(sockets, word, partners * len(sockets))
+        _serve(sockets, control, word, partners * len(sockets))
     return offered, word
 
 
@@ -177,8 +182,16 @@ def _bound(address: str, port: int) -> socket.socket:
     return made
 
 
-def _serve(sockets: Sequence[socket.socket], word: str, wanted: int) -> None:
-    """Answer ``wanted`` connections with ``word`` from a process of its own; give up after LISTEN_TIME."""
+def _dismiss(name: str) -> None:
+    """End the listener that an earlier check left waiting for partners which never came; returns when it is gone."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+        link.settimeout(CONNECT_TIME)
+        link.connect(name)
+        link.recv(1)
+
+
+def _serve(sockets: Sequence[socket.socket], control: socket.socket, word: str, wanted: int) -> None:
+    """Answer ``wanted`` connections with ``word`` from a process of its own, until LISTEN_TIME or a dismissal."""
     if os.fork():
         with contextlib.suppress(ChildProcessError):
             os.wait()
@@ -192,10 +205,14 @@ def _serve(sockets: Sequence[socket.socket], word: str, wanted: int) -> None:
             os.dup2(null, number)
         end = time.monotonic() + LISTEN_TIME
         with selectors.DefaultSelector() as selector:
-            for one in sockets:
+            for one in (*sockets, control):
                 selector.register(one, selectors.EVENT_READ)
             while wanted > 0 and (left := end - time.monotonic()) > 0:
                 for key, _ in selector.select(left):
+                    if key.fileobj is control:
+                        for one in sockets:
+                            one.close()  # before the one who dismisses hears that this is over
+                        return
                     link = key.fileobj.accept()[0]  # type: ignore[union-attr]
                     with contextlib.suppress(OSError), link:
                         link.sendall(word.encode())
