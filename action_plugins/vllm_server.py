@@ -6,14 +6,26 @@ a minute and returns where the start stands. A call that is lost costs nothing, 
 
 from __future__ import annotations
 
+import shlex
 import time
+from pathlib import Path
 from typing import Any
 
+import ansible.module_utils
+from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 display = Display()
+
+# The nodes' code: on the controller Ansible does not import module_utils of a project by itself.
+_UTILS = str(Path(__file__).resolve().parent.parent / "module_utils")
+if _UTILS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(_UTILS)
+
+#: The module's own default.
+STATE_DIR = "/var/lib/vllm-fleet"
 
 #: Seconds one call watches. Also the longest silence on the terminal.
 SLICE = 30.0
@@ -60,39 +72,89 @@ class ActionModule(ActionBase):
         variables = task_vars or {}
         host = str(variables.get("inventory_hostname", "localhost"))
         args = {"reported_host": host, "watch_slice": SLICE, **self._task.args}
-        slice_seconds = float(args["watch_slice"])
+        replica = args.get("replica") or {}
+        if replica.get("size", 1) > 1 and args.get("state", "started") in ("started", "restored"):
+            answer = self._with_partners(host, replica, args, variables)
+        else:
+            answer = self._alone(host, args, variables)
+        for key in ("progress", "log_lines", "pending", "token"):
+            answer.pop(key, None)
+        result.update(answer)
+        return result
+
+    def _alone(self, host: str, args: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         token: dict[str, Any] | None = None
-        lost: float | None = None
         while True:
             began = time.monotonic()
+            call = {**args, **({"watch_token": token} if token else {})}
+            answer = self._call(host, "vllm_server", call, variables)
+            self._show(host, answer, quiet=time.monotonic() - began > float(args["watch_slice"]) / 2)
+            if not answer.get("pending"):
+                return answer
+            token = answer["token"]
+
+    def _with_partners(
+        self, host: str, replica: dict[str, Any], args: dict[str, Any], variables: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Bring this node of a server over several nodes through the run, together with the others."""
+        from ansible.module_utils.vllm_fleet.replica_run import ReplicaRun, incomplete  # noqa: PLC0415
+
+        batch, forks = variables.get("ansible_play_batch") or [host], int(variables.get("ansible_forks") or 1)
+        names = None
+        if len(batch) > forks:
+            hostvars = variables["hostvars"]
+            names = {
+                h: str(hostvars[h]["vllm_server_replica"]) for h in batch if hostvars[h].get("vllm_server_replica")
+            }
+        refused = incomplete(replica, batch, variables.get("ansible_play_hosts") or [host], forks, names)
+        if refused:
+            text = f"{host}, container {args.get('name', 'vllm')}: {refused}. Nothing was touched."
+            failure = {"class": "bad_argument", "cause": refused, "evidence": [], "exit_code": None}
+            return {
+                "failed": True,
+                "actions": [],
+                "msg": text,
+                "failure": {**failure, "remedy": "Run it for all of them"},
+            }
+
+        def wake(nonce: str) -> None:
+            folder = f"{args.get('state_dir') or STATE_DIR}/{args.get('name', 'vllm')}"
+            self._low_level_execute_command(f"touch {shlex.quote(f'{folder}/wake-{nonce}')}")
+
+        return ReplicaRun(
+            replica,
+            host,
+            # A folder of this run, which Ansible removes at its end.
+            Path(C.DEFAULT_LOCAL_TMP) / "vllm-replicas",
+            call=lambda module, options: self._call(host, module, options, variables),
+            show=lambda answer, quiet: self._show(host, answer, quiet=quiet),
+            wake=wake,
+            check_mode=bool(self._task.check_mode),
+            options=args,
+        ).run()
+
+    def _call(self, host: str, module: str, call: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
+        """Call a module; in the middle of a watch be patient with a node that cannot be reached."""
+        lost: float | None = None
+        while True:
             try:
-                call = {**args, **({"watch_token": token} if token else {})}
-                answer = self._execute_module(module_name="vllm_server", module_args=call, task_vars=variables)
+                answer: dict[str, Any] = self._execute_module(module_name=module, module_args=call, task_vars=variables)
             except AnsibleConnectionFailure as exc:
                 answer = {"unreachable": True, "msg": str(exc)}
             if answer.get("unreachable") and variables.get("__vllm_server_looked"):
                 # A line in a table of the fleet, not the end of this node's run.
                 return {"failed": True, "not_reached": True, "msg": str(answer.get("msg") or "no answer")}
-            if answer.get("unreachable") and token is not None:
+            if answer.get("unreachable") and call.get("watch_token"):
                 lost = time.monotonic() if lost is None else lost
                 if time.monotonic() - lost > PATIENCE:
-                    result.update(answer)
-                    return result
+                    return answer
                 display.display(f"[{host}] the node cannot be reached, the start goes on there; trying again")
                 time.sleep(RETRY)  # nothing on this side could announce that a network is back
                 self._connection.reset()
                 continue
             if lost is not None:
                 display.display(f"[{host}] the node is back after {clock(time.monotonic() - lost)}")
-                lost = None
-            self._show(host, answer, quiet=time.monotonic() - began > slice_seconds / 2)
-            if not answer.get("pending"):
-                break
-            token = answer["token"]
-        for key in ("progress", "log_lines", "pending", "token"):
-            answer.pop(key, None)
-        result.update(answer)
-        return result
+            return answer
 
     @staticmethod
     def _show(host: str, answer: dict[str, Any], *, quiet: bool) -> None:

@@ -205,6 +205,14 @@ options:
   watch_token:
     description: What the last call returned as RV(token). Set by the action plugin.
     type: dict
+  replica:
+    description: >-
+      What this node is in a server over several nodes, as the filter C(vllm_replica) works it out from the inventory.
+      The action plugin then brings all nodes of the replica through the run together.
+    type: dict
+  replica_step:
+    description: Where a node of a replica stands in that run. Set by the action plugin.
+    type: dict
 attributes:
   check_mode:
     support: full
@@ -410,6 +418,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible.module_utils.vllm_fleet.engine import Engine, EngineUnavailable
 from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
+from ansible.module_utils.vllm_fleet.replica_lifecycle import ReplicaLifecycle
 from ansible.module_utils.vllm_fleet.result import no_engine
 from ansible.module_utils.vllm_fleet.spec import is_secret
 from ansible.module_utils.vllm_fleet.state import DEFAULT_STATE_DIR
@@ -464,6 +473,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "watch_slice": {"type": "float"},
     # A position in a watch, not a secret; the name would make Ansible ask.
     "watch_token": {"type": "dict", "no_log": False},
+    "replica": {"type": "dict"},
+    "replica_step": {"type": "dict"},
 }
 
 
@@ -486,7 +497,7 @@ def main() -> None:
         engine = Engine(options["docker_host"], patience=ENGINE_PATIENCE if token else 0.0)
     except EngineUnavailable as exc:
         module.fail_json(**no_engine(options["name"], host, exc))
-    result = Lifecycle(
+    result = (ReplicaLifecycle if options["replica_step"] else Lifecycle)(
         options,
         engine,
         host=host,

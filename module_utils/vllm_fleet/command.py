@@ -25,6 +25,9 @@ RESERVED_FLAGS = {
     "host": "bind",
 }
 
+#: First process of every rank of a server over several nodes, as it is mounted into the container (see `replica`).
+REPLICA_GUARD = "/opt/vllm-fleet/replica_guard.py"
+
 _NUMBER = re.compile(r"^-\d")
 #: Short spellings that vLLM accepts for a flag, mapped to the long one (vLLM 0.32.0 engine/arg_utils.py).
 _SHORT = {
@@ -177,6 +180,10 @@ def split_entrypoint(words: Sequence[str]) -> tuple[list[str], list[str]]:
             return words[: start + 2], words[start + 2 :]
         if words[start] == OLD_API_SERVER:
             return words[: start + 1], words[start + 1 :]
+    if REPLICA_GUARD in words[:2] and "--" in words:
+        # A rank of a Ray cluster: the server's command is a text among the guard's options.
+        cut = words.index("--") + 1
+        return words[:cut], words[cut:]
     return [], words
 
 

@@ -21,6 +21,7 @@ from ansible.module_utils.vllm_fleet.logtext import scrub
 from ansible.module_utils.vllm_fleet.plan import PREVIOUS_SUFFIX, Existing, Plan, Rank
 from ansible.module_utils.vllm_fleet.preconditions import Refused
 from ansible.module_utils.vllm_fleet.releases import Releases, standing
+from ansible.module_utils.vllm_fleet.replica import GUARD_TARGET
 from ansible.module_utils.vllm_fleet.result import ENGINE_REMEDY, describe, listed, names, unwritable
 from ansible.module_utils.vllm_fleet.spec import ENGINE_CACHE, Spec
 from ansible.module_utils.vllm_fleet.state import LockTaken, NodeState
@@ -54,6 +55,7 @@ class Passage:
     msg: str | None = None
     log_file: str | None = None
     watch: dict[str, Any] = field(default_factory=dict)
+    held: str = ""  # where a rank of a replica halts for its partners, see replica_lifecycle
 
 
 def boottime() -> float:
@@ -108,7 +110,7 @@ class Lifecycle:
             return self._result(None, failed=True, msg=self.passage.msg)
 
     def _fresh(self) -> dict[str, Any]:
-        seen = surveys.survey(self.options, self.engine, self.node, check_mode=self.check_mode)
+        seen = self._survey()
         p = self.passage
         p.notes += seen.notes
         self._tell(seen)
@@ -139,6 +141,14 @@ class Lifecycle:
         if not seen.plan.watch or current is None:
             return self._result(current)
         return self._watch(current)
+
+    def _survey(self) -> Survey:
+        return surveys.survey(self.options, self.engine, self.node, check_mode=self.check_mode)
+
+    def wake_file(self) -> Path | None:
+        """Give the file whose appearance ends a slice early: a partner on another node has news."""
+        nonce = (self.options.get("replica_step") or {}).get("wake")
+        return self.node.folder / f"wake-{nonce}" if nonce else None
 
     def _tell(self, seen: Survey) -> None:
         p = self.passage
@@ -185,7 +195,8 @@ class Lifecycle:
             if verdict.spec is not made and seen.judge:
                 seen.spec = verdict.spec
                 seen.differences, seen.plan = seen.judge(verdict.spec)
-        if not self._port_is_ours(seen, running):
+        # A rank without a port of its own needs none.
+        if not surveys.headless(options) and not self._port_is_ours(seen, running):
             seen.plan = replace(seen.plan, actions=("restart_engine", *seen.plan.actions))
             self.passage.notes.append(
                 f"port {options['port']} was held by the Docker engine for a container that does not run, so the "
@@ -216,7 +227,7 @@ class Lifecycle:
             running = self.engine.running()
 
     def _check_volumes(self, made: Spec) -> None:
-        keep = tuple(v for v in made.volumes if v.target != ENGINE_CACHE)
+        keep = tuple(v for v in made.volumes if v.target not in (ENGINE_CACHE, GUARD_TARGET))
         preconditions.volumes_exist(keep)
 
     # -- actions -----------------------------------------------------------------------------------------------
@@ -344,6 +355,7 @@ class Lifecycle:
             token=Token(**p.watch) if p.watch else None,
             cache=self._blobs(),
             idle=not p.actions and not p.watch,
+            wake=self.wake_file(),
             offline="HF_HUB_OFFLINE=1" in ((current.get("Config") or {}).get("Env") or []),
         )
         outcome = watch.run()

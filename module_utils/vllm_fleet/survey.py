@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import command, compare, gpu_gate, plan, probe, snapshot, spec
+from ansible.module_utils.vllm_fleet import command, compare, gpu_gate, plan, probe, replica, snapshot, spec
 from ansible.module_utils.vllm_fleet.engine import Engine
 from ansible.module_utils.vllm_fleet.plan import PREVIOUS_SUFFIX, Existing, Plan, Rank
 from ansible.module_utils.vllm_fleet.preconditions import Refused, reachable
@@ -160,7 +160,7 @@ def _known_flags(
     GPU) is not held against anyone: the flags are then not checked, and a note says so.
     """
     known = node.flags(image.id)
-    entrypoint = command.entrypoint_for(image.entrypoint, options.get("entrypoint"))
+    entrypoint = command.entrypoint_for(image.entrypoint, replica.behind_guard(options.get("entrypoint")))
     if known is None:
         devices = tuple(d for d in spec.ROCM_DEVICES if Path(d).exists())
         text = engine.run_once(image, [*entrypoint, "--help=all"], timeout=HELP_TIMEOUT, devices=devices)
@@ -203,8 +203,21 @@ def node_facts(options: Mapping[str, Any]) -> NodeFacts:
     return NodeFacts(tuple(sorted(gids)), target)
 
 
-def endpoint(options: Mapping[str, Any]) -> probe.Endpoint:
-    """Say where the server answers from its own node and what it must serve."""
+def headless(options: Mapping[str, Any]) -> bool:
+    """Tell whether this is a rank without a port: a worker of a server over several nodes."""
+    return command.normalise_args(options.get("args") or {}).get("headless") is True
+
+
+def bare(name: str, current: Mapping[str, Any]) -> Survey:
+    """A survey of a container that is only to be started, whoever made it."""
+    unknown, nothing = Rank.UNKNOWN, Plan((), watch=True)
+    return Survey(name, "restored", None, None, current, None, unknown, unknown, [], nothing)
+
+
+def endpoint(options: Mapping[str, Any]) -> probe.Endpoint | None:
+    """Say where the server answers from its own node and what it must serve; None for a headless rank."""
+    if headless(options):
+        return None
     model = str(options["model"])
     flags = command.normalise_args(options.get("args") or {})
     served = flags.get("served-model-name")
@@ -223,6 +236,8 @@ def endpoint_of(container: Mapping[str, Any]) -> probe.Endpoint | None:
     config, host = container.get("Config") or {}, container.get("HostConfig") or {}
     words = [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
     parsed = command.parse(command.split_entrypoint(words)[1])
+    if parsed.flags.get("headless"):
+        return None
     env = dict(str(item).partition("=")[::2] for item in config.get("Env") or [])
     served = parsed.flags.get("served-model-name")
     names = tuple(served) if isinstance(served, list) else (str(served),) if served else (parsed.model or "",)

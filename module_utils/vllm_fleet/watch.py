@@ -141,6 +141,7 @@ class Watch:
         cache: Path | None = None,
         idle: bool = False,
         offline: bool = False,
+        wake: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
         ask: Callable[[probe.Endpoint], probe.Answer] = probe.ask,
     ) -> None:
@@ -148,8 +149,9 @@ class Watch:
 
         ``endpoint`` None: a server without a port (a headless rank). ``idle``: nothing was started in this run, so a
         server that answers at once is just confirmed. ``offline``: weights are only read, never downloaded.
+        ``wake``: a file whose appearance ends the slice, because there is news from elsewhere.
         """
-        self._idle = idle
+        self._idle, self._wake = idle, wake
         self._source, self._id, self._endpoint, self._limits = source, container, endpoint, limits
         self._cache, self._clock, self._ask = cache, clock, ask
         self._token = token
@@ -198,6 +200,8 @@ class Watch:
         workers: list[Callable[[], None]] = [self._pulse]
         if self._endpoint:
             workers.append(self._probe)
+        if self._wake:
+            workers.append(self._listen)
         for worker in workers:
             threading.Thread(target=worker, daemon=True).start()
         try:
@@ -245,6 +249,8 @@ class Watch:
     def _hear(self, token: Token, kind: str, item: Any, age: float) -> Outcome | None:
         if kind == "http":
             return self._judge(item, age)
+        if kind == "wake":
+            return self._outcome("pending", age)
         if kind == "pulse":
             self._activity(token, item, age)
             return None
@@ -258,6 +264,13 @@ class Watch:
         assert self._endpoint is not None  # noqa: S101  started only with one
         while not self._done.is_set():
             self._sink.put(("http", self._ask(self._endpoint)))
+            self._done.wait(PROBE_INTERVAL)
+
+    def _listen(self) -> None:
+        while not self._done.is_set():
+            if self._wake is not None and self._wake.exists():
+                self._sink.put(("wake", None))
+                return
             self._done.wait(PROBE_INTERVAL)
 
     def _pulse(self) -> None:

@@ -243,11 +243,13 @@ class Fleet:
         gateways: Sequence[str] = (),
         variant: str = "engine",
         gpus: int = 1,
+        mounts: Sequence[str] = (),
         keep_on_failure: bool = False,
     ) -> list[Node]:
         """Boot one node per suite, plus gateways (always bare), and write what Ansible needs into ``directory``.
 
-        ``gpus`` is the number of stand-in GPU device files per node. Returns when systemd has finished booting and
+        ``gpus`` is the number of stand-in GPU device files per node, ``mounts`` are more mounts of group vllm's nodes,
+        as docker's --volume takes them. Returns when systemd has finished booting and
         sshd lets the user in on every node. A fleet that does not come up is removed again, unless asked to keep it.
         """
         if self.leftovers():
@@ -266,7 +268,12 @@ class Fleet:
             known_hosts = []
             for name, group, suite, image, devices in plan:
                 address = next(addresses)
-                self._create_node(Node(name, f"{self.name}-{name}", group, suite, address), image, devices)
+                self._create_node(
+                    Node(name, f"{self.name}-{name}", group, suite, address),
+                    image,
+                    devices,
+                    mounts if group == "vllm" else (),
+                )
                 known_hosts.append(f"{address} {self._give_keys(f'{self.name}-{name}', public)}")
             (directory / "known_hosts").write_text("\n".join(known_hosts) + "\n", encoding="utf-8")
             nodes = self.nodes
@@ -399,7 +406,7 @@ class Fleet:
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "vllm-fleet-testbed", "-f", str(key)])
         return key.with_suffix(".pub").read_text(encoding="ascii")
 
-    def _create_node(self, node: Node, image: str, gpus: int) -> None:
+    def _create_node(self, node: Node, image: str, gpus: int, mounts: Sequence[str] = ()) -> None:
         volume = f"{node.container}-docker"
         docker("volume", "create", "--label", f"{LABEL}={self.name}", volume)
         arguments = ["create", "--name", node.container, "--hostname", node.name]
@@ -419,6 +426,8 @@ class Fleet:
         arguments += ["--device-cgroup-rule", "a *:* rwm", "--cgroupns", "private"]
         arguments += ["--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp:exec", "--shm-size", "1g"]
         arguments += ["--env", "container=docker", "--env", f"NODE_GPUS={gpus}", "--stop-signal", "SIGRTMIN+3"]
+        for mount in mounts:
+            arguments += ["--volume", mount]
         # overlay2 does not stack on overlay2: the nested engine's storage is a volume.
         docker(*arguments, "--volume", f"{volume}:/var/lib/docker", image)
 

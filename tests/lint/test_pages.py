@@ -118,6 +118,7 @@ def test_module_files_are_thin():
         "burnin",
         "metrics",
         "release",
+        "replica",
     ],
 )
 def test_pure_files_know_no_docker_no_ansible_and_no_clock(file):

@@ -13,6 +13,7 @@ from standin_vllm import VERSION
 from standin_vllm.behaviour import STAGES, Behaviour
 from standin_vllm.cli import DEFAULTS
 from standin_vllm.log import Log
+from standin_vllm.ranks import LostRankError, Ranks
 
 # Shares of the whole start; shards take most of it, as weights of a real size do.
 SHARES = {
@@ -55,6 +56,7 @@ class Startup:
         self._options = options
         self._behaviour = behaviour
         self._log = log
+        self._ranks = Ranks(options)
         self._stages = [s for s in STAGES if not (options.enforce_eager and s in ("compile", "graphs"))]
         self._whole = sum(SHARES[stage] for stage in self._stages)
         self.address = f"http://{options.host or '0.0.0.0'}:{options.port}"
@@ -82,7 +84,21 @@ class Startup:
                 if first:
                     first = False
                     self._interfere(stage)
+                    if stage == "engine":
+                        self._ranks.meet()
+                self._collective()
                 self._pass_time(seconds)
+
+    def _collective(self) -> None:
+        try:
+            self._ranks.collective()
+        except LostRankError as error:
+            log, source = self._log, "multiproc_executor.py:953"
+            log.line("worker", source, "WorkerProc failed to start.", "ERROR")
+            log.line("worker", source, "Traceback (most recent call last):", "ERROR")
+            log.line("worker", source, f"torch.distributed.DistNetworkError: {error}", "ERROR")
+            log.traceback("../v1/engine/utils.py", 1431, "wait_for_engine_startup", f"RuntimeError: {WRAPPER}")
+            raise StartupFailedError(1) from None
 
     def _interfere(self, stage: str) -> None:
         behaviour = self._behaviour

@@ -1,0 +1,79 @@
+"""Filter: what a host is in a server over several nodes, and what its container needs for that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ansible.module_utils
+from ansible.errors import AnsibleFilterError
+
+# The nodes' code: on the controller Ansible does not import module_utils of a project by itself.
+_UTILS = str(Path(__file__).resolve().parent.parent / "module_utils")
+if _UTILS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(_UTILS)
+
+#: What is read of other hosts' variables.
+READ = ("vllm_server_replica", "vllm_server_node_address", "ansible_host")
+READ += ("vllm_server_interface", "vllm_server_rdma_devices", "vllm_server_rdma_gid_index")
+
+
+def vllm_replica(
+    hostvars: Mapping[str, Any], host: str, hosts: Sequence[str], settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Give ``replica`` (name, hosts, head, rank, size, ...) and the options of the module that follow from it.
+
+    ``settings``: the user's args, env, entrypoint, devices, capabilities, volumes, network_mode, bind, accelerator,
+    image, model, state_dir, backend, master_addr, master_port. Without them only ``replica`` is worked out.
+    """
+    from ansible.module_utils.vllm_fleet import replica, spec  # noqa: PLC0415  found once the path is set
+
+    own = {name: hostvars[host].get(name) for name in READ}
+    # A host alone need not look at the others: on a large fleet that is most of the work.
+    variables = {host: own}
+    if own["vllm_server_replica"]:
+        variables = {h: {name: hostvars[h].get(name) for name in READ} for h in hosts if h in hostvars} | variables
+    given = dict(settings or {})
+    try:
+        found = replica.describe(
+            host,
+            [h for h in hosts if h in variables] if own["vllm_server_replica"] else [host],
+            variables,
+            backend=str(given.get("backend") or "mp"),
+            master_addr=str(given.get("master_addr") or ""),
+            master_port=int(given.get("master_port") or 0),
+        )
+        if settings is None:
+            return {"replica": found}
+        return {"replica": found, **_options(found, given, replica, spec)}
+    except replica.ReplicaError as exc:
+        raise AnsibleFilterError(str(exc)) from None
+
+
+def _options(found: dict[str, Any], given: Mapping[str, Any], replica: Any, spec: Any) -> dict[str, Any]:
+    several = found["size"] > 1
+    rocm = given["accelerator"] == "rocm"
+    ident = replica.identity(found, given["args"], str(given["image"]), str(given["model"])) if several else ""
+    mode = str(given["network_mode"])
+    return {
+        "args": replica.args(given["args"], found),
+        # What the user says about one host wins over what follows from its place.
+        "env": {**replica.environment(found), **given["env"]},
+        "entrypoint": replica.entrypoint(found, given["entrypoint"] or [], ident),
+        "devices": replica.devices(found, given["devices"], spec.ROCM_DEVICES if rocm else ()),
+        "capabilities": replica.capabilities(found, given["capabilities"], spec.ROCM_CAPABILITIES if rocm else ()),
+        "volumes": [*given["volumes"], *replica.volumes(found, str(given["state_dir"]))],
+        # Collectives choose ports as they like; only the host's own network lets them through.
+        "network_mode": "host" if several and mode == "bridge" else mode,
+        # A worker has no port.
+        "bind": "127.0.0.1" if found["rank"] else given["bind"],
+    }
+
+
+class FilterModule:
+    """Ansible's way to find filters."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Name them."""
+        return {"vllm_replica": vllm_replica}

@@ -1,0 +1,176 @@
+#!/usr/bin/python
+"""Ansible module: whether the nodes of one server have, and reach each other over, the network that it needs."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: vllm_replica_network
+short_description: Check the network between the nodes of one vLLM server
+description:
+  - Checks that the interface exists, is up and has the node's address, that the RDMA adapters have an active port, and
+    that the nodes reach each other, by real TCP connections on the ports that the server will use.
+  - In two steps, between which all nodes wait for one another. The action plugin of M(vllm_server) does that. Changes nothing.
+version_added: "0.1.0"
+options:
+  step:
+    description:
+      - V(listen) checks the node and listens for half a minute, in a process of its own that ends by itself.
+      - V(connect) connects to the partners.
+    type: str
+    choices: [listen, connect]
+    required: true
+  address:
+    description: Address of this node that its partners are told.
+    type: str
+    required: true
+  ports:
+    description: Ports to listen on, besides one that the kernel picks.
+    type: list
+    elements: int
+    default: []
+  interface:
+    description: Interface that the server's traffic goes through.
+    type: str
+    default: ""
+  rdma_devices:
+    description: RDMA adapters, such as C(mlx5_0).
+    type: list
+    elements: str
+    default: []
+  rdma_gid_index:
+    description: Index in the adapters' GID tables.
+    type: int
+  partners:
+    description: For V(connect), what the other nodes' V(listen) gave.
+    type: list
+    elements: dict
+    default: []
+  container:
+    description: Container whose ports are about to be free.
+    type: str
+    default: vllm
+  sysfs_root:
+    description: Where sysfs is mounted.
+    type: path
+    default: /sys
+  docker_host:
+    description: URL of the Docker engine.
+    type: str
+  reported_host:
+    description: Name of the node in messages.
+    type: str
+attributes:
+  check_mode:
+    support: full
+    description: Changes nothing in any mode.
+  diff_mode:
+    support: none
+    description: Changes nothing.
+requirements:
+  - iproute2
+author:
+  - The vllm-fleet authors
+"""
+
+EXAMPLES = r"""
+- name: Listen where partners will connect
+  vllm_replica_network:
+    step: listen
+    address: 10.0.0.11
+    ports: [29500, 29501]
+    interface: ens1
+"""
+
+RETURN = r"""
+offered:
+  description: What partners shall connect to.
+  type: list
+  elements: dict
+  returned: with O(step=listen)
+word:
+  description: What they will hear.
+  type: str
+  returned: with O(step=listen)
+failure:
+  description: Why it will not work, as in M(vllm_server).
+  type: dict
+  returned: on failure
+"""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible.module_utils.vllm_fleet import network
+from ansible.module_utils.vllm_fleet.engine import Engine, EngineError
+from ansible.module_utils.vllm_fleet.preconditions import Refused
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "step": {"type": "str", "choices": ["listen", "connect"], "required": True},
+    "address": {"type": "str", "required": True},
+    "ports": {"type": "list", "elements": "int", "default": []},
+    "interface": {"type": "str", "default": ""},
+    "rdma_devices": {"type": "list", "elements": "str", "default": []},
+    "rdma_gid_index": {"type": "int"},
+    "partners": {"type": "list", "elements": "dict", "default": []},
+    "container": {"type": "str", "default": "vllm"},
+    "sysfs_root": {"type": "path", "default": "/sys"},
+    "docker_host": {"type": "str"},
+    "reported_host": {"type": "str"},
+}
+
+
+def listen(options: dict[str, Any]) -> dict[str, Any]:
+    """Check this node and listen."""
+    found = network.interfaces()
+    network.check_address(options["address"], found)
+    if options["interface"]:
+        network.check_interface(options["interface"], options["address"], found)
+    network.check_rdma(options["rdma_devices"], options["rdma_gid_index"], Path(options["sysfs_root"]))
+
+    def own_pids() -> frozenset[int]:
+        engine = Engine(options["docker_host"])
+        info = engine.container(options["container"])
+        return engine.pids(str(info["Id"])) if info else frozenset()
+
+    partners = len(options["partners"])
+    offered, word = network.listen(options["address"], options["ports"], partners, own_pids)
+    return {"offered": offered, "word": word}
+
+
+def connect(options: dict[str, Any]) -> dict[str, Any]:
+    """Connect to the partners."""
+    wrong = network.connect(options["partners"], options["interface"])
+    if wrong:
+        raise Refused(
+            "collective_init",
+            f"this node {wrong[0]}",
+            "open these ports, and all above 1024, between the nodes of the replica; correct vllm_server_interface or "
+            "vllm_server_node_address",
+            wrong,
+        )
+    return {}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    options = module.params
+    host = options["reported_host"] or socket.gethostname()
+    try:
+        result = (listen if options["step"] == "listen" else connect)(options)
+    except Refused as exc:
+        remedy = exc.remedy[:1].upper() + exc.remedy[1:].rstrip(".")
+        failure = {"class": exc.failure_class, "cause": exc.cause, "evidence": exc.evidence, "remedy": remedy}
+        text = f"{host}, container {options['container']}: {exc.cause} ({exc.failure_class}). {remedy}. Nothing was touched."
+        module.fail_json(msg=text, failure={**failure, "exit_code": None})
+    except EngineError as exc:
+        module.fail_json(msg=f"{host}: {exc}")
+    module.exit_json(changed=False, **result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,441 @@
+"""The controller's half of a server over several nodes: one node's process brings its node through, with the others.
+
+Every node checks; all stop before one starts; all are watched at once; one verdict; and back they go together. Standard
+library alone: the action plugin `vllm_server` uses it on the controller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.vllm_fleet import replica as replicas
+from ansible.module_utils.vllm_fleet.rendezvous import Lost, Rendezvous
+
+Answer = dict[str, Any]
+#: Calls a module on the node: (module, arguments) to its answer.
+Call = Callable[[str, dict[str, Any]], Answer]
+
+#: Seconds that a partner may take to come to the same task. In a linear play all start it at once.
+ARRIVAL = 120.0
+#: Seconds between two looks at what partners say while a node is watched.
+LISTEN = 0.1
+#: Seconds that workers of a replica in which nothing changes give its head to confirm that it is ready.
+CONFIRM = 5.0
+
+
+class ReplicaRun:
+    """One node's run. ``call`` calls a module there, ``wake`` makes a watch on the node return at once."""
+
+    def __init__(
+        self,
+        replica: Mapping[str, Any],
+        host: str,
+        folder: Path,
+        *,
+        call: Call,
+        show: Callable[[Answer, bool], None],
+        wake: Callable[[str], None],
+        check_mode: bool,
+        options: Mapping[str, Any],
+    ) -> None:
+        """Remember everything; nothing happens yet."""
+        self.replica, self.host, self.options = replica, host, options
+        self.call, self.show, self.wake, self.check_mode = call, show, wake, check_mode
+        self.meeting = Rendezvous(folder, str(replica["name"]), host, replica["hosts"])
+        self.is_head = host == replica["head"]
+        self.nonce = secrets.token_hex(8)
+        self.name = str(options.get("name", "vllm"))
+        self.begun = time.monotonic()
+        self.because = ""
+        self.refusal: tuple[str, Answer] | None = None
+
+    def run(self) -> Answer:
+        """Do it, and leave with a word, whatever happens."""
+        why = "dropped out of the run"
+        try:
+            answer = self._run()
+            why = f"has ended: {answer.get('msg') or 'done'}"
+        except Lost as lost:
+            why = f"has ended: {lost}"
+            answer = self._refused(f"{lost}", "lost")
+        finally:
+            self.meeting.leave(why)
+        return answer
+
+    def _run(self) -> Answer:
+        self.meeting.publish("same", self._same())
+        different = differing(self.meeting.gather("same", arrival=ARRIVAL), self.replica["hosts"])
+        if different:
+            return self._refused(different, "bad_argument")
+        answer = self._step("check")
+        checked = self._agree("checked", answer)
+        if isinstance(checked, str):
+            return answer if answer.get("failed") else self._refused_by_partner(checked)
+        together = replicas.together({h: c["actions"] for h, c in checked.items()})
+        if any(together and not starts(c["actions"], together) for c in checked.values()):
+            if not starts(answer["actions"], together):
+                answer = self._step("check", together=together)
+            again = self._agree("checked again", answer)
+            if isinstance(again, str):
+                return answer if answer.get("failed") else self._refused_by_partner(again)
+        if together:
+            refused = self._check_network()
+            if refused:
+                return refused
+        if self.check_mode:
+            return answer
+        return self._change(answer, together)
+
+    # -- before ------------------------------------------------------------------------------------------------
+
+    def _same(self) -> dict[str, Any]:
+        """What all nodes of a replica must have in common."""
+        options = self.options
+        own = {"node-rank", "headless"}
+        args = {k: v for k, v in (options.get("args") or {}).items() if k not in own}
+        keys = ("model", "revision", "image", "accelerator", "state")
+        return {**{k: options.get(k) for k in keys}, **{f"args {k}": v for k, v in args.items()}}
+
+    def _agree(self, topic: str, answer: Answer) -> dict[str, Any] | str:
+        """Tell how a check went and hear the others; a sentence naming the node that refused, if one did."""
+        told = {"actions": answer.get("actions") or [], "failure": answer.get("failure")}
+        if answer.get("failed") or answer.get("unreachable"):
+            told["msg"] = str(answer.get("msg") or "it cannot be reached")
+        self.meeting.publish(topic, told)
+        everyone = self.meeting.gather(topic)
+        self.refusal = next(((h, t) for h, t in everyone.items() if "msg" in t), None)
+        return f"{self.refusal[0]} cannot: {self.refusal[1]['msg']}" if self.refusal else everyone
+
+    def _check_network(self) -> Answer | None:
+        """Let all listen, then all connect; the answer to fail with if it does not work."""
+        r = self.replica
+        ports = [r["master_port"], r["guard_port"]] if self.is_head else []
+        partners = [{"host": h} for h in self.meeting.partners]
+        common = {
+            "address": r["address"],
+            "interface": r["interface"],
+            "container": self.name,
+            "sysfs_root": self.options.get("sysfs_root", "/sys"),
+            "reported_host": self.host,
+        }
+        if self.options.get("docker_host"):
+            common["docker_host"] = self.options["docker_host"]
+        rdma = {"rdma_devices": r["rdma_devices"], "rdma_gid_index": r["rdma_gid_index"]}
+        own = {k: v for k, v in rdma.items() if v not in (None, "")}
+        listening = self.call(
+            "vllm_replica_network", {**common, **own, "step": "listen", "ports": ports, "partners": partners}
+        )
+        self.meeting.publish("offered", {k: listening.get(k) for k in ("offered", "word")})
+        agreed = self._agree("listening", listening)
+        if isinstance(agreed, str):
+            return self._failed_check(listening, agreed)
+        offered = self.meeting.gather("offered")
+        others = [
+            # The head is reached where its partners are told to reach it.
+            {"host": h, "address": r["master_addr"] if h == r["head"] else r["addresses"][h], **offered[h]}
+            for h in self.meeting.partners
+        ]
+        connected = self.call("vllm_replica_network", {**common, "step": "connect", "partners": others})
+        agreed = self._agree("connected", connected)
+        return self._failed_check(connected, agreed) if isinstance(agreed, str) else None
+
+    def _failed_check(self, answer: Answer, agreed: str) -> Answer:
+        """Fail with the node's own words where it has some."""
+        own = answer.get("failed") or answer.get("unreachable")
+        shape = self._refused(str(answer.get("msg")), "unknown")
+        if own:
+            failure = answer.get("failure") or shape["failure"]
+            return {**shape, "msg": answer.get("msg"), "failure": failure}
+        return self._refused_by_partner(agreed)
+
+    # -- the change --------------------------------------------------------------------------------------------
+
+    def _change(self, answer: Answer, together: str) -> Answer:
+        token = None
+        if answer.get("actions"):
+            self._after_the_head()
+            held = self._step("hold", together=together)
+            token = held.get("token")
+            if held.get("failure") or held.get("failed") or held.get("unreachable"):
+                return self._down(held, token)
+            answer = held
+        self.meeting.publish("held", True)
+        try:
+            self.meeting.gather("held", until=lambda: bool(self._bad()))
+        except Lost as lost:
+            return self._down(answer, token, lost)
+        if self._bad():
+            return self._down(answer, token)
+        if token is None and not self.is_head and self._head_confirms():
+            return self._all_ready(answer, token)
+        return self._watch(answer, token, "verdict")
+
+    def _after_the_head(self) -> None:
+        """Let the head stop first: it has requests to finish, and cannot without its workers."""
+        with contextlib.suppress(Lost):
+            self.meeting.gather("held", until=lambda: self._bad() or self._head_is_held())
+
+    def _head_is_held(self) -> bool:
+        return self.is_head or self.meeting.read(str(self.replica["head"]), "held") is not None
+
+    def _head_confirms(self) -> bool:
+        """Let the head of an unchanged replica say in peace that it is ready: then no node need be watched."""
+        end = time.monotonic() + CONFIRM
+        while time.monotonic() < end and not self._bad():
+            if self._head_is("verdict", "ready"):
+                return True
+            time.sleep(LISTEN)
+        return False
+
+    def _watch(self, answer: Answer, token: Any, topic: str) -> Answer:
+        """Slices until this node's verdict or the others'."""
+        step = "go"
+        while True:
+            began = time.monotonic()
+            with Listener(lambda: self._news(topic), lambda: self.wake(self.nonce)):
+                answer = self._step(step, token=token)
+            token = answer.get("token") or token
+            self.show(answer, time.monotonic() - began > float(self.options["watch_slice"]) / 2)
+            if topic == "back":
+                if not answer.get("pending"):  # the head, or a server without workers, for better or worse
+                    return self._is_back(answer)
+                if self._bad(topic):
+                    return self._not_back(answer)
+            elif answer.get("failure") or answer.get("failed") or answer.get("unreachable") or self._bad():
+                return self._down(answer, token)
+            elif not answer.get("pending"):
+                return self._all_ready(answer, token)
+            if self._head_is(topic, "ready"):
+                return self._follow(token, topic)
+
+    def _follow(self, token: Any, topic: str) -> Answer:
+        """The head is ready: so is this worker, if it still runs."""
+        answer = self._step("ready", token=token, age=time.monotonic() - self.begun)
+        if topic == "back":
+            return self._is_back(answer)
+        if answer.get("failed") or answer.get("failure") or answer.get("pending"):
+            return self._down(answer, answer.get("token") or token)
+        return self._all_ready(answer, token)
+
+    def _is_back(self, answer: Answer) -> Answer:
+        """Tell how the way back ended; the answer fails all the same where it followed a failure."""
+        if answer.get("pending") or (answer.get("failed") and not answer.get("rolled_back")):
+            return self._not_back(answer)
+        self.meeting.publish("back", {"ready": True})
+        return answer
+
+    def _all_ready(self, answer: Answer, token: Any) -> Answer:
+        """Wait for the last word of all: a worker may have died while the head said that it is ready."""
+        if self.meeting.read(self.host, "verdict") is None:
+            self.meeting.publish("verdict", {"ready": True})
+        try:
+            self.meeting.gather("verdict", until=lambda: bool(self._bad()))
+        except Lost as lost:
+            return self._down(answer, token, lost)
+        return self._down(answer, token) if self._bad() else answer
+
+    # -- down, and back ----------------------------------------------------------------------------------------
+
+    def _down(self, answer: Answer, token: Any, lost: Lost | None = None) -> Answer:
+        """Tell the own failure, hear all, and go back with them."""
+        own = answer.get("failure")
+        if lost is not None:
+            self.meeting.publish("verdict", {"ready": False})
+        elif own or answer.get("failed") or answer.get("unreachable"):
+            msg = str(answer.get("msg") or "")
+            failure = own or {"class": "unknown", "cause": msg, "evidence": [], "remedy": "", "exit_code": None}
+            self.meeting.publish("verdict", {"failure": failure, "msg": msg})
+        else:
+            self.meeting.publish("verdict", {"ready": False})
+        try:
+            everyone = self.meeting.gather("verdict")
+        except Lost as gone:
+            everyone, lost = self.meeting.told("verdict"), lost or gone
+        told = [(h, v) for h, v in everyone.items() if v and v.get("failure")]
+        failures = [(h, {**v["failure"], "msg": v.get("msg", "")}) for h, v in told]
+        blamed = replicas.culprit(failures)
+        if blamed is None:
+            what = str(lost) if lost else "a partner gave up"
+            blamed = ("", {"class": "unknown", "cause": what, "evidence": [], "remedy": "Run again", "msg": what})
+        culprit, failure = blamed[0], dict(blamed[1])
+        because = str(failure.pop("msg"))
+        if culprit != self.host:
+            name = self.replica["name"]
+            because = f"{self.host}, container {self.name}: the start of replica {name} failed. {because}"
+        failure["host"] = culprit
+        self.because = because
+        if token is None:
+            return {**answer, "failed": True, "msg": because, "failure": failure, "rolled_back": False}
+        back = self._step("give_up", token=token, failure=failure, because=because)
+        self.meeting.publish("back held", bool(back.get("pending")))
+        try:
+            returning = self.meeting.gather("back held")
+        except Lost:
+            returning = self.meeting.told("back held")
+        if not back.get("pending"):
+            self.meeting.publish("back", {"ready": False})
+            return back
+        if not returning.get(self.replica["head"]) and not self.is_head:
+            # Without its head this worker would wait for ever; it is started all the same, for whoever mends the head.
+            return self._not_back(self._step("go", token=back["token"], slice_=1.0))
+        return self._watch(back, back["token"], "back")
+
+    def _not_back(self, answer: Answer) -> Answer:
+        self.meeting.publish("back", {"failure": {"class": "unknown"}})
+        msg = str(answer.get("msg") or self.because)
+        if "not become ready" not in msg:
+            msg = f"{msg} The previous server was put back but did not become ready on all nodes of the replica."
+        return {**answer, "failed": True, "rolled_back": False, "msg": msg}
+
+    # -- what partners say -------------------------------------------------------------------------------------
+
+    def _bad(self, topic: str = "verdict") -> bool:
+        """Whether a partner failed or is gone."""
+        told = self.meeting.told(topic)
+        if any(v and ("failure" in v or v.get("ready") is False) for h, v in told.items() if h != self.host):
+            return True
+        return any(self.meeting.lost(h, topic) for h in self.meeting.partners)
+
+    def _head_is(self, topic: str, word: str) -> bool:
+        told = self.meeting.read(str(self.replica["head"]), topic)
+        return bool(told and told.get(word))
+
+    def _news(self, topic: str) -> bool:
+        return self._bad(topic) or (not self.is_head and self._head_is(topic, "ready"))
+
+    # -- the node ----------------------------------------------------------------------------------------------
+
+    def _step(self, name: str, *, token: Any = None, slice_: float | None = None, **more: Any) -> Answer:
+        step = {"name": name, "wake": self.nonce, **more}
+        args = {**self.options, "replica_step": step}
+        if token:
+            args["watch_token"] = token
+        if slice_:
+            args["watch_slice"] = slice_
+        return self.call("vllm_server", args)
+
+    def _refused_by_partner(self, why: str) -> Answer:
+        answer = self._refused(f"nothing was touched, because {why}", "unknown")
+        if self.refusal and self.refusal[1].get("failure"):
+            answer["failure"] = {**self.refusal[1]["failure"], "host": self.refusal[0]}
+        answer["msg"] = f"{self.host}, container {self.name}: nothing was touched, because {why}"
+        return answer
+
+    def _refused(self, cause: str, failure_class: str) -> Answer:
+        """An answer of the module's shape for what never got to the node."""
+        known = failure_class if failure_class != "lost" else "unknown"
+        remedy = {
+            "lost": "Mend that host, then run again",
+            "bad_argument": "All hosts of one replica serve the same: correct their variables; nothing was touched",
+        }.get(failure_class, "Mend that node, then run again")
+        failure: dict[str, Any] = {"class": known, "cause": cause, "evidence": [], "remedy": remedy, "exit_code": None}
+        return {
+            "failed": True,
+            "changed": False,
+            "actions": [],
+            "differences": [],
+            "diff": {},
+            "container": None,
+            "stages": [],
+            "log_file": None,
+            "notes": [],
+            "rolled_back": False,
+            "confirmed": False,
+            "failure": failure,
+            "msg": f"{self.host}, container {self.name}: replica {self.replica['name']}: {cause} ({known}). {remedy}.",
+        }
+
+
+class Listener:
+    """Looks for news while a call to the node is under way, and wakes it once."""
+
+    def __init__(self, news: Callable[[], bool], wake: Callable[[], None]) -> None:
+        """Nothing runs until the block is entered."""
+        self._news, self._wake, self._over = news, wake, threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._over.wait(LISTEN):
+            if self._news():
+                self._wake()
+                return
+
+    def __enter__(self) -> Listener:
+        """Begin."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End; a wake that is under way is let go, as the connection is one."""
+        self._over.set()
+        self._thread.join()
+
+
+def starts(actions: Sequence[str], together: str) -> bool:
+    """Whether a node's own plan already does what all do."""
+    return ("create" if together == "replace" else "start") in actions
+
+
+def differing(told: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> str:
+    """Name what hosts of one replica do not have in common; empty when they agree."""
+    first = hosts[0]
+    for host in hosts[1:]:
+        for key in sorted({*told[first], *told[host]}):
+            if told[first].get(key) != told[host].get(key):
+                return f"{key}: {first} has {told[first].get(key)!r}, but {host} has {told[host].get(key)!r}"
+    return ""
+
+
+def incomplete(
+    replica: Mapping[str, Any],
+    batch: Sequence[str],
+    alive: Sequence[str],
+    forks: int,
+    names: Mapping[str, str] | None = None,
+) -> str:
+    """Say why the hosts of a replica cannot meet in this play; empty when they can.
+
+    ``batch``: hosts of this batch that still run, ``alive``: those of the play, ``names``: the replicas of all hosts
+    that are part of one.
+    """
+    missing = [h for h in replica["hosts"] if h not in batch]
+    if missing:
+        who, verb = ", ".join(missing), "is" if len(missing) == 1 else "are"
+        if any(h in alive for h in missing):
+            why = f"{who} {verb} in another batch of this play; its serial must not divide a replica"
+        else:
+            why = f"{who} {verb} not in this play or failed earlier in it; --limit must name all hosts of a replica"
+        return f"replica {replica['name']} is {', '.join(replica['hosts'])}, one server: {why}"
+    stuck = blocked(batch, forks, names or dict.fromkeys(replica["hosts"], str(replica["name"])))
+    if stuck:
+        return (
+            f"replica {replica['name']}: the nodes of a replica are brought up at once, but with {len(batch)} hosts in "
+            f"this batch and {forks} at a time their turns would not come together; run with --forks {stuck}"
+        )
+    return ""
+
+
+def blocked(batch: Sequence[str], forks: int, names: Mapping[str, str]) -> int:
+    """Forks that a batch needs where it has too few, else 0.
+
+    Ansible begins the hosts in this order, as many as it has forks, the next when one is done. A host of a replica is
+    done only when all of its replica have begun (``names``: host to replica), any other by itself.
+    """
+    waiting: dict[str, set[str]] = {}
+    most = 0
+    for host in batch:
+        most = max(most, sum(map(len, waiting.values())) + 1)
+        name = names.get(host)
+        if name is None:
+            continue
+        begun = waiting.setdefault(name, set())
+        begun.add(host)
+        if len(begun) == sum(1 for h in batch if names.get(h) == name):
+            del waiting[name]
+    return most if most > forks else 0

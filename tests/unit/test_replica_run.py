@@ -1,0 +1,245 @@
+"""How the processes for the nodes of one replica meet on the controller, and who may not come."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from ansible.module_utils.vllm_fleet.rendezvous import Lost, Rendezvous
+from ansible.module_utils.vllm_fleet.replica_run import ReplicaRun, blocked, differing, incomplete
+
+HOSTS = ["n1", "n2"]
+REPLICA = {
+    "name": "pair",
+    "hosts": HOSTS,
+    "head": "n1",
+    "size": 2,
+    "backend": "mp",
+    "master_addr": "10.0.0.1",
+    "master_port": 29500,
+    "guard_port": 29501,
+    "interface": "",
+    "rdma_devices": [],
+    "rdma_gid_index": None,
+    "addresses": {"n1": "10.0.0.1", "n2": "10.0.0.2"},
+}
+
+
+@pytest.mark.parametrize(
+    ("batch", "alive", "forks", "says"),
+    [
+        (["n1", "n2", "x"], ["n1", "n2", "x"], 3, ""),
+        (["n2"], ["n2"], 5, "n1 is not in this play or failed earlier in it; --limit must name all hosts"),
+        (["n2"], ["n1", "n2"], 5, "n1 is in another batch of this play"),
+        (["n1", "n2"], ["n1", "n2"], 1, "run with --forks 2"),
+    ],
+)
+def test_a_replica_of_which_not_all_can_meet_is_refused(batch, alive, forks, says):
+    said = incomplete(REPLICA, batch, alive, forks)
+    assert says in said if says else said == ""
+
+
+@pytest.mark.parametrize(
+    ("batch", "forks", "needed"),
+    [
+        ("a1 a2 b1 b2", 2, 0),
+        ("a1 b1 a2 b2", 2, 3),
+        ("a1 b1 c1 d1 a2 b2 c2 d2", 4, 5),
+        ("a1 x y z a2", 2, 0),
+        ("x y z", 1, 0),
+        ("a1 a2", 1, 2),
+    ],
+)
+def test_turns_that_would_never_come_together_are_counted(batch, forks, needed):
+    hosts = batch.split()
+    assert blocked(hosts, forks, {h: h[0] for h in hosts if len(h) == 2}) == needed
+
+
+def test_what_hosts_do_not_have_in_common_is_named():
+    assert differing({"n1": {"model": "a"}, "n2": {"model": "a"}}, HOSTS) == ""
+    told = {"n1": {"model": "a", "args x": 1}, "n2": {"model": "a"}}
+    assert differing(told, HOSTS) == "args x: n1 has 1, but n2 has None"
+
+
+def test_a_partner_whose_process_is_gone_is_not_waited_for(tmp_path):
+    mine = Rendezvous(tmp_path, "pair", "n1", HOSTS)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    Rendezvous(tmp_path, "pair", "n2", HOSTS).publish("pid", gone.pid)
+    mine.publish("topic", 1)
+    with pytest.raises(Lost, match="n2 dropped out of the run"):
+        mine.gather("topic")
+
+
+def test_a_partner_that_never_comes_is_waited_for_only_so_long(tmp_path):
+    mine = Rendezvous(tmp_path, "pair", "n1", HOSTS)
+    mine.publish("topic", 1)
+    with pytest.raises(Lost, match="n2 has not come to this task"):
+        mine.gather("topic", arrival=0.1)
+
+
+def test_a_replica_may_meet_several_times_in_a_run(tmp_path):
+    for number in range(2):
+        one, two = (Rendezvous(tmp_path, "a/b", h, HOSTS) for h in HOSTS)
+        assert one.folder == two.folder and one.folder.name.endswith(f"-{number}")
+        one.publish("topic", number)
+        two.publish("topic", number)
+        assert two.gather("topic") == {"n1": number, "n2": number}
+        one.leave("done")
+        two.leave("done")
+    assert oct(one.folder.stat().st_mode & 0o777) == "0o700"
+
+
+class Node:
+    """A node's answers to the steps, by their names; what it was asked is kept."""
+
+    def __init__(self, host, folder, answers, check_mode=False, **options):
+        self.host, self.answers, self.steps = host, answers, []
+        options = {"name": "vllm", "watch_slice": 1, "model": "m", "args": {}, **options}
+        self.run = ReplicaRun(
+            REPLICA | {"address": REPLICA["addresses"][host]},
+            host,
+            folder,
+            call=self.call,
+            show=lambda *_: None,
+            wake=lambda _: None,
+            check_mode=check_mode,
+            options=options,
+        )
+
+    def call(self, module, args):
+        step = args["step"] if module == "vllm_replica_network" else args["replica_step"]["name"]
+        self.steps.append(step)
+        found = self.answers.get(step, {})
+        return {"actions": [], **(found(args) if callable(found) else found)}
+
+
+def together(*nodes):
+    """Run them at once, as Ansible does in processes; give their answers."""
+    found = {}
+
+    def one(node):
+        found[node.host] = node.run.run()
+
+    threads = [threading.Thread(target=one, args=[n], daemon=True) for n in nodes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive(), "somebody waits for ever"
+    return found
+
+
+LISTEN = {"offered": [{"port": 1, "own": False}], "word": "w"}
+CHANGE = {"actions": ["create", "start"]}
+HELD = {"actions": ["create"], "pending": True, "token": {"t": 1}}
+READY = {"actions": ["create", "start"], "changed": True}
+WATCHING = {"pending": True, "token": {"t": 2}}
+
+
+def node(host, folder, **answers):
+    last = {"go": READY} if host == "n1" else {"go": WATCHING, "ready": READY}
+    return Node(host, folder, {"check": CHANGE, "listen": LISTEN, "hold": HELD, **last, **answers})
+
+
+def test_workers_are_ready_when_their_head_is(tmp_path):
+    head, worker = node("n1", tmp_path), node("n2", tmp_path)
+    found = together(head, worker)
+    assert not any(a.get("failed") for a in found.values())
+    assert head.steps == ["check", "listen", "connect", "hold", "go"]
+    assert worker.steps[:4] == ["check", "listen", "connect", "hold"]
+    assert worker.steps[-1] == "ready"
+
+
+def test_a_node_without_a_change_of_its_own_is_told_to_join(tmp_path):
+    asked = []
+
+    def check(args):
+        asked.append(args["replica_step"].get("together"))
+        return CHANGE if asked[-1] else {"actions": []}
+
+    head, worker = node("n1", tmp_path, check=check), node("n2", tmp_path)
+    assert not any(a.get("failed") for a in together(head, worker).values())
+    assert asked == [None, "replace"]
+
+
+def test_a_node_that_refuses_keeps_all_from_stopping(tmp_path):
+    refusal = {"failed": True, "msg": "n2 lacks it", "failure": {"class": "image_missing"}}
+    head, worker = node("n1", tmp_path), node("n2", tmp_path, check=refusal)
+    found = together(head, worker)
+    assert found["n2"]["msg"] == "n2 lacks it"
+    assert "nothing was touched, because n2 cannot: n2 lacks it" in found["n1"]["msg"]
+    assert found["n1"]["failure"]["class"] == "image_missing"
+    assert head.steps == worker.steps == ["check"]
+
+
+def test_nodes_that_do_not_reach_each_other_stop_nothing(tmp_path):
+    head = node("n1", tmp_path)
+    worker = node("n2", tmp_path, connect={"failed": True, "msg": "no way", "failure": {"class": "collective_init"}})
+    found = together(head, worker)
+    assert found["n2"]["msg"] == "no way" and "no way" in found["n1"]["msg"]
+    assert "hold" not in head.steps + worker.steps
+
+
+def test_check_mode_asks_and_stops_there(tmp_path):
+    nodes = [Node(h, tmp_path, {"check": CHANGE, "listen": LISTEN}, check_mode=True) for h in HOSTS]
+    found = together(*nodes)
+    assert all(a["actions"] == CHANGE["actions"] for a in found.values())
+    assert all(n.steps == ["check", "listen", "connect"] for n in nodes)
+
+
+def test_a_worker_that_fails_is_the_reason_on_all_nodes_and_all_go_back(tmp_path):
+    told = []
+
+    def give_up(args):
+        told.append((args["replica_step"]["failure"]["class"], args["replica_step"]["because"]))
+        return {"pending": True, "token": {"t": 3}}
+
+    back = {"failed": True, "rolled_back": True, "msg": "The previous server is back and ready."}
+    own = {**WATCHING, "failure": {"class": "gpu_memory_taken"}, "msg": "n2: taken"}
+    head = node("n1", tmp_path, go=lambda args: back if args["watch_token"] == {"t": 3} else WATCHING, give_up=give_up)
+    worker = node("n2", tmp_path, go=lambda args: WATCHING if args["watch_token"] == {"t": 3} else own, give_up=give_up)
+    worker.answers["ready"] = back
+    found = together(head, worker)
+    assert [c for c, _ in told] == ["gpu_memory_taken", "gpu_memory_taken"]
+    assert {b for _, b in told} == {"n2: taken", "n1, container vllm: the start of replica pair failed. n2: taken"}
+    assert all(a["failed"] and a["rolled_back"] for a in found.values())
+
+
+def test_a_partner_that_vanishes_in_the_middle_takes_the_others_back(tmp_path):
+    """Its process is killed while all watch: what it watched is not known, so the rest goes back."""
+    given_up = threading.Event()
+
+    def give_up(args):
+        given_up.set()
+        return {"failed": True, "msg": args["replica_step"]["because"]}
+
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    partner = Rendezvous(tmp_path, "pair", "n2", HOSTS)
+    partner.publish("pid", other.pid)
+    for topic, value in (
+        ("same", None),
+        ("checked", CHANGE),
+        ("listening", CHANGE),
+        ("offered", LISTEN),
+        ("connected", CHANGE),
+        ("held", True),
+    ):
+        partner.publish(topic, value)
+    head = node("n1", tmp_path, give_up=give_up)
+    partner.publish("same", head.run._same())
+
+    def go(_args):
+        other.kill()
+        other.wait()
+        return WATCHING
+
+    head.answers["go"] = go
+    found = together(head)
+    assert given_up.is_set()
+    assert "n2 dropped out of the run" in found["n1"]["msg"]
+    assert os.getpid() != other.pid
