@@ -1,0 +1,106 @@
+"""Filters about models: presets of models/*.yml, exact names, and the table of what fits."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ansible.module_utils
+import yaml
+from ansible.errors import AnsibleFilterError
+
+_ROOT = Path(__file__).resolve().parent.parent
+# The nodes' code under the name that it has on the nodes: on the controller Ansible does not import a project's own.
+if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
+
+from ansible.module_utils.vllm_fleet import names, presets, sizing, sizing_table, snapshot  # noqa: E402
+
+
+def _all(path: str) -> Mapping[str, Mapping[str, Any]]:
+    folder = Path(path) if path else _ROOT / "models"
+    # Read once a run and again when a file has changed: every host of a play asks several times.
+    files = tuple((str(file), file.stat().st_mtime_ns) for file in sorted(folder.glob("*.yml")))
+    return _read(files)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(files: tuple[tuple[str, int], ...]) -> Mapping[str, Mapping[str, Any]]:
+    rules = json.loads((_ROOT / "models" / "schema.json").read_text(encoding="utf-8"))
+    found: dict[str, Mapping[str, Any]] = {}
+    for file, _ in files:
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise AnsibleFilterError(f"{file} is no YAML: {error}") from error
+        wrong = presets.faults(content, rules)
+        if wrong:
+            raise AnsibleFilterError(f"{file}: {'; '.join(wrong)}. docs/models.md says what a preset looks like.")
+        if content["model"] in found:
+            raise AnsibleFilterError(f"{file}: {content['model']} has a preset already; keep one of the two files.")
+        found[content["model"]] = {**content, "file": Path(file).name}
+    return found
+
+
+def vllm_preset(model: str | None, accelerator: str = "rocm", gpu: str = "", path: str = "") -> dict[str, Any]:
+    """Give a model's preset for an accelerator: `args`, `env`, `revision`, `verify`, figures.
+
+    Every key is there, empty where the preset (or a model without one) says nothing.
+    """
+    content = _all(path).get(str(model or ""), {})
+    out = {"revision": "", "gated": False, "min_vllm": "", "weights_bytes": 0, "config": {}, "verify": [], "file": ""}
+    return {**out, **presets.for_accelerator(content, str(accelerator), str(gpu or ""))}
+
+
+def vllm_model_fault(
+    model: str | None, exact: bool = False, caches: Sequence[str] = (), path: str = "", *, known: Sequence[str] = ()
+) -> str:
+    """Say in one sentence why an id is refused, with the nearest known ones; empty when it is not.
+
+    Known are the presets, `known`, and what the `caches` (HF_HOME) on this machine hold.
+    """
+    cached = [one for cache in caches for one in snapshot.known_repos(Path(cache).expanduser())]
+    text = str(model or "")
+    return names.check(text, [*_all(path), *cached, *known], exact=bool(exact)).sentence(text)
+
+
+def vllm_sizing_table(rows: Sequence[Sequence[Any]], arithmetic: bool = False) -> str:
+    """Write [node, row] pairs as a table; rows that are not there (a node that was not asked) are left out."""
+    return sizing_table.table([(str(node), row) for node, row in rows if row], arithmetic=arithmetic)
+
+
+def vllm_plan(
+    facts: Mapping[str, Any],
+    args: Mapping[str, Any] | None = None,
+    env: Mapping[str, Any] | None = None,
+    *,
+    gpu: str = "",
+    gpus: int = 8,
+    vram: int | None = None,
+    image_version: str = "",
+) -> dict[str, Any]:
+    """Size a model (what vllm_model_facts returned) for a GPU kind by name, `cpu` for none: `row` and `findings`."""
+    model = sizing.Facts(**{key: facts[key] for key in ("model", "config", "weights_bytes", "source", "min_vllm")})
+    try:
+        machine = sizing.Machine("CPU") if gpu.lower() == "cpu" else sizing.named(gpu, int(gpus), vram)
+        sized = sizing.size(model, machine, args or {}, env or {}, image_version=image_version)
+    except ValueError as error:
+        raise AnsibleFilterError(str(error)) from error
+    found = [{"level": one.level, "sentence": one.sentence} for one in sized.findings]
+    return {"row": sizing_table.as_row(sized), "findings": found}
+
+
+class FilterModule:
+    """Ansible's way to find filters."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Name them."""
+        return {
+            "vllm_preset": vllm_preset,
+            "vllm_model_fault": vllm_model_fault,
+            "vllm_sizing_table": vllm_sizing_table,
+            "vllm_plan": vllm_plan,
+        }
