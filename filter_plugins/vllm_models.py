@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.vllm_fleet import names, presets, sizing, sizing_table, snapshot  # noqa: E402
+from ansible.module_utils.vllm_fleet import command, names, planning, presets, sizing, sizing_table, snapshot  # noqa: E402
 
 
 def _all(path: str) -> Mapping[str, Mapping[str, Any]]:
@@ -55,16 +56,20 @@ def vllm_preset(model: str | None, accelerator: str = "rocm", gpu: str = "", pat
     return {**out, **presets.for_accelerator(content, str(accelerator), str(gpu or ""))}
 
 
-def vllm_model_fault(
-    model: str | None, exact: bool = False, caches: Sequence[str] = (), path: str = "", *, known: Sequence[str] = ()
-) -> str:
+def vllm_model_fault(model: str | None, exact: bool = False, caches: Sequence[str] = (), path: str = "") -> str:
     """Say in one sentence why an id is refused, with the nearest known ones; empty when it is not.
 
-    Known are the presets, `known`, and what the `caches` (HF_HOME) on this machine hold.
+    Known are the presets and what caches (HF_HOME) on this machine hold: the user's, the controller's, and `caches`.
     """
-    cached = [one for cache in caches for one in snapshot.known_repos(Path(cache).expanduser())]
+    folders = [*map(str, caches), *_own_caches()]
+    cached = [one for folder in folders for one in snapshot.known_repos(Path(folder).expanduser())]
     text = str(model or "")
-    return names.check(text, [*_all(path), *cached, *known], exact=bool(exact)).sentence(text)
+    return names.check(text, [*_all(path), *cached], exact=bool(exact)).sentence(text)
+
+
+def _own_caches() -> list[str]:
+    fleet = os.environ.get("VLLM_FLEET_CACHE") or "~/.cache/vllm-fleet"
+    return [os.environ.get("HF_HOME") or "~/.cache/huggingface", f"{fleet}/seed"]
 
 
 def vllm_sizing_table(rows: Sequence[Sequence[Any]], arithmetic: bool = False) -> str:
@@ -74,23 +79,35 @@ def vllm_sizing_table(rows: Sequence[Sequence[Any]], arithmetic: bool = False) -
 
 def vllm_plan(
     facts: Mapping[str, Any],
+    nodes: Mapping[str, Mapping[str, Any]] | None = None,
+    kinds: Sequence[str] = (),
+    gpus: int = 8,
+    *,
     args: Mapping[str, Any] | None = None,
     env: Mapping[str, Any] | None = None,
-    *,
-    gpu: str = "",
-    gpus: int = 8,
-    vram: int | None = None,
+    path: str = "",
     image_version: str = "",
 ) -> dict[str, Any]:
-    """Size a model (what vllm_model_facts returned) for a GPU kind by name, `cpu` for none: `row` and `findings`."""
+    """Size a model on nodes (their variables, with `plan_node` as rocm_info returned it) or on GPU `kinds` by name.
+
+    `facts` is what vllm_model_info returned, `args` and `env` are laid over the preset's. Without either nodes with
+    GPUs or kinds, all kinds that are known are taken. Gives `rows` for the table, `refusals` and `notes`.
+    """
     model = sizing.Facts(**{key: facts[key] for key in ("model", "config", "weights_bytes", "source", "min_vllm")})
+    result = planning.Plan()
     try:
-        machine = sizing.Machine("CPU") if gpu.lower() == "cpu" else sizing.named(gpu, int(gpus), vram)
-        sized = sizing.size(model, machine, args or {}, env or {}, image_version=image_version)
+        machines = planning.machines(nodes or {}, kinds, int(gpus))
+        for name, accelerator, machine in machines:
+            preset = vllm_preset(model.model, accelerator, machine.kind, path)
+            given = {**_normal(preset["args"]), **_normal(args or {})}
+            result.add(name, model, machine, planning.Asked(given, {**preset["env"], **(env or {})}, image_version))
     except ValueError as error:
-        raise AnsibleFilterError(str(error)) from error
-    found = [{"level": one.level, "sentence": one.sentence} for one in sized.findings]
-    return {"row": sizing_table.as_row(sized), "findings": found}
+        result.refusals.append(str(error))
+    return {"rows": result.rows, "refusals": result.refusals, "notes": result.notes}
+
+
+def _normal(args: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(command.normalise_args(args))
 
 
 class FilterModule:

@@ -62,6 +62,22 @@ options:
     description: Repository id of the weights; what the cache has of it is taken off O(disk_weights).
     type: str
     default: ""
+  sizing:
+    description:
+      - What the server will be started with, for the arithmetic of memory. Its figures of the model are used for what the cache does not tell.
+      - Without it nothing is computed.
+    type: dict
+    suboptions:
+      args: {description: Flags of C(vllm serve)., type: dict, default: {}}
+      env: {description: The server's environment., type: dict, default: {}}
+      revision: {description: "Commit, branch or tag of the model.", type: str, default: ""}
+      config: {description: "Fields of the model's config.json.", type: dict, default: {}}
+      weights_bytes: {description: "Bytes of all weights; V(0) when not known.", type: int, default: 0}
+      min_vllm: {description: Oldest vLLM that serves the model., type: str, default: ""}
+      image_version: {description: "The image's tag, which is compared where it is a version.", type: str, default: ""}
+      preset: {description: "Name of the preset's file; a model with one is known and its id not compared with others.", type: str, default: ""}
+      gated: {description: Whether the weights come from the Hub that wants a token and there is none., type: bool, default: false}
+      exact: {description: Whether the id is meant even where it resembles one in the cache., type: bool, default: false}
   disk_weights:
     description: Bytes of all weights. V(0) does not check.
     type: int
@@ -141,6 +157,12 @@ worst:
   description: The highest level of all findings.
   returned: always
   type: str
+sizing:
+  description:
+    - What the model takes on this node and what fits - C(weights_per_gpu), C(kv_per_gpu) and C(disk) in bytes, C(context) in tokens, C(sizes) that
+      C(tensor-parallel-size) may have, C(lines) of arithmetic. What is not known is null.
+  returned: with O(sizing) that can be computed
+  type: dict
 refusals:
   description: One sentence per finding of level V(refused).
   returned: always
@@ -156,11 +178,24 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import findings, preconditions, snapshot
+from ansible.module_utils.vllm_fleet import findings, model_files, preconditions, sizing_table, snapshot
 from ansible.module_utils.vllm_fleet.docker_api import DockerApi, DockerRefused, DockerUnavailable
 
 #: Microseconds. systemd's own criterion: the kernel lets the error grow until it is this large when nobody corrects it.
 LARGEST_CLOCK_ERROR = 16_000_000
+
+SIZING: dict[str, Any] = {
+    "args": {"type": "dict", "default": {}},
+    "env": {"type": "dict", "default": {}},
+    "revision": {"type": "str", "default": ""},
+    "config": {"type": "dict", "default": {}},
+    "weights_bytes": {"type": "int", "default": 0},
+    "min_vllm": {"type": "str", "default": ""},
+    "image_version": {"type": "str", "default": ""},
+    "preset": {"type": "str", "default": ""},
+    "exact": {"type": "bool", "default": False},
+    "gated": {"type": "bool", "default": False},
+}
 
 
 class Timex(ctypes.Structure):
@@ -192,6 +227,7 @@ def main() -> None:
             "disk_image": {"type": "int", "default": 0},
             "cache": {"type": "path"},
             "model": {"type": "str", "default": ""},
+            "sizing": {"type": "dict", "options": SIZING},
             "disk_weights": {"type": "int", "default": 0},
             "port": {"type": "int", "default": 0},
             "bind": {"type": "str", "default": "127.0.0.1"},
@@ -228,9 +264,16 @@ def main() -> None:
         clock_synchronised=clock_synchronised() if options["clock"] else None,
         sysctls={name: sysctl(Path(options["proc_root"]), name) for name in options["sysctls"]},
     )
-    found = findings.accept(findings.judge(options["node"], host, expected), options["accept"])
+    judged = findings.judge(options["node"], host, expected)
+    sized, about_model = None, []
+    if options["sizing"] and options["model"]:
+        sized, about_model = model_files.on_node(
+            options["model"], options["sizing"], options["node"], Path(options["cache"]) if options["cache"] else None
+        )
+    found = findings.accept([*about_model, *judged], options["accept"])
     module.exit_json(
         changed=False,
+        **({"sizing": sizing_table.as_row(sized)} if sized else {}),
         findings=[asdict(one) for one in found],
         worst=findings.worst(found),
         refusals=[one.sentence for one in found if one.level == "refused"],

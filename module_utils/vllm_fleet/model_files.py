@@ -1,15 +1,17 @@
-"""A model's figures out of its own files: config.json and the weight index, in a folder or a cache. Reads files only."""
+"""A model's figures out of its own files, config.json and the weight index, in a folder or a cache. Reads files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import snapshot
-from ansible.module_utils.vllm_fleet.sizing import Facts
+from ansible.module_utils.vllm_fleet import names, sizing, snapshot
+from ansible.module_utils.vllm_fleet.command import CommandError
+from ansible.module_utils.vllm_fleet.findings import Finding
+from ansible.module_utils.vllm_fleet.sizing import Facts, Sizing
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -67,6 +69,49 @@ def complete(own: Facts | None, preset: Facts) -> Facts:
         return preset
     weights = own.weights_bytes if own.weights_bytes is not None else preset.weights_bytes
     return replace(own, weights_bytes=weights, min_vllm=preset.min_vllm)
+
+
+def on_node(
+    model: str, asked: Mapping[str, Any], node: Mapping[str, Any] | None, cache: Path | None
+) -> tuple[Sizing | None, list[Finding]]:
+    """Size a model on the node that this runs on, and judge its id by what the node's cache holds.
+
+    ``asked`` is the option sizing of preflight_host, ``node`` what rocm_info returned (None: a server without GPUs).
+    The model's own files come before its preset's figures. Nothing is computed where GPUs are expected and none was
+    found: that is another finding.
+    """
+    found: list[Finding] = []
+    if not asked["preset"] and cache is not None:
+        verdict = names.check(model, snapshot.known_repos(cache), exact=bool(asked["exact"]))
+        if not verdict.ok:
+            remedy = "write the id exactly, or set vllm_server_model_exact: true if it is another model"
+            found.append(
+                Finding("refused", "model's id", f"{' or '.join(verdict.nearest)} (in the cache)", model, remedy)
+            )
+    preset = Facts(
+        model,
+        asked["config"],
+        asked["weights_bytes"] or None,
+        f"models/{asked['preset']}" if asked["preset"] else "",
+        asked["min_vllm"],
+    )
+    try:
+        own = find(model, [cache] if cache else [], asked["revision"])
+        if own is None and asked["gated"]:
+            remedy = "accept it on the model's page, and give the token of that account (hf_token, from vault)"
+            found.append(Finding("warning", "licence", "a token for a gated model", "none", remedy))
+        facts = complete(own, preset)
+        machine = sizing.Machine("CPU") if node is None else sizing.of_gpus(node.get("gpus") or [], asked["env"])
+        if node is not None and not machine.gpus:
+            return None, found
+        sized = sizing.size(facts, machine, asked["args"], asked["env"], image_version=asked["image_version"])
+    except (ModelFilesError, CommandError, ValueError) as error:
+        remedy = "correct vllm_server_args, or bring the model in anew"
+        return None, [
+            *found,
+            Finding("refused", "what fits", "figures and arguments to compute with", str(error), remedy),
+        ]
+    return sized, [*found, *sized.findings]
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -20,6 +20,9 @@ from ansible.module_utils.vllm_fleet.findings import Finding
 #: 256 GiB less the 16 MiB by which the MI300X stays under its 192 GiB.
 VRAM: Mapping[str, int] = {"MI300X": 196592 << 20, "MI325X": 262128 << 20, "MI355X": 294896 << 20}
 
+#: Tensor parallel sizes that are named for a CPU, where a rank is a NUMA node.
+CPU_RANKS = 8
+
 #: Names of the same fields in older configurations (transformers' attribute_map of GPT-2 and its like).
 _OLD_NAMES = {
     "n_head": "num_attention_heads",
@@ -133,7 +136,9 @@ def named(kind: str, gpus: int, vram: int | None = None) -> Machine:
     """Make a machine of a GPU kind by name. Raises ValueError for a kind whose memory is neither known nor given."""
     short = gpu_kind(kind)
     if vram is None and short not in VRAM:
-        raise ValueError(f"GPU kind is {kind!r}; expected one of {', '.join(VRAM)}, or the bytes of its memory")
+        raise ValueError(
+            f"GPU kind is {kind!r}; expected one of {', '.join(VRAM)}, or another with its memory in GiB, such as MI210=64"
+        )
     if gpus < 1:
         raise ValueError(f"number of GPUs is {gpus}; 1 or more is expected")
     return Machine(short, gpus, VRAM[short] if vram is None else vram)
@@ -172,7 +177,7 @@ def size(
     heads = _whole(case.config.get("num_attention_heads"))
     sizes = None
     if heads is not None:
-        sizes = tuple(memory.tensor_parallel_sizes(heads, machine.gpus or heads))
+        sizes = tuple(memory.tensor_parallel_sizes(heads, machine.gpus or CPU_RANKS))
         lines.append(f"{heads} attention heads: tensor-parallel-size may be {_words(sizes)}")
         found += _heads(heads, ranks.tensor)
     found += _gpus(case)
@@ -392,7 +397,9 @@ def _too_large(case: _Case, heads: int | None, least: int, budget: int) -> Findi
     if fitting:
         remedy = f"set tensor-parallel-size in vllm_server_args to {fitting[0]}"
     wanted = f"at most {memory.gib(budget)} GiB per GPU ({_share(case.flags):g} of {memory.gib(machine.vram or 0)})"
-    return Finding("refused", "size of the model", wanted, f"{memory.gib(least)} GiB of weights per GPU", remedy)
+    return Finding(
+        "refused", "size of the model", wanted, f"at least {memory.gib(least)} GiB of weights per GPU", remedy
+    )
 
 
 def _holding(case: _Case, sizes: Sequence[int], least: int, budget: int) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 from ansible.module_utils.vllm_fleet import memory
 from ansible.module_utils.vllm_fleet.sizing import Sizing
 
-_COLUMNS = ("NODE", "MACHINE", "TP", "MAY BE", "WEIGHTS/GPU", "KV CACHE/GPU", "CONTEXT", "FULL REQUESTS", "DISK")
+_COLUMNS = ("NODE", "MACHINE", "TP", "TP SIZES", "WEIGHTS/GPU", "KV CACHE/GPU", "CONTEXT", "FULL REQUESTS", "DISK")
 
 
 def as_row(sized: Sizing) -> dict[str, Any]:
@@ -27,6 +27,8 @@ def table(rows: Sequence[tuple[str, Mapping[str, Any]]], *, arithmetic: bool = F
         body = [_COLUMNS, *((names, *cells) for cells, (names, _) in lines.items())]
         widths = [max(len(line[column]) for line in body) for column in range(len(_COLUMNS))]
         text.append(title)
+        if not any(_tells(row) for _, row in lines.values()):
+            continue
         text += ["  ".join(map(str.ljust, line, widths)).rstrip() for line in body]
         if arithmetic:
             for names, row in lines.values():
@@ -56,20 +58,23 @@ def _title(row: Mapping[str, Any]) -> str:
         known.append(f"{row['heads']} attention heads")
     if row["context_limit"]:
         known.append(f"context {row['context_limit']}")
+    if not _tells(row):
+        return (
+            f"{row['model']}: nothing is known before it is there; playbooks/plan.yml reads its figures from the Hub."
+        )
     figures = f" Figures: {row['source']}." if row["source"] else ""
     return f"{row['model']}{': ' if known else ''}{', '.join(known)}.{figures}"
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    if row["kv_per_gpu"] == 0:
+        return (*_machine_cells(row), "none", "does not fit", "0", _gib(row["disk"]))
     most = "<= " if row["at_most"] else ""
     context = "?" if row["context"] is None else f"{most}{row['context']}"
     if row["context_asked"]:
         context = f"{row['context_asked']} of {context}"
     return (
-        row["machine"],
-        str(row["tensor"]),
-        "?" if row["sizes"] is None else ",".join(map(str, row["sizes"])),
-        _gib(row["weights_per_gpu"]),
+        *_machine_cells(row),
         _gib(row["kv_per_gpu"], most),
         context,
         "?" if row["requests"] is None else f"{most}{row['requests']:.1f}",
@@ -77,5 +82,14 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _machine_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    sizes = "?" if row["sizes"] is None else ",".join(map(str, row["sizes"]))
+    return row["machine"], str(row["tensor"]), sizes, _gib(row["weights_per_gpu"])
+
+
 def _gib(size: int | None, most: str = "") -> str:
     return "?" if size is None else f"{most}{size / memory.GIB:.1f} GiB"
+
+
+def _tells(row: Mapping[str, Any]) -> bool:
+    return any(row[key] is not None for key in ("heads", "weights_per_gpu", "context_limit", "context"))
