@@ -95,6 +95,11 @@ def vllm_plan(
     """
     model = sizing.Facts(**{key: facts[key] for key in ("model", "config", "weights_bytes", "source", "min_vllm")})
     result = planning.Plan()
+    for name, value in (("vllm_server_args", args), ("vllm_server_env", env)):
+        if value is not None and not isinstance(value, Mapping):
+            example = f'-e \'{{"{name}": {{"NAME": "VALUE"}}}}\''
+            result.refusals.append(f"{name} is text; expected a mapping, which on the command line is {example}")
+            return {"rows": [], "refusals": result.refusals, "notes": []}
     try:
         machines = planning.machines(nodes or {}, kinds, int(gpus))
         for name, accelerator, machine in machines:

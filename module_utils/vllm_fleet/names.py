@@ -44,12 +44,14 @@ class Verdict:
         """The refusal as a whole sentence with what to do next."""
         if self.ok:
             return ""
-        text = f"vllm_server_model is {model!r}: {self.fault}."
+        text = f"vllm_server_model is {model!r}: {self.fault}. Expected the exact id"
         if not self.nearest:
-            return f"{text} Expected the exact id as in the model's address on the Hub, such as {EXAMPLE}."
-        text += f" Known and near: {', '.join(self.nearest)}."
-        return f"{text} Write the id you mean exactly as it stands there" + (
-            f", or set vllm_server_model_exact: true if {model} is another model." if _well_formed(model) else "."
+            return f"{text} as in the model's address on the Hub, such as {EXAMPLE}."
+        text += f"; the nearest known: {', '.join(self.nearest)}. Write it so"
+        return (
+            f"{text}, or set vllm_server_model_exact: true if it is another model."
+            if _well_formed(model)
+            else f"{text}."
         )
 
 

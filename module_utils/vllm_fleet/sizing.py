@@ -136,9 +136,8 @@ def named(kind: str, gpus: int, vram: int | None = None) -> Machine:
     """Make a machine of a GPU kind by name. Raises ValueError for a kind whose memory is neither known nor given."""
     short = gpu_kind(kind)
     if vram is None and short not in VRAM:
-        raise ValueError(
-            f"GPU kind is {kind!r}; expected one of {', '.join(VRAM)}, or another with its memory in GiB, such as MI210=64"
-        )
+        known = ", ".join(VRAM)
+        raise ValueError(f"GPU kind is {kind!r}; expected one of {known}, or one with its GiB, such as MI210=64")
     if gpus < 1:
         raise ValueError(f"number of GPUs is {gpus}; 1 or more is expected")
     return Machine(short, gpus, VRAM[short] if vram is None else vram)

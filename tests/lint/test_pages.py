@@ -111,6 +111,13 @@ def test_module_files_are_thin():
         "daemon_json",
         "findings",
         "burnin",
+        "names",
+        "schema",
+        "presets",
+        "sizing",
+        "sizing_table",
+        "planning",
+        "model_files",
     ],
 )
 def test_pure_files_know_no_docker_no_ansible_and_no_clock(file):
