@@ -20,6 +20,9 @@ if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
 
 from ansible.module_utils.vllm_fleet import command, names, planning, presets, sizing, sizing_table, snapshot  # noqa: E402
 
+#: Every worker of a run reads the files once; libyaml does it ten times faster where PyYAML has it.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 def _all(path: str) -> Mapping[str, Mapping[str, Any]]:
     folder = Path(path) if path else _ROOT / "models"
@@ -34,7 +37,7 @@ def _read(files: tuple[tuple[str, int], ...]) -> Mapping[str, Mapping[str, Any]]
     found: dict[str, Mapping[str, Any]] = {}
     for file, _ in files:
         try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506 - a safe one
         except (OSError, yaml.YAMLError) as error:
             raise AnsibleFilterError(f"{file} is no YAML: {error}") from error
         wrong = presets.faults(content, rules)
@@ -73,8 +76,44 @@ def _own_caches() -> list[str]:
 
 
 def vllm_sizing_table(rows: Sequence[Sequence[Any]], arithmetic: bool = False) -> str:
-    """Write [node, row] pairs as a table; rows that are not there (a node that was not asked) are left out."""
-    return sizing_table.table([(str(node), row) for node, row in rows if row], arithmetic=arithmetic)
+    """Write [node, row] pairs as a table.
+
+    A row may be what preflight_host returned as a whole; a node that was not asked, or knows nothing, is left out.
+    """
+    found = [(str(node), row if "machine" in row else row.get("sizing")) for node, row in rows if row]
+    return sizing_table.table([(node, row) for node, row in found if row], arithmetic=arithmetic)
+
+
+def vllm_sizing_options(
+    preset: Mapping[str, Any],
+    args: Mapping[str, Any],
+    env: Mapping[str, Any],
+    *,
+    replica: int = 1,
+    revision: str = "",
+    image_version: str = "",
+    exact: bool = False,
+    token_missing: bool = False,
+) -> dict[str, Any]:
+    """Give the option `sizing` of preflight_host: what the server will be started with, and what its preset knows.
+
+    `args` and `env` are laid over the preset's; `replica` is the number of hosts that share one server.
+    """
+    shared = {"nnodes": replica} if replica > 1 else {}
+    mine = {command.flag_name(str(key)) for key in args}
+    kept = {
+        key: value for key, value in {**preset["args"], **shared}.items() if command.flag_name(str(key)) not in mine
+    }
+    return {
+        "args": {**kept, **args},
+        "env": {**preset["env"], **env},
+        "revision": revision or preset["revision"],
+        **{key: preset[key] for key in ("config", "weights_bytes", "min_vllm")},
+        "image_version": image_version,
+        "preset": preset["file"],
+        "gated": bool(preset["gated"]) and token_missing,
+        "exact": exact,
+    }
 
 
 def vllm_plan(
@@ -123,6 +162,7 @@ class FilterModule:
         return {
             "vllm_preset": vllm_preset,
             "vllm_model_fault": vllm_model_fault,
+            "vllm_sizing_options": vllm_sizing_options,
             "vllm_sizing_table": vllm_sizing_table,
             "vllm_plan": vllm_plan,
         }
