@@ -20,15 +20,16 @@ def as_row(sized: Sizing) -> dict[str, Any]:
 def table(rows: Sequence[tuple[str, Mapping[str, Any]]], *, arithmetic: bool = False) -> str:
     """Write (node, row) pairs as one small table for each model; equal nodes share a line.
 
-    ``arithmetic`` adds how the figures came about.
+    ``arithmetic`` adds how the figures came about; without it a model of which nothing is known is passed over.
     """
     text: list[str] = []
     for title, lines in _by_model(rows).items():
         body = [_COLUMNS, *((names, *cells) for cells, (names, _) in lines.items())]
         widths = [max(len(line[column]) for line in body) for column in range(len(_COLUMNS))]
-        text.append(title)
         if not any(_tells(row) for _, row in lines.values()):
+            text += [title] if arithmetic else []
             continue
+        text.append(title)
         text += ["  ".join(map(str.ljust, line, widths)).rstrip() for line in body]
         if arithmetic:
             for names, row in lines.values():
