@@ -85,6 +85,22 @@ options:
     description: Repository id of the weights, or an absolute path. What the cache has of a repository is taken off O(disk_weights).
     type: str
     default: ""
+  sizing:
+    description:
+      - What the server will be started with, for the arithmetic of memory. Its figures of the model are used for what the cache does not tell.
+      - Without it nothing is computed.
+    type: dict
+    suboptions:
+      args: {description: Flags of C(vllm serve)., type: dict, default: {}}
+      env: {description: The server's environment., type: dict, default: {}}
+      revision: {description: "Commit, branch or tag of the model.", type: str, default: ""}
+      config: {description: "Fields of the model's config.json.", type: dict, default: {}}
+      weights_bytes: {description: "Bytes of all weights; V(0) when not known.", type: int, default: 0}
+      min_vllm: {description: Oldest vLLM that serves the model., type: str, default: ""}
+      image_version: {description: "The image's tag, which is compared where it is a version.", type: str, default: ""}
+      preset: {description: "Name of the preset's file; a model with one is known and its id not compared with others.", type: str, default: ""}
+      gated: {description: Whether the weights come from the Hub that wants a token and there is none., type: bool, default: false}
+      exact: {description: Whether the id is meant even where it resembles one in the cache., type: bool, default: false}
   disk_weights:
     description: Bytes of all weights. V(0) does not check.
     type: int
@@ -189,6 +205,12 @@ worst:
   description: The highest level of all findings.
   returned: always
   type: str
+sizing:
+  description:
+    - What the model takes on this node and what fits - C(weights_per_gpu), C(kv_per_gpu) and C(disk) in bytes, C(context) in tokens, C(sizes) that
+      C(tensor-parallel-size) may have, C(lines) of arithmetic. What is not known is null.
+  returned: with O(sizing) that can be computed
+  type: dict
 refusals:
   description: One sentence per finding of level V(refused) or V(unseen).
   returned: always
@@ -210,8 +232,21 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import findings, host_probe, rocm_probe
+from ansible.module_utils.vllm_fleet import findings, host_probe, model_files, rocm_probe, sizing_table
 from ansible.module_utils.vllm_fleet.docker_api import DockerApi
+
+SIZING: dict[str, Any] = {
+    "args": {"type": "dict", "default": {}},
+    "env": {"type": "dict", "default": {}},
+    "revision": {"type": "str", "default": ""},
+    "config": {"type": "dict", "default": {}},
+    "weights_bytes": {"type": "int", "default": 0},
+    "min_vllm": {"type": "str", "default": ""},
+    "image_version": {"type": "str", "default": ""},
+    "preset": {"type": "str", "default": ""},
+    "exact": {"type": "bool", "default": False},
+    "gated": {"type": "bool", "default": False},
+}
 
 
 def main() -> None:
@@ -235,6 +270,7 @@ def main() -> None:
             "cache": {"type": "path"},
             "cache_create": {"type": "bool", "default": True},
             "model": {"type": "str", "default": ""},
+            "sizing": {"type": "dict", "options": SIZING},
             "disk_weights": {"type": "int", "default": 0},
             "port": {"type": "int", "default": 0},
             "bind": {"type": "str", "default": "127.0.0.1"},
@@ -256,11 +292,10 @@ def main() -> None:
     answer: dict[str, Any] = {}
     if module.params["host"]:
         try:
-            node, more = look(module.params)
+            answer, more = look(module.params)
         except ValueError as error:
             module.fail_json(msg=str(error))
         found = [*found, *more]
-        answer = {"node": node} if node is not None else {}
     found = findings.accept(found, module.params["accept"])
     module.exit_json(
         changed=False,
@@ -272,8 +307,8 @@ def main() -> None:
     )
 
 
-def look(options: dict[str, Any]) -> tuple[dict[str, Any] | None, list[findings.Finding]]:
-    """Return what rocm_info says, without GPUs None, and all findings."""
+def look(options: dict[str, Any]) -> tuple[dict[str, Any], list[findings.Finding]]:
+    """Return what rocm_info says (node) and what the model takes (sizing), where there is such, and all findings."""
     engine = DockerApi(options["docker_socket"], timeout=20)
     own = host_probe.own_container(engine, options["name"])
     node = None
@@ -304,7 +339,15 @@ def look(options: dict[str, Any]) -> tuple[dict[str, Any] | None, list[findings.
         clock=options["clock"],
         sysctls={name: str(value) for name, value in options["sysctls"].items()},
     )
-    return node, findings.judge(node, host_probe.look(options, engine, own), expected)
+    found = findings.judge(node, host_probe.look(options, engine, own), expected)
+    answer: dict[str, Any] = {} if node is None else {"node": node}
+    if options["sizing"] and options["model"]:
+        cache = Path(options["cache"]) if options["cache"] else None
+        sized, about_model = model_files.on_node(options["model"], options["sizing"], node, cache)
+        found = [*about_model, *found]
+        if sized:
+            answer["sizing"] = sizing_table.as_row(sized)
+    return answer, found
 
 
 if __name__ == "__main__":

@@ -277,7 +277,9 @@ def test_teardown_asks_and_keeps_the_records(site, two_releases):
         assert not site.fleet.exec(node, caches).stdout
         assert len(site.records(node)) == 3
     assert site.table()["node1"][3:] == ["absent", NONE, NONE, NONE, "no server"]
-    again = site.play("teardown.yml", "-e", "teardown_confirm=yes", "-e", "teardown_remove_records=true", "--limit", "node1")
+    again = site.play(
+        "teardown.yml", "-e", "teardown_confirm=yes", "-e", "teardown_remove_records=true", "--limit", "node1"
+    )
     assert again.returncode == 0
     assert "vllm" not in site.fleet.exec("node1", ["ls", STATE]).stdout.split()
 

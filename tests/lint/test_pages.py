@@ -119,6 +119,13 @@ def test_module_files_are_thin():
         "metrics",
         "release",
         "replica",
+        "names",
+        "schema",
+        "presets",
+        "sizing",
+        "sizing_table",
+        "planning",
+        "model_files",
     ],
 )
 def test_pure_files_know_no_docker_no_ansible_and_no_clock(file):

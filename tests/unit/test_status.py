@@ -43,7 +43,9 @@ def test_what_a_node_is_called(change, state, drift):
 def test_nodes_that_cannot_be_asked():
     row = status.row("node3", {"failed": True, "not_reached": True, "msg": REFUSED})
     assert (row["state"], row["drift"]) == ("unreachable", "connect to host 192.0.2.13 port 22: Connection refused")
-    assert status.row("node3", {"failed": True, "msg": "no Docker engine answers"})["drift"] == "no Docker engine answers"
+    assert (
+        status.row("node3", {"failed": True, "msg": "no Docker engine answers"})["drift"] == "no Docker engine answers"
+    )
     assert status.row("node3", None)["drift"] == "it was not asked"
 
 

@@ -1,0 +1,86 @@
+"""A model on machines where nobody has deployed it: the rows of playbooks/plan.yml. Pure.
+
+Where no argument fixes the tensor parallel size, every size that divides the heads gets a row, so that one can be
+chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible.module_utils.vllm_fleet import memory, presets, sizing, sizing_table
+from ansible.module_utils.vllm_fleet.sizing import Facts, Machine, Sizing
+
+TENSOR = "tensor-parallel-size"
+
+
+def machines(nodes: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], gpus: int) -> list[tuple[str, str, Machine]]:
+    """Return (name, accelerator, machine) of what to plan for.
+
+    ``nodes`` are hosts with their variables: ``vllm_server_accelerator``, and in ``plan_node`` what rocm_info returned.
+    ``kinds`` are GPU kinds by name, ``NAME=GiB`` for one whose memory is not known here, or cpu; without kinds, and
+    without a node that has GPUs, all kinds that are known. Raises ValueError for what is none of these.
+    """
+    found: list[tuple[str, str, Machine]] = []
+    for name, variables in nodes.items():
+        if str(variables.get("vllm_server_accelerator") or presets.ROCM) == presets.CPU:
+            found.append((name, presets.CPU, Machine("CPU")))
+            continue
+        machine = sizing.of_gpus((variables.get("plan_node") or {}).get("gpus") or [], variables.get("vllm_server_env"))
+        if machine.gpus:
+            found.append((name, presets.ROCM, machine))
+    with_gpus = any(machine.gpus for _, _, machine in found)
+    for kind in kinds or ([] if with_gpus else sizing.VRAM):
+        if kind.lower() == "cpu":
+            found.append(("-", presets.CPU, Machine("CPU")))
+        else:
+            name, equals, gib = kind.partition("=")
+            if equals and not gib.strip().isdigit():
+                raise ValueError(f"plan_gpu has {kind!r}; the memory of a GPU is expected in GiB, such as MI210=64")
+            vram = int(gib) * memory.GIB if equals else None
+            found.append(("-", presets.ROCM, sizing.named(name.strip(), gpus, vram)))
+    return found
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the server would be started with: flags in one spelling, environment, the image's tag."""
+
+    args: Mapping[str, Any]
+    env: Mapping[str, Any]
+    image_version: str = ""
+
+
+@dataclass
+class Plan:
+    """Rows for the table, sentences that say why it cannot work, and others worth knowing."""
+
+    rows: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, name: str, facts: Facts, machine: Machine, asked: Asked) -> None:
+        """Size one machine; a row for each tensor parallel size where none is fixed. Raises ValueError for bad args."""
+        where = f"{name}: " if name != "-" else ""
+        where += f"{facts.model} on {machine.gpus} x {machine.kind}" if machine.gpus else f"{facts.model} on a CPU"
+        if asked.args.get(TENSOR) is not None or not machine.gpus:
+            sized = self._row(name, facts, machine, asked, {})
+            for one in sized.findings:
+                (self.refusals if one.level == "refused" else self.notes).append(f"{where}: {one.sentence}")
+            return
+        heads = sizing.plain_config(facts.config).get("num_attention_heads")
+        sizes = memory.tensor_parallel_sizes(heads if isinstance(heads, int) else machine.gpus, machine.gpus)
+        tried = [self._row(name, facts, machine, asked, {TENSOR: size}) for size in sizes]
+        refused = [[one for one in sized.findings if one.level == "refused"] for sized in tried]
+        if all(refused):
+            self.refusals.append(f"{where}: {refused[-1][0].sentence}")
+        elif facts.weights_bytes is not None:
+            first = sizes[[bool(found) for found in refused].index(False)]
+            self.notes.append(f"{where}: nothing fixes {TENSOR}; {first} is the least that fits.")
+
+    def _row(self, name: str, facts: Facts, machine: Machine, asked: Asked, more: Mapping[str, Any]) -> Sizing:
+        sized = sizing.size(facts, machine, {**asked.args, **more}, asked.env, image_version=asked.image_version)
+        self.rows.append((name, sizing_table.as_row(sized)))
+        return sized

@@ -1,0 +1,444 @@
+"""Model x machine: what weights and KV cache take, and what fits. Pure: figures in, figures and findings out.
+
+The figures of a model come from its ``config.json`` and weight index, or from its preset. Figures of memory are what
+vLLM may use at the very most: activations, graphs and RCCL's buffers come on top and are known only to the running
+engine. So a refusal here is certain (not even the best case fits), while a row without one is not a promise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible.module_utils.vllm_fleet import memory
+from ansible.module_utils.vllm_fleet.command import normalise_args
+from ansible.module_utils.vllm_fleet.findings import Finding
+
+#: Bytes of VRAM that the driver reports. MI300X: rocm-smi, 196592 MiB. MI355X: amd-smi, 294896 MiB. MI325X: derived,
+#: 256 GiB less the 16 MiB by which the MI300X stays under its 192 GiB.
+VRAM: Mapping[str, int] = {"MI300X": 196592 << 20, "MI325X": 262128 << 20, "MI355X": 294896 << 20}
+
+#: Tensor parallel sizes that are named for a CPU, where a rank is a NUMA node.
+CPU_RANKS = 8
+
+#: Names of the same fields in older configurations (transformers' attribute_map of GPT-2 and its like).
+_OLD_NAMES = {
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+    "n_embd": "hidden_size",
+    "n_positions": "max_position_embeddings",
+    "n_ctx": "max_position_embeddings",
+}
+_KIND = re.compile(r"\bMI\d{2,3}[A-Z]?", re.IGNORECASE)
+#: vLLM 0.32.0 utils: 32k is 32000, 32K is 32768.
+_SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_SIXTEEN_BIT = ("bfloat16", "float16", "half")
+_VERSION = re.compile(r"^v?(\d+)\.(\d+)(?:\.(\d+))?")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model. ``config`` has config.json's names and may be empty; ``weights_bytes`` is on disk.
+
+    ``source`` says where the figures are from. ``min_vllm`` is "" where nobody named a version.
+    """
+
+    model: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    weights_bytes: int | None = None
+    source: str = ""
+    min_vllm: str = ""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the server may use: ``gpus`` GPUs of ``vram`` bytes each (None: not known). Without GPUs it is a CPU."""
+
+    kind: str
+    gpus: int = 0
+    vram: int | None = None
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """The verdict. Bytes and tokens; None where it is not known. ``lines`` is the arithmetic, for people.
+
+    ``context`` is the longest that fits and that the model has, ``context_asked`` what max-model-len says,
+    ``requests`` how many of the one that will be used fit at once, ``sizes`` the tensor parallel sizes that divide the
+    heads. ``at_most`` tells that KV cache and context are upper bounds.
+    """
+
+    model: str
+    source: str
+    machine: str
+    tensor: int
+    sizes: tuple[int, ...] | None
+    weights_per_gpu: int | None
+    kv_per_gpu: int | None
+    context: int | None
+    context_asked: int | None
+    requests: float | None
+    disk: int | None
+    at_most: bool
+    heads: int | None
+    context_limit: int | None
+    lines: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """How the arguments spread the model. ``replica`` GPUs hold one copy, ``local`` are used on this node."""
+
+    tensor: int
+    pipeline: int
+    data: int
+    experts: int
+    local: int
+
+    @property
+    def weights(self) -> int:
+        """GPUs over which the weights are spread at best."""
+        return self.tensor * self.pipeline * self.experts
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One model on one machine; ``lines`` grows with the arithmetic."""
+
+    facts: Facts
+    config: Mapping[str, Any]
+    machine: Machine
+    flags: Mapping[str, Any]
+    env: Mapping[str, Any]
+    ranks: _Ranks
+    lines: list[str] = field(default_factory=list)
+
+
+def gpu_kind(name: str) -> str:
+    """Return the kind in a product's name (``AMD Instinct MI300X OAM`` is an MI300X); the name itself without one."""
+    found = _KIND.search(name)
+    return found.group(0).upper() if found else name.strip()
+
+
+def of_gpus(gpus: Sequence[Mapping[str, Any]], env: Mapping[str, Any] | None = None) -> Machine:
+    """Make a machine of the GPUs that rocm_info returned; HIP_VISIBLE_DEVICES in ``env`` leaves some out."""
+    visible = [word for word in str((env or {}).get("HIP_VISIBLE_DEVICES") or "").split(",") if word.strip()]
+    totals = [gpu.get("vram_total") for gpu in gpus]
+    known = [total for total in totals if isinstance(total, int)]
+    kind = gpu_kind(str(gpus[0].get("name") or "GPU")) if gpus else "no GPU"
+    return Machine(kind, min(len(gpus), len(visible)) if visible else len(gpus), min(known) if known else None)
+
+
+def named(kind: str, gpus: int, vram: int | None = None) -> Machine:
+    """Make a machine of a GPU kind by name. Raises ValueError for a kind whose memory is neither known nor given."""
+    short = gpu_kind(kind)
+    if vram is None and short not in VRAM:
+        known = ", ".join(VRAM)
+        raise ValueError(f"GPU kind is {kind!r}; expected one of {known}, or one with its GiB, such as MI210=64")
+    if gpus < 1:
+        raise ValueError(f"number of GPUs is {gpus}; 1 or more is expected")
+    return Machine(short, gpus, VRAM[short] if vram is None else vram)
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the text model's part of a config.json under today's names, with the type and quantisation it inherits."""
+    nested = config.get("text_config")
+    text = {**nested} if isinstance(nested, Mapping) else {**config}
+    for key in ("torch_dtype", "dtype", "quantization_config", "max_position_embeddings"):
+        if key not in text and key in config:
+            text[key] = config[key]
+    for old, new in _OLD_NAMES.items():
+        if new not in text and isinstance(text.get(old), int):
+            text[new] = text[old]
+    return text
+
+
+def size(
+    facts: Facts,
+    machine: Machine,
+    args: Mapping[str, Any],
+    env: Mapping[str, Any] | None = None,
+    *,
+    image_version: str = "",
+) -> Sizing:
+    """Do the arithmetic of one model on one machine with the arguments of ``vllm serve`` and its environment.
+
+    ``image_version`` is the image's tag; where it is no version it is not compared. Raises ValueError for arguments
+    that are no numbers where vLLM wants numbers.
+    """
+    flags = normalise_args(args)
+    case = _Case(facts, plain_config(facts.config), machine, flags, env or {}, _ranks(flags))
+    ranks, lines = case.ranks, case.lines
+    found: list[Finding] = []
+    heads = _whole(case.config.get("num_attention_heads"))
+    sizes = None
+    if heads is not None:
+        sizes = tuple(memory.tensor_parallel_sizes(heads, machine.gpus or CPU_RANKS))
+        lines.append(f"{heads} attention heads: tensor-parallel-size may be {_words(sizes)}")
+        found += _heads(heads, ranks.tensor)
+    found += _gpus(case)
+    per_gpu, least = _weights(case)
+    budget, kv, exact = _room(case, per_gpu)
+    if sizes and least is not None and budget is not None:
+        lines[0] += f"; the weights fit with {_words(_holding(case, sizes, least, budget))}"
+    if least is not None and budget is not None and least > budget:
+        found.append(_too_large(case, heads, least, budget))
+        kv = 0
+    limit = _whole(case.config.get("max_position_embeddings"))
+    asked = tokens_of(flags.get("max-model-len"))
+    tokens, cost = _tokens(case, kv)
+    # Where something else is refused, the context is not the first thing to mend.
+    if tokens is not None and not any(one.level == "refused" for one in found):
+        found += _context(tokens, asked, limit, exact)
+    found += _version(facts.min_vllm, image_version)
+    used = asked or limit
+    return Sizing(
+        model=facts.model,
+        source=facts.source,
+        machine=f"{machine.gpus} x {machine.kind}" if machine.gpus else machine.kind,
+        tensor=ranks.tensor,
+        sizes=sizes,
+        weights_per_gpu=per_gpu,
+        kv_per_gpu=kv,
+        context=min(tokens, limit) if tokens is not None and limit is not None else tokens,
+        context_asked=asked,
+        requests=tokens / used if tokens is not None and used else None,
+        disk=facts.weights_bytes,
+        at_most=not exact or (cost is not None and not cost.exact),
+        heads=heads,
+        context_limit=limit,
+        lines=tuple(lines),
+        findings=tuple(found),
+    )
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def tokens_of(value: object) -> int | None:
+    """Read max-model-len as vLLM does: 32768, 32k (32000), 32K (32768). None for none, ``auto`` and -1."""
+    if value is None or isinstance(value, (bool, list)):
+        return None
+    text = str(value).strip()
+    if text.isdigit():
+        return int(text)
+    if text[:-1].replace(".", "", 1).isdigit() and text[-1] in _SUFFIXES:
+        return int(float(text[:-1]) * _SUFFIXES[text[-1]])
+    if text in ("-1", "auto"):
+        return None
+    raise ValueError(f"max-model-len is {text!r}; expected a number of tokens such as 32768 or 32K")
+
+
+def _ranks(flags: Mapping[str, Any]) -> _Ranks:
+    tensor, pipeline = _count(flags, "tensor-parallel-size"), _count(flags, "pipeline-parallel-size")
+    data, nodes = _count(flags, "data-parallel-size"), _count(flags, "nnodes")
+    experts = data if flags.get("enable-expert-parallel") is True else 1
+    return _Ranks(tensor, pipeline, data, experts, max(1, tensor * pipeline * data // nodes))
+
+
+def _count(flags: Mapping[str, Any], name: str) -> int:
+    value = flags.get(name)
+    if value is None:
+        return 1
+    if not str(value).isdigit() or int(str(value)) < 1:
+        raise ValueError(f"{name} is {value!r}; expected a whole number, 1 or more")
+    return int(str(value))
+
+
+def _gpus(case: _Case) -> list[Finding]:
+    machine, needed = case.machine, case.ranks.local
+    if not machine.gpus or needed <= machine.gpus:
+        return []
+    remedy = "lower tensor-parallel-size or its like in vllm_server_args"
+    return [Finding("refused", "GPUs for the model", str(needed), f"{machine.gpus} x {machine.kind}", remedy)]
+
+
+def _weights(case: _Case) -> tuple[int | None, int | None]:
+    """Return the bytes on each GPU, and those that are certain at the least."""
+    on_disk, config, flags, lines = case.facts.weights_bytes, case.config, case.flags, case.lines
+    if on_disk is None:
+        lines.append("weights: their size is not known before they are there")
+        return None, None
+    told = f"weights: {memory.gib(on_disk)} GiB on disk"
+    quantised = bool(config.get("quantization_config"))
+    if flags.get("quantization") and not quantised:
+        lines.append(
+            f"{told}, less in memory: quantization {flags['quantization']} while loading, how much is not known"
+        )
+        return None, None
+    loaded, stored, wanted = on_disk, _type(config), str(flags.get("dtype") or "auto")
+    if not quantised and stored == "float32" and wanted in ("auto", *_SIXTEEN_BIT):
+        loaded = -(-loaded // 2)
+        told += ", in float32; 16 bits in memory"
+    elif not quantised and stored in _SIXTEEN_BIT and wanted in ("float32", "float"):
+        loaded *= 2
+        told += f", in {stored}; float32 in memory"
+    spread = case.ranks.weights
+    per_gpu = -(-loaded // spread)
+    over = f" / {spread} GPUs" if spread > 1 else ""
+    if case.machine.gpus:
+        told += f"; {memory.gib(loaded)} GiB{over} = {memory.gib(per_gpu)} GiB per GPU, split evenly"
+    lines.append(told)
+    layers, ahead = _whole(config.get("num_hidden_layers")), _whole(config.get("num_nextn_predict_layers"))
+    certain = loaded
+    if layers and ahead and not flags.get("speculative-config"):
+        # The checkpoint's layers for multi-token prediction stay on disk; twice their share is certainly enough off.
+        certain = loaded * max(0, layers - ahead) // (layers + ahead)
+    if not quantised and not stored and wanted == "auto":
+        certain //= 2  # the files may be float32, which vLLM serves in 16 bits
+    return per_gpu, -(-certain // spread)
+
+
+def _type(config: Mapping[str, Any]) -> str:
+    return str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
+
+
+def _room(case: _Case, per_gpu: int | None) -> tuple[int | None, int | None, bool]:
+    """Return the budget of a GPU, what of it is left for the KV cache, and whether that is exact."""
+    machine, lines = case.machine, case.lines
+    if not machine.gpus:
+        space = str(case.env.get("VLLM_CPU_KVCACHE_SPACE") or "")
+        if not space.replace(".", "", 1).isdigit() or float(space) <= 0:
+            lines.append("KV cache: vLLM's own choice of RAM; VLLM_CPU_KVCACHE_SPACE (GiB) sets it")
+            return None, None, True
+        lines.append(f"KV cache: VLLM_CPU_KVCACHE_SPACE = {space} GiB")
+        return None, int(float(space) * memory.GIB), True
+    fixed = str(case.flags.get("kv-cache-memory-bytes") or case.flags.get("kv-cache-memory") or "")
+    if fixed.isdigit():
+        lines.append(f"KV cache: kv-cache-memory-bytes = {memory.gib(int(fixed))} GiB per GPU")
+        return None, int(fixed), True
+    if machine.vram is None:
+        lines.append("KV cache: the GPUs' memory is not known")
+        return None, None, False
+    share = _share(case.flags)
+    budget = memory.requested(machine.vram, share)
+    whole = f"{share:g} x {memory.gib(machine.vram)} GiB ({machine.kind}) = {memory.gib(budget)} GiB"
+    if per_gpu is None:
+        lines.append(f"budget: {whole} per GPU for weights, activations and KV cache")
+        return budget, None, False
+    kv = memory.kv_budget(machine.vram, share, per_gpu)
+    lines.append(
+        f"KV cache: {whole}; less {memory.gib(per_gpu)} GiB of weights = {memory.gib(kv)} GiB per GPU at most"
+        " (activations and graphs take their part)"
+    )
+    return budget, kv, False
+
+
+def _share(flags: Mapping[str, Any]) -> float:
+    value = flags.get("gpu-memory-utilization")
+    if value is None:
+        return memory.DEFAULT_UTILIZATION
+    try:
+        share = float(str(value))
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ValueError(f"gpu-memory-utilization is {value}; expected a number above 0 and at most 1")
+    return share
+
+
+def _tokens(case: _Case, kv: int | None) -> tuple[int | None, memory.KvCost | None]:
+    flags, ranks, lines = case.flags, case.ranks, case.lines
+    try:
+        cost = memory.kv_cost(
+            case.config,
+            tensor_parallel=ranks.tensor,
+            pipeline_parallel=ranks.pipeline,
+            dtype=str(flags.get("dtype") or "auto"),
+            kv_cache_dtype=str(flags.get("kv-cache-dtype") or "auto"),
+        )
+    except ValueError:
+        lines.append("context: the model's layers and heads are not known, so neither is what a token takes")
+        return None, None
+    where = " per GPU" if case.machine.gpus else ""
+    part = "" if cost.exact else ", without the layers that keep a window or a state"
+    line = f"one token: {cost.formula} = {cost.bytes_per_token} bytes{where}{part}"
+    if kv is None:
+        lines.append(line)
+        return None, cost
+    block = str(flags.get("block-size"))
+    tokens = memory.largest_context(kv, cost, int(block) if block.isdigit() else 16)
+    if tokens is None:
+        lines.append(f"{line}: the context's length costs nothing")
+        return None, cost
+    parts = _count(flags, "decode-context-parallel-size")
+    tokens *= parts
+    split = f" x {parts} GPUs (decode-context-parallel-size)" if parts > 1 else ""
+    at_most = "" if cost.exact else " at most"
+    lines.append(f"{line}; {memory.gib(kv)} GiB{split} / {cost.bytes_per_token} bytes = {tokens} tokens{at_most}")
+    return tokens, cost
+
+
+def _heads(heads: int, tensor: int) -> list[Finding]:
+    if heads % tensor == 0:
+        return []
+    divisors = [number for number in range(1, min(heads, 64) + 1) if heads % number == 0]
+    return [
+        Finding(
+            "refused",
+            "tensor-parallel-size",
+            f"a divisor of {heads} attention heads",
+            str(tensor),
+            f"set it in vllm_server_args to one of {', '.join(map(str, divisors))}",
+        )
+    ]
+
+
+def _too_large(case: _Case, heads: int | None, least: int, budget: int) -> Finding:
+    machine = case.machine
+    sizes = memory.tensor_parallel_sizes(heads or machine.gpus, machine.gpus)
+    fitting = [one for one in _holding(case, sizes, least, budget) if one > case.ranks.tensor]
+    remedy = "use a quantised or smaller model, or spread it over more GPUs"
+    if fitting:
+        remedy = f"set tensor-parallel-size in vllm_server_args to {fitting[0]}"
+    wanted = f"at most {memory.gib(budget)} GiB per GPU ({_share(case.flags):g} of {memory.gib(machine.vram or 0)})"
+    return Finding(
+        "refused", "size of the model", wanted, f"at least {memory.gib(least)} GiB of weights per GPU", remedy
+    )
+
+
+def _holding(case: _Case, sizes: Sequence[int], least: int, budget: int) -> list[int]:
+    """Return the tensor parallel sizes that spread the weights so thin that each GPU has room for its share."""
+    others = case.ranks.pipeline * case.ranks.experts
+    return [one for one in sizes if least * case.ranks.weights <= budget * one * others]
+
+
+def _context(tokens: int, asked: int | None, limit: int | None, exact: bool) -> list[Finding]:
+    most = "" if exact else "at most "
+    if asked is not None and asked > tokens:
+        remedy = "lower max-model-len in vllm_server_args, raise tensor-parallel-size, or set kv-cache-dtype: fp8"
+        return [Finding("refused", "context", f"{most}{tokens} tokens", f"max-model-len {asked}", remedy)]
+    if asked is None and limit is not None and limit > tokens:
+        # Not certain: a tokenizer's own limit may lower what vLLM derives from config.json.
+        remedy = f"set max-model-len in vllm_server_args to {tokens} or less, or raise tensor-parallel-size"
+        return [Finding("warning", "context", f"{most}{tokens} tokens", f"the model's own {limit}", remedy)]
+    if asked is not None and limit is not None and asked > limit:
+        remedy = "lower it: vLLM refuses more than the model's own unless VLLM_ALLOW_LONG_MAX_MODEL_LEN is set"
+        return [Finding("warning", "context", f"the model's own {limit}", f"max-model-len {asked}", remedy)]
+    return []
+
+
+def _version(wanted: str, tag: str) -> list[Finding]:
+    have, need = version_of(tag), version_of(wanted)
+    if have is None or need is None or have >= need:
+        return []
+    remedy = "choose a newer image (vllm_image_tag)"
+    return [Finding("refused", "vLLM version", f"{wanted} or newer", tag, remedy)]
+
+
+def version_of(tag: str) -> tuple[int, int, int] | None:
+    """Read a vLLM version from an image's tag: v0.31.0, 0.31.0-x, rocm7.14_vllm_0.23.0. None where it has none."""
+    text = tag.rpartition("vllm_")[2] if "vllm_" in tag else tag
+    if text.startswith("rocm"):
+        return None
+    found = _VERSION.match(text)
+    return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
+
+
+def _words(numbers: Iterable[int]) -> str:
+    words = [str(number) for number in numbers]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}" if words else "none"

@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Write the table of presets into docs/models.md, from models/*.yml.
+
+``--check`` writes nothing and fails where the page is not what would be written.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ansible.module_utils
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT / "module_utils") not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+
+from ansible.module_utils.vllm_fleet import presets, sizing  # noqa: E402 - found through the path that is set above
+
+PAGE = ROOT / "docs" / "models.md"
+BEGIN = "<!-- The table is written by scripts/gen_models.py from models/*.yml. -->\n"
+END = "<!-- End of the table. -->\n"
+HEAD = (
+    "| model | weights | GPUs it is set up for | context | API | vLLM from | verified on |\n"
+    "|---|---|---|---|---|---|---|\n"
+)
+
+
+def line(preset: Mapping[str, Any]) -> str:
+    """Return one model's line."""
+    size = preset.get("weights_bytes")
+    entries = preset["accelerators"]
+    args = presets.for_accelerator(preset, presets.ROCM)["args"]
+    verified = [name for name in sizing.VRAM if (entries.get(name) or {}).get("verified_by")]
+    cells = (
+        f"[{preset['model']}](../models/{preset['file']}){' (gated)' if preset.get('gated') else ''}",
+        f"{size / 10**9:.1f} GB" if size else "",
+        str(args.get("tensor-parallel-size", 1)) if presets.ROCM in entries else "",
+        str((preset.get("config") or {}).get("max_position_embeddings", "")),
+        preset["api"],
+        preset.get("min_vllm", ""),
+        ", ".join(verified),
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def table() -> str:
+    """Return the table of all presets."""
+    files = sorted((ROOT / "models").glob("*.yml"))
+    content = [{**yaml.safe_load(file.read_text(encoding="utf-8")), "file": file.name} for file in files]
+    return HEAD + "".join(line(preset) for preset in sorted(content, key=lambda one: one["model"].lower()))
+
+
+def main(arguments: list[str]) -> int:
+    """Write, or compare."""
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    wanted = before + BEGIN + "\n" + table() + "\n" + END + after
+    if "--check" not in arguments:
+        PAGE.write_text(wanted, encoding="utf-8")
+        return 0
+    if page == wanted:
+        return 0
+    print(f"{PAGE.relative_to(ROOT)} is not what models/*.yml say: run scripts/gen_models.py", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,191 @@
+"""models/*.yml: each is right, says where its figures are from, and says for an accelerator what the file says."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from ansible.errors import AnsibleFilterError
+
+from ansible.module_utils.vllm_fleet import presets, schema, snapshot
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "filter_plugins"))
+from vllm_models import vllm_model_fault, vllm_preset  # noqa: E402
+
+FILES = sorted((ROOT / "models").glob("*.yml"))
+RULES = json.loads((ROOT / "models" / "schema.json").read_text())
+GOOD = {
+    "model": "acme/Tiny-1B",
+    "api": "chat",
+    "weights_bytes": 1000,
+    "accelerators": {"rocm": {"args": {"tensor-parallel-size": 4}, "bytes_per_gpu": 250}},
+    "verify": [{"name": "x", "api": "chat", "prompt": "?", "expect": {"min_chars": 1}}],
+}
+
+
+def changed(**changes):
+    made = copy.deepcopy(GOOD)
+    for path, value in changes.items():
+        *way, last = path.split("__")
+        place = made
+        for step in way:
+            place = place[int(step) if isinstance(place, list) else step]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    return made
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_preset_is_right_and_asks_only_what_its_model_answers(file):
+    preset = yaml.safe_load(file.read_text())
+    jsonschema.Draft202012Validator(RULES).validate(preset)
+    assert presets.faults(preset, RULES) == []
+    snapshot.check_repo_id(preset["model"])
+    assert file.stem == preset["model"].partition("/")[2].lower()
+    assert preset["verify"], "a preset without requests verifies nothing of its own"
+    assert preset["verify"][0]["api"] == preset["api"], "the first is what an unchanged server is asked"
+    for request in preset["verify"]:
+        re.compile(request["expect"].get("pattern", ""))
+    for name, entry in preset["accelerators"].items():
+        if entry.get("args", {}).get("tensor-parallel-size"):
+            assert preset["config"]["num_attention_heads"] % entry["args"]["tensor-parallel-size"] == 0, name
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_figure_says_where_it_is_from(file):
+    lines = file.read_text().splitlines()
+    wanted = r"(revision|min_vllm|weights_bytes|config|  rocm|    bytes_per_gpu|verify):"
+    for number, line in enumerate(lines):
+        if re.match(wanted, line) and not line.startswith("verify"):
+            inside = lines[number + 1] if line.startswith("config") else ""
+            assert re.match(r" *#", lines[number - 1]) or re.match(r" *#", inside), f"{file.name}: {line.strip()}"
+
+
+def test_the_models_that_a_user_may_expect_are_there():
+    assert {
+        "deepseek-ai/DeepSeek-V3.1",
+        "deepseek-ai/DeepSeek-R1",
+        "deepseek-ai/DeepSeek-V2-Lite-Chat",
+        "deepseek-ai/deepseek-coder-6.7b-instruct",
+        "meta-llama/Llama-3.3-70B-Instruct",
+        "Qwen/Qwen3-235B-A22B",
+        "openai/gpt-oss-120b",
+        "openai-community/gpt2",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+    } <= {yaml.safe_load(file.read_text())["model"] for file in FILES}
+
+
+def test_the_page_has_the_table_that_the_files_make():
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/gen_models.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_example_of_the_page_is_a_preset():
+    example = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/models.md").read_text(), re.S)
+    assert example
+    assert presets.faults(yaml.safe_load(example[1]), RULES) == []
+    assert len(example[1].splitlines()) <= 10
+
+
+BAD = [
+    ("no mapping", [], "the file is a list; expected a mapping"),
+    ("nothing", None, "the file is None; expected a mapping"),
+    ("no model", changed(model=None), "the file lacks model"),
+    ("an id without organisation", changed(model="tiny"), "model is 'tiny'; expected to match"),
+    ("an id with a space", changed(model="acme/Tiny 1B"), "model is 'acme/Tiny 1B'"),
+    ("a key that is none", changed(revison="a" * 40), "has 'revison', which is not one of model, "),
+    ("a short commit", changed(revision="c0781d0"), "revision is 'c0781d0'; expected to match"),
+    ("another API", changed(api="responses"), "api is 'responses'; expected one of chat, completions"),
+    ("bytes as text", changed(weights_bytes="1 GB"), "weights_bytes is '1 GB'; expected a whole number"),
+    ("no bytes", changed(weights_bytes=0), "weights_bytes is 0; expected 1 or more"),
+    ("true for a number", changed(weights_bytes=True), "weights_bytes is True; expected a whole number"),
+    ("a version as a number", changed(min_vllm=0.12), "min_vllm is 0.12; expected text"),
+    ("no accelerators", changed(accelerators={}), "accelerators is empty"),
+    ("another GPU", changed(accelerators={"H100": {}}), "accelerators has 'H100', which is not one of rocm, MI300X"),
+    ("dashes", changed(accelerators__rocm__args={"--x": 1}), "accelerators.rocm.args has --x; names"),
+    ("lower case", changed(accelerators__rocm__env={"path": 1}), "accelerators.rocm.env has path; names"),
+    ("heads as text", changed(config={"num_attention_heads": "8"}), "config.num_attention_heads is '8'"),
+    ("no expectation", changed(verify__0__expect={}), "verify[1].expect is empty"),
+    ("no prompt", changed(verify__0__prompt=None), "verify[1] lacks prompt"),
+    ("no requests", changed(verify=[]), "verify is empty"),
+]
+
+
+@pytest.mark.parametrize(("what", "preset", "words"), BAD, ids=[case[0] for case in BAD])
+def test_both_validators_refuse_alike_and_ours_says_what_is_wrong(what, preset, words):
+    assert list(jsonschema.Draft202012Validator(RULES).iter_errors(preset)), what
+    assert words in "; ".join(presets.faults(preset, RULES))
+
+
+def test_the_schema_itself_is_one_and_an_unknown_keyword_is_not_passed_over():
+    jsonschema.Draft202012Validator.check_schema(RULES)
+    assert presets.faults(GOOD, RULES) == []
+    with pytest.raises(ValueError, match="oneOf"):
+        schema.faults({}, {"oneOf": []})
+
+
+@pytest.mark.parametrize(
+    ("preset", "words"),
+    [
+        (changed(accelerators__rocm__bytes_per_gpu=500), "bytes_per_gpu is 500; with these arguments it is 250"),
+        (changed(api="completions"), "verify[1] asks the chat API of a model whose api is completions"),
+        (
+            changed(accelerators__rocm__args={"tp": 1, "port": 2}),
+            "bytes_per_gpu is 250; with these arguments it is unknown",
+        ),
+    ],
+)
+def test_figures_that_disagree_are_faults(preset, words):
+    assert words in "; ".join(presets.faults(preset, RULES))
+
+
+def test_a_gpu_is_laid_over_rocm_flag_by_flag_and_cpu_stands_alone():
+    preset = changed(
+        served_name="tiny",
+        accelerators={
+            "rocm": {"args": {"a": 1, "b": 1}, "env": {"X": 1}},
+            "MI355X": {"args": {"b": 2}, "env": {"Y": 2}},
+            "cpu": {"args": {"c": 3}},
+        },
+    )
+    named = {"served-model-name": "tiny"}
+    assert presets.for_accelerator(preset, "rocm")["args"] == {"a": 1, "b": 1, **named}
+    assert presets.for_accelerator(preset, "rocm", "AMD Instinct MI355X OAM")["args"] == {"a": 1, "b": 2, **named}
+    assert presets.for_accelerator(preset, "rocm", "MI355X")["env"] == {"X": 1, "Y": 2}
+    assert presets.for_accelerator(preset, "rocm", "MI300X")["env"] == {"X": 1}
+    assert presets.for_accelerator(preset, "cpu", "MI355X")["args"] == {"c": 3, **named}
+    assert presets.for_accelerator({}, "rocm") == {"args": {}, "env": {}}
+
+
+def test_the_filter_gives_every_key_and_refuses_a_folder_with_a_wrong_file(tmp_path):
+    assert vllm_preset("deepseek-ai/DeepSeek-V3.1")["args"] == {
+        "tensor-parallel-size": 8,
+        "enable-expert-parallel": True,
+    }
+    unknown = vllm_preset("acme/none")
+    assert (unknown["args"], unknown["env"], unknown["verify"], unknown["revision"]) == ({}, {}, [], "")
+    (tmp_path / "tiny.yml").write_text(json.dumps(GOOD))
+    assert vllm_preset("acme/Tiny-1B", path=str(tmp_path))["args"] == {"tensor-parallel-size": 4}
+    assert "acme/Tiny-1B" in vllm_model_fault("acme/tiny-1b", path=str(tmp_path))
+    assert not vllm_model_fault("acme/tiny-1b", True, path=str(tmp_path))
+    (tmp_path / "more.yml").write_text(json.dumps(GOOD))
+    with pytest.raises(AnsibleFilterError, match="has a preset already"):
+        vllm_preset("x/y", path=str(tmp_path))
+    (tmp_path / "more.yml").write_text("model: [")
+    with pytest.raises(AnsibleFilterError, match=r"more\.yml is no YAML"):
+        vllm_preset("x/y", path=str(tmp_path))
+    (tmp_path / "more.yml").write_text("model: acme/other\napi: chat\n")
+    with pytest.raises(AnsibleFilterError, match=r"more\.yml: the file lacks accelerators"):
+        vllm_preset("x/y", path=str(tmp_path))
