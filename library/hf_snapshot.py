@@ -121,6 +121,14 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+repo_id:
+  description: The model that was asked for.
+  type: str
+  returned: always
+revision:
+  description: The revision that was asked for.
+  type: str
+  returned: always
 commit:
   description: The commit that O(revision) stands for; none when nothing tells.
   type: str
@@ -259,7 +267,7 @@ def run(module: AnsibleModule) -> None:
         python=options["hub_python"],
         dry=module.check_mode,
     )
-    outcome = fetch.Outcome(snapshot.Report(wish.repo_id, wish.revision))
+    outcome = fetch.Outcome(snapshot.Report(wish.repo_id, wish.revision), revision=wish.revision)
     try:
         if options["state"] == "verified":
             fetch.verified(wish, outcome)

@@ -55,12 +55,16 @@ class Outcome:
     wanted: list[str] | None = None
     owner: tuple[int, int] | None = None
     changed: bool = False
+    revision: str = ""
+    """What was asked for; the report may be one of a commit that it stands for."""
 
     def result(self, *, with_manifest: bool) -> dict[str, Any]:
         """Return the module's result without its diff."""
         report = self.report
         result: dict[str, Any] = {
             "changed": self.changed,
+            "repo_id": report.repo_id,
+            "revision": self.revision or report.revision,
             "commit": report.commit,
             "path": report.path,
             "bytes": report.bytes,

@@ -57,6 +57,8 @@ def _write_blob(repo: Path, entry: Entry, source: Source, owner: tuple[int, int]
             else:
                 got = _copy(origin, temporary, blob.name)
             if got != blob.name:
+                if source.move:  # a staging area: left there, the next run would bring nothing instead of it
+                    origin.unlink()
                 raise FetchError(
                     f"{entry.path} of the source {source.label} is corrupt: {origin} hashes to {got}, "
                     f"expected {blob.name}; it was not taken over. Repair the source and run again.",
