@@ -103,7 +103,8 @@ class ActionModule(ActionBase):
                 continue
             lost = None
             if answer.get("seed") and answer.get("ok"):
-                if self._all_over(followers, pause):
+                # Back before the seed's lease runs out.
+                if self._all_over(followers, min(pause, float(args.get("lease") or LONGEST_PAUSE) / 4)):
                     return answer
             elif answer.get("failed") or answer.get("finished") or not answer.get("ok"):
                 if answer.get("finished"):

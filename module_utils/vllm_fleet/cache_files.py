@@ -174,3 +174,13 @@ def write_text(path: Path, text: str, owner: tuple[int, int] | None) -> None:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def allocated_below(folder: Path) -> int:
+    """Return the bytes on disk of all files below a folder; one that is being fetched has holes, which do not count."""
+    total = 0
+    for base, _folders, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += (Path(base) / name).lstat().st_blocks * 512
+    return total

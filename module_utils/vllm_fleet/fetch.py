@@ -5,16 +5,22 @@ A plan is made by reading only and says exactly what will be written, so check m
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.vllm_fleet import snapshot
-from ansible.module_utils.vllm_fleet.cache_files import FetchError, check_cache, check_space, locked, owner_of
+from ansible.module_utils.vllm_fleet.cache_files import (
+    FetchError,
+    allocated_below,
+    check_cache,
+    check_space,
+    locked,
+    owner_of,
+)
 from ansible.module_utils.vllm_fleet.fetch_apply import apply, refresh_marker, remove
-from ansible.module_utils.vllm_fleet.fetch_plan import Plan, plan_absent, plan_present
+from ansible.module_utils.vllm_fleet.fetch_plan import Plan, plan_absent, plan_present, plan_pruned
 from ansible.module_utils.vllm_fleet.fetch_source import (
     Source,
     blobs_source,
@@ -24,7 +30,7 @@ from ansible.module_utils.vllm_fleet.fetch_source import (
     own_source,
     refs_to,
 )
-from ansible.module_utils.vllm_fleet.hub import apply_hub, hub_source
+from ansible.module_utils.vllm_fleet.hub import Client, apply_hub, hub_source
 from ansible.module_utils.vllm_fleet.snapshot import Manifest, Report
 
 
@@ -41,8 +47,8 @@ class Wish:
     verify: str = "quick"
     create: bool = True
     margin: int = 1 << 30
-    token: str | None = None
-    python: str | None = None
+    keep: tuple[str, ...] = ()
+    client: Client = field(default_factory=Client)
     dry: bool = False
 
 
@@ -165,19 +171,10 @@ def verified(wish: Wish, outcome: Outcome) -> None:
         plan = plan_present(wish.cache, outcome.report, source, revision=revision, verify=wish.verify)
         outcome.wanted = [str(entry.blob) for entry in plan.blobs]
         outcome.owner = owner_of(wish.cache) or (os.geteuid(), os.getegid())
-        staged = _bytes_below(Path(wish.source)) if wish.source else 0
+        staged = allocated_below(Path(wish.source)) if wish.source else 0
         check_space(wish.cache, max(0, sum(entry.size or 0 for entry in plan.blobs) - staged), wish.margin)
     if not outcome.report.complete:
         raise _incomplete(wish, outcome.report, "run hf_snapshot with state present and a source")
-
-
-def _bytes_below(folder: Path) -> int:
-    total = 0
-    for base, _folders, files in os.walk(folder):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += (Path(base) / name).lstat().st_blocks * 512  # a file that is being fetched has holes
-    return total
 
 
 def _check_names(wish: Wish) -> None:
@@ -190,7 +187,7 @@ def _open_source(wish: Wish) -> Source | None:
     if wish.source is None:
         return None
     if wish.source == "hub":
-        return hub_source(wish.cache, wish.repo_id, wish.revision, wish.python, wish.token)
+        return hub_source(wish.cache, wish.repo_id, wish.revision, wish.client)
     path = Path(wish.source).expanduser()
     if not path.is_absolute():
         raise FetchError(f"Source {wish.source!r} is neither 'hub' nor an absolute path.", "bad_argument")
@@ -245,7 +242,7 @@ def present(wish: Wish, outcome: Outcome) -> None:
                 return
         outcome.changed = True
         if source.label == "hub":
-            apply_hub(wish.cache, wish.repo_id, outcome.plan, python=wish.python, token=wish.token)
+            apply_hub(wish.cache, wish.repo_id, outcome.plan, wish.client)
         else:
             apply(wish.cache, wish.repo_id, outcome.plan, source)
         outcome.plan.done = True
@@ -281,3 +278,20 @@ def absent(wish: Wish, outcome: Outcome) -> None:
     if not wish.dry:
         with locked(wish.cache):
             remove(wish.cache, plan_absent(wish.cache, wish.repo_id, wish.revision))
+
+
+def pruned(wish: Wish, outcome: Outcome) -> None:
+    """Take out what is neither `wish.revision`, nor in `wish.keep`, nor the newest of the rest. Fill `outcome`.
+
+    Raises FetchError unless what is to be kept is there whole: nothing goes that might be the last good one.
+    """
+    verified(wish, outcome)
+    keep = {*wish.keep, str(outcome.report.commit)}
+    outcome.plan = plan_pruned(wish.cache, wish.repo_id, keep)
+    if not outcome.plan:
+        return
+    check_cache(wish.cache, create=False, write=True)
+    outcome.changed = outcome.plan.done = True
+    if not wish.dry:
+        with locked(wish.cache):
+            remove(wish.cache, plan_pruned(wish.cache, wish.repo_id, keep))

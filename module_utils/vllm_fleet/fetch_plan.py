@@ -202,6 +202,31 @@ def plan_absent(cache: Path, repo_id: str, revision: str) -> Plan:
     return plan
 
 
+def plan_pruned(cache: Path, repo_id: str, keep: set[str]) -> Plan:
+    """List what belongs to snapshots of a repository that are not in `keep`, except the newest of these.
+
+    That one is what was served before, or what a failed roll-out left: going back must not need a download.
+    """
+    repo = snapshot.repo_folder(cache, repo_id)
+    root = repo / "snapshots"
+    found = sorted(root.iterdir(), key=lambda path: path.stat().st_mtime) if root.is_dir() else []
+    old = [path for path in found if path.name not in keep][:-1]
+    kept: set[str] = set()
+    for path in found:
+        if path not in old:
+            kept |= _blobs_of(path)
+    gone: set[str] = set()
+    places: list[Path] = []
+    for path in old:
+        gone |= _blobs_of(path)
+        places += [path, repo / "trees" / f"{path.name}.json", repo / ".no_exist" / path.name]
+        places += [repo / "refs" / name for name in refs_to(repo, path.name)]
+        places.append(snapshot.marker_path(cache, repo_id, path.name))
+    places += [repo / "blobs" / name for name in sorted(gone - kept)]
+    there = [path for path in places if os.path.lexists(path)]
+    return Plan(commit=", ".join(path.name for path in old), remove=[p.relative_to(cache).as_posix() for p in there])
+
+
 def _blobs_of(folder: Path) -> set[str]:
     names = set()
     for base, _folders, files in os.walk(folder):

@@ -45,7 +45,7 @@ def unit(name: str, part: str) -> str:
 def piece_exponent(total: int) -> int:
     """Return the exponent of two of the piece length in bytes for a torrent of `total` bytes."""
     low, high = PIECE_EXPONENTS
-    return min(high, max(low, (max(1, total) // PIECES).bit_length()))
+    return min(high, max(low, (max(1, total) // PIECES - 1).bit_length()))
 
 
 def mktorrent_argv(name: str, announce: str, total: int, folder: str, output: str) -> list[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.vllm_fleet import swarm
-from ansible.module_utils.vllm_fleet.cache_files import make_folder, owner_of
+from ansible.module_utils.vllm_fleet.cache_files import allocated_below, make_folder, owner_of
 from ansible.module_utils.vllm_fleet.swarm import SwarmError
 
 RUN = Path("/run/vllm-fleet")
@@ -276,7 +276,8 @@ def join(place: Place, torrent: bytes, address: str, *, seed: str, staging: Path
         (staging.parent / f"{place.name}.aria2").unlink(missing_ok=True)
         note.write_text(parsed.info_hash, encoding="ascii")
     total = parsed.size(wanted)
-    _save(place, {"total": total, "moved": time.monotonic(), "done": -1, "first": None})
+    before = min(total, allocated_below(staging))
+    _save(place, {"total": total, "moved": time.monotonic(), "done": -1, "before": before, "first": None})
     _start_peer(place, address, staging.parent, seed="no", select=parsed.select(wanted))
     return total
 
@@ -312,11 +313,16 @@ def follow(place: Place, seconds: float, stall: float) -> dict[str, Any]:
     if state.get("seed"):
         gone = "" if alive(place.unit("peer")) else f"the seed ended: {_tail(place.log, 300)}"
         return {"finished": False, "failure": gone, "failure_class": "unknown" if gone else "", "seed": True}
+    renewed = time.monotonic()
     while True:
+        if time.monotonic() - renewed > place.lease / 4:
+            renew_lease(place)
+            renewed = time.monotonic()
         running = alive(place.unit("peer"))
         now = swarm.read_progress(_tail(place.log, TAIL), state["total"])
-        if state["first"] is None:
-            state["first"] = now.first
+        if state["first"] is None and now.first is not None:
+            # aria2 first says what it has after up to a second of receiving; more than was on the disk it had not.
+            state["first"] = min(now.first, state["before"])
         if now.done > state["done"] or now.first is None:
             state |= {"done": max(now.done, state["done"]), "moved": time.monotonic()}
         failure, kind = _failure(place, now, running, time.monotonic() - state["moved"], stall)
