@@ -14,19 +14,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from fake_hf_cache import COMMIT, REPO, XET, FakeCache, blob_name, git_sha1, model_files, tree_of
+from fake_hf_cache import COMMIT, REPO, XET, FakeCache, blob_name, model_files, tree_of
+from hub_standin import CANARY, Hub, hub_python_of, hub_reads
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = ROOT / "scripts" / "seed_smollm2" / "seed.py"
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_COMMIT = "faa8289707760e33e32f0488108bb088e4294bcc"
 SHARD = "model-00002-of-00003.safetensors"
-CANARY = "hf_canary_7d1e"
 
 # The module as Ansible's own wrapper starts it, without the second that the command line takes.
 RUN = f"""
@@ -87,23 +86,7 @@ def target(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def hub_python() -> str:
     """A Python with the pinned huggingface_hub: the environment that the seed's converter has anyway."""
-    done = subprocess.run([sys.executable, SEED, "--print-python"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def hub_reads(hub_python: str, cache: Path, repo_id: str = REPO, revision: str = "main") -> Path:
-    """Resolve a snapshot offline by huggingface_hub; an error of it fails the test with its text."""
-    script = (
-        "import sys; from huggingface_hub import snapshot_download;"
-        "print(snapshot_download(sys.argv[1], revision=sys.argv[2], local_files_only=True))"
-    )
-    environment = {"PATH": os.environ["PATH"], "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [hub_python, "-c", script, repo_id, revision], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
+    return hub_python_of()
 
 
 @contextlib.contextmanager
@@ -565,81 +548,6 @@ def test_absent_removes_what_no_other_snapshot_uses(seed: FakeCache) -> None:
 
 
 # The Hub
-
-
-class Hub(ThreadingHTTPServer):
-    """The part of the Hub's HTTP that a pinned download uses, over one model in memory, with a token required."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), HubHandler)
-        self.files, self.gets = files, cast("list[str]", [])
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Hub
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        if "Content_Length" not in headers:
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:  # noqa: PLR0911 - one return an answer
-        path = self.path.split("?")[0]
-        if not path.startswith((f"/api/models/{REPO}", f"/{REPO}/")):
-            return self.answer(404, b"{}", X_Error_Code="RepoNotFound")
-        if self.headers.get("Authorization") != f"Bearer {CANARY}":
-            return self.answer(401, b"{}", X_Error_Code="GatedRepo")
-        listing = [self.entry(name, content) for name, content in self.server.files.items()]
-        if path.startswith(f"/api/models/{REPO}/revision/"):
-            if path.rsplit("/", 1)[1] not in ("main", COMMIT):
-                return self.answer(404, b"{}", X_Error_Code="RevisionNotFound")
-            siblings = [
-                {"rfilename": item["path"], "size": item["size"], "blobId": item["oid"]}
-                | ({"lfs": item["lfs"] | {"sha256": item["lfs"]["oid"]}} if "lfs" in item else {})
-                for item in listing
-            ]
-            return self.json({"id": REPO, "sha": COMMIT, "siblings": siblings})
-        if path.startswith(f"/api/models/{REPO}/tree/"):
-            return self.json(listing)
-        name = path.removeprefix(f"/{REPO}/resolve/{COMMIT}/")
-        if name not in self.server.files:
-            return self.answer(404, b"{}", X_Error_Code="EntryNotFound")
-        content = self.server.files[name]
-        if self.command == "GET":
-            self.server.gets.append(name)
-        return self.answer(
-            200,
-            content,
-            Content_Length=str(len(content)),
-            ETag=f'"{blob_name(name, content)}"',
-            X_Repo_Commit=COMMIT,
-        )
-
-    def json(self, value: object) -> None:
-        self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
-
-    @staticmethod
-    def entry(name: str, content: bytes) -> dict[str, Any]:
-        entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": git_sha1(content)}
-        if name.endswith(".safetensors"):
-            entry["lfs"] = {"oid": blob_name(name, content), "size": len(content), "pointerSize": 130}
-        return entry
 
 
 @pytest.fixture
