@@ -556,6 +556,7 @@ def hub() -> Iterator[Hub]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
+    server.release.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -603,6 +604,58 @@ def test_what_the_hub_refuses_is_said_in_one_sentence(hub: Hub, target: Path, hu
         assert (result["failure"]["class"], words in result["msg"]) == (failure, True), result["msg"]
         assert "\n" not in result["msg"]
     assert not target.exists()
+
+
+def test_a_hub_that_refuses_stalls_and_breaks_off_is_outlived_and_whole_files_are_kept(
+    hub: Hub, target: Path, hub_python: str
+) -> None:
+    hub.trouble = {"config.json": ["429"], SHARD: ["stall"], "model-00003-of-00003.safetensors": ["drop"]}
+    options = {"cache": str(target), "source": "hub", "hub_python": hub_python, "hf_token": CANARY, "hub_stall": 3}
+    result = module(hub_endpoint=hub.url, **options)
+    hub.release.set()
+    assert result.get("complete"), result
+    assert not any(hub.trouble.values())
+    assert any("stood still for 3 s and was taken up by plain HTTP" in note for note in result["notes"])
+    assert len(hub.gets) == len(set(hub.gets)), "a whole file was fetched twice"
+    assert not list(target.rglob("*.incomplete"))
+    assert CANARY not in json.dumps(result)
+
+
+def test_a_hub_that_only_stalls_is_given_up_with_a_sentence(hub: Hub, target: Path, hub_python: str) -> None:
+    hub.trouble = {SHARD: ["stall"] * 9}
+    options = {"cache": str(target), "source": "hub", "hub_python": hub_python, "hf_token": CANARY, "hub_stall": 1}
+    result = module(hub_endpoint=hub.url, **options)
+    hub.release.set()
+    assert result["failed"]
+    assert "stood still for 1 s, 4 times" in result["msg"]
+    assert not (target / "hub" / "models--org--model" / "refs").exists()
+
+
+# Pruning
+
+
+def test_pruning_keeps_the_wanted_the_newest_other_and_what_is_named(tmp_path: Path) -> None:
+    cache = tmp_path / "hf"
+    made = []
+    for number, letter in enumerate("1234"):
+        files = {**model_files(), "config.json": letter.encode(), f"only-{letter}.json": letter.encode() * 3}
+        made.append(FakeCache(cache, files, commit=letter * 40, ref=f"v{letter}"))
+        os.utime(made[-1].snapshot, (number, number))
+    other = FakeCache(cache, {"config.json": b"{}"}, repo_id="org/other")
+    options = {"cache": str(cache), "state": "pruned", "revision": "4" * 40, "keep": ["1" * 40]}
+    check, real, again, _ = four_ways(options)
+    assert [result["changed"] for result in (check, real, again)] == [True, True, False]
+    assert check["diff"] == real["diff"]
+    assert [model.snapshot.exists() for model in made] == [True, False, True, True]
+    assert not made[1].ref("v2").exists()
+    assert not made[1].blob("only-2.json").exists()
+    assert other.snapshot.exists()
+    for letter in "134":
+        assert module(cache=str(cache), state="verified", revision=letter * 40, verify="full")["complete"]
+    made[3].blob("only-4.json").unlink()
+    refused = module(**options | {"keep": []})
+    assert refused["failed"]  # what is to be kept is not whole, so nothing goes
+    assert made[0].snapshot.exists()
 
 
 # The seed of the local default
