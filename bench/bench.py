@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+import distribution
 import module_time
 import watch_latency
 
@@ -30,6 +31,11 @@ def main() -> None:
     print(f"Verdicts, {runs} runs (s)")
     for name, row in results["watch_latency"].items():
         print(f"  {name:<48} median {row['median']:6.3f}   worst {row['worst']:6.3f}")
+    print("Weights from one node to all others")
+    try:
+        distribution.main([])
+    except SystemExit as left_out:  # root and programs that a controller need not have
+        print(f"  left out: {left_out}")
     print(f"as JSON: {RESULTS / 'bench.json'}")
 
 

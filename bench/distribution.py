@@ -233,11 +233,11 @@ def run(counts: tuple[int, ...] = COUNTS) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--nodes", default=",".join(map(str, COUNTS)), help="numbers of nodes, the first for one copy")
-    counts = tuple(int(word) for word in parser.parse_args().nodes.split(","))
+    counts = tuple(int(word) for word in parser.parse_args(arguments).nodes.split(","))
     found = run(counts)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "distribution.json").write_text(json.dumps(found, indent=2) + "\n")

@@ -7,6 +7,7 @@ last call when the controller was interrupted and nobody came to stop them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -192,6 +193,8 @@ def stop(place: Place) -> bool:
             subprocess.run(["systemctl", "stop", name], capture_output=True, check=False)
             subprocess.run(["systemctl", "reset-failed", name], capture_output=True, check=False)
     shutil.rmtree(place.run, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        RUN.rmdir()  # unless somebody else has something there
     return there
 
 

@@ -72,8 +72,8 @@ class Bed:
             "hf_cache_source": "controller",
             "hf_cache_controller_path": str(self.folder / "seed"),
             "hf_cache_margin": 0,
-            "hf_cache_stall": 8,
-            "hf_cache_swarm_lease": 12,
+            "hf_cache_stall": 10,
+            "hf_cache_swarm_lease": 30,
             **variables,
         }
         program = str(Path(sys.executable).with_name("ansible-playbook"))
@@ -112,7 +112,7 @@ class Bed:
         for node in NODES:
             assert {item.rsplit(":", 1)[1] for item in self.listening(node)} == {"22"}, node
             assert self.sh(node, "systemctl list-units --all --no-legend --plain 'vllm-fleet-*'") == "", node
-            assert self.sh(node, "ls /run/vllm-fleet /tmp/hf_cache.* 2>/dev/null || true") == "", node
+            assert self.sh(node, "ls -d /run/vllm-fleet /tmp/hf_cache.* 2>/dev/null || true") == "", node
         assert "restrict" not in self.sh(seed, "cat /home/ops/.ssh/authorized_keys")
 
     def received(self, node: str) -> int:
@@ -207,11 +207,11 @@ def test_a_swarm_brings_it_to_every_node_and_a_second_run_finds_it(bed: Bed, tmp
 
 
 def test_peer_killed_run_interrupted_seed_gone_and_taken_up_each_time(bed: Bed) -> None:
-    model = bed.model(2, 24)
+    model = bed.model(2, 40)
     total = sum(map(len, model.files.values()))
     bed.put("node1", FakeCache(bed.folder / "half", model.files, repo_id=model.repo_id, commit=model.commit))
     bed.sh("node1", f"chown -hR ops:ops {HF}")
-    bed.slow("20mbit")
+    bed.slow("16mbit")
     begin = {node: bed.received(node) for node in ("node2", "node4")}
     process = bed.start(model.repo_id)
     until(lambda: bed.staged("node2") > 3 * MB)
@@ -242,7 +242,7 @@ def test_peer_killed_run_interrupted_seed_gone_and_taken_up_each_time(bed: Bed) 
         assert {item.rsplit(":", 1)[1] for item in bed.listening(node)} == {"22"}
 
     bed.fleet.on("node1")
-    bed.slow("20mbit")
+    bed.slow("16mbit")
     kept = {node: bed.received(node) for node in begin}
     bed.run(model.repo_id)
     bed.fast()

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -629,6 +630,33 @@ def test_a_hub_that_only_stalls_is_given_up_with_a_sentence(hub: Hub, target: Pa
     assert result["failed"]
     assert "stood still for 1 s, 4 times" in result["msg"]
     assert not (target / "hub" / "models--org--model" / "refs").exists()
+
+
+# Before a server is replaced
+
+
+def test_the_role_reads_the_weights_into_memory_and_tells_before_and_after(tmp_path: Path) -> None:
+    import play
+
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # a disk: what lies in memory is left alone
+        model = FakeCache(Path(folder) / "hf", model_files(3, 1 << 20))
+        for path in model.files:
+            with model.blob(path).open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        tasks = [play.role("hf_cache", "prewarm")]
+        variables = {"hf_cache_repo_id": REPO, "hf_cache_path": str(model.cache), "hf_cache_prewarm_reserve": 0}
+        done = play.run(tmp_path, tasks, variables, facts=["hf_cache_prewarmed"]).ok()
+        found = done.facts["hf_cache_prewarmed"]
+        assert found["bytes"] == sum(
+            len(content) for path, content in model.files.items() if "safetensors" in path and "index" not in path
+        )
+        assert found["resident_before"] < found["bytes"] == found["resident_after"], found
+        assert "% are now" in " ".join(done.output.split()) or "100 %" in done.output
+        assert not done.recap("changed")
+
+        variables |= {"hf_cache_prewarm": "off"}
+        assert play.run(tmp_path, tasks, variables).ok().recap("skipped") == 2
 
 
 # Pruning
