@@ -70,8 +70,11 @@ class ActionModule(ActionBase):
         args = dict(self._task.args)
         if args.get("state") != "followed" or self._task.check_mode:
             self._note(self._host).unlink(missing_ok=True)
-            answer = self._execute_module(module_name="hf_swarm", module_args=args, task_vars=self._variables)
-            if answer.get("ok") is False:
+            answer = self._ask(args)
+            # A node that is down must not take the play from the others: it is named when all is over.
+            if answer.pop("unreachable", False):
+                answer = {"ok": False, "reason": f"the node cannot be reached ({answer.get('msg')})"}
+            if answer.get("ok") is False and args.get("state") != "stopped":
                 reason = answer.get("reason")
                 display.warning(f"[{self._host}] no swarm here: {reason}. The weights go by rsync over SSH instead.")
         else:
