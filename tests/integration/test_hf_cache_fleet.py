@@ -73,7 +73,7 @@ class Bed:
             "hf_cache_controller_path": str(self.folder / "seed"),
             "hf_cache_margin": 0,
             "hf_cache_stall": 10,
-            "hf_cache_swarm_lease": 30,
+            "hf_cache_swarm_lease": 20,
             **variables,
         }
         program = str(Path(sys.executable).with_name("ansible-playbook"))
@@ -211,7 +211,7 @@ def test_a_swarm_brings_it_to_every_node_and_a_second_run_finds_it(bed: Bed, tmp
 
 
 def test_peer_killed_run_interrupted_seed_gone_and_taken_up_each_time(bed: Bed) -> None:
-    model = bed.model(2, 40)
+    model = bed.model(2, 30)
     total = sum(map(len, model.files.values()))
     bed.put("node1", FakeCache(bed.folder / "half", model.files, repo_id=model.repo_id, commit=model.commit))
     bed.sh("node1", f"chown -hR ops:ops {HF}")
