@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+import distribution
 import fleet_noop
 import module_time
 import watch_latency
@@ -39,6 +40,11 @@ def main() -> None:
     besides = max(fleet["downtime_besides_start"], default=0.0)
     longest = max(fleet["downtime"])
     print(f"A changed argument: nodes were down for {longest:.2f} s at most, {besides:.2f} s besides the start")
+    print("Weights from one node to all others")
+    try:
+        distribution.main([])
+    except SystemExit as left_out:  # root and programs that a controller need not have
+        print(f"  left out: {left_out}")
     print(f"as JSON: {RESULTS / 'bench.json'}")
 
 

@@ -42,8 +42,9 @@ options:
       - V(present) brings in what is missing or wrong.
       - V(verified) only looks, and fails when the snapshot is not complete.
       - V(absent) removes the snapshot and those blobs that no other one uses.
+      - V(pruned) removes the model's other snapshots, except those in O(keep) and the newest of the rest.
     type: str
-    choices: [present, absent, verified]
+    choices: [present, absent, verified, pruned]
     default: present
   source:
     description:
@@ -77,6 +78,11 @@ options:
     description: Create O(cache) when it does not exist. Turn it off where the path is a mount that may be missing.
     type: bool
     default: true
+  keep:
+    description: Commits that O(state=pruned) leaves alone besides O(revision).
+    type: list
+    elements: str
+    default: []
   margin:
     description: Bytes that must stay free on the disk after the snapshot is there.
     type: int
@@ -87,6 +93,14 @@ options:
   hub_python:
     description: The Python that has huggingface_hub, for O(source=hub); by default the one that runs the module.
     type: path
+  hub_endpoint:
+    description: Another address of the Hub, such as a mirror (HF_ENDPOINT).
+    type: str
+  hub_stall:
+    description:
+      - Seconds without a byte after which a download is ended and taken up again, without Xet from then on.
+    type: int
+    default: 300
 notes:
   - Run as root, new files get the owner of the folder that they come into. Their mode is 0644, of folders 0755, so
     that containers of any user can read them.
@@ -121,6 +135,14 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+repo_id:
+  description: The model that was asked for.
+  type: str
+  returned: always
+revision:
+  description: The revision that was asked for.
+  type: str
+  returned: always
 commit:
   description: The commit that O(revision) stands for; none when nothing tells.
   type: str
@@ -223,22 +245,25 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import fetch, snapshot
+from ansible.module_utils.vllm_fleet import fetch, hub, snapshot
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "repo_id": {"type": "str", "required": True},
     "revision": {"type": "str", "default": "main"},
     "cache": {"type": "path", "required": True},
-    "state": {"type": "str", "choices": ["present", "absent", "verified"], "default": "present"},
+    "state": {"type": "str", "choices": ["present", "absent", "verified", "pruned"], "default": "present"},
     "source": {"type": "str"},
     "manifest": {"type": "dict"},
     "with_manifest": {"type": "bool", "default": False},
     "move": {"type": "bool", "default": False},
     "verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
     "create": {"type": "bool", "default": True},
+    "keep": {"type": "list", "elements": "str", "default": []},
     "margin": {"type": "int", "default": 1 << 30},
     "hf_token": {"type": "str", "no_log": True},
     "hub_python": {"type": "path"},
+    "hub_endpoint": {"type": "str"},
+    "hub_stall": {"type": "int", "default": 300},
 }
 
 
@@ -255,16 +280,20 @@ def run(module: AnsibleModule) -> None:
         verify=options["verify"],
         create=options["create"],
         margin=options["margin"],
-        token=options["hf_token"],
-        python=options["hub_python"],
+        keep=tuple(options["keep"]),
+        client=hub.Client(
+            options["hub_python"], options["hf_token"], options["hub_endpoint"], float(options["hub_stall"])
+        ),
         dry=module.check_mode,
     )
-    outcome = fetch.Outcome(snapshot.Report(wish.repo_id, wish.revision))
+    outcome = fetch.Outcome(snapshot.Report(wish.repo_id, wish.revision), revision=wish.revision)
     try:
         if options["state"] == "verified":
             fetch.verified(wish, outcome)
         elif options["state"] == "present":
             fetch.present(wish, outcome)
+        elif options["state"] == "pruned":
+            fetch.pruned(wish, outcome)
         else:
             fetch.absent(wish, outcome)
     except (snapshot.SnapshotError, fetch.FetchError) as error:

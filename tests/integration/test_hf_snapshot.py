@@ -11,22 +11,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from fake_hf_cache import COMMIT, REPO, XET, FakeCache, blob_name, git_sha1, model_files, tree_of
+from fake_hf_cache import COMMIT, REPO, XET, FakeCache, blob_name, model_files, tree_of
+from hub_standin import CANARY, Hub, hub_python_of, hub_reads
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = ROOT / "scripts" / "seed_smollm2" / "seed.py"
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_COMMIT = "faa8289707760e33e32f0488108bb088e4294bcc"
 SHARD = "model-00002-of-00003.safetensors"
-CANARY = "hf_canary_7d1e"
 
 # The module as Ansible's own wrapper starts it, without the second that the command line takes.
 RUN = f"""
@@ -87,23 +87,7 @@ def target(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def hub_python() -> str:
     """A Python with the pinned huggingface_hub: the environment that the seed's converter has anyway."""
-    done = subprocess.run([sys.executable, SEED, "--print-python"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def hub_reads(hub_python: str, cache: Path, repo_id: str = REPO, revision: str = "main") -> Path:
-    """Resolve a snapshot offline by huggingface_hub; an error of it fails the test with its text."""
-    script = (
-        "import sys; from huggingface_hub import snapshot_download;"
-        "print(snapshot_download(sys.argv[1], revision=sys.argv[2], local_files_only=True))"
-    )
-    environment = {"PATH": os.environ["PATH"], "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [hub_python, "-c", script, repo_id, revision], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
+    return hub_python_of()
 
 
 @contextlib.contextmanager
@@ -567,87 +551,13 @@ def test_absent_removes_what_no_other_snapshot_uses(seed: FakeCache) -> None:
 # The Hub
 
 
-class Hub(ThreadingHTTPServer):
-    """The part of the Hub's HTTP that a pinned download uses, over one model in memory, with a token required."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), HubHandler)
-        self.files, self.gets = files, cast("list[str]", [])
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Hub
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        if "Content_Length" not in headers:
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:  # noqa: PLR0911 - one return an answer
-        path = self.path.split("?")[0]
-        if not path.startswith((f"/api/models/{REPO}", f"/{REPO}/")):
-            return self.answer(404, b"{}", X_Error_Code="RepoNotFound")
-        if self.headers.get("Authorization") != f"Bearer {CANARY}":
-            return self.answer(401, b"{}", X_Error_Code="GatedRepo")
-        listing = [self.entry(name, content) for name, content in self.server.files.items()]
-        if path.startswith(f"/api/models/{REPO}/revision/"):
-            if path.rsplit("/", 1)[1] not in ("main", COMMIT):
-                return self.answer(404, b"{}", X_Error_Code="RevisionNotFound")
-            siblings = [
-                {"rfilename": item["path"], "size": item["size"], "blobId": item["oid"]}
-                | ({"lfs": item["lfs"] | {"sha256": item["lfs"]["oid"]}} if "lfs" in item else {})
-                for item in listing
-            ]
-            return self.json({"id": REPO, "sha": COMMIT, "siblings": siblings})
-        if path.startswith(f"/api/models/{REPO}/tree/"):
-            return self.json(listing)
-        name = path.removeprefix(f"/{REPO}/resolve/{COMMIT}/")
-        if name not in self.server.files:
-            return self.answer(404, b"{}", X_Error_Code="EntryNotFound")
-        content = self.server.files[name]
-        if self.command == "GET":
-            self.server.gets.append(name)
-        return self.answer(
-            200,
-            content,
-            Content_Length=str(len(content)),
-            ETag=f'"{blob_name(name, content)}"',
-            X_Repo_Commit=COMMIT,
-        )
-
-    def json(self, value: object) -> None:
-        self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
-
-    @staticmethod
-    def entry(name: str, content: bytes) -> dict[str, Any]:
-        entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": git_sha1(content)}
-        if name.endswith(".safetensors"):
-            entry["lfs"] = {"oid": blob_name(name, content), "size": len(content), "pointerSize": 130}
-        return entry
-
-
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     server = Hub(model_files())
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
+    server.release.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -695,6 +605,85 @@ def test_what_the_hub_refuses_is_said_in_one_sentence(hub: Hub, target: Path, hu
         assert (result["failure"]["class"], words in result["msg"]) == (failure, True), result["msg"]
         assert "\n" not in result["msg"]
     assert not target.exists()
+
+
+def test_a_hub_that_refuses_stalls_and_breaks_off_is_outlived_and_whole_files_are_kept(
+    hub: Hub, target: Path, hub_python: str
+) -> None:
+    hub.trouble = {"config.json": ["429"], SHARD: ["stall"], "model-00003-of-00003.safetensors": ["drop"]}
+    options = {"cache": str(target), "source": "hub", "hub_python": hub_python, "hf_token": CANARY, "hub_stall": 3}
+    result = module(hub_endpoint=hub.url, **options)
+    hub.release.set()
+    assert result.get("complete"), result
+    assert not any(hub.trouble.values())
+    assert any("stood still for 3 s and was taken up by plain HTTP" in note for note in result["notes"])
+    assert len(hub.gets) == len(set(hub.gets)), "a whole file was fetched twice"
+    assert not list(target.rglob("*.incomplete"))
+    assert CANARY not in json.dumps(result)
+
+
+def test_a_hub_that_only_stalls_is_given_up_with_a_sentence(hub: Hub, target: Path, hub_python: str) -> None:
+    hub.trouble = {SHARD: ["stall"] * 9}
+    options = {"cache": str(target), "source": "hub", "hub_python": hub_python, "hf_token": CANARY, "hub_stall": 1}
+    result = module(hub_endpoint=hub.url, **options)
+    hub.release.set()
+    assert result["failed"]
+    assert "stood still for 1 s, 4 times" in result["msg"]
+    assert not (target / "hub" / "models--org--model" / "refs").exists()
+
+
+# Before a server is replaced
+
+
+def test_the_role_reads_the_weights_into_memory_and_tells_before_and_after(tmp_path: Path) -> None:
+    import play
+
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # a disk: what lies in memory is left alone
+        model = FakeCache(Path(folder) / "hf", model_files(3, 1 << 20))
+        for path in model.files:
+            with model.blob(path).open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        tasks = [play.role("hf_cache", "prewarm")]
+        variables = {"hf_cache_repo_id": REPO, "hf_cache_path": str(model.cache), "hf_cache_prewarm_reserve": 0}
+        done = play.run(tmp_path, tasks, variables, facts=["hf_cache_prewarmed"]).ok()
+        found = done.facts["hf_cache_prewarmed"]
+        assert found["bytes"] == sum(
+            len(content) for path, content in model.files.items() if "safetensors" in path and "index" not in path
+        )
+        assert found["resident_before"] < found["bytes"] == found["resident_after"], found
+        assert "% are now" in " ".join(done.output.split()) or "100 %" in done.output
+        assert not done.recap("changed")
+
+        variables |= {"hf_cache_prewarm": "off"}
+        assert play.run(tmp_path, tasks, variables).ok().recap("skipped") == 2
+
+
+# Pruning
+
+
+def test_pruning_keeps_the_wanted_the_newest_other_and_what_is_named(tmp_path: Path) -> None:
+    cache = tmp_path / "hf"
+    made = []
+    for number, letter in enumerate("1234"):
+        files = {**model_files(), "config.json": letter.encode(), f"only-{letter}.json": letter.encode() * 3}
+        made.append(FakeCache(cache, files, commit=letter * 40, ref=f"v{letter}"))
+        os.utime(made[-1].snapshot, (number, number))
+    other = FakeCache(cache, {"config.json": b"{}"}, repo_id="org/other")
+    options = {"cache": str(cache), "state": "pruned", "revision": "4" * 40, "keep": ["1" * 40]}
+    check, real, again, _ = four_ways(options)
+    assert [result["changed"] for result in (check, real, again)] == [True, True, False]
+    assert check["diff"] == real["diff"]
+    assert [model.snapshot.exists() for model in made] == [True, False, True, True]
+    assert not made[1].ref("v2").exists()
+    assert not made[1].blob("only-2.json").exists()
+    assert other.snapshot.exists()
+    for letter in "134":
+        assert module(cache=str(cache), state="verified", revision=letter * 40, verify="full")["complete"]
+    made[3].blob("only-4.json").unlink()
+    refused = module(**options | {"keep": []})
+    assert refused["failed"]  # what is to be kept is not whole, so nothing goes
+    assert made[0].snapshot.exists()
 
 
 # The seed of the local default

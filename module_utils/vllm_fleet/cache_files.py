@@ -1,0 +1,186 @@
+"""What is done to the files of a cache: may it be used, has it room, who owns what; written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ansible.module_utils.vllm_fleet import snapshot
+
+FILE_MODE = 0o644
+FOLDER_MODE = 0o755
+
+
+class FetchError(Exception):
+    """The snapshot cannot be brought in; the message is one sentence with the remedy in it.
+
+    `failure` is one of the project's failure classes, `evidence` what else is known (output of the downloader).
+    """
+
+    def __init__(self, message: str, failure: str = "unknown", evidence: str = "") -> None:
+        """Keep the sentence, the class and the evidence apart."""
+        super().__init__(message)
+        self.failure = failure
+        self.evidence = evidence
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return `path` or its nearest ancestor that exists."""
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    return path
+
+
+def check_cache(cache: Path, *, create: bool, write: bool) -> None:
+    """Raise FetchError unless `cache` can be used as HF_HOME: absolute, a folder, there (or `create`), writable."""
+    if not cache.is_absolute():
+        raise FetchError(
+            f"Cache path {str(cache)!r} is relative; give an absolute path such as /var/lib/huggingface.",
+            "bad_argument",
+        )
+    hub = snapshot.hub_of(cache)
+    found = nearest_existing(cache)
+    if bad := next((path for path in (found, nearest_existing(hub)) if not path.is_dir()), None):
+        found = bad
+        what = "a dangling link" if found.is_symlink() else "a file"
+        raise FetchError(
+            f"Cache path {cache} cannot be used because {found} is {what}, expected a folder; choose another.",
+            "bad_argument",
+        )
+    if found != cache and not create:
+        raise FetchError(
+            f"Cache path {cache} does not exist ({found} is the last folder of it that does); "
+            "mount or create it, or give another path.",
+            "bad_argument",
+        )
+    if not hub.exists() and any(cache.glob("models--*")):
+        raise FetchError(
+            f"Cache path {cache} is a hub folder itself; give the folder above it, as HF_HOME names it.", "bad_argument"
+        )
+    for folder in (cache, hub):
+        nearest = nearest_existing(folder)
+        if write and not os.access(nearest, os.W_OK | os.X_OK):
+            raise FetchError(
+                f"Cache path {cache} cannot be written by user id {os.geteuid()} ({nearest} is not writable); "
+                "run with become, or give another path.",
+                "bad_argument",
+            )
+
+
+def check_space(cache: Path, needed: int, margin: int) -> None:
+    """Raise FetchError when the disk of `cache` lacks `needed` + `margin` bytes; nothing needed is always fine."""
+    if not needed:
+        return
+    disk = os.statvfs(nearest_existing(snapshot.hub_of(cache)))  # the hub may be a link or a mount of its own
+    free = disk.f_bavail * disk.f_frsize
+    if free < needed + margin:
+        raise FetchError(
+            f"The disk of {cache} has {free} bytes free ({free / 2**30:.2f} GiB), but {needed} bytes are to be written "
+            f"and {margin} kept free ({(needed + margin) / 2**30:.2f} GiB in all); make room or give another path. "
+            "Nothing was written.",
+            "disk_full",
+        )
+
+
+@contextlib.contextmanager
+def locked(cache: Path) -> Iterator[bool]:
+    """Hold the cache's lock, and say whether another run held it before: then what was planned may be done already.
+
+    The folder of the lock is made in the cache, so take it only when something is to be written.
+    """
+    state = cache / snapshot.STATE_FOLDER
+    with explained(state):
+        make_folder(state, owner_of(cache))
+        handle = (state / "lock").open("a")
+        give(state / "lock", owner_of(cache))
+    waited = False
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waited = True
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            pass  # some Lustre and GPFS mounts refuse flock: then only one run at a time may use the cache
+        yield waited
+
+
+def device_of(path: Path) -> int | None:
+    """Return the device that `path` lies on, None when it is not there."""
+    try:
+        return path.stat().st_dev
+    except OSError:
+        return None
+
+
+def owner_of(cache: Path) -> tuple[int, int] | None:
+    """Return who shall own new files: run as root, the owner of the folder they come into; otherwise whoever runs."""
+    if os.geteuid() != 0:
+        return None
+    found = nearest_existing(cache).stat()
+    return found.st_uid, found.st_gid
+
+
+def give(path: Path, owner: tuple[int, int] | None) -> None:
+    """Make `owner` (user and group id) the owner of `path` itself, not of what it links to."""
+    if owner:
+        os.chown(path, *owner, follow_symlinks=False)
+
+
+def make_folder(path: Path, owner: tuple[int, int] | None) -> None:
+    """Make a folder and those above it, each with mode and owner; folders that are there are left as they are."""
+    if path.is_dir():
+        return
+    make_folder(path.parent, owner)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+        path.chmod(FOLDER_MODE)
+        give(path, owner)
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an OSError while writing `path` into one sentence; what was half written is already gone by then."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise FetchError(
+                f"The disk got full while {path} was written ({error.strerror}); make room and run again: "
+                "what is already there is whole and is kept.",
+                "disk_full",
+            ) from error
+        raise FetchError(
+            f"Could not write {path}: {error.strerror} ({where}); what is already there is whole."
+        ) from error
+
+
+def write_text(path: Path, text: str, owner: tuple[int, int] | None) -> None:
+    """Write a small file as a whole or not at all, and the folders above it; raises FetchError."""
+    make_folder(path.parent, owner)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with explained(path):
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+            temporary.chmod(FILE_MODE)
+            give(temporary, owner)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def allocated_below(folder: Path) -> int:
+    """Return the bytes on disk of all files below a folder; one that is being fetched has holes, which do not count."""
+    total = 0
+    for base, _folders, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += (Path(base) / name).lstat().st_blocks * 512
+    return total

@@ -1,0 +1,148 @@
+"""Writes what a plan lists. Whatever interrupts it, what lies under a valid name is whole.
+
+A file is written under a temporary name in its own folder, hashed on the way, and renamed; blobs come first and refs
+last, so a half copy never resolves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ansible.module_utils.vllm_fleet import snapshot
+from ansible.module_utils.vllm_fleet.cache_files import (
+    FILE_MODE,
+    FetchError,
+    device_of,
+    explained,
+    give,
+    make_folder,
+    owner_of,
+    write_text,
+)
+from ansible.module_utils.vllm_fleet.fetch_plan import Plan
+from ansible.module_utils.vllm_fleet.fetch_source import Source
+from ansible.module_utils.vllm_fleet.snapshot import Entry, Report
+
+COPY_CHUNK = 4 << 20
+COPY_WORKERS = 4
+"""Files copied at a time: one stream does not fill an NVMe drive or a network mount, more than a few only seek."""
+
+
+def _write_link(repo: Path, commit: str, entry: Entry, owner: tuple[int, int] | None) -> None:
+    link = repo / "snapshots" / commit / entry.path
+    make_folder(link.parent, owner)
+    temporary = link.with_name(f".{link.name}.tmp")
+    with explained(link):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to("../" * (2 + entry.path.count("/")) + f"blobs/{entry.blob}")
+        give(temporary, owner)
+        temporary.replace(link)
+
+
+def _write_blob(repo: Path, entry: Entry, source: Source, owner: tuple[int, int] | None) -> str:
+    """Copy (or move) one blob, hashed on the way and renamed to its name only when whole and right; return the name."""
+    blob = repo / "blobs" / str(entry.blob)
+    temporary = blob.with_name(f".{entry.blob}{snapshot.PART_SUFFIX}")
+    origin = source.find(entry)
+    with explained(blob):
+        try:
+            if source.move and device_of(origin) == device_of(blob.parent):
+                got = snapshot.blob_hash(origin, blob.name)
+                if got == blob.name:
+                    origin.replace(temporary)
+            else:
+                got = _copy(origin, temporary, blob.name)
+            if got != blob.name:
+                if source.move:  # a staging area: left there, the next run would bring nothing instead of it
+                    origin.unlink()
+                raise FetchError(
+                    f"{entry.path} of the source {source.label} is corrupt: {origin} hashes to {got}, "
+                    f"expected {blob.name}; it was not taken over. Repair the source and run again.",
+                    "weights_corrupt",
+                )
+            temporary.chmod(FILE_MODE)
+            give(temporary, owner)
+            temporary.replace(blob)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    return blob.name
+
+
+def _copy(origin: Path, temporary: Path, blob: str) -> str:
+    """Copy the content into a file of its own (never a hard link: the source stays its owner's) and return its hash."""
+    buffer = memoryview(bytearray(COPY_CHUNK))
+    with origin.open("rb", buffering=0) as reader, temporary.open("wb", buffering=0) as writer:
+        digest = snapshot.new_digest(blob, os.fstat(reader.fileno()).st_size)
+        while count := reader.readinto(buffer):
+            digest.update(buffer[:count])
+            done = 0
+            while done < count:
+                done += writer.write(buffer[done:count])
+        os.fsync(writer.fileno())  # a rename survives a power cut earlier than the content does
+    return str(digest.hexdigest())
+
+
+def apply(cache: Path, repo_id: str, plan: Plan, source: Source) -> None:
+    """Write what `plan` lists. Raises FetchError; what was finished until then stays and is not fetched again."""
+    owner = owner_of(cache)
+    repo = snapshot.repo_folder(cache, repo_id)
+    with explained(repo):
+        make_folder(repo / "blobs", owner)
+        for name in plan.remove:
+            (cache / name).unlink(missing_ok=True)
+    # The largest first: the last thread then ends with something short.
+    queue = sorted(plan.blobs, key=lambda entry: -(entry.size or 0))
+    with ThreadPoolExecutor(max_workers=min(COPY_WORKERS, os.cpu_count() or 1)) as pool:
+        pending = [pool.submit(_write_blob, repo, entry, source, owner) for entry in queue]
+        try:
+            for job in pending:
+                plan.written.append(job.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    write_tree_links_refs(cache, repo_id, plan)
+
+
+def write_tree_links_refs(cache: Path, repo_id: str, plan: Plan) -> None:
+    """Write the part of a plan that makes blobs a snapshot, in the order in which a half copy never resolves."""
+    owner = owner_of(cache)
+    repo = snapshot.repo_folder(cache, repo_id)
+    if plan.tree:
+        write_text(repo / "trees" / f"{plan.commit}.json", plan.tree, owner)
+    for entry in plan.links:
+        _write_link(repo, plan.commit, entry, owner)
+    for name in plan.refs:
+        write_text(repo / "refs" / name, plan.commit, owner)
+
+
+def refresh_marker(cache: Path, report: Report) -> None:
+    """Note that the contents of a complete snapshot hash right, unless that is noted or not known.
+
+    It saves later runs the hashing and nothing else, so a cache that cannot be written goes without.
+    """
+    if not (report.complete and report.hashed and report.manifest):
+        return
+    path = snapshot.marker_path(cache, report.repo_id, report.manifest.commit)
+    with contextlib.suppress(FetchError, OSError):
+        text = snapshot.marker_json(cache, report.repo_id, report.manifest)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text, owner_of(cache))
+
+
+def remove(cache: Path, plan: Plan) -> None:
+    """Remove what `plan_absent` listed: the refs first, so that nothing resolves to a half-removed snapshot."""
+    for name in sorted(plan.remove, key=lambda item: "/refs/" not in item):
+        path = cache / name
+        with explained(path):
+            if path.is_dir() and not path.is_symlink():
+                refs = path / "refs"
+                if refs.is_dir():
+                    shutil.rmtree(refs)
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,258 @@
+"""How a swarm is set up and what its programs say, as values: commands, units, torrents, progress.
+
+The engines are the distribution's own: `mktorrent` makes the torrent, `opentracker` introduces the peers to each other,
+`aria2c` moves and checks the pieces. Options and output formats are those of mktorrent 1.1, opentracker of 2021 to 2024
+and aria2 1.36 and 1.37 (their manual pages, and recorded output in the unit tests).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PIECE_EXPONENTS = (18, 26)
+"""256 KiB to 64 MiB a piece: a peer passes on whole pieces only, and every piece costs 20 bytes of torrent."""
+
+PIECES = 4096
+"""Pieces a torrent should have about: enough to overlap receiving and sending, few enough for a small torrent."""
+
+DISK_FULL = 9
+"""aria2's exit code for a disk without room (EXIT STATUS in its manual)."""
+
+MAX_PEERS = 256
+
+_READOUT = re.compile(
+    r"\[#[0-9a-f]+ (?:SEED\([^)]*\)|(?P<done>\d+)B?/(?P<total>\d+)B?(?:\(\d+%\))?)"
+    r"(?: CN:(?P<peers>\d+))?(?: SD:\d+)?(?: DL:(?P<rate>\d+)B?)?(?: UL:(?P<up>\d+)B?(?:\(\d+B?\))?)?"
+)
+_ERROR = re.compile(r"errorCode=(\d+) (.*)")
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class SwarmError(Exception):
+    """The swarm cannot work on this node; the message is one sentence's end: what, where, and what to do."""
+
+
+def unit(name: str, part: str) -> str:
+    """Return the unit of one part (tracker, peer, lease) of the swarm `name`."""
+    return f"vllm-fleet-swarm-{name[:12]}-{part}"
+
+
+def piece_exponent(total: int) -> int:
+    """Return the exponent of two of the piece length in bytes for a torrent of `total` bytes."""
+    low, high = PIECE_EXPONENTS
+    return min(high, max(low, (max(1, total) // PIECES - 1).bit_length()))
+
+
+def mktorrent_argv(name: str, announce: str, total: int, folder: str, output: str) -> list[str]:
+    """Return the command that makes a private torrent called `name` of everything in `folder`."""
+    size = str(piece_exponent(total))
+    return ["mktorrent", "-p", "-d", "-v", "-l", size, "-n", name, "-a", announce, "-o", output, folder]
+
+
+def aria2_argv(
+    torrent: str, folder: str, address: str, port: int, *, seed: str, select: Sequence[int] = (), rate: int = 0
+) -> list[str]:
+    """Return aria2's command for one peer that listens at `address` and `port` only.
+
+    `seed` is no (it receives, then seeds), made (the torrent was made of these very files just now) or held (it has
+    the files, to be checked against the torrent first). `select` are the indices from 1 of the files it wants;
+    `rate` bounds what it sends, in bytes per second, 0 for no bound.
+    """
+    argv = ["aria2c", "--no-conf=true", f"--torrent-file={torrent}", f"--dir={folder}", "--follow-torrent=false"]
+    argv += [f"--interface={address}", f"--listen-port={port}", "--disable-ipv6=true", "--async-dns=false"]
+    argv += ["--enable-dht=false", "--enable-dht6=false", "--bt-enable-lpd=false", "--enable-peer-exchange=false"]
+    argv += ["--seed-ratio=0", f"--bt-max-peers={MAX_PEERS}", "--bt-request-peer-speed-limit=10240M"]
+    # The tracker's own interval is half an hour: a peer that comes back must be heard of sooner.
+    argv += ["--bt-tracker-interval=10", "--bt-tracker-connect-timeout=5", "--bt-tracker-timeout=10"]
+    argv += ["--file-allocation=none", "--auto-save-interval=5", "--allow-overwrite=true", "--disk-cache=64M"]
+    argv += ["--enable-color=false", "--human-readable=false", "--summary-interval=1", "--console-log-level=notice"]
+    argv += [f"--max-upload-limit={rate}"]
+    if seed == "made":
+        argv.append("--bt-seed-unverified=true")
+    else:
+        # aria2 would leave instead of seeding with bt-hash-check-seed off.
+        argv += ["--check-integrity=true", "--bt-hash-check-seed=true"]
+    if select:
+        argv.append("--select-file=" + ranges(select))
+    return argv
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Write numbers as aria2 takes them: 1-3,7."""
+    out: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if out and out[-1][1] == number - 1:
+            out[-1][1] = number
+        else:
+            out.append([number, number])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in out)
+
+
+def tracker_argv(address: str, port: int, folder: str, whitelist: str) -> list[str]:
+    """Return opentracker's command: TCP at `address` only, and only torrents that `whitelist` in `folder` names."""
+    return ["opentracker", "-i", address, "-p", str(port), "-d", folder, "-w", whitelist]
+
+
+def service_argv(
+    name: str, argv: Sequence[str], *, seconds: int, log: str, writable: str = "", dynamic: bool = False
+) -> list[str]:
+    """Return the command that starts `argv` as the transient unit `name`, ended after `seconds` at the latest.
+
+    It sees the file system read-only except `writable`, and has no right but to read and write others' files there.
+    A program that dies by a signal is started again and finds its pieces; one that gives up is not.
+    """
+    properties = [
+        f"RuntimeMaxSec={seconds}",
+        "ProtectSystem=strict",
+        "PrivateTmp=yes",
+        "NoNewPrivileges=yes",
+        "RestrictAddressFamilies=AF_INET AF_UNIX",
+        "LimitNOFILE=65536",
+        "Restart=on-abnormal",
+        "RestartSec=1",
+        f"StandardOutput=append:{log}",
+        f"StandardError=append:{log}",
+        "IOSchedulingClass=best-effort",
+        "IOSchedulingPriority=7",
+        "Nice=5",
+    ]
+    if dynamic:
+        properties += ["DynamicUser=yes", "ProtectHome=yes"]
+    else:
+        properties.append("CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH")
+    if writable:
+        properties.append(f"ReadWritePaths={writable}")
+    command = ["systemd-run", "--quiet", "--collect", f"--unit={name}"]
+    return command + [f"--property={item}" for item in properties] + ["--", *argv]
+
+
+def lease_argv(name: str, units: Sequence[str], seconds: int) -> list[str]:
+    """Return the command that stops `units` in `seconds`, unless the timer unit `name` is stopped before."""
+    command = ["systemd-run", "--quiet", "--collect", f"--unit={name}", f"--on-active={seconds}"]
+    return [*command, "--timer-property=AccuracySec=1s", "--", "systemctl", "stop", *units]
+
+
+# Torrents
+
+
+@dataclass(frozen=True)
+class Torrent:
+    """What a torrent tells: its info-hash (40 hexadecimal digits) and its files with sizes in bytes, in order."""
+
+    info_hash: str
+    files: tuple[tuple[str, int], ...]
+
+    def select(self, wanted: Sequence[str]) -> list[int]:
+        """Return the indices from 1 of the files in `wanted`; raise SwarmError when it lacks one."""
+        index = {name: number for number, (name, _size) in enumerate(self.files, 1)}
+        try:
+            return [index[name] for name in wanted]
+        except KeyError as error:
+            raise SwarmError(f"the torrent has no blob {error.args[0]}; run again") from error
+
+    def size(self, wanted: Sequence[str]) -> int:
+        """Return the bytes of the files in `wanted`."""
+        sizes = dict(self.files)
+        return sum(sizes.get(name, 0) for name in set(wanted))
+
+
+def _decode(data: bytes, at: int, spans: dict[bytes, tuple[int, int]]) -> tuple[Any, int]:
+    """Decode one bencoded value at `at`: (value, end); where the values of outermost keys lie goes into `spans`."""
+    kind = data[at : at + 1]
+    if kind == b"i":
+        end = data.index(b"e", at)
+        return int(data[at + 1 : end]), end + 1
+    if kind == b"l":
+        items, at = [], at + 1
+        while data[at : at + 1] != b"e":
+            item, at = _decode(data, at, {})
+            items.append(item)
+        return items, at + 1
+    if kind == b"d":
+        found, at = {}, at + 1
+        while data[at : at + 1] != b"e":
+            key, at = _decode(data, at, {})
+            found[key], end = _decode(data, at, {})
+            spans[key] = (at, end)
+            at = end
+        return found, at + 1
+    colon = data.index(b":", at)
+    end = colon + 1 + int(data[at:colon])
+    return data[colon + 1 : end], end
+
+
+def read_torrent(data: bytes) -> Torrent:
+    """Parse a torrent of several files in one folder; raise SwarmError when it is none."""
+    spans: dict[bytes, tuple[int, int]] = {}
+    try:
+        found, _end = _decode(data, 0, spans)
+        files = tuple((item[b"path"][0].decode(), int(item[b"length"])) for item in found[b"info"][b"files"])
+        low, high = spans[b"info"]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise SwarmError(f"the torrent cannot be read ({error!r}); run again") from error
+    # BitTorrent names a torrent by SHA-1; what arrives is checked by its sha256 besides.
+    return Torrent(hashlib.sha1(data[low:high], usedforsecurity=False).hexdigest(), files)
+
+
+# Progress
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a peer says of itself: bytes it has, of how many, bytes a second in and out, peers it is connected to.
+
+    `first` are the bytes it had before it received any in this run, `None` as long as that is being checked.
+    """
+
+    done: int = 0
+    total: int = 0
+    rate: int = 0
+    up: int = 0
+    peers: int = 0
+    first: int | None = None
+    seeding: bool = False
+    code: int = 0
+    error: str = ""
+
+    @property
+    def eta(self) -> int | None:
+        """Return the seconds left at this rate, None when nothing moves."""
+        return -(-(self.total - self.done) // self.rate) if self.rate and self.total else None
+
+
+def read_progress(log: str, total: int) -> Progress:
+    """Read aria2's console output (as `aria2_argv` asks for it) of a peer that wants `total` bytes."""
+    now = Progress(total=total)
+    first: int | None = None
+    for line in _ESCAPES.sub("", log).splitlines():
+        if error := _ERROR.search(line):
+            # Trouble with the tracker is no trouble for peers that know each other, so it only counts at the end.
+            now = Progress(now.done, total, 0, now.up, now.peers, first, now.seeding, int(error[1]), error[2].strip())
+            continue
+        found = _READOUT.match(line.strip())
+        if not found or "Checksum" in line:
+            continue
+        up, peers = int(found["up"] or 0), int(found["peers"] or 0)
+        if found["done"] is None:
+            first = total if first is None else first
+            now = Progress(total, total, 0, up, peers, first, True, now.code, now.error)
+            continue
+        if not int(found["total"]):
+            continue
+        done = int(found["done"])
+        first = done if first is None else first
+        now = Progress(done, total, int(found["rate"] or 0), up, peers, first, False, now.code, now.error)
+    return now
+
+
+def is_private(address: str) -> bool:
+    """Return whether an IPv4 address is of a network that the Internet does not reach."""
+    try:
+        return not ipaddress.IPv4Address(address).is_global
+    except ValueError:
+        return False

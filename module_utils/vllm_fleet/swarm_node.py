@@ -1,0 +1,363 @@
+"""One node's part in a swarm: its address, its transient units, what they report, and the end of all of it.
+
+Everything lives in transient units and below /run, so a reboot leaves nothing, and each unit has a last moment of its
+own. The lease ends them earlier: every call of a run that still goes on renews it, so they stop a while after the
+last call when the controller was interrupted and nobody came to stop them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.vllm_fleet import swarm
+from ansible.module_utils.vllm_fleet.cache_files import allocated_below, make_folder, owner_of
+from ansible.module_utils.vllm_fleet.swarm import SwarmError
+
+RUN = Path("/run/vllm-fleet")
+CONNECT_TIMEOUT = 5.0
+"""Seconds for a TCP connection inside one network; a closed port that drops packets costs as long."""
+
+START_TIMEOUT = 30.0
+"""Seconds within which a tracker or a seed must listen; they need one."""
+
+TAIL = 32768
+POLL = 0.2
+"""Seconds between two looks at aria2's output, which comes every second."""
+
+
+@dataclass
+class Place:
+    """Where the swarm `name` (a commit) lives on this node, and how: ports, last moments in seconds, bound."""
+
+    name: str
+    port: int
+    tracker_port: int
+    max_runtime: int = 6 * 3600
+    lease: int = 120
+    upload_limit: int = 0
+    run: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Name the folder for everything that must not outlive the swarm."""
+        self.run = RUN / f"swarm-{self.name[:12]}"
+
+    @property
+    def share(self) -> Path:
+        """Folder of links to the blobs that a seed has."""
+        return self.run / "share"
+
+    @property
+    def torrent(self) -> Path:
+        """Return the torrent's file."""
+        return self.run / f"{self.name}.torrent"
+
+    @property
+    def log(self) -> Path:
+        """Return aria2's output."""
+        return self.run / "peer.log"
+
+    def unit(self, part: str) -> str:
+        """Return the unit of one part."""
+        return swarm.unit(self.name, part)
+
+
+def _run(argv: Sequence[str], what: str) -> str:
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    except OSError as error:
+        raise SwarmError(f"{what} cannot be started ({argv[0]}: {error.strerror})") from error
+    if done.returncode:
+        raise SwarmError(f"{what} did not start: {(done.stderr or done.stdout).strip()[-300:]}")
+    return done.stdout
+
+
+def lacking(programs: Sequence[str]) -> list[str]:
+    """Return those of `programs` that this node does not have. Raises SwarmError where no swarm can run at all."""
+    if os.geteuid() != 0:
+        raise SwarmError(f"a swarm's units need root, the task runs as user id {os.geteuid()}; run with become")
+    if not Path("/run/systemd/system").is_dir():
+        raise SwarmError("a swarm runs in systemd's transient units, and systemd does not run here")
+    return [program for program in programs if not shutil.which(program)]
+
+
+# Addresses
+
+
+def _is_local(address: str) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _source_toward(target: str) -> str:
+    """Return the address from which this node would reach `target`; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((target, 9))
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])
+
+
+def own_address(asked: str, hint: str, toward: str) -> str:
+    """Return the IPv4 address that this node's part of the swarm is bound to.
+
+    That is `asked` where the user gave one; else the one that `toward` (the seed) is reached from; else `hint` (what
+    Ansible connects to) if the node itself has it; else that of the default route. One that the user did not give
+    must be private. Raises SwarmError when there is none such.
+    """
+    if asked:
+        if not _is_local(asked):
+            raise SwarmError(f"hf_cache_swarm_address {asked} is no address of this node; correct it")
+        return asked
+    try:
+        hinted = socket.gethostbyname(hint) if hint else ""
+    except OSError:
+        hinted = ""
+    candidates = [_source_toward(toward) if toward else "", hinted, _source_toward("192.0.2.1")]
+    found = [item for item in candidates if item and not item.startswith("127.") and _is_local(item)]
+    for address in found:
+        if swarm.is_private(address):
+            return address
+    raise SwarmError(
+        f"no private address for the swarm was found (looked at {', '.join(found) or 'none'}); "
+        "give one in hf_cache_swarm_address"
+    )
+
+
+def reachable(address: str, port: int) -> str:
+    """Return an empty string when `address` accepts on `port`, otherwise why not."""
+    try:
+        with socket.create_connection((address, port), timeout=CONNECT_TIMEOUT):
+            return ""
+    except TimeoutError:
+        return "timed out"
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _check_free(address: str, port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+            probe.listen()
+        except OSError as error:
+            raise SwarmError(f"port {port} at {address} cannot be used ({error.strerror}); choose another") from error
+
+
+# Units
+
+
+def _state(unit: str) -> dict[str, str]:
+    keys = ("ActiveState", "SubState", "Result", "ExecMainStatus", "ExecMainCode")
+    argv = ["systemctl", "show", unit, *[f"--property={key}" for key in keys]]
+    lines = _run(argv, "systemctl").splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def alive(unit: str) -> bool:
+    """Return whether a unit runs, or is about to again."""
+    return _state(unit)["ActiveState"] in ("active", "activating", "reloading")
+
+
+def renew_lease(place: Place) -> None:
+    """Put off the moment at which the units are stopped because nobody asks after them any more."""
+    timer = place.unit("lease")
+    subprocess.run(["systemctl", "stop", f"{timer}.timer"], capture_output=True, check=False)
+    units = [place.unit("peer"), place.unit("tracker")]
+    _run(swarm.lease_argv(timer, units, place.lease), "the swarm's lease")
+
+
+def stop(place: Place) -> bool:
+    """Stop every unit of the swarm and remove its files; return whether there was anything."""
+    units = [f"{place.unit('lease')}.timer", place.unit("peer"), place.unit("tracker")]
+    there = place.run.exists()
+    if Path("/run/systemd/system").is_dir():
+        there = any(alive(name) for name in units) or there
+        # One by one: a unit that is not there makes systemctl leave without the others.
+        for name in units:
+            subprocess.run(["systemctl", "stop", name], capture_output=True, check=False)
+            subprocess.run(["systemctl", "reset-failed", name], capture_output=True, check=False)
+    shutil.rmtree(place.run, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        RUN.rmdir()  # unless somebody else has something there
+    return there
+
+
+def link_blobs(place: Place, folder: Path, blobs: Sequence[str]) -> int:
+    """Make the folder that is shared: links to `blobs` in `folder`, whatever they themselves link to; return bytes."""
+    share = place.share / place.name
+    shutil.rmtree(place.share, ignore_errors=True)
+    share.mkdir(parents=True)
+    total = 0
+    for blob in blobs:
+        origin = (folder / blob).resolve()
+        if not origin.is_file():
+            raise SwarmError(f"blob {blob} is not in {folder}")
+        total += origin.stat().st_size
+        (share / blob).symlink_to(origin)
+    return total
+
+
+def start_seed(place: Place, address: str) -> swarm.Torrent:
+    """Start tracker and first seed, of the torrent that was made; return when both listen. Raises SwarmError."""
+    torrent = swarm.read_torrent(place.torrent.read_bytes())
+    for port in (place.tracker_port, place.port):
+        _check_free(address, port)
+    (place.run / "whitelist").write_text(torrent.info_hash + "\n", encoding="ascii")
+    argv = swarm.tracker_argv(address, place.tracker_port, str(place.run), "whitelist")
+    log = str(place.run / "tracker.log")
+    command = swarm.service_argv(place.unit("tracker"), argv, seconds=place.max_runtime, log=log, dynamic=True)
+    renew_lease(place)
+    _run(command, "the tracker")
+    _save(place, {"seed": True})
+    _start_peer(place, address, place.share, seed="made")
+    for part, port in (("tracker", place.tracker_port), ("peer", place.port)):
+        _await_listening(place, part, address, port)
+    return torrent
+
+
+def _start_peer(place: Place, address: str, folder: Path, *, seed: str, select: Sequence[int] = ()) -> None:
+    argv = swarm.aria2_argv(
+        str(place.torrent), str(folder), address, place.port, seed=seed, select=select, rate=place.upload_limit
+    )
+    command = swarm.service_argv(
+        place.unit("peer"), argv, seconds=place.max_runtime, log=str(place.log), writable=str(folder)
+    )
+    _run(command, "aria2")
+
+
+def _await_listening(place: Place, part: str, address: str, port: int) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    why = ""
+    while time.monotonic() < deadline:
+        why = reachable(address, port)
+        if not why:
+            return
+        if not alive(place.unit(part)):
+            break
+        time.sleep(POLL)
+    raise SwarmError(f"the {part} does not listen at {address}:{port} ({why}): {_tail(place.run / f'{part}.log', 300)}")
+
+
+def join(place: Place, torrent: bytes, address: str, *, seed: str, staging: Path | None, wanted: Sequence[str]) -> int:
+    """Start a peer that receives `wanted` into `staging`, or with None one that seeds what was linked.
+
+    `seed` is the address of the first seed, which must be reachable. Returns the bytes wanted. Raises SwarmError.
+    """
+    for port, what in ((place.tracker_port, "tracker"), (place.port, "seed")):
+        if why := reachable(seed, port):
+            raise SwarmError(f"TCP port {port} ({what}) of {seed} cannot be reached from {address} ({why})")
+    _check_free(address, place.port)
+    place.run.mkdir(parents=True, exist_ok=True)
+    place.torrent.write_bytes(torrent)
+    parsed = swarm.read_torrent(torrent)
+    renew_lease(place)
+    if staging is None:
+        _save(place, {"seed": True})
+        _start_peer(place, address, place.share, seed="held")
+        return 0
+    cache = staging.parents[2]
+    make_folder(staging, owner_of(cache))
+    note = staging.parent / f"{place.name}.torrent-hash"
+    if not note.exists() or note.read_text(encoding="ascii") != parsed.info_hash:
+        # Which pieces are there is told by hashing; a control file of other pieces would be refused.
+        (staging.parent / f"{place.name}.aria2").unlink(missing_ok=True)
+        note.write_text(parsed.info_hash, encoding="ascii")
+    total = parsed.size(wanted)
+    before = min(total, allocated_below(staging))
+    _save(place, {"total": total, "moved": time.monotonic(), "done": -1, "before": before, "first": None})
+    _start_peer(place, address, staging.parent, seed="no", select=parsed.select(wanted))
+    return total
+
+
+# Following
+
+
+def _save(place: Place, state: dict[str, Any]) -> None:
+    (place.run / "state.json").write_text(json.dumps(state), encoding="ascii")
+
+
+def _tail(path: Path, count: int) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - count))
+            return file.read().decode("utf-8", "replace").strip()
+    except OSError:
+        return "no output"
+
+
+def follow(place: Place, seconds: float, stall: float) -> dict[str, Any]:
+    """Watch the peer until it has everything, gives up or stands still, at most `seconds`.
+
+    Returns finished, failure (empty, or the end of a sentence), failure_class, done, total, received, rate, peers and
+    eta: bytes, bytes a second and seconds.
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        state = json.loads((place.run / "state.json").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return {"finished": False, "failure": "it is not in the swarm (any more)", "failure_class": "unknown"}
+    renew_lease(place)
+    if state.get("seed"):
+        gone = "" if alive(place.unit("peer")) else f"the seed ended: {_tail(place.log, 300)}"
+        return {"finished": False, "failure": gone, "failure_class": "unknown" if gone else "", "seed": True}
+    renewed = time.monotonic()
+    while True:
+        if time.monotonic() - renewed > place.lease / 4:
+            renew_lease(place)
+            renewed = time.monotonic()
+        running = alive(place.unit("peer"))
+        now = swarm.read_progress(_tail(place.log, TAIL), state["total"])
+        if state["first"] is None and now.first is not None:
+            # aria2 first says what it has after up to a second of receiving; more than was on the disk it had not.
+            state["first"] = min(now.first, state["before"])
+        if now.done > state["done"] or now.first is None:
+            state |= {"done": max(now.done, state["done"]), "moved": time.monotonic()}
+        failure, kind = _failure(place, now, running, time.monotonic() - state["moved"], stall)
+        if now.seeding or failure or time.monotonic() >= deadline:
+            break
+        time.sleep(POLL)
+    _save(place, state)
+    return {
+        "finished": now.seeding,
+        "failure": "" if now.seeding else failure,
+        "failure_class": "" if now.seeding else kind,
+        "done": now.done,
+        "total": state["total"],
+        "received": max(0, now.done - (state["first"] or 0)),
+        "rate": now.rate,
+        "peers": now.peers,
+        "eta": now.eta,
+        "checking": now.first is None and state["first"] is None,
+    }
+
+
+def _failure(place: Place, now: swarm.Progress, running: bool, still: float, stall: float) -> tuple[str, str]:
+    if not running:
+        ended = _state(place.unit("peer"))
+        code = int(ended.get("ExecMainStatus") or 0) or now.code
+        if code == swarm.DISK_FULL or "No space left" in now.error:
+            return "the disk got full; make room and run again, what has arrived is kept", "disk_full"
+        return f"aria2 ended ({ended.get('Result')}, exit code {code}): {now.error or _tail(place.log, 200)}", "unknown"
+    if still > stall:
+        return (
+            f"nothing has arrived for {round(still)} s at {now.done} of {now.total} bytes, with {now.peers} peer(s); "
+            "whoever had the rest is gone or out of reach. Run again: what has arrived is kept",
+            "unknown",
+        )
+    return "", ""

@@ -1,0 +1,365 @@
+"""hf_cache on four real nodes: a swarm, what goes wrong in one, and what is left afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_hf_cache import COMMIT, FakeCache, model_files
+from hub_standin import CANARY, Hub, hub_python_of, hub_reads
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "fleet"))
+from fleet import Fleet  # noqa: E402
+from node_image import docker, tar_of  # noqa: E402
+
+HF = "/home/ops/.cache/huggingface"
+NODES = ["node1", "node2", "node3", "node4"]
+SHARD = "model-00002-of-00008.safetensors"
+MB = 10**6
+
+pytestmark = pytest.mark.engine
+
+
+def commit(number: int) -> str:
+    return f"{number:x}" * 40
+
+
+@dataclass
+class Bed:
+    """The fleet, the controller's cache, and the play that a user would write."""
+
+    fleet: Fleet
+    folder: Path
+
+    def model(self, number: int, megabytes: int = 16) -> FakeCache:
+        """A model of its own in the controller's cache."""
+        files = model_files(8, megabytes * MB // 32)
+        files["config.json"] = json.dumps({"model": number}).encode()
+        # Every model has contents of its own: with those of another they would count as there already.
+        for name in list(files):
+            if name.endswith(".safetensors"):
+                files[name] = files[name][:-8] + number.to_bytes(8, "little")
+        return FakeCache(self.folder / "seed", files, repo_id=f"org/model{number}", commit=commit(number))
+
+    def command(self, repo_id: str, variables: dict[str, Any]) -> list[str]:
+        play = {
+            "name": "Weights",
+            "hosts": "vllm",
+            "become": True,
+            "gather_facts": False,
+            "any_errors_fatal": variables.pop("fatal", True),
+            "roles": [{"role": "hf_cache"}],
+        }
+        path = self.folder / "play.yml"
+        path.write_text(json.dumps([play]))
+        settings = {
+            "hf_cache_repo_id": repo_id,
+            "hf_cache_source": "controller",
+            "hf_cache_controller_path": str(self.folder / "seed"),
+            "hf_cache_margin": 0,
+            "hf_cache_stall": 10,
+            "hf_cache_swarm_lease": 20,
+            **variables,
+        }
+        program = str(Path(sys.executable).with_name("ansible-playbook"))
+        return [program, "-i", f"{self.fleet.directory}/inventory.yml", "-e", json.dumps(settings), str(path)]
+
+    def start(self, repo_id: str, **variables: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(repo_id, variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "COLUMNS": "2000"},
+            start_new_session=True,
+        )
+
+    def run(self, repo_id: str, *, code: int = 0, **variables: Any) -> str:
+        process = self.start(repo_id, **variables)
+        try:
+            output, _ = process.communicate(timeout=240)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == code or (code and process.returncode), output
+        return output
+
+    def sh(self, node: str, script: str) -> str:
+        return self.fleet.exec(node, ["sh", "-c", script]).stdout.strip()
+
+    def listening(self, node: str) -> set[str]:
+        """Addresses at which anything listens, other than on loopback."""
+        lines = self.sh(node, "ss -Hltnu").splitlines()
+        return {line.split()[4] for line in lines if not re.match(r"(127\.|\[::1\])", line.split()[4])}
+
+    def nothing_is_left(self, seed: str = "node1") -> None:
+        for node in NODES:
+            assert {item.rsplit(":", 1)[1] for item in self.listening(node)} == {"22"}, node
+            assert self.sh(node, "systemctl list-units --all --no-legend --plain 'vllm-fleet-*'") == "", node
+            assert self.sh(node, "ls -d /run/vllm-fleet /tmp/hf_cache.* 2>/dev/null || true") == "", node
+        assert "restrict" not in self.sh(seed, "cat /home/ops/.ssh/authorized_keys")
+
+    def received(self, node: str) -> int:
+        return int(self.sh(node, "cat /sys/class/net/eth0/statistics/rx_bytes"))
+
+    def staged(self, node: str) -> int:
+        return int(self.sh(node, f"du -sB1 {HF}/.vllm-fleet/staging 2>/dev/null | cut -f1 || true") or 0)
+
+    def slow(self, rate: str) -> None:
+        """What a node sends is slow, so that half-way is a state that lasts."""
+        for node in NODES:
+            self.sh(node, f"tc qdisc replace dev eth0 root tbf rate {rate} burst 32kb latency 400ms")
+
+    def fast(self) -> None:
+        for node in NODES:
+            self.sh(node, "tc qdisc del dev eth0 root 2>/dev/null || true")
+
+    def pull(self, node: str, folder: Path) -> Path:
+        """Copy a node's cache to this machine, links as links."""
+        command = ["docker", "exec", self.fleet.node(node).container, "tar", "-C", HF, "-cf", "-", "hub"]
+        archive = subprocess.run(command, capture_output=True, check=True).stdout
+        folder.mkdir()
+        subprocess.run(["tar", "-C", str(folder), "-xf", "-"], input=archive, check=True)
+        return folder
+
+    def put(self, node: str, cache: FakeCache) -> None:
+        """Give a node a cache, as its user's."""
+        with tarfile.open(fileobj=(buffer := io.BytesIO()), mode="w") as tar:
+            tar.add(cache.cache, arcname=HF.lstrip("/"))
+        subprocess.run(
+            ["docker", "exec", "-i", self.fleet.node(node).container, "tar", "-C", "/", "-xf", "-"],
+            input=buffer.getvalue(),
+            check=True,
+        )
+        self.sh(node, "chown -hR ops:ops /home/ops/.cache")
+
+    def complete(self, node: str, model: FakeCache) -> bool:
+        base = f"{HF}/hub/{model.repo.name}"
+        script = f"cd {base}/blobs 2>/dev/null && for f in *; do [ ${{#f}} = 64 ] && echo $f $f; done | sha256sum -c --quiet && cat {base}/refs/main"
+        done = self.fleet.exec(node, ["sh", "-c", script], check=False)
+        return done.returncode == 0 and done.stdout == model.commit
+
+
+def until(condition: Callable[[], Any], seconds: float = 90, process: subprocess.Popen[str] | None = None) -> None:
+    """Wait for a state; a run that ends or does not get there shows what it said."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline or (process and process.poll() is not None):
+            if process and process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
+            raise AssertionError("it did not come to that: " + (process.communicate(timeout=60)[0] if process else ""))
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+    fleet = Fleet(f"weights-{os.getpid()}", lambda _: None)
+    fleet.up(tmp_path_factory.mktemp("fleet"), ["bookworm", "bookworm", "trixie", "trixie"])
+    try:
+        yield Bed(fleet, tmp_path_factory.mktemp("controller"))
+    finally:
+        fleet.down()
+
+
+@pytest.fixture(scope="module")
+def hub_python() -> str:
+    return hub_python_of()
+
+
+def test_a_swarm_brings_it_to_every_node_and_a_second_run_finds_it(bed: Bed, tmp_path: Path, hub_python: str) -> None:
+    model = bed.model(1)
+    # node3 has it already, as huggingface_hub 2 leaves it: a shard in the shared store; and its user's token.
+    there = FakeCache(tmp_path / "user", model.files, repo_id=model.repo_id, commit=model.commit)
+    there.share(SHARD)
+    (there.cache / "token").write_text(CANARY)
+    bed.put("node3", there)
+    before = bed.sh("node3", f"cd {HF} && find . -path ./.vllm-fleet -prune -o -printf '%p %i %T@ %m %s %l\\n' | sort")
+    output = bed.run(model.repo_id)
+    for node in ("node1", "node2", "node4"):
+        assert f"[{node}] {model.repo_id}: all 16.0 MB there" in output
+        assert bed.complete(node, model), node
+        assert bed.sh(node, f"find {HF} ! -user ops") == ""
+        assert bed.sh(node, f"find {HF}/hub -type f ! -perm 0644 -o -type d ! -perm 0755") == ""
+        assert bed.sh(node, f"find {HF} -name token -o -name staging | xargs -r ls") == ""
+    assert "Make the seed" not in output
+    after = bed.sh("node3", f"cd {HF} && find . -path ./.vllm-fleet -prune -o -printf '%p %i %T@ %m %s %l\\n' | sort")
+    assert after == before
+    bed.nothing_is_left("node3")
+    for node in ("node2", "node4"):
+        snapshot = hub_reads(hub_python, bed.pull(node, tmp_path / node), model.repo_id)
+        assert {path: (snapshot / path).read_bytes() for path in model.files} == model.files
+
+    again = bed.run(model.repo_id)
+    assert not re.search(r"changed=[1-9]", again)
+    assert again.count("TASK") <= 5
+
+
+def test_peer_killed_run_interrupted_seed_gone_and_taken_up_each_time(bed: Bed) -> None:
+    model = bed.model(2, 30)
+    total = sum(map(len, model.files.values()))
+    bed.put("node1", FakeCache(bed.folder / "half", model.files, repo_id=model.repo_id, commit=model.commit))
+    bed.sh("node1", f"chown -hR ops:ops {HF}")
+    bed.slow("16mbit")
+    begin = {node: bed.received(node) for node in ("node2", "node4")}
+    process = bed.start(model.repo_id)
+    until(lambda: bed.staged("node2") > 3 * MB, process=process)
+    # Both directions only: the one address, on every node that takes part.
+    for node in NODES:
+        address = bed.fleet.node(node).address
+        ports = {f"{address}:6881"} | ({f"{address}:6969"} if node == "node1" else set())
+        assert {item for item in bed.listening(node) if not item.endswith(":22")} == ports, node
+    bed.sh("node4", f"systemctl kill --signal KILL vllm-fleet-swarm-{model.commit[:12]}-peer")
+    here = bed.staged("node4")
+    until(lambda: bed.staged("node4") > here + MB, process=process)  # it came back by itself and goes on
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert "RECAP" not in output
+    bed.slow("1mbit")  # until their lease is over the peers go on among themselves
+    until(lambda: all({item.rsplit(":", 1)[1] for item in bed.listening(node)} == {"22"} for node in NODES), 60)
+
+    bed.slow("16mbit")
+    process = bed.start(model.repo_id)
+    here = bed.staged("node2")
+    until(lambda: bed.staged("node2") > here + 3 * MB, process=process)
+    bed.fleet.off("node1")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode, output
+    said = re.search(r"node2: org/model2 did not arrive: nothing has arrived for \d+ s at (\d+) of \d+ bytes", output)
+    assert said, output
+    assert int(said[1]) < total
+    for node in ("node2", "node4"):
+        assert bed.sh(node, f"ls {HF}/hub/{model.repo.name}/refs 2>/dev/null || true") == ""  # nothing resolves
+        assert {item.rsplit(":", 1)[1] for item in bed.listening(node)} == {"22"}
+
+    bed.fleet.on("node1")
+    bed.slow("16mbit")
+    kept = {node: bed.received(node) for node in begin}
+    bed.run(model.repo_id)
+    bed.fast()
+    for node in NODES:
+        assert bed.complete(node, model), node
+    for node, first in begin.items():
+        rest, everything = bed.received(node) - kept[node], bed.received(node) - first
+        assert rest < total, f"{node} received {rest} of {total} bytes again"
+        # Once over all three runs, but for pieces under way, Ansible and TCP; a node sends as well, and is acknowledged.
+        assert everything < 1.5 * total, f"{node} received {everything} bytes for {total}"
+    bed.nothing_is_left()
+
+
+def test_a_corrupt_seed_is_named_and_nothing_is_spread_until_it_is_repaired(bed: Bed, tmp_path: Path) -> None:
+    model = bed.model(3)
+    spoilt = FakeCache(tmp_path / "spoilt", model.files, repo_id=model.repo_id, commit=model.commit)
+    content = bytearray(model.files[SHARD])
+    content[-1] ^= 1
+    spoilt.blob(SHARD).write_bytes(content)
+    bed.put("node1", spoilt)
+    output = bed.run(model.repo_id, code=2)
+    assert f"{SHARD}: its content hashes to" in output
+    for node in ("node2", "node3", "node4"):
+        assert bed.sh(node, f"ls {HF}/hub | grep model3 || true") == ""
+    assert "vllm-fleet-swarm" not in bed.sh("node1", "systemctl list-units --all --plain 'vllm-fleet-*' || true")
+
+    # Hashed, the fault shows in the probe, and the one file comes anew. At the same time: the seed's ports are closed,
+    # and the disk of one node is too small.
+    bed.sh("node1", "iptables -I INPUT -p tcp -m multiport --dports 6881,6969 ! -s $(hostname -i) -j DROP")
+    bed.sh("node4", "mkdir -p /mnt/small && mount -t tmpfs -o size=8m none /mnt/small && mkdir /mnt/small/hf")
+    host_vars = Path(str(bed.fleet.directory)) / "host_vars"
+    host_vars.mkdir()
+    (host_vars / "node4.yml").write_text("hf_cache_path: /mnt/small/hf\n")
+    try:
+        output = bed.run(model.repo_id, code=2, hf_cache_verify="full", fatal=False)
+    finally:
+        (host_vars / "node4.yml").unlink()
+        host_vars.rmdir()
+        bed.sh("node1", "iptables -D INPUT 1")
+        bed.sh("node4", "umount /mnt/small")
+    assert re.search(r"\[node2\] no swarm here: TCP port 6969 \(tracker\) of \S+ cannot be reached", output), output
+    assert "The weights go by rsync over SSH instead" in output
+    assert re.search(r"The disk of /mnt/small/hf has \d+ bytes free", output)
+    for node in ("node1", "node2", "node3"):
+        assert bed.complete(node, model), node
+    assert not bed.complete("node4", model)
+    bed.nothing_is_left()
+
+    output = bed.run(model.repo_id)  # one node is left: rsync without a swarm, from a node that has it
+    assert "Start tracker" not in output
+    assert bed.complete("node4", model)
+    # All models so far lie side by side.
+    assert bed.sh("node4", f"ls {HF}/hub").split() == [
+        "models--org--model1",
+        "models--org--model2",
+        "models--org--model3",
+    ]
+    bed.nothing_is_left()
+
+
+def test_the_seed_alone_downloads_with_the_token_and_survives_a_bad_hub(bed: Bed, tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-q", "-d", str(wheels), "huggingface_hub==2.4.0"], check=True
+    )
+    node = bed.fleet.node("node1").container
+    docker("cp", str(wheels), f"{node}:/opt/wheels")
+    docker(
+        "cp",
+        "-",
+        f"{node}:/",
+        stdin=tar_of({"/etc/pip.conf": ("[global]\nno-index = true\nfind-links = /opt/wheels\n", 0o644, 0)}),
+    )
+    gateway = json.loads(docker("network", "inspect", bed.fleet.name))[0]["IPAM"]["Config"][0]
+    host = gateway.get("Gateway") or re.sub(r"\.0/24$", ".1", gateway["Subnet"])
+    files = model_files(4, MB)
+    with serving(Hub(files, host=host)) as hub:
+        hub.trouble = {
+            "model-00001-of-00004.safetensors": ["429"],
+            "model-00002-of-00004.safetensors": ["stall"],
+            "model-00003-of-00004.safetensors": ["drop", "drop"],
+        }
+        output = bed.run(
+            "org/model",
+            hf_cache_source="hub",
+            hf_cache_revision=COMMIT,
+            hf_cache_hub_endpoint=hub.url,
+            hf_cache_hub_stall=4,
+            hf_token=CANARY,
+        )
+        assert not any(hub.trouble.values())
+        assert set(hub.callers) == {bed.fleet.node("node1").address}
+    assert CANARY not in output
+    for name in NODES:
+        base = f"{HF}/hub/models--org--model"
+        assert int(bed.sh(name, f"ls {base}/snapshots/{COMMIT} | wc -l")) == len(files) - 0
+        assert bed.sh(name, f"find {base} -type l -lname '*/blobs/??/*'") == ""
+        assert bed.sh(name, f"grep -rlF {CANARY} /home/ops /root /tmp /run/vllm-fleet /etc 2>/dev/null || true") == (
+            f"{HF}/token" if name == "node3" else ""
+        )
+    bed.nothing_is_left()
+
+
+@contextlib.contextmanager
+def serving(hub: Hub) -> Iterator[Hub]:
+    thread = threading.Thread(target=hub.serve_forever)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.release.set()
+        hub.shutdown()
+        thread.join()
+        hub.server_close()

@@ -1,0 +1,90 @@
+"""Who gives what to whom: the role's arithmetic over what the probes of all nodes found."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "filter_plugins" / "hf_cache.py"
+spec = importlib.util.spec_from_file_location("hf_cache_filters", SOURCE)
+assert spec
+assert spec.loader
+filters = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(filters)
+
+C1, C2 = "1" * 40, "2" * 40
+
+
+def has(commit: str = C1, repo: str = "org/model") -> dict[str, Any]:
+    return {"complete": True, "repo_id": repo, "revision": "main", "commit": commit, "files": 8}
+
+
+def lacks(files: int = 0, missing: int = 0, repo: str = "org/model") -> dict[str, Any]:
+    lost = [str(number) for number in range(missing)]
+    return {"complete": False, "repo_id": repo, "revision": "main", "files": files, "missing": lost, "corrupt": []}
+
+
+def team(way: str = "swarm", me: str = "a", **probes: Any) -> dict[str, Any]:
+    hostvars = {host: {"__hf_cache_probe": probe} for host, probe in probes.items()}
+    found: dict[str, Any] = filters.hf_cache_team(list(probes), hostvars, me, way)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("probes", "seed", "receivers", "way"),
+    [
+        ({"a": has(), "b": has()}, "a", [], "none"),
+        ({"a": lacks()}, "a", [], "none"),
+        ({"a": lacks(), "b": lacks()}, "a", ["b"], "rsync"),  # two nodes: one receives
+        ({"a": lacks(), "b": lacks(), "c": lacks()}, "a", ["b", "c"], "swarm"),
+        ({"a": lacks(), "b": lacks(), "c": has()}, "c", ["a", "b"], "swarm"),
+        ({"a": lacks(8, 6), "b": lacks(8, 2), "c": lacks()}, "b", ["a", "c"], "swarm"),  # most of it
+        ({"a": lacks(), "b": lacks(), "c": lacks(repo="org/other")}, "a", ["b"], "rsync"),  # another pool's model
+        ({"a": lacks(), "b": {"skipped": True}, "c": {}}, "a", [], "none"),
+    ],
+)
+def test_the_seed_and_the_way(probes: dict[str, Any], seed: str, receivers: list[str], way: str) -> None:
+    found = team(**probes)
+    assert (found["seed"], found["receivers"], found["way"], found["conflict"]) == (seed, receivers, way, "")
+
+
+def test_rsync_stays_what_was_asked_for() -> None:
+    assert team("rsync", a=has(), b=lacks(), c=lacks())["way"] == "rsync"
+
+
+def test_one_name_for_two_commits_is_a_conflict() -> None:
+    conflict = team(a=has(C1), b=has(C2))["conflict"]
+    assert "a has " + C1 in conflict
+    assert "b has " + C2 in conflict
+    assert "Pin hf_cache_revision" in conflict
+
+
+def results(**hosts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {host: {f"__hf_cache_{name}": value for name, value in found.items()} for host, found in hosts.items()}
+
+
+WANT = {"wanted": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("found", "by_rsync", "missed"),
+    [
+        ({"lack": {"wanted": []}}, False, ""),
+        ({"lack": WANT, "joined": {"ok": True, "total": 1}, "followed": {"finished": True}}, False, ""),
+        ({"lack": WANT, "joined": {"ok": True, "total": 1}, "followed": {"reason": "stood still"}}, False, "stood still"),
+        ({"lack": WANT, "joined": {"ok": True, "total": 1}, "followed": {"unreachable": True, "msg": "no route"}}, False, "no route"),
+        ({"lack": WANT, "joined": {"ok": False, "reason": "closed"}, "copied": {"rc": 0}}, True, ""),
+        ({"lack": WANT, "joined": {"skipped": True}, "copied": {"rc": 23, "tail": ["disk full"]}}, True, "disk full"),
+        ({"lack": WANT}, True, "not started"),
+    ],
+)  # fmt: skip
+def test_what_became_of_a_receiver(found: dict[str, Any], by_rsync: bool, missed: str) -> None:
+    group = {"receivers": ["b"], "way": "swarm", "seed": "a"}
+    hostvars = results(b=found)
+    assert filters.hf_cache_by_rsync(group, hostvars) == (["b"] if by_rsync else [])
+    said = filters.hf_cache_missed(group, hostvars, "b")
+    assert missed in said
+    assert bool(said) is bool(missed)
