@@ -8,14 +8,21 @@ export VLLM_FLEET_CACHE ?= $(HOME)/.cache/vllm-fleet
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: deploy test lint bench clean
+.PHONY: deploy preflight test test-real-fleet lint bench clean
 .DEFAULT_GOAL := deploy
 
 deploy: $(VENV)/controller
 	$(BIN)/ansible-playbook -i $(INVENTORY) deploy.yml $(ARGS)
 
+preflight: $(VENV)/controller
+	scripts/preflight -i $(INVENTORY) $(ARGS)
+
 test: $(VENV)/test
 	scripts/test
+
+# One server over two nodes, with the real vLLM; after `make test`, whose image and model it takes.
+test-real-fleet: $(VENV)/test
+	$(BIN)/pytest -q -s tests/real_fleet
 
 lint: $(VENV)/test
 	scripts/lint
