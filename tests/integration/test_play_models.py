@@ -13,9 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import hub_standin
 import play
 import pytest
-import test_hf_snapshot as snapshots
 import yaml
 from fake_hf_cache import COMMIT, REPO, FakeCache, tree_of
 from standin import free_port
@@ -85,13 +85,9 @@ def test_a_plan_needs_two_small_files_and_no_node(tmp_path: Path, empty_home: di
     assert re.search(r"localhost .*changed=0 .*failed=0", text)
 
 
-class TwoFilesHub(snapshots.HubHandler):
-    """The Hub for a token's owner; what it was asked for is noted by its server."""
-
-
 @pytest.fixture
 def hub() -> Iterator[Any]:
-    server = snapshots.Hub({**TWO_FILES, "a.safetensors": b"never asked for"})
+    server = hub_standin.Hub({**TWO_FILES, "a.safetensors": b"never asked for"})
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -105,7 +101,7 @@ def test_a_plan_asks_the_hub_for_two_files_and_leaves_nothing(
 ) -> None:
     """The real huggingface_hub against a Hub on this machine."""
     done = subprocess.run(
-        [sys.executable, snapshots.SEED, "--print-python"], capture_output=True, text=True, check=True
+        [sys.executable, hub_standin.SEED, "--print-python"], capture_output=True, text=True, check=True
     )
     environment = {**empty_home, "HF_ENDPOINT": hub.url}
     asked = {
@@ -114,13 +110,13 @@ def test_a_plan_asks_the_hub_for_two_files_and_leaves_nothing(
         "plan_gpu": "MI300X",
         "plan_python": done.stdout.strip(),
     }
-    code, text = playbook("plan", "-vvv", environment=environment, hf_token=snapshots.CANARY, **asked)
+    code, text = playbook("plan", "-vvv", environment=environment, hf_token=hub_standin.CANARY, **asked)
     assert code == 0, text
     assert sorted(set(hub.gets)) == ["config.json", INDEX]
     assert f"{REPO}: 32 attention heads, context 40960. Figures: config.json on the Hub, {COMMIT[:12]}." in text
     assert not (tmp_path / "home").exists()
     # The command line that a user types is Ansible's to show; the module never says the token.
-    assert snapshots.CANARY not in text.partition("PLAY [Say what")[2]
+    assert hub_standin.CANARY not in text.partition("PLAY [Say what")[2]
 
     code, text = playbook("plan", environment=environment, **asked)
     assert code != 0
