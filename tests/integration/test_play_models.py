@@ -143,6 +143,7 @@ def inventory(folder: Path, **variables: Any) -> str:
         "preflight_clock": False,
         "preflight_show_all": False,
         "hf_cache_path": str(folder / "cache"),
+        "hf_cache_create": True,
         **variables,
     }
     path = folder / "inventory.yml"
