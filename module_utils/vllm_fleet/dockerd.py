@@ -235,7 +235,8 @@ class Dockerd:
             self._systemctl("restart", "docker.service")
             self._wait(manager, None)
             return
-        self._remove_stale_pid_file()
+        _remove_stale(Path(self._p.pid_file), "dockerd")
+        _remove_stale(_exec_root(argv) / "containerd" / "containerd.pid", "containerd")
         log_path = Path(self._p.log_path)
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
@@ -243,19 +244,6 @@ class Dockerd:
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
             )
         self._wait(manager, process)
-
-    def _remove_stale_pid_file(self) -> None:
-        """Remove what a killed dockerd left; dockerd 20.10 refuses to start while its number names any process.
-
-        That may be a stranger that got the number since, or the old dockerd itself, dead and not yet reaped.
-        """
-        file = Path(self._p.pid_file)
-        try:
-            pid = int(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return
-        if self._pid() is None or _ended(pid, 5):
-            file.unlink(missing_ok=True)
 
     def _wait(self, manager: str, process: subprocess.Popen[bytes] | None) -> None:
         deadline = time.monotonic() + self._p.start_timeout
@@ -316,6 +304,36 @@ def _identity(pid: int | None) -> str:
     except OSError:
         return ""
     return f"{boot}:{pid}:{fields[19]}"
+
+
+def _remove_stale(file: Path, program: str) -> None:
+    """Remove the pid file that a killed program left.
+
+    dockerd 20.10 refuses to start while its own names any process, and waits in vain for the containerd that the other
+    one names. Such a process may be a stranger that got the number since, or the program itself, dead and not yet
+    reaped; the containerd of a killed dockerd is killed with it.
+    """
+    try:
+        pid = int(file.read_text(encoding="utf-8"))
+        name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+    except ValueError:
+        return
+    except OSError:
+        name = ""
+        if not file.exists():
+            return
+    if name != program or _ended(pid, 5):
+        file.unlink(missing_ok=True)
+
+
+def _exec_root(argv: Sequence[str]) -> Path:
+    """Where a dockerd with these arguments keeps the state of what it runs."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        if word == "--exec-root":
+            return Path(following)
+        if word.startswith("--exec-root="):
+            return Path(word.partition("=")[2])
+    return Path("/var/run/docker")
 
 
 def _ended(pid: int, seconds: float) -> bool:
