@@ -137,9 +137,9 @@ class Scene:
         (self.dir / "edits.json").write_text(json.dumps(self.variables))
         self.runs += 1
         command = ["ansible-playbook", "-i", str(self.dir / "inventory.yml"), "-e", f"@{self.dir}/edits.json"]
-        environ = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "COLUMNS": "2000"}
-        # Molecule's own, which would lead elsewhere.
-        environ = {name: value for name, value in environ.items() if not name.startswith("ANSIBLE_ROLES")}
+        # Not Molecule's own, which lead elsewhere and colour what is read here.
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PY_COLORS"))}
+        environ |= {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "COLUMNS": "2000"}
         return Going([*command, str(ROOT / playbook), *words], self.dir / f"run{self.runs}.log", environ)
 
     def deploy(self, *words: str, playbook: str = "deploy.yml", **edits: Any) -> Run:
