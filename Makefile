@@ -8,7 +8,7 @@ export VLLM_FLEET_CACHE ?= $(HOME)/.cache/vllm-fleet
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: deploy preflight test test-real-fleet lint bench clean
+.PHONY: deploy preflight test test-fleet test-real-fleet lint bench clean
 .DEFAULT_GOAL := deploy
 
 deploy: $(VENV)/controller
@@ -19,6 +19,10 @@ preflight: $(VENV)/controller
 
 test: $(VENV)/test
 	scripts/test
+
+# Four nodes and a gateway, changed, broken and killed while clients go on asking.
+test-fleet: $(VENV)/test
+	$(BIN)/molecule test --scenario-name fleet
 
 # One server over two nodes, with the real vLLM; after `make test`, whose image and model it takes.
 test-real-fleet: $(VENV)/test
