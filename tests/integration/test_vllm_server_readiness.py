@@ -240,7 +240,7 @@ def test_two_runs_at_once_wait_for_each_other(server):
 
 
 def test_progress_on_the_terminal_is_one_line_for_each_stage(server):
-    run = server.ansible(env={"STANDIN_START_SECONDS": 4, "STANDIN_SHARDS": 8}, watch_slice=1.0)
+    run = server.ansible(env={"STANDIN_START_SECONDS": 12, "STANDIN_SHARDS": 8}, watch_slice=1.0)
     assert run.returncode == 0, run.stdout + run.stderr
     shown = run.stdout.partition("localhost | ")[0]
     lines = [line for line in shown.splitlines() if line]
@@ -256,7 +256,7 @@ def test_progress_on_the_terminal_is_one_line_for_each_stage(server):
 
 
 def test_a_quiet_start_shows_its_last_log_line(server):
-    run = server.ansible(env=SILENT | {"STANDIN_SILENT_SECONDS": 3}, watch_slice=1.0)
+    run = server.ansible(env=SILENT | {"STANDIN_SILENT_SECONDS": 10}, watch_slice=1.0)
     assert re.search(
         r"\[localhost\] downloading weights.* \(\d+ s.*\) \| .*Starting to load model acme/tiny", run.stdout
     ), run.stdout
