@@ -161,9 +161,9 @@ class ActionModule(ActionBase):
 
     def _late(self, args: dict[str, Any], variables: dict[str, Any]) -> None:
         """Take options from variables that lean on the kind of GPU, which is known only now (preflight_gpu_found)."""
+        templar = self._templar.copy_with_new_env(available_variables=variables)
         for option, name in (args.pop("late", None) or {}).items():
-            with self._templar.set_temporary_context(available_variables=variables):
-                args[option] = self._templar.template(variables[name])
+            args[option] = templar.template(variables[name])
 
     def _module(self, args: dict[str, Any], facts: dict[str, str], variables: dict[str, Any]) -> dict[str, Any]:
         args = {key: value for key, value in args.items() if key != "accept"}  # over all findings, at the end
