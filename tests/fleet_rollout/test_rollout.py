@@ -91,7 +91,7 @@ def test_an_edit_is_predicted_and_nothing_is_touched(scene):
     ("edit", "says"),
     [
         ({"rollout_min_available": 4}, "rollout_min_available is 4, but 4 of 4 replicas of acme/tiny serve"),
-        ({"rollout_waves": ["100%", 1]}, "where nothing is left after 100%"),
+        ({"rollout_waves": ["100%", 1]}, "expected waves that add up"),
         ({"vllm_server_args": {"max-modell-len": 600}}, "max-modell-len"),
     ],
 )
