@@ -1,20 +1,20 @@
-"""What chat.py makes of bytes, chunks and answers, without a server."""
+"""What chat_request.py and chat_wire.py make of bytes, chunks and answers, without a server."""
 
 import json
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.chat import (
+from ansible.module_utils.vllm_fleet.chat_request import (
     Answer,
     ChatError,
     ChatRequest,
     ChatResult,
     Expectation,
-    SSEParser,
     check_answer,
     error_text,
     shorten,
 )
+from ansible.module_utils.vllm_fleet.chat_wire import SSEParser
 
 # --- server-sent events ---
 
