@@ -129,9 +129,11 @@ def _change(play: Path, folder: Path, variables: Path) -> dict[str, Any]:
     """Deploy an edited argument: seconds that each node was down, and what of it the start does not explain."""
     edit = ["-e", json.dumps({"vllm_server_args": {"max-model-len": 256}})]
     done = _run(play, folder, variables, *edit, callback="ansible.posix.json")
+    # The fleet's table comes behind it.
+    told, _ = json.JSONDecoder().raw_decode(done.stdout[done.stdout.index("{\n") :])
     results = [
         result
-        for played in json.loads(done.stdout[done.stdout.index("{\n") :])["plays"]
+        for played in told["plays"]
         for task in played["tasks"]
         for result in task["hosts"].values()
         if result.get("changed") and result.get("downtime") is not None

@@ -12,3 +12,23 @@ sys.path.insert(0, str(ROOT))
 # Helpers that tests of one folder lend to those of another: the stand-in, the test fleet, made-up caches.
 for folder in ("integration", "fleet", "sysfs", ""):
     sys.path.insert(0, str(ROOT / "tests" / folder))
+
+#: What takes minutes, longest first: begun last it would be waited for alone when files are run beside each other.
+LONG = (
+    "test_hf_cache_fleet",
+    "test_rocm_driver",
+    "test_replica",
+    "test_play_releases",
+    "test_vllm_image_fleet",
+    "test_fleet",
+    "test_vllm_server_kill",
+    "test_vllm_server_restore",
+    "test_vllm_server_failures",
+    "test_vllm_server_idempotence",
+    "test_vllm_server_readiness",
+)
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
