@@ -14,20 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ansible.module_utils.vllm_fleet import failures
-from ansible.module_utils.vllm_fleet.failures import (
-    CLASSES,
-    ROWS,
-    Case,
-    Context,
-    ExitFacts,
-    Explain,
-    Gpu,
-    Holder,
-    Row,
-    Run,
-    Words,
-)
+from ansible.module_utils.vllm_fleet import failure_words as say
+from ansible.module_utils.vllm_fleet.failure_case import Case, Context, ExitFacts, Gpu, Holder, Run
+from ansible.module_utils.vllm_fleet.failure_words import Explain, Words
+from ansible.module_utils.vllm_fleet.failures import CLASSES, ROWS, Row
 from ansible.module_utils.vllm_fleet.logtext import Error, errors, scrub, split
 from ansible.module_utils.vllm_fleet.progress import Progress
 
@@ -142,7 +132,7 @@ def diagnose(log: str, exit: ExitFacts, context: Context, *, one_start: bool = F
     lines = split(log)
     if exit.oom_killed:
         evidence = [*_last(lines), f"OOMKilled: true, exit code {exit.exit_code}"]
-        return _failure("host_memory", failures.host_memory(limit=True), evidence, exit, context)
+        return _failure("host_memory", say.host_memory(limit=True), evidence, exit, context)
     run = _run(lines) if one_start else _last_run(lines)
     found = _by_run(run, exit, context)
     if (
@@ -196,9 +186,7 @@ def _by_run(run: Run, exit: ExitFacts, context: Context) -> Failure | None:
     errors_before = [error for error in run.errors if error.index < stop[error.logged]]
     before = Run(run.lines, errors_before, run.ready, None)
     found = _by_table(before, exit, context)
-    return found or _failure(
-        "stopped_by_signal", failures.stopped(ready=run.ready), [run.lines[run.stop]], exit, context
-    )
+    return found or _failure("stopped_by_signal", say.stopped(ready=run.ready), [run.lines[run.stop]], exit, context)
 
 
 def _by_table(run: Run, exit: ExitFacts, context: Context) -> Failure | None:
@@ -272,7 +260,7 @@ def _by_end(run: Run, exit: ExitFacts, context: Context) -> Failure:
         found = _vanished(run, root)
     if found is None and not root and any(_TOLD_TO_STOP_HEADLESS in line for line in run.lines):
         # A rank without an API server never says that it is ready, and ends when the head node's server does.
-        found = ("stopped_by_signal", failures.stopped(ready=True, how="by a signal, or with its head node"), [])
+        found = ("stopped_by_signal", say.stopped(ready=True, how="by a signal, or with its head node"), [])
     if found is None:
         found = ("unknown", _unknown(run, root, exit, context), root)
     class_, words, proof = found
@@ -283,9 +271,9 @@ def _by_signal(run: Run, root: list[str], exit: ExitFacts) -> tuple[str, Words, 
     """A shell's and Docker's exit code of a process that a signal ended is 128 more than the signal's number."""
     number = (exit.exit_code or 0) - 128
     if number in (2, 15) or (number == 9 and not root):
-        return "stopped_by_signal", failures.stopped(ready=run.ready, how=_SIGNALS[number]), root
+        return "stopped_by_signal", say.stopped(ready=run.ready, how=_SIGNALS[number]), root
     if number == 7:
-        return "shared_memory", failures.shared_memory(), root
+        return "shared_memory", say.shared_memory(), root
     if number == 4:
         words = (
             "The node's processor does not know an instruction that the image was built with (SIGILL)",
@@ -294,7 +282,7 @@ def _by_signal(run: Run, root: list[str], exit: ExitFacts) -> tuple[str, Words, 
         return "unsupported_architecture", words, root
     if number in (6, 11):
         what = f"{_SIGNALS[number]}, a crash in native code"
-        return "engine_died", failures.engine_died(what, ready=run.ready), root
+        return "engine_died", say.engine_died(what, ready=run.ready), root
     return None
 
 
@@ -302,7 +290,7 @@ def _vanished(run: Run, root: list[str]) -> tuple[str, Words, list[str]]:
     """A server that was ready and is gone; vLLM ends with code 0 then (its watchdog shuts the API server down)."""
     dead = [line for line in run.lines if _VANISHED in line][:1]
     what = _said(root[0]) if root else "it was killed, or crashed without a word" if dead else ""
-    return "engine_died", failures.engine_died(what, ready=run.ready), root or dead
+    return "engine_died", say.engine_died(what, ready=run.ready), root or dead
 
 
 def _too_slow(run: Run, exit: ExitFacts, context: Context) -> Words:
@@ -344,13 +332,13 @@ def _stalled(run: Run, exit: ExitFacts, context: Context) -> Words:
     if at.startswith(("starting", "configuring")) and re.search(r"NCCL|init_method|distributed_init", tail):
         return (
             f"{cause}, where the processes of the GPUs look for each other",
-            f"Start again with {failures.variable(NCCL_DEBUG='INFO')} and, over several nodes, NCCL_SOCKET_IFNAME and "
+            f"Start again with {say.variable(NCCL_DEBUG='INFO')} and, over several nodes, NCCL_SOCKET_IFNAME and "
             "GLOO_SOCKET_IFNAME that name the network between them",
         )
     if at.startswith("downloading"):
         return cause, (
-            f"Stage the weights beforehand with {failures.STAGE}, and where that stands still too set "
-            f"{failures.variable(HF_HUB_DISABLE_XET=1)}"
+            f"Stage the weights beforehand with {say.STAGE}, and where that stands still too set "
+            f"{say.variable(HF_HUB_DISABLE_XET=1)}"
         )
     return cause, (
         "Look into `dmesg -T` for GPU resets and at the process with `py-spy dump`, or raise "
@@ -381,7 +369,7 @@ def _unknown(run: Run, root: list[str], exit: ExitFacts, context: Context) -> Wo
     if run.lines:
         return (
             "This failure is not known, for the container ended without an error in its log",
-            f"Read the end of {log}, and start again with {failures.variable(VLLM_LOGGING_LEVEL='DEBUG')}",
+            f"Read the end of {log}, and start again with {say.variable(VLLM_LOGGING_LEVEL='DEBUG')}",
         )
     if exit.error:
         return (
@@ -396,7 +384,7 @@ def _unknown(run: Run, root: list[str], exit: ExitFacts, context: Context) -> Wo
 
 
 def _docker_unknown(exit: ExitFacts, context: Context) -> Failure:
-    if failures.NO_ANSWER in exit.error:
+    if say.NO_ANSWER in exit.error:
         words = (
             f'The Docker engine ended in the middle of an action ("{exit.error.strip().rstrip(".")[:300]}")',
             "See `journalctl -u docker` on the node for why, and run again, for the next run ends what this one began",
