@@ -6,7 +6,17 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import ansible.module_utils
+from ansible.module_utils.parsing.convert_bool import boolean
+
+_SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
+if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
+    ansible.module_utils.__path__.append(_SHARED)
+
+from ansible.module_utils.vllm_fleet import inventory_checks  # noqa: E402
 
 SERVED_NAME = "served-model-name"
 KEEP = 1  # default of rollout_min_available
@@ -24,6 +34,8 @@ class Replica:
     hosts: list[str] = field(default_factory=list)
     serves: bool = True
     change: bool = False
+    #: Why a node of it has to be rebooted in its wave, by host.
+    reboots: dict[str, str] = field(default_factory=dict)
 
     @property
     def head(self) -> str:
@@ -34,40 +46,9 @@ class Replica:
 # --- waves --------------------------------------------------------------------------------------------------------
 
 
-def _share(wave: Any) -> tuple[int, int]:
-    """A wave as (count, percent), one of them zero; raises ValueError."""
-    if isinstance(wave, int) and not isinstance(wave, bool) and wave > 0:
-        return wave, 0
-    text = str(wave).strip()
-    if re.fullmatch(r"[1-9][0-9]*", text):
-        return int(text), 0
-    match = re.fullmatch(r"([1-9][0-9]?|100) ?%", text)
-    if not match:
-        raise ValueError(f"{wave!r} is no wave: expected a number of replicas from 1, or a percentage such as '25%'")
-    return 0, int(match[1])
-
-
-def rollout_waves_problem(waves: Any) -> str:
-    """What is wrong with a list of waves, as a sentence; empty when nothing is."""
-    entries = waves if isinstance(waves, list) else [waves]
-    if not entries:
-        return "rollout_waves is empty; expected numbers and percentages of replicas, such as [1, '25%', '100%']."
-    try:
-        shares = [_share(wave) for wave in entries]
-    except ValueError as error:
-        return f"rollout_waves: {error}."
-    for index, (_, percent) in enumerate(shares[:-1]):
-        if percent == 100:
-            return (
-                f"rollout_waves is {entries}, which does not add up: after '100%' nothing is left for "
-                f"{entries[index + 1]!r}; put '100%' last or leave out what follows."
-            )
-    return ""
-
-
 def sizes(waves: Any, replicas: int) -> list[int]:
     """Replicas of each wave; the last one is repeated as long as there are replicas."""
-    shares = [_share(wave) for wave in (waves if isinstance(waves, list) else [waves])]
+    shares = [inventory_checks.wave(entry) for entry in inventory_checks.wave_list(waves)]
     return [count or max(1, replicas * percent // 100) for count, percent in shares]
 
 
@@ -103,6 +84,12 @@ def _asked(variables: Mapping[str, Any]) -> Mapping[str, Any]:
     return {} if answer.get("failed") or answer.get("skipped") or "actions" not in answer else answer
 
 
+def _waits_for_boot(variables: Mapping[str, Any]) -> tuple[str, bool]:
+    """Why only a reboot helps a node, as the role rocm found (empty: it need not), and whether it may be rebooted."""
+    reasons = variables.get("rocm_reboot_required") or []
+    return " and ".join(map(str, reasons)), boolean(variables.get("rocm_allow_reboot"), strict=False)
+
+
 def replicas_of(
     hostvars: Mapping[str, Any], fleet: Iterable[str], play: Iterable[str], gateways: Iterable[str]
 ) -> list[Replica]:
@@ -118,7 +105,10 @@ def replicas_of(
         answer = _asked(hostvars[host])
         confirmed = bool(answer.get("confirmed"))
         running = (answer.get("container") or {}).get("status") == "running"
-        replica.change = replica.change or bool(answer.get("actions")) or not confirmed
+        why, allowed = _waits_for_boot(hostvars[host])
+        if why and allowed:
+            replica.reboots[host] = why
+        replica.change = replica.change or bool(answer.get("actions")) or not confirmed or bool(replica.reboots)
         # One that was never verified is drained, unless a gateway sends it requests all the same.
         replica.serves = replica.serves and running and (confirmed or "UP" in _gateway_says(hostvars, gateways, host))
     for replica in found.values():
@@ -154,10 +144,11 @@ def rollout_plan(
 
     `hosts` are in the order of the waves, `serial` counts hosts of each wave, `waves` names replicas by their heads;
     `play` and `wrong` are the hosts that were asked and those that failed their verification. `admit` are heads
-    that need nothing but to be admitted; `problems` are sentences, with any of them nothing is done.
+    that need nothing but to be admitted, `reboot` the hosts that are rebooted in their wave; `problems` are sentences,
+    with any of them nothing is done.
     """
-    problem = rollout_waves_problem(waves)
-    problems = [problem] if problem else []
+    judged = inventory_checks.waves(waves)
+    problems = [f"{judged.sentence}."] if judged.level == "refused" else []
     if not re.fullmatch(r"[0-9]+", str(max_failures)):
         problems.append(f"rollout_max_failures is {max_failures!r}; expected a number of replicas from 0.")
         max_failures = 0
@@ -197,6 +188,8 @@ def rollout_plan(
         batches, stuck = _batches(hostvars, replicas, change, sizes(waves, len(change)))
         problems += stuck
     order = [host for batch in batches for replica in batch for host in replica.hosts]
+    reboots = {host: why for replica in change for host, why in replica.reboots.items()}
+    waiting = {host: why for host in play for why, allowed in [_waits_for_boot(hostvars[host])] if why and not allowed}
     same = [replica for replica in replicas if not replica.change and set(replica.hosts) <= set(alive)]
     return {
         "hosts": [] if check_mode or problems else order,
@@ -207,10 +200,12 @@ def rollout_plan(
         "admit": [replica.head for replica in same if "DRAIN" in _gateway_says(hostvars, gateways, replica.head)],
         "play": play,
         "wrong": wrong,
+        "reboot": list(reboots),
         "problems": problems,
         "says": _say(
             batches, [replica.head for replica in same], len([r for r in replicas if set(r.hosts) & set(play)])
-        ),
+        )
+        + _say_boots(reboots, waiting),
     }
 
 
@@ -269,6 +264,24 @@ def _say(batches: list[list[Replica]], same: list[str], total: int) -> str:
         f"To replace: {count} of {total} replica{'s' if total > 1 else ''}, in {len(batches)} "
         f"wave{'s' if len(batches) > 1 else ''}: {waves}." + (f" {rest[0].upper()}{rest[1:]}." if same else "")
     )
+
+
+def _say_boots(reboots: Mapping[str, str], waiting: Mapping[str, str]) -> str:
+    """Tell of nodes that only a reboot helps: those of which the waves take care, and those that are left to their user."""
+    said = [f" {_names(hosts)} will be drained and rebooted in that wave: {why}." for why, hosts in _by_value(reboots)]
+    said += [
+        f" {_names(hosts)} wait{'s' if len(hosts) == 1 else ''} for a reboot: {why}. With rocm_allow_reboot: true the next "
+        "deployment drains, reboots and verifies node by node; otherwise reboot when nothing is served there."
+        for why, hosts in _by_value(waiting)
+    ]
+    return "".join(said)
+
+
+def _by_value(reasons: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    grouped: dict[str, list[str]] = {}
+    for host, why in reasons.items():
+        grouped.setdefault(why, []).append(host)
+    return list(grouped.items())
 
 
 # --- between the waves --------------------------------------------------------------------------------------------
@@ -375,5 +388,4 @@ class FilterModule:
             "rollout_plan": rollout_plan,
             "rollout_serial": rollout_serial,
             "rollout_verdict": rollout_verdict,
-            "rollout_waves_problem": rollout_waves_problem,
         }

@@ -36,7 +36,7 @@ VARIABLES = (
 #: What all hosts of one replica must have in common: they are one server.
 OF_A_REPLICA = ("vllm_server_model", "vllm_server_revision")
 
-__all__ = ["DEFAULT_UTILIZATION", "OF_A_REPLICA", "VARIABLES", "Unset", "judge", "replica", "waves"]
+__all__ = ["DEFAULT_UTILIZATION", "OF_A_REPLICA", "VARIABLES", "Unset", "judge", "replica", "wave", "wave_list", "waves"]
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _MODEL = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
@@ -86,26 +86,39 @@ def replica(name: str, hosts: Mapping[str, Mapping[str, Any]]) -> Finding:
     return Finding("ok", what, wanted, next((_text(one.get(OF_A_REPLICA[0])) for one in hosts.values()), ""))
 
 
+def wave(given: Any) -> tuple[int, int]:
+    """Read a wave as (number of servers, percentage of all), one of them zero. Raises ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d+)\s*(%?)\s*", str(given))
+    number = int(match[1]) if match and not isinstance(given, bool) else 0
+    if not match or number < 1 or (match[2] and number > 100):
+        raise ValueError(f"{given!r} is no wave")
+    return (0, number) if match[2] else (number, 0)
+
+
+def wave_list(given: Any) -> list[Any]:
+    """Give the waves as they were written; a single one needs no brackets."""
+    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+
+
 def waves(given: Any) -> Finding:
     """Judge a list of waves: numbers of servers, or percentages of all of them; the last one is repeated."""
     what, wanted = "rollout_waves", "waves that add up"
     example = "for example [1, '25%', '100%']: a canary, a quarter, the rest"
-    entries = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    entries = wave_list(given)
     if not entries:
         return Finding("refused", what, wanted, "an empty list", f"give numbers and percentages, {example}")
-    for wave in entries:
-        match = re.fullmatch(r"\s*(\d+)\s*(%?)\s*", str(wave))
-        if isinstance(wave, bool) or not match or int(match[1]) < 1 or (match[2] and int(match[1]) > 100):
-            got = f"{wave!r} in {_list(entries)}"
+    for place, entry in enumerate(entries, 1):
+        try:
+            _, percent = wave(entry)
+        except ValueError:
+            got = f"{entry!r} in {_list(entries)}"
             return Finding(
                 "refused", what, wanted, got, f"a wave is 1 or more servers, or 1% to 100% of them, {example}"
             )
-    for place, wave in enumerate(entries[:-1], 1):
-        if re.fullmatch(r"\s*0*100\s*%\s*", str(wave)):
-            got = f"{_list(entries)}, where nothing is left after {wave}"
-            return Finding(
-                "refused", what, wanted, got, f"put {wave} last, or leave out the {len(entries) - place} after it"
-            )
+        if percent == 100 and place < len(entries):
+            got = f"{_list(entries)}, where nothing is left after {entry}"
+            remedy = f"put {entry} last, or leave out the {len(entries) - place} after it"
+            return Finding("refused", what, wanted, got, remedy)
     return Finding("ok", what, wanted, _list(entries))
 
 

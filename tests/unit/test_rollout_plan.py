@@ -115,14 +115,11 @@ def test_pools_keep_their_own():
         (fleet(SAME, {"failed": True, "msg": "no"}), {}, "node2 could not be asked or would refuse"),
         (fleet(SAME, {}), {}, "node2 could not be asked"),
         (fleet(SAME, SAME, EDIT), {"alive": ["node1", "node3"]}, "node2 runs what is described but did not pass"),
-        (fleet(EDIT), {"waves": []}, "rollout_waves is empty"),
+        (fleet(EDIT), {"waves": []}, "rollout_waves: expected waves that add up, found an empty list"),
         (fleet(EDIT), {"max_failures": "none"}, "rollout_max_failures is 'none'; expected a number"),
         (fleet(EDIT, rollout_min_available=-1), {}, "rollout_min_available is -1; expected a number"),
-        (fleet(SAME), {"waves": [0]}, "0 is no wave"),
-        (fleet(SAME), {"waves": [True]}, "True is no wave"),
-        (fleet(SAME), {"waves": ["150%"]}, "'150%' is no wave"),
-        (fleet(SAME), {"waves": ["half"]}, "'half' is no wave"),
-        (fleet(SAME), {"waves": [1, "100%", 2]}, "does not add up: after '100%' nothing is left for 2"),
+        # The rule is inventory_checks.waves, with its own table; the plan takes the same words.
+        (fleet(SAME), {"waves": ["half"]}, "found 'half' in [half]; a wave is 1 or more servers, or 1% to 100%"),
     ],
 )
 def test_what_is_refused(hosts, options, says):
@@ -132,6 +129,59 @@ def test_what_is_refused(hosts, options, says):
     assert len(made["problems"]) == 1
     assert says in made["problems"][0]
     assert made["hosts"] == []
+
+
+# --- nodes whose driver waits for a boot
+
+DRIVER = "the amdgpu module on disk (6.16.13) is not the one in memory (of the distribution)"
+
+
+def awaiting(hosts, *names, allowed=True):
+    """Some of the hosts, as the role rocm leaves them when only a reboot helps."""
+    for name in names:
+        hosts[name] |= {"rocm_reboot_required": [DRIVER], "rocm_allow_reboot": allowed}
+    return hosts
+
+
+@pytest.mark.parametrize("allowed", [True, "true", "yes"])
+def test_a_node_that_waits_for_its_boot_has_a_wave_although_its_server_is_as_described(allowed):
+    made = plan(awaiting(fleet(SAME, SAME, SAME, SAME), "node2", "node4", allowed=allowed))
+    assert made["waves"] == [["node2"], ["node4"]]
+    assert made["reboot"] == ["node2", "node4"]
+    assert made["unchanged"] == ["node1", "node3"]
+    assert made["says"] == (
+        "To replace: 2 of 4 replicas, in 2 waves: node2 | node4. Node1 and node3 serve what is described and answered "
+        f"right. node2 and node4 will be drained and rebooted in that wave: {DRIVER}."
+    )
+
+
+def test_a_reboot_keeps_what_must_stay_and_goes_with_an_edit():
+    made = plan(awaiting(fleet(SAME, SAME), "node1", "node2"), waves=["100%"])
+    assert made["waves"] == [["node1"], ["node2"]]
+    made = plan(awaiting(fleet(EDIT, SAME), "node1"))
+    assert (made["waves"], made["reboot"]) == ([["node1"]], ["node1"])
+    (problem,) = plan(awaiting(fleet(SAME, SAME, rollout_min_available=2), "node1"))["problems"]
+    assert "so none of them can be replaced" in problem
+
+
+def test_any_rank_takes_its_whole_replica_along():
+    hosts = awaiting(fleet(SAME, SAME, SAME), "node3")
+    hosts["node1"]["vllm_server_replica"] = hosts["node3"]["vllm_server_replica"] = "a"
+    made = plan(hosts)
+    assert (made["hosts"], made["serial"], made["reboot"]) == (["node1", "node3"], [2], ["node3"])
+
+
+@pytest.mark.parametrize("allowed", [False, "no", None])
+def test_without_leave_nothing_reboots_and_it_is_said(allowed):
+    hosts = awaiting(fleet(SAME, EDIT, SAME), "node1", "node2", allowed=allowed)
+    hosts["node3"] |= {"rocm_reboot_required": [], "rocm_allow_reboot": True}
+    made = plan(hosts)
+    assert (made["waves"], made["reboot"], made["problems"]) == ([["node2"]], [], [])
+    assert made["says"].endswith(
+        f"node1 and node2 wait for a reboot: {DRIVER}. With rocm_allow_reboot: true the next deployment drains, reboots and "
+        "verifies node by node; otherwise reboot when nothing is served there."
+    )
+    assert plan(awaiting(fleet(SAME), "node1", allowed=allowed))["says"].startswith("Nothing to replace: node1 serves")
 
 
 def test_a_server_that_does_not_pass_its_verification_is_left_alone_where_failures_are_allowed():
