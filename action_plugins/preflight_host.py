@@ -47,8 +47,6 @@ class ActionModule(ActionBase):
             args["port"] = 0
         if "hf_cache_path" in refused:
             args.pop("cache", None)
-        wanted = [one.got for one in mine if one.what == "gpu-memory-utilization" and one.level == "ok"]
-        args.setdefault("utilization", wanted[0] if wanted else inventory_checks.DEFAULT_UTILIZATION)
         theirs = [Finding(**one) for one in args.pop("findings", None) or []]
         answer: dict[str, Any] = {}
         try:

@@ -43,9 +43,8 @@ options:
   utilization:
     description:
       - Share of each GPU's memory that the server will ask for; less free memory is as O(foreign_level) says. V(0) does not compare.
-      - In a play by default the C(gpu-memory-utilization) of C(vllm_server_args), without one vLLM's own.
+      - By default what the arguments in O(sizing) say, without any there vLLM's own; of the GPUs that these arguments use.
     type: float
-    default: 0
   name:
     description: Container of the server, whose GPU memory and port are not foreign.
     type: str
@@ -232,7 +231,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import findings, host_probe, model_files, rocm_probe, sizing_table
+from ansible.module_utils.vllm_fleet import findings, host_probe, memory, model_files, rocm_probe, sizing, sizing_table
+from ansible.module_utils.vllm_fleet.command import CommandError
 from ansible.module_utils.vllm_fleet.docker_api import DockerApi
 
 SIZING: dict[str, Any] = {
@@ -259,7 +259,7 @@ def main() -> None:
             "gpu_name": {"type": "str", "default": ""},
             "idle_vram": {"type": "int", "default": 5_000_000_000},
             "foreign_level": {"type": "str", "choices": ["warning", "refused"], "default": "refused"},
-            "utilization": {"type": "float", "default": 0},
+            "utilization": {"type": "float"},
             "name": {"type": "str", "default": "vllm"},
             "installs_driver": {"type": "bool", "default": True},
             "sets_numa_balancing": {"type": "bool", "default": True},
@@ -324,6 +324,7 @@ def look(options: dict[str, Any]) -> tuple[dict[str, Any], list[findings.Finding
         )
         if not allowed:
             node["driver"]["allowed"] = None
+    share, used = wants(options, node)
     expected = findings.Expected(
         gpus=options["gpus"],
         gpu_name=options["gpu_name"],
@@ -331,7 +332,8 @@ def look(options: dict[str, Any]) -> tuple[dict[str, Any], list[findings.Finding
         own_container=options["name"],
         own_container_id=str(own.get("Id") or ""),
         foreign_level=options["foreign_level"],
-        utilization=options["utilization"],
+        utilization=share,
+        used=used,
         installs_driver=options["installs_driver"],
         sets_numa_balancing=options["sets_numa_balancing"],
         min_ram=options["min_ram"],
@@ -348,6 +350,17 @@ def look(options: dict[str, Any]) -> tuple[dict[str, Any], list[findings.Finding
         if sized:
             answer["sizing"] = sizing_table.as_row(sized)
     return answer, found
+
+
+def wants(options: dict[str, Any], node: dict[str, Any] | None) -> tuple[float, list[int] | None]:
+    """Tell the share of each GPU's memory that the server will ask for, and of which GPUs (None: of all)."""
+    asked = options["sizing"] or {"args": {}, "env": {}}
+    try:
+        share, used = sizing.wants((node or {}).get("gpus") or [], asked["args"], asked["env"])
+    except (CommandError, ValueError):  # told by the arithmetic of what fits
+        share, used = memory.DEFAULT_UTILIZATION, None
+    given = options["utilization"]
+    return (share if given is None else given), (used if options["sizing"] else None)
 
 
 if __name__ == "__main__":

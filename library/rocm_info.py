@@ -133,7 +133,8 @@ driver:
     allowed: {description: The loaded driver is one of O(allowed_driver_versions)., type: bool}
 kernel:
   description: >-
-    C(release), C(cmdline), C(missing) settings that AMD requires, C(blacklisted_by) what keeps amdgpu from loading, C(numa_balancing) now and
+    C(release), C(cmdline), C(missing) settings that AMD requires, C(blacklisted_by) what keeps amdgpu from loading, C(load_unit) the
+    SHA-256 of the role rocm's unit that loads it all the same (null without one), C(numa_balancing) now and
     C(numa_balancing_persistent) after a boot, C(secure_boot), C(memory_total) in bytes.
   returned: always
   type: dict
@@ -148,6 +149,10 @@ devices:
   elements: dict
 groups:
   description: Numeric ids of C(video) and C(render) on this node, null for one that does not exist.
+  returned: always
+  type: dict
+members:
+  description: Users in C(video) and C(render), by group.
   returned: always
   type: dict
 user:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ansible.module_utils.vllm_fleet import memory
+
 LEVELS = ("ok", "unknown", "warning", "unseen", "refused")
 """In rising order. ``refused`` is what a server cannot work with, ``warning`` what makes it slower or less certain.
 
@@ -54,6 +56,7 @@ class Expected:
     own_container_id: str = ""
     foreign_level: str = "refused"
     utilization: float = 0.0  # of each GPU's memory, that the server will ask for; 0 does not compare
+    used: Sequence[int] | None = None  # indices of the GPUs that it will use; None is all
     installs_driver: bool = True
     sets_numa_balancing: bool = True
     min_ram: int | None = None  # None: by the GPU's name
@@ -139,7 +142,7 @@ def judge(node: Mapping[str, Any] | None, host: Host, expected: Expected) -> lis
     about_gpus = [_count(node, gpus, loaded, expected), _kind(node, gpus, expected)]
     if gpus:
         about_gpus += [_partition(gpus), _link(gpus), _occupied(gpus, expected)]
-        about_gpus += [_room(node, expected), _ecc(gpus), _pages(gpus)]
+        about_gpus += [_room(gpus, expected), _ecc(gpus), _pages(gpus)]
     return [*_driver(node.get("driver") or {}, expected), *about_gpus, *_kernel(node, gpus, expected), *found]
 
 
@@ -289,17 +292,31 @@ def _holder(holder: Mapping[str, Any]) -> str:
     return f"pid {holder['pid']} ({(holder.get('command') or 'unknown command')[:60]}){inside}"
 
 
-def _room(node: Mapping[str, Any], expected: Expected) -> Finding:
-    """Judge free memory by the fullest GPU; what our own server holds counts as free (rocm_info's own_container)."""
-    what, memory = "GPU memory", node.get("memory") or {}
+def _room(gpus: Sequence[Mapping[str, Any]], expected: Expected) -> Finding:
+    """Judge free memory by the fullest GPU that the server will use; what our own server holds counts as free."""
+    what = "GPU memory"
     wanted = f"room for gpu-memory-utilization {expected.utilization:g}" if expected.utilization else "known"
-    highest = memory.get("highest")
-    if highest is None:
-        return Finding("unknown", what, wanted, "not known", "see rocm_info on this node")
-    got = f"up to {highest:g} ({size(memory['free'])} free on the fullest)"
-    if highest < expected.utilization:
-        remedy = f"free it, or set vllm_server_args: {{gpu-memory-utilization: {highest:g}}}"
+    used = [gpu for gpu in gpus if expected.used is None or gpu["index"] in expected.used]
+    known = [
+        memory.GpuMemory(gpu["index"], gpu["vram_total"], gpu["vram_free"])
+        for gpu in used
+        if gpu.get("vram_total") and gpu.get("vram_free") is not None
+    ]
+    lost = {gpu["index"] for gpu in used} - {one.number for one in known}
+    unknown = f"unknown of GPU {', '.join(map(str, sorted(lost)))}" if lost else "not known"
+    if not known:
+        return Finding("unknown", what, wanted, unknown, "see rocm_info on this node")
+    own = {
+        gpu["index"]: sum(one.get("bytes") or 0 for one in gpu.get("holders") or [] if _own(one, expected))
+        for gpu in used
+    }
+    fit = memory.fit(known, expected.utilization or memory.DEFAULT_UTILIZATION, own)
+    got = f"up to {fit.highest:g} ({size(fit.free)} of {size(fit.total)} free on GPU {fit.index})"
+    if expected.utilization and not fit.ok:
+        remedy = f"free it, or set vllm_server_args: {{gpu-memory-utilization: {fit.highest:g}}}"
         return Finding(expected.foreign_level, what, wanted, got, remedy)
+    if lost:
+        return Finding("unknown", what, wanted, unknown, "see rocm_info on this node")
     return Finding("ok", what, wanted, got)
 
 
@@ -351,9 +368,13 @@ def _kernel(node: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], expected
     else:
         found = [Finding("ok", what, wanted, "complete")]
     if kernel.get("blacklisted_by"):
-        got = ", ".join(kernel["blacklisted_by"])
+        what, wanted, got = "driver at boot", "not kept out", f"kept out by {', '.join(kernel['blacklisted_by'])}"
         remedy = "without rocm_load_blacklisted_driver: true the next boot has no GPUs"
-        found.append(Finding("warning", "driver at boot", "not kept out", f"kept out by {got}", remedy))
+        found.append(
+            Finding("ok", what, wanted, f"{got}, loaded by our own unit")
+            if kernel.get("load_unit")
+            else Finding("warning", what, wanted, got, remedy)
+        )
     if kernel.get("numa_balancing") is None:
         found.append(Finding("unknown", "kernel.numa_balancing", "0", "not known", "the kernel may lack it"))
     elif kernel["numa_balancing"] != 0:

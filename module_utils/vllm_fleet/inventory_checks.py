@@ -13,7 +13,6 @@ from typing import Any
 
 from ansible.module_utils.vllm_fleet.command import flag_name
 from ansible.module_utils.vllm_fleet.findings import Finding
-from ansible.module_utils.vllm_fleet.memory import DEFAULT_UTILIZATION
 
 #: The variables that the checks look at; the controller fetches these.
 VARIABLES = (
@@ -36,7 +35,7 @@ VARIABLES = (
 #: What all hosts of one replica must have in common: they are one server.
 OF_A_REPLICA = ("vllm_server_model", "vllm_server_revision")
 
-__all__ = ["DEFAULT_UTILIZATION", "OF_A_REPLICA", "VARIABLES", "Unset", "judge", "replica", "wave", "wave_list", "waves"]
+__all__ = ["OF_A_REPLICA", "VARIABLES", "Unset", "judge", "replica", "wave", "wave_list", "waves"]
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _MODEL = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")

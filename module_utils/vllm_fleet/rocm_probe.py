@@ -7,6 +7,7 @@ cannot be read is None and a note.
 from __future__ import annotations
 
 import grp
+import hashlib
 import os
 import platform
 import pwd
@@ -23,6 +24,8 @@ from ansible.module_utils.vllm_fleet import amdsmi, gpu, memory
 
 AMD_SMI_TIMEOUT = 60  # s; it queries every GPU one after the other, and a hung GPU hangs it
 GROUPS = ("video", "render")
+#: Written by the role rocm where something keeps amdgpu from loading by itself.
+LOAD_UNIT = "vllm-fleet-amdgpu.service"
 #: Where modinfo and dpkg-query are, also for a connecting user whose PATH lacks the sbin folders.
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"])
 
@@ -59,9 +62,11 @@ def look(roots: Roots) -> dict[str, Any]:
     notes: list[str] = result["notes"]
     result["driver"] = driver(inventory.driver, roots.allowed_driver_versions, notes)
     result["kernel"]["numa_balancing_persistent"] = persistent_sysctl(etc, "kernel.numa_balancing")
+    result["kernel"]["load_unit"] = load_unit(etc)
     result["os"] = operating_system(etc)
     result["devices"] = devices(Path(roots.dev_root))
     result["groups"] = {name: group_id(name) for name in GROUPS}
+    result["members"] = {name: members(name, etc) for name in GROUPS}
     result["user"] = connecting_user()
     result.update(free_memory(inventory.gpus, roots.own_container, notes))
     add_health(result["gpus"], amd_smi_program(roots.amd_smi, roots.sysfs_root), notes)
@@ -131,6 +136,15 @@ def persistent_sysctl(etc: Path, name: str) -> str | None:
     return value
 
 
+def load_unit(etc: Path) -> str | None:
+    """Return the SHA-256 of the unit that loads amdgpu before Docker; None where no boot runs it."""
+    wanted = etc / "systemd/system/multi-user.target.wants" / LOAD_UNIT
+    try:
+        return hashlib.sha256(wanted.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
 def operating_system(etc: Path) -> dict[str, str | None]:
     """Return id, version_id and version_codename of os-release and the machine's architecture."""
     try:
@@ -164,6 +178,21 @@ def group_id(name: str) -> int | None:
         return grp.getgrnam(name).gr_gid
     except KeyError:
         return None
+
+
+def members(group: str, etc: Path) -> list[str]:
+    """Return the users in a group: those it lists, and local ones that have it as their first group."""
+    try:
+        entry = grp.getgrnam(group)
+    except KeyError:
+        return []
+    found = set(entry.gr_mem)
+    try:
+        lines = (etc / "passwd").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    found |= {fields[0] for fields in (line.split(":") for line in lines) if fields[3:4] == [str(entry.gr_gid)]}
+    return sorted(found)
 
 
 def connecting_user() -> dict[str, Any]:

@@ -132,6 +132,19 @@ def of_gpus(gpus: Sequence[Mapping[str, Any]], env: Mapping[str, Any] | None = N
     return Machine(kind, min(len(gpus), len(visible)) if visible else len(gpus), min(known) if known else None)
 
 
+def wants(
+    gpus: Sequence[Mapping[str, Any]], args: Mapping[str, Any], env: Mapping[str, Any]
+) -> tuple[float, list[int]]:
+    """Tell what a server started with these flags takes of a node: its share of each GPU, and the GPUs' indices.
+
+    ``gpus`` as rocm_info returns them. Raises ValueError, CommandError for flags that make no sense.
+    """
+    flags = normalise_args(args)
+    words = [word.strip() for word in str(env.get("HIP_VISIBLE_DEVICES") or "").split(",")]
+    visible = [gpus[int(word)] for word in words if word.isdigit() and int(word) < len(gpus)] or list(gpus)
+    return _share(flags), [int(gpu["index"]) for gpu in visible[: _ranks(flags).local]]
+
+
 def named(kind: str, gpus: int, vram: int | None = None) -> Machine:
     """Make a machine of a GPU kind by name. Raises ValueError for a kind whose memory is neither known nor given."""
     short = gpu_kind(kind)

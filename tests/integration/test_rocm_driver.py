@@ -14,7 +14,9 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import docker as dockerlib
 import pytest
+import standin
 import yaml
 from aptrepo import build as aptrepo
 from fleet import Fleet
@@ -76,18 +78,52 @@ class Bed:
             " -type f 2>/dev/null | sort | xargs sha256sum",
         )
 
-    def load(self, node, version, srcversion):
-        """Put a driver into the fake kernel of a node; None is the distribution's, without a version."""
-        module = "/node/sys/module/amdgpu"
-        line = f"echo {version} > {module}/version" if version else f"rm -f {module}/version"
-        self.sh(node, f"echo {srcversion} > {module}/srcversion; {line}")
-
     def boot(self, node):
         """What a boot does, without one."""
         self.sh(node, "/usr/local/sbin/load-amdgpu")
 
     def booted(self, node):
         return self.sh(node, BOOT_TIME)
+
+    def variables(self, **more):
+        """What both kinds of runs know of the nodes and the repository."""
+        return {
+            **self.ssh,
+            "ansible_become": True,
+            "rocm_boot_time_command": BOOT_TIME,
+            "rocm_repo_url": self.url + "/amdgpu/{{ rocm_driver_version }}/ubuntu",
+            "rocm_repo_key_url": self.url + "/rocm/rocm.gpg.key",
+            "rocm_repo_key_fingerprints": [self.fingerprint],
+            # A container shares the machine's kernel: its settings are not the test's to change.
+            "rocm_disable_numa_balancing": False,
+            **more,
+        }
+
+    def ansible(self, *words, **environ):
+        """Run ansible-playbook with the bed's inventory.yml; return the finished process."""
+        return subprocess.run(
+            [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "inventory.yml", *words],
+            cwd=self.folder,
+            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", **environ},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    def deploy(self, *flags, **variables):
+        """Run deploy.yml on both nodes, image and weights aside; return (exit code, output in one line)."""
+        hosts = {suite: {"ansible_host": node.address} for suite, node in self.nodes.items()}
+        known = self.variables(vllm_fleet_sysfs_root="/node/sys", **variables)
+        (self.folder / "inventory.yml").write_text(yaml.safe_dump({"vllm": {"hosts": hosts, "vars": known}}))
+        done = self.ansible(str(ROOT / "deploy.yml"), "--tags", "prepare,rollout", *flags, COLUMNS="2000")
+        return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+    def server(self, node):
+        """The id of the node's server and when it was started; running, or the test fails."""
+        found = self.sh(node, "docker inspect --format '{{.State.Running}} {{.Id}} {{.State.StartedAt}}' vllm").split()
+        assert found[0] == "true", found
+        return found[1:]
 
     def play(self, hosts, *flags, entry="main", **common):
         """Run the role on ``hosts`` (name -> (node, variables)); return ({name: result}, whole output).
@@ -96,18 +132,7 @@ class Bed:
         """
         inventory = {
             "all": {
-                "vars": {
-                    **self.ssh,
-                    "ansible_become": True,
-                    "rocm_boot_time_command": BOOT_TIME,
-                    "rocm_repo_url": self.url + "/amdgpu/{{ rocm_driver_version }}/ubuntu",
-                    "rocm_repo_key_url": self.url + "/rocm/rocm.gpg.key",
-                    "rocm_repo_key_fingerprints": [self.fingerprint],
-                    "rocm_sysfs_root": "/node/sys",
-                    # A container shares the machine's kernel: its settings are not the test's to change.
-                    "rocm_disable_numa_balancing": False,
-                    **common,
-                },
+                "vars": self.variables(rocm_sysfs_root="/node/sys", **common),
                 "hosts": {
                     name: {"ansible_host": self.nodes[node].address, **own} for name, (node, own) in hosts.items()
                 },
@@ -129,23 +154,13 @@ class Bed:
         }
         (self.folder / "inventory.yml").write_text(yaml.safe_dump(inventory))
         (self.folder / "play.yml").write_text(yaml.safe_dump([play], sort_keys=False))
-        done = subprocess.run(
-            [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "inventory.yml", "play.yml", *flags],
-            cwd=self.folder,
-            env={
-                **os.environ,
-                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-                "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
-            },
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+        done = self.ansible("play.yml", *flags, ANSIBLE_STDOUT_CALLBACK="ansible.posix.json")
         answer = json.loads(done.stdout[done.stdout.index("{\n") :])
         results = {name: dict(stats) for name, stats in answer["stats"].items()}
         for task in answer["plays"][0]["tasks"]:
             for name, one in task["hosts"].items():
+                if not one.get("skipped"):
+                    results[name].setdefault("tasks", []).append(task["task"]["name"])
                 if one.get("failed"):
                     failed = [item for item in one.get("results", []) if item.get("failed")]
                     results[name]["msg"] = (failed or [one])[0]["msg"]
@@ -297,35 +312,77 @@ def test_driver_is_installed_and_asks_for_its_boot(bed):
         assert (result["failures"], result["changed"]) == (1, 0), output
 
 
-def run_something(bed, node, name):
-    """A container on the node's own engine, of an image made of the node's `sleep`."""
-    files = "$(ldd /bin/sleep | grep -o '/[^ ]*') /bin/sleep"
-    bed.sh(node, f"tar -c --dereference {files} 2>/dev/null | docker import - sleep:1")
-    bed.sh(node, f"docker run --detach --restart unless-stopped --name {name} sleep:1 /bin/sleep infinity")
+@pytest.fixture
+def fleet_variables(bed):
+    """The stand-in server on emulated GPUs, its image on both nodes."""
+    image = standin.build_image(dockerlib.from_env())
+    bed.fleet.load([image])
+    name, _, tag = image.partition(":")
+    return {
+        "vllm_server_model": "acme/tiny",
+        "vllm_server_args": {"max-model-len": 512},
+        "vllm_server_env": {"STANDIN_START_SECONDS": "0.5"},
+        "vllm_server_ulimits": ["nofile=1024"],  # memlock as the tests' own surroundings allow
+        "vllm_server_hf_cache": "",
+        "vllm_image_name": name,
+        "vllm_image_tag": tag,
+        "vllm_image_source": "archive",
+        "docker_engine_manage_config": False,
+        "preflight_gpus": 2,
+        "preflight_disk_image": 0,
+        "preflight_clock": False,
+        "rollout_waves": [1],
+        "rocm_allowed_driver_versions": ["inbox"],
+    }
 
 
-def test_a_node_that_serves_nobody_is_rebooted_and_one_that_serves_is_left_to_its_wave(bed):
-    run_something(bed, "trixie", "vllm")
-    before = {suite: bed.booted(suite) for suite in SUITES}
-    leave = {"rocm_allow_reboot": True}
-    results, output = bed.play(both(), "--check", **leave)
-    assert {suite: bed.booted(suite) for suite in SUITES} == before, output
-    results, output = bed.play(both(), **leave)
-    assert [result["failures"] + result["unreachable"] for result in results.values()] == [0, 0], output
-    assert results["bookworm"]["reasons"] == []
-    assert results["trixie"]["reasons"] == [
-        "the amdgpu module on disk (6.16.13) is not the one in memory (of the distribution)"
-    ]
-    assert "Not rebooted now, 1 container(s) run: that follows when the node has been drained." in output
-    assert bed.booted("bookworm") != before["bookworm"]
-    assert bed.booted("trixie") == before["trixie"]
-    # The boot brought the driver: asked again, nothing is left to do.
-    results, output = bed.play({"bookworm": ("bookworm", leave)})
-    assert (results["bookworm"]["failures"], results["bookworm"]["changed"]) == (0, 0), output
+WAITS = "the amdgpu module on disk (6.16.13) is not the one in memory (of the distribution)"
 
 
-def test_the_reboot_of_a_drained_node(bed):
-    """Not undrained, not under somebody else's work, not without leave; then the server stops, the node boots."""
+def test_a_node_that_serves_is_rebooted_in_its_wave_and_serves_again(bed, fleet_variables):
+    """deploy.yml: without leave it is told, with leave node by node; a reboot that does not help ends the run."""
+    rc, said = bed.deploy(**fleet_variables)
+    assert rc == 0, said
+    assert "To replace: 2 of 2 replicas, in 2 waves: bookworm | trixie." in said
+    assert f"bookworm and trixie wait for a reboot: {WAITS}. With rocm_allow_reboot: true the next deployment" in said
+    booted = {suite: bed.booted(suite) for suite in SUITES}
+    served = {suite: bed.server(suite) for suite in SUITES}
+
+    leave = {**fleet_variables, "rocm_allow_reboot": True, "rocm_allowed_driver_versions": []}
+    rc, said = bed.deploy("--check", **leave)
+    assert rc == 0, said
+    assert f"bookworm and trixie will be drained and rebooted in that wave: {WAITS}." in said
+    assert {suite: bed.booted(suite) for suite in SUITES} == booted
+    assert {suite: bed.server(suite) for suite in SUITES} == served
+
+    # One whose initramfs is stale, so to speak: its boot brings the old driver again.
+    bed.sh("trixie", "systemctl disable -q load-amdgpu.service")
+    rc, said = bed.deploy(**leave)
+    assert rc != 0, said
+    assert "Not rebooted now, 1 container(s) run: that follows when the node has been drained." in said
+    assert (
+        "trixie: trixie: rebooted, but amdgpu is still the distribution's where 6.16.13 lies on disk. Look for a blacklist"
+        in said
+    )
+    assert "Replaced before: bookworm." in said
+    for suite in SUITES:
+        assert bed.booted(suite) != booted[suite]
+        # The same container, started once more and asked: what was stopped for a boot in vain serves as before.
+        assert bed.server(suite)[0] == served[suite][0]
+        assert bed.server(suite)[1] > served[suite][1]
+    assert bed.sh("bookworm", "cat /node/sys/module/amdgpu/version") == "6.16.13"
+
+    bed.sh("trixie", "systemctl enable -q load-amdgpu.service")
+    now = {suite: bed.server(suite) for suite in SUITES}
+    rc, said = bed.deploy(**leave)
+    assert rc == 0, said
+    assert "To replace: 1 of 2 replicas, in 1 wave: trixie." in said
+    assert bed.server("bookworm") == now["bookworm"]
+    assert bed.server("trixie")[1] > now["trixie"][1]
+    assert bed.sh("trixie", "cat /node/sys/module/amdgpu/version") == "6.16.13"
+
+
+def test_the_reboot_of_a_node_is_refused_undrained_and_under_other_work(bed):
     before = {suite: bed.booted(suite) for suite in SUITES}
     due = {"rocm_reboot_required": ["of a reason"], "rocm_allow_reboot": True}
     computing = "/node/sys/class/kfd/kfd/proc"
@@ -347,23 +404,19 @@ def test_the_reboot_of_a_drained_node(bed):
     for name in ("no_leave", "no_need"):
         assert (results[name]["failures"], results[name]["changed"]) == (0, 0), output
     assert {suite: bed.booted(suite) for suite in SUITES} == before
-    assert bed.sh("trixie", "docker inspect --format '{{.State.Running}}' vllm") == "true"
-
-    results, output = bed.play({"trixie": ("trixie", {**due, "rocm_drained": True})}, entry="reboot")
-    assert (results["trixie"]["failures"], results["trixie"]["reasons"]) == (0, []), output
-    assert bed.booted("trixie") != before["trixie"]
-    # Stopped in order: Docker did not start it again on its own.
-    assert bed.sh("trixie", "docker inspect --format '{{.State.Running}}' vllm") == "false"
-    bed.sh("trixie", "docker rm vllm")
+    assert [bed.server(suite)[0] for suite in SUITES]
 
 
 def test_after_the_boot_nothing_is_left_to_do_and_a_newer_release_does_not_tempt(bed):
     before = {suite: bed.files(suite) for suite in SUITES}
+    wanted = {"rocm_users": ["ops"], "rocm_load_blacklisted_driver": True}
     results, output = bed.play(
-        {"bookworm": ("bookworm", {}), "trixie": ("trixie", {"rocm_driver_version": "31.40"})},
+        {"bookworm": ("bookworm", wanted), "trixie": ("trixie", {"rocm_driver_version": "31.40"})},
     )
     for result in results.values():
         assert (result["failures"], result["changed"], result["reasons"]) == (0, 0, []), output
+        # One look is all that it costs.
+        assert result["tasks"] == ["Probe GPUs, driver and kernel", "Reasons"], output
     assert {suite: bed.files(suite) for suite in SUITES} == before
 
 
@@ -390,6 +443,7 @@ def test_a_driver_that_is_kept_out_is_named_and_loaded_before_docker_on_request(
     ]
     results, output = bed.play({"bookworm": ("bookworm", wanted)})
     assert (results["bookworm"]["failures"], results["bookworm"]["changed"]) == (0, 0), output
+    assert results["bookworm"]["tasks"] == ["Probe GPUs, driver and kernel", "Reasons"], output
     bed.sh(
         "bookworm",
         "rm /etc/modprobe.d/vendor.conf; mv /sbin/modprobe.real /sbin/modprobe; systemctl disable -q vllm-fleet-amdgpu",
@@ -416,7 +470,7 @@ def test_access_and_kernel_settings(bed):
     assert results["bookworm"]["failures"] == 0, output
     assert bed.sh("bookworm", "ls /tmp/grub 2>/dev/null || true") == ""
     results, output = bed.play({"bookworm": ("bookworm", settings)})
-    assert results["bookworm"]["reasons"] == ["the kernel runs without pci=bfsort"], output
+    assert results["bookworm"]["reasons"] == ["the kernel runs without pci=bfsort intel_iommu=on"], output
     assert sorted(bed.sh("bookworm", "id -nG other").split()) == ["other", "render", "video"]
     assert 'GROUP="render", MODE="0660"' in bed.sh("bookworm", "cat /etc/udev/rules.d/70-amdgpu.rules")
     assert 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT pci=bfsort intel_iommu=on"' in bed.sh(
@@ -426,19 +480,32 @@ def test_access_and_kernel_settings(bed):
         assert bed.sh("bookworm", "cat /etc/sysctl.d/60-vllm-fleet-rocm.conf") == "kernel.numa_balancing=0"
     results, output = bed.play({"bookworm": ("bookworm", settings)})
     assert (results["bookworm"]["failures"], results["bookworm"]["changed"]) == (0, 0), output
+    assert not {"Put the users into them", "Give the device nodes to the render group"} & set(
+        results["bookworm"]["tasks"]
+    )
 
 
-def test_another_release_when_told_up_and_down(bed):
+def test_another_release_when_told_and_a_node_that_serves_nobody_is_rebooted_for_it(bed):
+    """Up and down. With leave an idle node is rebooted in the same run; one that serves is left to its wave."""
+    bed.sh("bookworm", "docker rm -f vllm")
+    told = {"rocm_allowed_driver_versions": [], "rocm_allow_reboot": True}
     hosts = {
-        "bookworm": ("bookworm", {"rocm_driver_version": "31.40", "rocm_allowed_driver_versions": []}),
-        "trixie": ("trixie", {"rocm_driver_version": "30.10.2", "rocm_allowed_driver_versions": []}),
+        "bookworm": ("bookworm", {**told, "rocm_driver_version": "31.40"}),
+        "trixie": ("trixie", {**told, "rocm_driver_version": "30.10.2"}),
     }
+    before = {suite: bed.booted(suite) for suite in SUITES}
     results, output = bed.play(hosts)
+    assert [result["failures"] + result["unreachable"] for result in results.values()] == [0, 0], output
     assert bed.version("bookworm") == "1:6.19.14.31400000-2364437.22.04", output
     assert bed.version("trixie") == "1:6.14.14.30100200-2226257.24.04", output
-    assert "the amdgpu module on disk (6.19.14) is not the one in memory (6.16.13), and" in results["bookworm"]["msg"]
-    for suite in SUITES:
-        bed.boot(suite)
+    assert results["bookworm"]["reasons"] == []
+    assert results["trixie"]["reasons"] == ["the amdgpu module on disk (6.14.14) is not the one in memory (6.16.13)"]
+    assert "Not rebooted now, 1 container(s) run: that follows when the node has been drained." in output
+    assert bed.booted("bookworm") != before["bookworm"]
+    assert bed.booted("trixie") == before["trixie"]
+    bed.server("trixie")
+    bed.sh("trixie", "docker rm -f vllm")
+    bed.boot("trixie")
     results, output = bed.play(hosts)
     for result in results.values():
         assert (result["failures"], result["changed"], result["reasons"]) == (0, 0, []), output

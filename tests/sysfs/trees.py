@@ -10,6 +10,7 @@ recorded on our own hardware. Standard library only, so that a test node can run
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import sys
@@ -54,6 +55,11 @@ KERNEL = "6.8.0-90-generic"
 GOOD_CMDLINE = "BOOT_IMAGE=/vmlinuz root=/dev/sda1 ro pci=realloc=off pci=bfsort iommu=pt"
 LOADED_VERSION = "6.16.13"  # module version of AMD driver 30.30.x
 LOADED_SRCVERSION = "0A1B2C3D4E5F60718293A4B"
+
+
+def link_to(link: Path, target: Path) -> None:
+    """Make a relative link, as sysfs has them: the tree may be copied elsewhere."""
+    link.symlink_to(os.path.relpath(target, link.parent))
 
 
 class Tree:
@@ -119,7 +125,7 @@ class Tree:
             self.write(device / name, value)
         driver = self.sys / "bus/pci/drivers/amdgpu"
         driver.mkdir(parents=True, exist_ok=True)
-        (device / "driver").symlink_to(driver)
+        link_to(device / "driver", driver)
 
         parts = PARTITIONS[compute]
         # With NPS4 a partition reports its quarter of the HBM ("48.0 GB" on an MI300X).
@@ -151,7 +157,7 @@ class Tree:
             for name in (f"renderD{minor}", f"card{minor - FIRST_MINOR + 1}"):
                 link = self.sys / "class/drm" / name / "device"
                 link.parent.mkdir(parents=True)
-                link.symlink_to(parent)
+                link_to(link, parent)
 
     def add_gpus(self, count: int = 8, compute: str = "SPX", memory: str = "NPS1") -> None:
         """Add ``count`` idle GPUs."""

@@ -108,41 +108,60 @@ def test_log_settings_are_not_taken_for_reloadable() -> None:
     assert not {"log-driver", "log-opts", "data-root", "storage-driver", "hosts"} & RELOADABLE
 
 
+# Docker's own repository has a folder a distribution and a suite a release (docs.docker.com, "Install Docker Engine").
+MIRROR = {
+    "docker_engine_repo_url": "http://mirror.lan/docker",
+    "docker_engine_repo_suite": "pool",
+    "docker_engine_repo_components": ["stable", "test"],
+    "docker_engine_version": "5:28.3.3-1~*",
+}
+DOCKER = "https://download.docker.com/linux"
+PACKAGES = ["docker-ce", "docker-ce-cli", "containerd.io", "docker-buildx-plugin"]
+
+
 @pytest.mark.parametrize(
     ("distribution", "codename", "architecture", "variables", "lines"),
     [
-        (
-            "debian",
-            "bookworm",
-            "amd64",
-            {},
-            ["https://download.docker.com/linux/debian", "bookworm", "stable", "amd64"],
-        ),
-        ("debian", "trixie", "amd64", {}, ["https://download.docker.com/linux/debian", "trixie", "stable", "amd64"]),
-        ("ubuntu", "jammy", "amd64", {}, ["https://download.docker.com/linux/ubuntu", "jammy", "stable", "amd64"]),
-        ("ubuntu", "noble", "arm64", {}, ["https://download.docker.com/linux/ubuntu", "noble", "stable", "arm64"]),
-        (
-            "ubuntu",
-            "noble",
-            "amd64",
-            {
-                "docker_engine_repo_url": "http://mirror.lan/docker",
-                "docker_engine_repo_suite": "pool",
-                "docker_engine_repo_components": ["stable", "test"],
-            },
-            ["http://mirror.lan/docker/ubuntu", "pool", "stable test", "amd64"],
-        ),
+        ("debian", "bookworm", "amd64", {}, [f"{DOCKER}/debian", "bookworm", "stable", "amd64"]),  # 12
+        ("debian", "trixie", "amd64", {}, [f"{DOCKER}/debian", "trixie", "stable", "amd64"]),  # 13
+        ("ubuntu", "jammy", "amd64", {}, [f"{DOCKER}/ubuntu", "jammy", "stable", "amd64"]),  # 22.04
+        ("ubuntu", "noble", "amd64", {}, [f"{DOCKER}/ubuntu", "noble", "stable", "amd64"]),  # 24.04
+        ("ubuntu", "resolute", "amd64", {}, [f"{DOCKER}/ubuntu", "resolute", "stable", "amd64"]),  # 26.04
+        ("ubuntu", "noble", "arm64", {}, [f"{DOCKER}/ubuntu", "noble", "stable", "arm64"]),
+        ("ubuntu", "noble", "amd64", MIRROR, ["http://mirror.lan/docker/ubuntu", "pool", "stable test", "amd64"]),
+        ("debian", "trixie", "amd64", MIRROR, ["http://mirror.lan/docker/debian", "pool", "stable test", "amd64"]),
     ],
 )
 def test_docker_s_own_repository(
     distribution: str, codename: str, architecture: str, variables: dict[str, Any], lines: list[str]
 ) -> None:
-    defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text(encoding="utf-8"))
-    template = (ROLE / "templates" / "docker.sources.j2").read_text(encoding="utf-8")
     node = {"os": {"id": distribution, "version_codename": codename, "architecture": architecture}}
-    variables = {**defaults, **variables, "__docker_engine": node}
-    text = jinja2.Template(template, undefined=jinja2.StrictUndefined).render(variables)
-    fields = dict(line.split(": ", 1) for line in text.splitlines() if not line.startswith("#"))
+    known = {**of_role("defaults"), **variables, "__docker_engine": {**node, "daemon": False, "sdk": False}}
+    fields = dict(line.split(": ", 1) for line in rendered("docker.sources.j2", known) if not line.startswith("#"))
     assert [fields["URIs"], fields["Suites"], fields["Components"], fields["Architectures"]] == lines
     assert fields["Types"] == "deb"
     assert fields["Signed-By"] == "/etc/apt/keyrings/docker.asc"
+    # The key lies beside the suites, and the packages have the same names everywhere.
+    own = of_role("vars")
+    assert value(own["__docker_engine_repo_key_url"], known) == f"{lines[0]}/gpg"
+    version = known["docker_engine_version"]
+    wanted = [f"{one}={version}" if version and one.startswith("docker-ce") else one for one in PACKAGES]
+    assert [value(text, known) for text in own["__docker_engine_ce_packages"]] == wanted
+    assert rendered("docker.pref.j2", known)[1:] == [
+        "Package: docker-ce docker-ce-* containerd.io docker-*-plugin",
+        "Pin: release o=Docker",
+        "Pin-Priority: 500",
+    ]
+
+
+def of_role(folder: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROLE / folder / "main.yml").read_text(encoding="utf-8"))
+    return found
+
+
+def rendered(template: str, known: dict[str, Any]) -> list[str]:
+    return value((ROLE / "templates" / template).read_text(encoding="utf-8"), known).splitlines()
+
+
+def value(text: str, known: dict[str, Any]) -> str:
+    return jinja2.Template(text, undefined=jinja2.StrictUndefined).render(known)

@@ -5,7 +5,7 @@ import copy
 import pytest
 from sysfs import trees
 
-from ansible.module_utils.vllm_fleet import findings, gpu, rocm_probe
+from ansible.module_utils.vllm_fleet import findings, gpu
 from ansible.module_utils.vllm_fleet.findings import Expected, Finding, Folder, Host, Image, Room
 
 GB = 10**9
@@ -15,7 +15,6 @@ def node(tmp_path, scenario="mi300x", **changes):
     """What rocm_info returns of a scenario, amd-smi's part included; changes are by dotted path."""
     tree = trees.SCENARIOS[scenario](tmp_path)
     facts = gpu.read(tree.sys, tree.proc, tree.modules, docker_root=tree.docker).as_dict()
-    facts.update(rocm_probe.free_memory(gpu.read(tree.sys, tree.proc, tree.modules).gpus, None, []))
     facts["driver"]["allowed"] = facts["driver"]["loaded"]
     for one in facts["gpus"]:
         one["ecc"] = {"correctable": 4, "uncorrectable": 0, "deferred": 0}
@@ -74,10 +73,17 @@ HOLDER = {"pid": 7, "command": "vllm serve", "container": "f" * 64, "container_n
         ("mi300x", {"gpus__0__holders": [HOLDER], "gpus__0__vram_used": 181 * GB}, {"own_container": "vllm"}, "foreign use", "ok", "none"),
         ("mi300x", {"gpus__0__vram_used": 90 * GB}, {}, "foreign use", "refused", "90.0 GB by no process that the driver lists"),
         ("mi300x", {}, {"utilization": 0.92}, "GPU memory", "ok", "up to 0.99"),
-        ("foreign_holder", {}, {"utilization": 0.9}, "GPU memory", "refused", "up to 0.85 (176.9 GB free on the fullest)"),
+        ("foreign_holder", {}, {"utilization": 0.9}, "GPU memory", "refused", "up to 0.85 (176.9 GB of 206.1 GB free on GPU 3)"),
         ("foreign_holder", {}, {"utilization": 0.85}, "GPU memory", "ok", "up to 0.85"),
         ("foreign_holder", {}, {"utilization": 0.9, "foreign_level": "warning"}, "GPU memory", "warning", "up to 0.85"),
-        ("mi300x", {"memory": {}}, {"utilization": 0.9}, "GPU memory", "unknown", "not known"),
+        ("foreign_holder", {}, {"utilization": 0.9, "own_container": "trainer"}, "GPU memory", "ok", "up to 0.99"),
+        # A server on other GPUs than the full one is not concerned.
+        ("foreign_holder", {}, {"utilization": 0.9, "used": [0, 1]}, "GPU memory", "ok", "up to 0.99"),
+        ("foreign_holder", {}, {"utilization": 0.9, "used": [2, 3]}, "GPU memory", "refused", "on GPU 3)"),
+        ("mi300x", {"gpus__2__vram_free": None}, {"utilization": 0.9}, "GPU memory", "unknown", "unknown of GPU 2"),
+        ("mi300x", {"gpus__2__vram_free": None}, {"utilization": 0.9, "used": [0]}, "GPU memory", "ok", "up to 0.99"),
+        ("foreign_holder", {"gpus__2__vram_free": None}, {"utilization": 0.9}, "GPU memory", "refused", "on GPU 3)"),
+        ("mi300x", {}, {"utilization": 0.9, "used": []}, "GPU memory", "unknown", "not known"),
         ("mi300x", {"gpus__5__ecc": {"uncorrectable": 2}}, {}, "ECC errors", "refused", "GPU 5: 2"),
         ("mi300x", {"gpus__5__ecc": None}, {}, "ECC errors", "unknown", "not known"),
         ("mi300x", {"gpus__5__bad_pages": {"retired": 3}}, {}, "bad pages", "warning", "GPU 5: 3 retired"),
@@ -94,6 +100,7 @@ HOLDER = {"pid": 7, "command": "vllm serve", "container": "f" * 64, "container_n
         ("mi300x", {"kernel__missing": ["iommu=pt"]}, {}, "kernel command line", "warning", "without iommu=pt"),
         ("mi300x", {"kernel__cmdline": None}, {}, "kernel command line", "unknown", "not known"),
         ("mi300x", {"kernel__blacklisted_by": ["/etc/modprobe.d/x.conf"]}, {}, "driver at boot", "warning", "x.conf"),
+        ("mi300x", {"kernel__blacklisted_by": ["/etc/modprobe.d/x.conf"], "kernel__load_unit": "5" * 64}, {}, "driver at boot", "ok", "x.conf, loaded by"),
         ("mi300x", {"kernel__numa_balancing": 1}, {}, "kernel.numa_balancing", "warning", "1"),
         ("mi325x", {}, {}, "RAM", "warning", "2.0 TB"),
         ("mi355x", {"kernel__memory_total": 3 * 10**12 - 10**10}, {}, "RAM", "ok", "3.0 TB"),

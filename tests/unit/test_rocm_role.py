@@ -148,6 +148,8 @@ def test_specification_and_defaults_agree():
 def test_required_command_line_is_the_one_that_is_looked_for():
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
     assert tuple(defaults["rocm_kernel_cmdline"]) == gpu.REQUIRED_CMDLINE
+    own = yaml.safe_load((ROLE / "vars/main.yml").read_text())
+    assert tuple(own["__rocm_required_cmdline"]) == gpu.REQUIRED_CMDLINE
 
 
 def test_every_address_is_a_variable():

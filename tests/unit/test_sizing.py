@@ -310,3 +310,24 @@ def test_machines_of_a_plan():
     for wrong in ("H100", "MI210=lots"):
         with pytest.raises(ValueError, match=wrong.partition("=")[0]):
             planning.machines({}, [wrong], 8)
+
+
+@pytest.mark.parametrize(
+    ("args", "env", "share", "used"),
+    [
+        ({}, {}, 0.92, [0]),
+        ({"gpu_memory_utilization": 0.5, "tensor-parallel-size": 2}, {}, 0.5, [0, 1]),
+        ({"gpu-memory-utilization": "0.95", "tensor-parallel-size": 8}, {}, 0.95, list(range(8))),
+        ({"tensor-parallel-size": 8, "pipeline-parallel-size": 2, "nnodes": 2}, {}, 0.92, list(range(8))),
+        ({"tensor-parallel-size": 2, "data-parallel-size": 2}, {"HIP_VISIBLE_DEVICES": "4, 5,6,7"}, 0.92, [4, 5, 6, 7]),
+        # More than there are: another finding says so.
+        ({"tensor-parallel-size": 16}, {}, 0.92, list(range(8))),
+    ],
+)
+def test_what_a_server_takes_of_a_node(args, env, share, used):
+    assert sizing.wants([{"index": n} for n in range(8)], args, env) == (share, used)
+
+
+def test_a_share_that_is_none_is_named():
+    with pytest.raises(ValueError, match=r"gpu-memory-utilization is 1\.5"):
+        sizing.wants([], {"gpu-memory-utilization": 1.5}, {})
