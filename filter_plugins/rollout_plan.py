@@ -267,7 +267,7 @@ def _say(batches: list[list[Replica]], same: list[str], total: int) -> str:
 
 
 def _say_boots(reboots: Mapping[str, str], waiting: Mapping[str, str]) -> str:
-    """Tell of nodes that only a reboot helps: those that a wave takes care of, and those that are left to their user."""
+    """Tell of nodes that only a reboot helps: those that a wave takes care of, those that are left to their user."""
     said = [f" {_names(hosts)} will be drained and rebooted in that wave: {why}." for why, hosts in _by_value(reboots)]
     said += [
         f" {_names(hosts)} wait{'s' if len(hosts) == 1 else ''} for a reboot: {why}. With rocm_allow_reboot: true the "
