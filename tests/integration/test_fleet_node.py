@@ -85,33 +85,76 @@ systemctl list-units --type=service --no-legend --plain --state=running | awk '{
 """
 
 
-def test_preflight_leaves_the_node_as_it_was(bed: Bed) -> None:
-    """With every check on: what the node has, file by file with checksums, is the same before and after."""
+#: The emulated tree in the place of the node's own, where the commands of a report look; and an amd-smi that says how it was asked.
+AS_ITS_OWN = """
+for part in class module bus; do mount --bind /node/sys/$part /sys/$part; done
+printf '#!/bin/sh\\necho asked for "$@"\\n' > /usr/local/bin/amd-smi; chmod +x /usr/local/bin/amd-smi
+python3 -c 'import time; time.sleep(600)' --api-key s3cret >/dev/null 2>&1 &
+mkdir -p /node/sys/class/kfd/kfd/proc/$!; echo 30000000000 > /node/sys/class/kfd/kfd/proc/$!/vram_10007
+"""
+
+
+def test_looks_leave_the_node_as_it_was_and_tell_what_it_is(bed: Bed) -> None:
+    """preflight with every check on, and the report of a node: what it has, file by file, is the same before and after."""
     tree = trees.mi300x(bed.folder / "tree")
     docker("cp", str(tree.root), f"{bed.node.container}:/node")
     bed.sh("tar -c --dereference $(ldd /bin/sleep | grep -o '/[^ ]*') /bin/sleep 2>/dev/null | docker import - sleep:1")
     bed.sh("docker run --detach --name other sleep:1 /bin/sleep infinity")
+    bed.sh(AS_ITS_OWN)
     variables = {
         "vllm_server_model": "acme/tiny",
         "vllm_image_name": "acme",
         "vllm_image_tag": "1",
         "vllm_image_source": "archive",
-        "preflight_sysfs_root": "/node/sys",
         "preflight_proc_root": "/node/proc",
         "preflight_disk_image": 1000000,
         "preflight_disk_weights": 1000000,
+        "preflight_idle_vram": 40_000_000_000,
+        "vllm_server_args": {"gpu-memory-utilization": 0.8},
         "preflight_clock": True,
         "preflight_sysctls": {"vm.swappiness": 1},
     }
     before = bed.sh(SEEN).splitlines()
     done = bed.run(str(play.ROOT / "scripts/preflight"), **variables)
+    report = bed.run(str(play.ROOT / "scripts/hardware-report"))
     after = bed.sh(SEEN).splitlines()
+    bed.sh("kill $(ls /sys/class/kfd/kfd/proc); umount /sys/class /sys/module /sys/bus")
     assert done.returncode == 0, done.stdout + done.stderr
     for line in ("GPU count", "port 8000", "cache", "clock", "vm.swappiness", "disk of /home/ops/.cache/huggingface"):
         assert f"  {line} " in done.stdout
     assert "/home/ops/.cache/huggingface, to be made" in done.stdout
     assert len(before) > 10000
     assert sorted(set(before) ^ set(after)) == []
+
+    text = report.stdout
+    assert (report.returncode, report.stderr) == (0, ""), text + report.stderr
+    assert text.startswith("Please look this through, then send it back with:")
+    assert text.count('"name": "AMD Instinct MI300X"') == 8
+    total = tree.model.vram_total
+    for piece in (
+        '"command": "python3 -c import time; time.sleep(600) --api-key ***"',
+        f"==== uname -srm\n{os.uname().sysname} {os.uname().release}",
+        'NAME="Debian GNU/Linux"',
+        "/sys/module/amdgpu/version:6.16.13",
+        "/sys/class/kfd/kfd/topology/nodes/8/properties:gfx_target_version 90402",
+        f"/sys/class/drm/renderD184/device/mem_info_vram_total:{total}",
+        "/sys/class/drm/renderD128/device/current_compute_partition:SPX",
+        "/vram_10007:30000000000",
+        "==== /usr/local/bin/amd-smi metric --ecc --json\nasked for metric --ecc --json",
+        "==== getent group video render\nvideo:x:44:",
+    ):
+        assert piece in text, text
+    assert "s3cret" not in text
+    # A tool that is not there is said to be missing and ends nothing.
+    assert re.search(r"dkms: (command )?not found", text)
+
+
+def test_a_report_of_a_node_out_of_reach_is_none() -> None:
+    command = [str(play.ROOT / "scripts/hardware-report"), "-i", "127.0.0.1,", "-e", "ansible_port=9"]
+    done = subprocess.run(command, env=play.environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 4, done.stdout
+    assert "UNREACHABLE" in done.stdout
+    assert "Please look this through" not in done.stdout
 
 
 @pytest.fixture(scope="module")
