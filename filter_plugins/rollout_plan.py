@@ -343,7 +343,7 @@ def rollout_verdict(hostvars: Mapping[str, Any], plan: Mapping[str, Any], host: 
     planned = plan.get("hosts") or []
     done = [name for name in planned if _outcome(hostvars[name]).get("state") == "replaced"]
     untouched = [name for name in planned if not _outcome(hostvars[name])]
-    told = str(_outcome(hostvars[host]).get("msg") or "It was lost on the way.").strip()
+    told = str(_outcome(hostvars[host]).get("msg") or "It was lost on the way.").strip().removeprefix(f"{host}: ")
     says = f"Replaced before: {_names(done)}."
     if untouched:
         says += f" The run stopped there, as rollout_max_failures is {max_failures}; not touched: {_names(untouched)}."

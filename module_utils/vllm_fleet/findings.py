@@ -175,12 +175,16 @@ def _driver(driver: Mapping[str, Any], expected: Expected) -> list[Finding]:
     else:
         found = Finding("ok", "driver", wanted, str(name))
     if driver.get("loaded") and driver.get("reboot_required"):
+        which = driver.get("on_disk_version") or "of unknown version"
+        unwanted = driver.get("allowed") and driver.get("package") and driver.get("package_allowed") is False
         waiting = Finding(
             "warning",
             "driver on disk",
             "the loaded one",
-            f"another ({driver.get('on_disk_version') or 'of unknown version'})",
-            "reboot once nothing is served, or set rocm_allow_reboot: true",
+            f"another ({which}{', not on the list' if unwanted else ''})",
+            "the next boot brings it: install an allowed one, or add it to rocm_allowed_driver_versions"
+            if unwanted
+            else "reboot once nothing is served, or set rocm_allow_reboot: true",
         )
         return [found, waiting]
     return [found]

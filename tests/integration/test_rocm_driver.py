@@ -294,8 +294,12 @@ def test_driver_is_installed_and_asks_for_its_boot(bed):
         assert (result["failures"], result["changed"] >= 1) == (0, True), output
         assert bed.version(suite) == ""
 
-    results, output = bed.play(both())
+    # One fetches the key, the other has it in its inventory and no way to fetch it.
+    key = (bed.folder / "repo/rocm/rocm.gpg.key").read_text()
+    hosts = {**both(), "trixie": ("trixie", {"rocm_repo_key": key, "rocm_repo_key_url": "http://127.0.0.1:9/none"})}
+    results, output = bed.play(hosts)
     for suite, result in results.items():
+        assert {"video", "render"} <= set(bed.sh(suite, "id -nG ops").split())
         assert bed.version(suite) == f"1:6.16.13.30300400-2341068.{SUITES[suite]}", output
         assert result["msg"] == (
             f"{suite}: the amdgpu module on disk (6.16.13) is not the one in memory (of the distribution), and a reboot"
@@ -347,6 +351,10 @@ def test_a_node_that_serves_is_rebooted_in_its_wave_and_serves_again(bed, fleet_
     assert f"bookworm and trixie wait for a reboot: {WAITS}. With rocm_allow_reboot: true the next deployment" in said
     booted = {suite: bed.booted(suite) for suite in SUITES}
     served = {suite: bed.server(suite) for suite in SUITES}
+    for suite in SUITES:  # the container gets in by the node's own numbers
+        numbers = bed.sh(suite, "getent group video render | cut -d: -f3").split()
+        given = json.loads(bed.sh(suite, "docker inspect --format '{{json .HostConfig.GroupAdd}}' vllm"))
+        assert sorted(given) == sorted(numbers)
 
     leave = {**fleet_variables, "rocm_allow_reboot": True, "rocm_allowed_driver_versions": []}
     rc, said = bed.deploy("--check", **leave)
@@ -361,10 +369,10 @@ def test_a_node_that_serves_is_rebooted_in_its_wave_and_serves_again(bed, fleet_
     assert rc != 0, said
     assert "Not rebooted now, 1 container(s) run: that follows when the node has been drained." in said
     assert (
-        "trixie: trixie: rebooted, but amdgpu is still the distribution's where 6.16.13 lies on disk. Look for a blacklist"
+        "trixie: rebooted, but amdgpu is still that of the distribution where 6.16.13 lies on disk. Look for a blacklist"
         in said
     )
-    assert "Replaced before: bookworm." in said
+    assert "for a stale initramfs. Replaced before: bookworm." in said
     for suite in SUITES:
         assert bed.booted(suite) != booted[suite]
         # The same container, started once more and asked: what was stopped for a boot in vain serves as before.
@@ -420,6 +428,26 @@ def test_after_the_boot_nothing_is_left_to_do_and_a_newer_release_does_not_tempt
     assert {suite: bed.files(suite) for suite in SUITES} == before
 
 
+def test_a_kernel_that_came_without_the_driver_gets_it_built(bed):
+    """The package is installed and allowed, but nothing of it is there for this kernel: DKMS is asked, and says why not."""
+    keep = f"mv {MODULE} /amdgpu.ko; cp -r /node/sys /inbox; rm /inbox/module/amdgpu/version; echo {'D' * 23} > /inbox/module/amdgpu/srcversion"
+    broken = "printf '#!/bin/sh\\necho \"Error! Bad return status\" >&2; exit 10\\n' > /usr/sbin/dkms; chmod +x /usr/sbin/dkms"
+    bed.sh("bookworm", f"{keep}; {broken}")
+    hosts = {"bookworm": ("bookworm", {"rocm_sysfs_root": "/inbox"})}
+    results, output = bed.play(hosts)
+    assert (
+        f"is installed but built no module for kernel {KERNEL} (found: {MODULE}; DKMS says Error! Bad return status). See /var/lib"
+        in results["bookworm"]["msg"]
+    ), output
+    bed.sh(
+        "bookworm",
+        f"printf '#!/bin/sh\\n[ $1 $3 = \"autoinstall {KERNEL}\" ] && mv /amdgpu.ko {MODULE}\\n' > /usr/sbin/dkms",
+    )
+    results, output = bed.play(hosts)
+    assert results["bookworm"]["msg"].startswith(f"bookworm: {WAITS}, and a reboot is not allowed"), output
+    bed.sh("bookworm", f"test -e {MODULE}; rm -r /inbox /usr/sbin/dkms")
+
+
 def test_a_driver_that_is_kept_out_is_named_and_loaded_before_docker_on_request(bed):
     """modprobe is a program of the test: no kernel takes the module. What the role writes and starts is real."""
     bed.sh(
@@ -454,7 +482,7 @@ def test_access_and_kernel_settings(bed):
     """Users into the groups, a rule for device nodes with a wrong group, GRUB's drop-in; then nothing more to do."""
     bed.sh(
         "bookworm",
-        "chgrp root /dev/kfd; chmod 600 /dev/kfd; useradd other; mkdir -p /etc/default/grub.d; rm -f /tmp/grub;"
+        "chgrp root /dev/kfd; chmod 600 /dev/kfd; useradd other; rm -rf /tmp/grub /etc/default/grub.d;"
         "printf '#!/bin/sh\\ncat /etc/default/grub.d/*.cfg > /tmp/grub\\n' > /usr/sbin/update-grub;"
         "chmod +x /usr/sbin/update-grub",
     )
@@ -466,8 +494,10 @@ def test_access_and_kernel_settings(bed):
         # Not on the command line of any machine, and one that the probe does not ask for.
         "rocm_kernel_cmdline": ["pci=bfsort", "intel_iommu=on"],
     }
-    results, output = bed.play({"bookworm": ("bookworm", settings)}, "--check")
+    hosts = {"bookworm": ("bookworm", settings), "trixie": ("trixie", {**settings, "rocm_users": []})}
+    results, output = bed.play(hosts, "--check")
     assert results["bookworm"]["failures"] == 0, output
+    assert "and GRUB (update-grub) is not there to add it" in results["trixie"]["msg"]
     assert bed.sh("bookworm", "ls /tmp/grub 2>/dev/null || true") == ""
     results, output = bed.play({"bookworm": ("bookworm", settings)})
     assert results["bookworm"]["reasons"] == ["the kernel runs without pci=bfsort intel_iommu=on"], output

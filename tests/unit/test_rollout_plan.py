@@ -257,7 +257,7 @@ def test_the_verdict_says_how_far_it_came():
     assert rollout.rollout_serial(hosts) == [1, 1, 1, 1]
     assert rollout.rollout_hosts({}) == rollout.rollout_hosts({"localhost": {}}) == rollout.NOBODY
     hosts["node1"]["rollout_outcome"] = outcome("replaced", serving=True)
-    hosts["node2"]["rollout_outcome"] = outcome("failed", serving=True, msg="It sang. ")
+    hosts["node2"]["rollout_outcome"] = outcome("failed", serving=True, msg="node2: It sang. ")
     assert rollout.rollout_failed(hosts) == ["node2"]
     assert rollout.rollout_verdict(hosts, made, "node2", max_failures=0) == (
         "node2: It sang. Replaced before: node1. The run stopped there, as rollout_max_failures is 0; not touched: node3 and "
