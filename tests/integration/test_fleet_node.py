@@ -129,7 +129,7 @@ def test_looks_leave_the_node_as_it_was_and_tell_what_it_is(bed: Bed) -> None:
     text = report.stdout
     assert (report.returncode, report.stderr) == (0, ""), text + report.stderr
     assert text.startswith("Please look this through, then send it back with:")
-    assert text.count('"name": "AMD Instinct MI300X"') == 8
+    assert text.count('"name": "AMD Instinct MI300X"') == 16  # the GPUs, and what is on the bus
     total = tree.model.vram_total
     for piece in (
         '"command": "python3 -c import time; time.sleep(600) --api-key ***"',
