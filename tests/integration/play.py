@@ -53,7 +53,8 @@ def write(folder: Path, tasks: list[dict[str, Any]], variables: dict[str, Any], 
         "hosts": "localhost",
         "gather_facts": False,
         "vars": variables,
-        "tasks": [*tasks, {**note, "name": "Note", "changed_when": False, "check_mode": False}],
+        # A task costs a second: it is there only where somebody wants to know.
+        "tasks": [*tasks, *([{**note, "name": "Note", "changed_when": False, "check_mode": False}] if facts else [])],
     }
     path = folder / "play.yml"
     path.write_text(json.dumps([play]), encoding="utf-8")
