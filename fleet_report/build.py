@@ -20,7 +20,7 @@ from fleet_report.words import natural
 
 FORMAT = 1
 #: Roles whose plays are about the nodes of the fleet.
-NODE_ROLES = frozenset({"vllm_server", "rollout", "vllm_image", "hf_cache", "benchmark"})
+NODE_ROLES = frozenset({"vllm_server", "rollout", "vllm_image", "hf_cache", "benchmark", "burnin"})
 #: Roles of plays that may leave a server changed; their failures are worth a report.
 CHANGING_ROLES = frozenset({"vllm_server", "rollout", "rollback"})
 _PICKED = {
@@ -40,6 +40,7 @@ _PICKED = {
         "msg",
     ),
     "vllm_chat": ("results", "msg"),
+    "burnin_report": ("finding",),
     "vllm_drained": ("drained", "elapsed", "says", "msg"),
 }
 _ANSWER = ("name", "api", "content", "finish_reason", "usage", "ttft", "tokens_per_second", "error")
@@ -83,12 +84,12 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
 
 
 def worth_a_page(report: Mapping[str, Any]) -> bool:
-    """Whether somebody will want to look: a server was changed or measured, or a deployment failed."""
+    """Whether somebody will want to look: a server was changed or measured, GPUs were tried, or a deployment failed."""
     if report["check_mode"]:
         return False
     nodes = report["nodes"]
     bad = any(n["outcome"] in ("failed", "restored", "unreachable") for n in nodes)
-    return any(n["changed"] or n["benchmark"] for n in nodes) or (bool(report["changing"]) and bad)
+    return any(n["changed"] or n["benchmark"] or n["burn_in"] for n in nodes) or (bool(report["changing"]) and bad)
 
 
 def _foreign(task: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
@@ -162,7 +163,10 @@ def _node(
         "timeline": timeline.joined(stretches),
         "down": [[round(at, 3), round(to, 3)] for at, to in down],
         "benchmark": (run.get("benchmarks") or {}).get(host),
+        "burn_in": [r["data"]["finding"] for r in results if r["data"].get("finding")],
     }
+    if node["burn_in"] and node["outcome"] == "untouched":
+        node["outcome"] = "tried"
     if node["downtime"] is not None and not restored and started.get("downtime") is not None:
         node["downtime"] = started["downtime"]  # as the node itself measured it
     return node
@@ -210,7 +214,10 @@ def _failure(
 def _node_outcome(
     host: str, run: Mapping[str, Any], last: Mapping[str, Mapping[str, Any]], failure: Mapping[str, Any] | None
 ) -> str:
-    """One word: unreachable, failed, restored, replaced, deployed, started, updated, stopped, unchanged, untouched."""
+    """One word: unreachable, failed, restored, replaced, deployed, started, updated, stopped, unchanged, untouched.
+
+    The last becomes ``tried`` for a node whose GPUs were burned in.
+    """
     if host in run.get("unreachable", ()):
         return "unreachable"
     started, restored = last.get("started"), last.get("restored")

@@ -50,6 +50,7 @@ def render(report: Mapping[str, Any]) -> str:
         width=WIDTH,
         dense=len(drawn) > MANY,
         measured=[node for node in nodes if node["benchmark"]],
+        tried=[node for node in nodes if node["burn_in"]],
         compared=[node for node in nodes if node["started"] or node["answers"]],
         shared=shared(nodes),
         outcomes=summary.OUTCOMES,

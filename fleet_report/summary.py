@@ -18,6 +18,7 @@ OUTCOMES = {
     "updated": "updated",
     "stopped": "stopped",
     "unchanged": "unchanged",
+    "tried": "burned in",
     "untouched": "not reached",
 }
 BAD = ("failed", "unreachable", "restored")

@@ -59,7 +59,7 @@ def test_figures_skips_and_refusals(tmp_path: Path) -> None:
     done = subprocess.run(
         [play.PLAYBOOK, "-i", str(inventory), "playbooks/burnin.yml"],
         cwd=play.ROOT,
-        env={**play.environment(), "HOME": str(tmp_path / "home")},
+        env={**play.environment(), "HOME": str(tmp_path / "home"), "VLLM_FLEET_REPORTS": str(tmp_path / "reports")},
         capture_output=True,
         text=True,
         timeout=300,
@@ -73,6 +73,13 @@ def test_figures_skips_and_refusals(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     levels = {node: [one["level"] for one in rows] for node, rows in results.items()}
     assert levels == {"slow": ["ok", "ok", "ok", "refused"], "bare": ["unknown"] * 4}
+    (page,) = (tmp_path / "reports").glob("*/index.html")
+    assert f"Report: {page}" in done.stdout
+    assert "3 nodes: 1 burned in, 2 failed" in page.read_text()
+    for row_of in ("slow", "all_reduce_perf", "busbw 250.0 GB/s", "busbw 304 GB/s or more", "bare"):
+        assert f">{row_of}<" in page.read_text()
+    report = json.loads(page.with_name("report.json").read_text())
+    assert [(node["name"], len(node["burn_in"])) for node in report["nodes"]] == [("bare", 4), ("busy", 0), ("slow", 4)]
     conf = tmp_path / "slow/opt/share/rocm-validation-suite/conf/MI300X"
     assert Path(f"{rvs}.called").read_text().splitlines() == [
         f"-c {conf}/gst_single.conf",
