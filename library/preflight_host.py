@@ -53,6 +53,10 @@ options:
     description: Whether a missing or unwanted driver will be installed, so that it is no reason to refuse.
     type: bool
     default: true
+  allows_reboot:
+    description: Whether a deployment may reboot the node for a driver that waits for it.
+    type: bool
+    default: false
   sets_numa_balancing:
     description: Whether C(kernel.numa_balancing) will be set.
     type: bool
@@ -262,6 +266,7 @@ def main() -> None:
             "utilization": {"type": "float"},
             "name": {"type": "str", "default": "vllm"},
             "installs_driver": {"type": "bool", "default": True},
+            "allows_reboot": {"type": "bool", "default": False},
             "sets_numa_balancing": {"type": "bool", "default": True},
             "min_ram": {"type": "int"},
             "image": {"type": "str", "default": ""},
@@ -335,6 +340,7 @@ def look(options: dict[str, Any]) -> tuple[dict[str, Any], list[findings.Finding
         utilization=share,
         used=used,
         installs_driver=options["installs_driver"],
+        allows_reboot=options["allows_reboot"],
         sets_numa_balancing=options["sets_numa_balancing"],
         min_ram=options["min_ram"],
         port=options["port"],

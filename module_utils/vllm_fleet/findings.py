@@ -58,6 +58,7 @@ class Expected:
     utilization: float = 0.0  # of each GPU's memory, that the server will ask for; 0 does not compare
     used: Sequence[int] | None = None  # indices of the GPUs that it will use; None is all
     installs_driver: bool = True
+    allows_reboot: bool = False
     sets_numa_balancing: bool = True
     min_ram: int | None = None  # None: by the GPU's name
     port: int = 0
@@ -170,7 +171,8 @@ def _driver(driver: Mapping[str, Any], expected: Expected) -> list[Finding]:
         found = Finding("unknown", "driver", wanted, f"{name}, not compared", "see rocm_allowed_driver_versions")
     elif not driver["allowed"]:
         keep = "add it to rocm_allowed_driver_versions"
-        remedy = f"the role rocm replaces it; to keep it, {keep}" if by_role else keep
+        boot = "and reboots" if expected.allows_reboot else "and stops before the reboot (rocm_allow_reboot)"
+        remedy = f"the role rocm replaces it {boot}; to keep it, {keep}" if by_role else keep
         found = Finding(mended, "driver", wanted, f"{name}, not on the list", remedy)
     else:
         found = Finding("ok", "driver", wanted, str(name))
@@ -184,6 +186,8 @@ def _driver(driver: Mapping[str, Any], expected: Expected) -> list[Finding]:
             f"another ({which}{', not on the list' if unwanted else ''})",
             "the next boot brings it: install an allowed one, or add it to rocm_allowed_driver_versions"
             if unwanted
+            else "a deployment reboots it, drained"
+            if expected.allows_reboot
             else "reboot once nothing is served, or set rocm_allow_reboot: true",
         )
         return [found, waiting]

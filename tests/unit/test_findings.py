@@ -122,6 +122,35 @@ def test_one_thing_wrong(tmp_path, scenario, changes, expected, what, level, wor
     assert bool(found.remedy) == (level != "ok")
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected", "what", "words"),
+    [
+        (
+            {"driver__allowed": False},
+            {},
+            "driver",
+            "replaces it and stops before the reboot (rocm_allow_reboot); to keep it",
+        ),
+        (
+            {"driver__allowed": False},
+            {"allows_reboot": True},
+            "driver",
+            "replaces it and reboots; to keep it, add it to",
+        ),
+        ({"driver__allowed": False}, {"installs_driver": False}, "driver", "add it to rocm_allowed_driver_versions"),
+        ({"driver__reboot_required": True}, {}, "driver on disk", "or set rocm_allow_reboot: true"),
+        (
+            {"driver__reboot_required": True},
+            {"allows_reboot": True},
+            "driver on disk",
+            "a deployment reboots it, drained",
+        ),
+    ],
+)
+def test_what_a_reboot_would_mend(tmp_path, changes, expected, what, words):
+    assert words in judged(node(tmp_path, **changes), **expected)[what].remedy
+
+
 def test_ram_is_left_alone_on_request_and_for_gpus_that_amd_names_no_figure_for(tmp_path):
     facts = node(tmp_path)
     assert "RAM" not in judged(facts, min_ram=0)
