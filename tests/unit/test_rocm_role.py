@@ -1,5 +1,6 @@
 """Role rocm as data: what it would write on each distribution, rendered by Ansible itself."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -49,28 +50,19 @@ def probe(distribution):
     return {"os": {"id": name, "version_id": version}, "kernel": kernel, "driver": {}}
 
 
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
-    """Render the role's templates and variables for every distribution and release, in one run of Ansible."""
-    folder = tmp_path_factory.mktemp("rendered")
+def rendering(folder, cases, wanted):
+    """Evaluate expressions of the role for every case (name -> variables), in one run of Ansible; {case: {name: value}}."""
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
-    cases = {f"{d}_{r}": {"rocm_probe": probe(d), "rocm_driver_version": r} for d in TABLE for r in RELEASES}
     # Role defaults are the weakest of all variables; group_vars of the inventory come nearest to that.
     inventory = {"all": {"hosts": cases, "vars": defaults}}
-    wanted = [
-        f"'sources': lookup('template', '{ROLE}/templates/amdgpu.sources.j2')",
-        f"'pref': lookup('template', '{ROLE}/templates/amdgpu.pref.j2')",
-        "'kernel_packages': __rocm_header_packages + __rocm_optional_packages",
-        "'build': __rocm_distribution.build",
-        "'version': __rocm_package_version",
-        "'enabled': rocm_enabled",
-    ]
+    message = "{{ {" + ", ".join(f"'{name}': {expression}" for name, expression in wanted.items()) + "} }}"
     play = {
         "hosts": "all",
         "gather_facts": False,
         "vars_files": [str(ROLE / "vars/main.yml")],
-        "tasks": [{"name": "Render", "ansible.builtin.debug": {"msg": "{{ {" + ", ".join(wanted) + "} }}"}}],
+        "tasks": [{"name": "Render", "ansible.builtin.debug": {"msg": message}}],
     }
+    (folder / "templates").symlink_to(ROLE / "templates")
     (folder / "inventory.yml").write_text(yaml.safe_dump(inventory, sort_keys=False))
     (folder / "play.yml").write_text(yaml.safe_dump([play], sort_keys=False))
     done = subprocess.run(
@@ -91,6 +83,21 @@ def rendered(tmp_path_factory):
     answer = json.loads(done.stdout[done.stdout.index("{") :])
     hosts = answer["plays"][0]["tasks"][0]["hosts"]
     return {case: hosts[case]["msg"] for case in cases}
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    """The role's templates and variables for every distribution and release."""
+    cases = {f"{d}_{r}": {"rocm_probe": probe(d), "rocm_driver_version": r} for d in TABLE for r in RELEASES}
+    wanted = {
+        "sources": f"lookup('template', '{ROLE}/templates/amdgpu.sources.j2')",
+        "pref": f"lookup('template', '{ROLE}/templates/amdgpu.pref.j2')",
+        "kernel_packages": "__rocm_header_packages + __rocm_optional_packages",
+        "build": "__rocm_distribution.build",
+        "version": "__rocm_package_version",
+        "enabled": "rocm_enabled",
+    }
+    return rendering(tmp_path_factory.mktemp("rendered"), cases, wanted)
 
 
 @pytest.mark.parametrize("distribution", TABLE)
@@ -162,3 +169,139 @@ def test_every_address_is_a_variable():
             and "meta" not in path.parts
         ):
             assert "://" not in path.read_text().replace("https?://", ""), path
+
+
+# --- what is left to do, by what the probe found
+
+DKMS = "/lib/modules/k/updates/dkms/amdgpu.ko"
+GOOD = {
+    "driver": {
+        "loaded": True,
+        "version": "6.16.13",
+        "allowed": True,
+        "package": "1:6.16.13.30300400-1.24.04",
+        "package_allowed": True,
+        "on_disk": DKMS,
+        "on_disk_version": "6.16.13",
+        "reboot_required": False,
+    },
+    "kernel": {
+        "missing": [],
+        "cmdline": "ro pci=bfsort,realloc=off iommu=pt",
+        "blacklisted_by": [],
+        "load_unit": None,
+        "numa_balancing": 0,
+        "numa_balancing_persistent": "0",
+    },
+    "groups": {"video": 44, "render": 104},
+    "members": {"video": ["ops", "ada"], "render": ["ops"]},
+    "user": {"name": "ops", "missing_groups": []},
+    "devices": [{"path": "/dev/kfd", "gid": 104, "mode": "0660"}],
+}
+INBOX = {"version": None, "allowed": False}
+UNIT = hashlib.sha256((ROLE / "templates/vllm-fleet-amdgpu.service.j2").read_bytes()).hexdigest()
+KEPT_OUT = {"blacklisted_by": ["/etc/modprobe.d/vendor.conf"]}
+WAITS = ["the amdgpu module on disk (6.16.13) is not the one in memory (of the distribution)"]
+# What the probe found otherwise than GOOD by part, variables, the parts of the role that have work, why only a boot helps.
+DECISIONS = {
+    "all is right": ({}, {}, [], []),
+    "no driver": (
+        {
+            "driver": {
+                **INBOX,
+                "loaded": False,
+                "package": None,
+                "package_allowed": False,
+                "on_disk": None,
+                "on_disk_version": None,
+            }
+        },
+        {},
+        ["install"],
+        [],
+    ),
+    "installed, waits for its boot": ({"driver": {**INBOX, "reboot_required": True}}, {}, [], WAITS),
+    "installed, not loaded": ({"driver": {**INBOX, "loaded": False}}, {}, ["load"], []),
+    "a kernel that nothing was built for": (
+        {"driver": {**INBOX, "on_disk": "/lib/modules/k/kernel/amdgpu.ko", "on_disk_version": None}},
+        {},
+        ["install"],
+        [],
+    ),
+    "not to be installed": ({"driver": {**INBOX, "package_allowed": False}}, {"rocm_install_driver": False}, [], []),
+    "good in memory, an unwanted one on disk": (
+        {"driver": {"reboot_required": True, "package_allowed": False}},
+        {},
+        [],
+        [],
+    ),
+    "good in memory, one built by hand on disk": (
+        {"driver": {"reboot_required": True, "package": None, "package_allowed": False, "version": "6.10.5"}},
+        {},
+        [],
+        ["the amdgpu module on disk (6.16.13) is not the one in memory (6.10.5)"],
+    ),
+    "kept out and wanted": ({"kernel": KEPT_OUT}, {"rocm_load_blacklisted_driver": True}, ["load"], []),
+    "kept out, the unit is there": (
+        {"kernel": {**KEPT_OUT, "load_unit": UNIT}},
+        {"rocm_load_blacklisted_driver": True},
+        [],
+        [],
+    ),
+    "kept out, an older unit": (
+        {"kernel": {**KEPT_OUT, "load_unit": "0" * 64}},
+        {"rocm_load_blacklisted_driver": True},
+        ["load"],
+        [],
+    ),
+    "users, all in": ({}, {"rocm_users": ["ops"]}, [], []),
+    "users, one lacks a group": ({}, {"rocm_users": ["ops", "ada"]}, ["access"], []),
+    "the connecting user lacks one": ({"user": {"missing_groups": ["render"]}}, {}, ["access"], []),
+    "a group is missing": ({"groups": {"render": None}}, {}, ["access"], []),
+    "a device of root's": ({"devices": [{"path": "/dev/kfd", "gid": 0, "mode": "0600"}]}, {}, ["access"], []),
+    "numa balancing on": ({"kernel": {"numa_balancing": 1}}, {}, ["kernel"], []),
+    "numa balancing off until the boot": ({"kernel": {"numa_balancing_persistent": None}}, {}, ["kernel"], []),
+    "a kernel without it": ({"kernel": {"numa_balancing": None, "numa_balancing_persistent": None}}, {}, [], []),
+    "command line, complete": ({}, {"rocm_manage_kernel_cmdline": True}, [], []),
+    "command line, left alone": ({"kernel": {"missing": ["iommu=pt"], "cmdline": "ro"}}, {}, [], []),
+    "command line, a word of AMD's": (
+        {"kernel": {"missing": ["iommu=pt"], "cmdline": "ro pci=bfsort,realloc=off"}},
+        {"rocm_manage_kernel_cmdline": True},
+        ["kernel"],
+        ["the kernel runs without iommu=pt"],
+    ),
+    "command line, a word of one's own": (
+        {},
+        {"rocm_manage_kernel_cmdline": True, "rocm_kernel_cmdline": ["iommu=pt", "intel_iommu=on"]},
+        ["kernel"],
+        ["the kernel runs without intel_iommu=on"],
+    ),
+}
+
+
+def changed(parts):
+    """GOOD with some facts otherwise."""
+    return {
+        name: {**value, **parts[name]} if isinstance(value, dict) and name in parts else parts.get(name, value)
+        for name, value in GOOD.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory):
+    cases = {
+        f"case{n}": {"rocm_probe": changed(parts), **variables}
+        for n, (parts, variables, _, _) in enumerate(DECISIONS.values())
+    }
+    wanted = {part: f"__rocm_{part}_needed | bool" for part in ("install", "load", "access", "kernel", "work")}
+    found = rendering(tmp_path_factory.mktemp("decided"), cases, {**wanted, "reasons": "__rocm_reboot_reasons"})
+    return dict(zip(DECISIONS, found.values(), strict=True))
+
+
+@pytest.mark.parametrize("case", DECISIONS)
+def test_what_is_left_to_do(decided, case):
+    _, _, parts, reasons = DECISIONS[case]
+    got = decided[case]
+    assert [part for part in ("install", "load", "access", "kernel") if got[part]] == parts
+    assert got["reasons"] == reasons
+    assert got["work"] == bool(parts or reasons)
