@@ -117,6 +117,7 @@ def _node(
     down: list[list[float]] = []
     last: dict[str, Mapping[str, Any]] = {}
     answers: list[Mapping[str, Any]] = []
+    stopped: float | None = None  # for a reboot: it is without a server until the next start
     for one in results:
         task = tasks[one["task"]]
         begin, end = starts.get((one["task"], host), task["at"]), one["at"]
@@ -129,9 +130,13 @@ def _node(
             stretches.append({"phase": "check", "from": begin, "to": end})
         elif module == "vllm_server" and (state or "started") == "started":
             parts, gap = timeline.server_stretches(begin, end, one["data"])
+            if stopped is not None and "start" in (one["data"].get("actions") or []):
+                gap, stopped = [stopped, end], None
             stretches += parts
             down += [gap] if gap else []
         else:
+            if module == "vllm_server" and state == "stopped" and one["changed"]:
+                stopped = begin
             stretches.append({"phase": timeline.phase_of(task, state), "from": begin, "to": end})
     restored = last.get("restored")
     if restored and not _went_back(restored):
@@ -167,8 +172,9 @@ def _node(
     }
     if node["burn_in"] and node["outcome"] == "untouched":
         node["outcome"] = "tried"
-    if node["downtime"] is not None and not restored and started.get("downtime") is not None:
-        node["downtime"] = started["downtime"]  # as the node itself measured it
+    measured = started.get("downtime")
+    if node["downtime"] is not None and not restored and measured is not None and "stopped" not in last:
+        node["downtime"] = measured  # as the node itself measured it
     return node
 
 

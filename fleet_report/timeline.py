@@ -11,6 +11,7 @@ PHASES = {
     "prepare": "prepared: engine, driver",
     "stage": "staging image and weights",
     "drain": "drained, finishing its requests",
+    "boot": "reboots",
     "down": "no server: the old one stops, the new one is made",
     "load": "the new server loads",
     "verify": "asked for answers",
@@ -26,6 +27,7 @@ _ROLES = {
     "vllm_image": "stage",
     "hf_cache": "stage",
     "benchmark": "benchmark",
+    "burnin": "benchmark",
 }
 _STATES = {"restored": "restore", "started": "load", "stopped": "down", "absent": "down"}
 #: Stretches that are closer to each other than this are one, where they are of the same phase.
@@ -42,6 +44,8 @@ def phase_of(task: Mapping[str, Any], state: str | None = None) -> str:
         return _STATES.get(state or "started", "check")
     if action == "vllm_chat":
         return "verify"
+    if action == "reboot":
+        return "boot"
     if action == "vllm_drained" or "drain" in name:
         return "drain"
     if "admit" in name:

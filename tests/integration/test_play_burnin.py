@@ -68,7 +68,8 @@ def test_figures_skips_and_refusals(tmp_path: Path) -> None:
     said = done.stdout + done.stderr
     assert done.returncode != 0, said
     assert "slow: all_reduce_perf: expected busbw 304 GB/s or more, found busbw 250.0 GB/s; check the links" in said
-    assert "busy: a burn-in needs idle GPUs, and" in said and "use them; stop that first. Nothing was started." in said
+    assert "busy: a burn-in needs idle GPUs, and they are used by pid 4711 (" in said
+    assert "); stop that first. Nothing was started." in said
     assert "bare  unknown  gst " in done.stdout
     results = json.loads((tmp_path / "results.json").read_text())
     levels = {node: [one["level"] for one in rows] for node, rows in results.items()}

@@ -198,6 +198,43 @@ def test_figures_of_a_benchmark():
     assert "vllm bench serve" in page.render(report)
 
 
+def test_a_reboot_counts_as_time_without_a_server():
+    run = Run(1)
+    run.play("vllm_server")
+    one = {"node1": (3.0, "ok", {"actions": ["stop"]})}
+    run.task("Stop our own server", "rocm", "vllm_server", one, state="stopped", changed=True)
+    run.task(
+        "Reboot and wait for the node", "rocm", "ansible.builtin.reboot", {"node1": (300.0, "ok", {})}, changed=True
+    )
+    stages = [*STAGES[:-1], {"stage": "ready", "at": 100.0}]
+    started = {"actions": ["start"], "stages": stages, "downtime": None, "differences": []}
+    run.task(
+        "Run the server", "vllm_server", "vllm_server", {"node1": (101.0, "ok", started)}, state="started", changed=True
+    )
+    report = report_of(run)
+    first = node(report, "node1")
+    assert (first["outcome"], first["downtime"], first["down"]) == ("started", 404.0, [[0.0, 404.0]])
+    assert [s["phase"] for s in first["timeline"]] == ["down", "boot", "check", "load"]
+    assert "reboots</span>" in page.render(report)
+
+
+def test_a_burn_in_stands_on_the_page():
+    run = Run(2)
+    run.play("burnin")
+    finding = {"level": "refused", "what": "all_reduce_perf", "expected": "304 <GB/s>", "got": "250", "remedy": "look"}
+    good = {**finding, "level": "ok", "what": "gst", "remedy": ""}
+    run.task("Judge gst", "burnin", "burnin_report", {n: (1.0, "ok", {"finding": good}) for n in run.names})
+    run.task("Judge all_reduce_perf", "burnin", "burnin_report", {"node2": (1.0, "ok", {"finding": finding})})
+    report = report_of(run)
+    assert build.worth_a_page(report)
+    assert [n["outcome"] for n in report["nodes"]] == ["tried", "tried"]
+    assert node(report, "node2")["burn_in"] == [good, finding]
+    html = page.render(report)
+    assert "2 nodes: 2 burned in" in html
+    assert "304 &lt;GB/s&gt;" in html
+    assert ">below<" in html
+
+
 def test_what_a_server_says_is_text_and_never_markup():
     run = noop()
     run.events[-1]["data"] = {"results": [{**answers()[0], "content": "<script>alert(1)</script>"}]}
