@@ -49,9 +49,7 @@ class Detached(Job):
         code = 1
         try:
             os.setsid()
-            null = os.open(os.devnull, os.O_RDWR)
-            for stream in (0, 1, 2):  # the connection ends when nobody holds these any more
-                os.dup2(null, stream)
+            _let_go(lock)
             self._work(run_id, work)
             code = 0
         finally:
@@ -85,6 +83,17 @@ class Detached(Job):
             found: dict[str, Any] = json.loads((self._folder / f"{run_id}.answer").read_text(encoding="utf-8"))
             return found
         return None
+
+
+def _let_go(keep: int) -> None:
+    """Close what was inherited: the connection ends, and the job's mutex is free, when nobody holds them any more."""
+    for handle in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        if handle > 2 and handle != keep:
+            with contextlib.suppress(OSError):
+                os.close(handle)
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
 
 
 def perform(name: str, options: Mapping[str, Any], work: Work, secrets: tuple[str, ...] = ()) -> dict[str, Any]:
