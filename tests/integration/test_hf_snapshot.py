@@ -622,6 +622,19 @@ def test_a_hub_that_refuses_stalls_and_breaks_off_is_outlived_and_whole_files_ar
     assert CANARY not in json.dumps(result)
 
 
+def test_a_download_by_xet_that_stands_still_is_taken_up_by_plain_http(hub: Hub, target: Path, hub_python: str) -> None:
+    hub.xet = True
+    options = {"cache": str(target), "source": "hub", "hub_python": hub_python, "hf_token": CANARY, "hub_stall": 2}
+    result = module(hub_endpoint=hub.url, **options)
+    assert result.get("complete"), result
+    assert hub.asked_xet, "Xet was never asked"
+    assert [note for note in result["notes"] if "stood still for 2 s and was taken up by plain HTTP" in note]
+    asked = len(hub.asked_xet)
+    hub.release.set()
+    assert sorted(hub.gets) == sorted(set(hub.gets)) and len(hub.asked_xet) == asked
+    assert (hub_reads(hub_python, target) / SHARD).read_bytes() == hub.files[SHARD]
+
+
 def test_a_hub_that_only_stalls_is_given_up_with_a_sentence(hub: Hub, target: Path, hub_python: str) -> None:
     hub.trouble = {SHARD: ["stall"] * 9}
     options = {"cache": str(target), "source": "hub", "hub_python": hub_python, "hf_token": CANARY, "hub_stall": 1}
