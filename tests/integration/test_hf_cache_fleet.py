@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from fake_hf_cache import COMMIT, FakeCache, model_files
-from hub_standin import CANARY, Hub, hub_python_of, hub_reads
+from hub_standin import CANARY, Hub, hub_reads
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "fleet"))
@@ -196,11 +196,6 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
         yield Bed(fleet, tmp_path_factory.mktemp("controller"))
     finally:
         fleet.down()
-
-
-@pytest.fixture(scope="module")
-def hub_python() -> str:
-    return hub_python_of()
 
 
 def test_a_swarm_brings_it_to_every_node_and_a_second_run_finds_it(bed: Bed, tmp_path: Path, hub_python: str) -> None:
