@@ -69,6 +69,13 @@ def test_the_role_looks_copies_once_and_is_quiet_afterwards(seed: FakeCache, tar
         assert target.exists() is (arguments != ("--check",))
     assert f"{target} has {COMMIT}" in output
     assert "ok=4 " in output  # arguments, one look, the facts, the message
+    # What was served before stays, what is older goes.
+    older = [FakeCache(target, {"config.json": letter.encode()}, commit=letter * 40, ref=None) for letter in "bd"]
+    os.utime(older[0].snapshot, (0, 0))
+    output = run("-e", "hf_cache_prune=true")
+    assert "changed=1 " in output and "failed=0" in output, output
+    assert [model.snapshot.exists() for model in older] == [False, True]
+    assert (target / "hub" / seed.repo.name / "snapshots" / COMMIT / SHARD).exists()
     (target / "hub" / seed.repo.name / "blobs" / blob_name(SHARD, seed.files[SHARD])).unlink()
     shared = run("-e", "hf_cache_source=shared")
     assert f"the shared cache {target} cannot be served from" in shared
