@@ -5,7 +5,6 @@ The first line comes after five seconds, each following pause is half as long ag
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,10 @@ if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by thi
     ansible.module_utils.__path__.append(_SHARED)
 
 from ansible.module_utils.vllm_fleet.amounts import part_of  # noqa: E402
+from ansible.module_utils.vllm_fleet.patience import PATIENCE, patiently  # noqa: E402
 
 display = Display()
 
-#: A node that does not answer for this many seconds is unreachable; the work goes on there all the same.
-PATIENCE = 120.0
 FIRST_PAUSE = 5.0
 LONGEST_PAUSE = 60.0
 
@@ -64,18 +62,12 @@ class ActionModule(ActionBase):
         return result
 
     def _call(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE
-        pause = 1.0
-        while True:
-            try:
-                answer: dict[str, Any] = self._execute_module(
-                    module_name=self._task.action, module_args=args, task_vars=task_vars
-                )
-                return answer
-            except AnsibleConnectionFailure:
-                # Only work that already runs is worth the patience; a node that was never reached is down.
-                if "follow" not in args or time.monotonic() + pause > deadline:
-                    raise
-                time.sleep(pause)
-                pause = min(2 * pause, 15.0)
-                self._connection.reset()
+        def ask() -> dict[str, Any]:
+            answer: dict[str, Any] = self._execute_module(
+                module_name=self._task.action, module_args=args, task_vars=task_vars
+            )
+            return answer
+
+        # Only work that already runs is worth the patience; a node that was never reached is down.
+        seconds = PATIENCE if "follow" in args else 0.0
+        return patiently(ask, AnsibleConnectionFailure, self._connection.reset, seconds=seconds)

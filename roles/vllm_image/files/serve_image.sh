@@ -84,4 +84,4 @@ CONFIG
 esac
 exec systemd-run --quiet --collect --unit "$unit" --property "RuntimeMaxSec=$seconds" --property NoNewPrivileges=yes \
   --property "ExecStopPost=-/bin/rm -rf $run $storage $cache/$archive.served" -- \
-  "$python" "$cache/image_transfer.py" guard "$port" "$idle" -- "$@"
+  "$python" "$cache/image_transfer.py" guard "$port" "$idle" "$@"
