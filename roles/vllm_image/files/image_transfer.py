@@ -217,9 +217,11 @@ def load_file(engine: DockerApi, path: Path) -> None:
 
 
 def fetch(engine: DockerApi, address: str, port: int, pem: Path) -> None:
-    """Load the archive that another node serves, without keeping a copy. The certificate's folder goes: it was for this."""
+    """Load the archive that another node serves, without keeping a copy; the certificate was for this once."""
     connection = http.client.HTTPSConnection(address, port, context=tls(pem, server=False), timeout=120)
-    shutil.rmtree(pem.parent, ignore_errors=True)
+    pem.unlink()
+    with contextlib.suppress(OSError):
+        pem.parent.rmdir()
     try:
         connection.request("GET", _PATH)
         response = connection.getresponse()
