@@ -331,7 +331,7 @@ def test_the_seed_alone_downloads_through_a_bad_hub_and_a_disk_fills_up_meanwhil
     total = sum(map(len, files.values()))
     source: dict[str, Any] = {"hf_cache_source": "hub", "hf_cache_revision": COMMIT, "hf_cache_hub_stall": 4}
     bed.slow("16mbit")
-    with serving(Hub(files, host=host)) as hub, bed.small_disk("node3", f"{total + 3 * MB}"):
+    with serving(Hub(files, host=host)) as hub, bed.small_disk("node3", f"{total + 6 * MB}"):
         source |= {"hf_cache_hub_endpoint": hub.url, "hf_token": CANARY}
         hub.trouble = {
             "model-00001-of-00004.safetensors": ["429"],
