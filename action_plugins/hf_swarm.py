@@ -6,10 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ansible.module_utils
 from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+
+_SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
+if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
+    ansible.module_utils.__path__.append(_SHARED)
+
+from ansible.module_utils.vllm_fleet.amounts import size, time_left  # noqa: E402
 
 display = Display()
 
@@ -22,27 +29,6 @@ FIRST_PAUSE = 5.0
 LONGEST_PAUSE = 60.0
 
 
-def size(count: float) -> str:
-    """Write bytes as a person reads them: 12 B, 3.4 MB, 690.2 GB."""
-    number = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.2f} TB"
-
-
-def clock(seconds: int | None) -> str:
-    """Write the time left as a person reads it."""
-    if seconds is None:
-        return "no end in sight"
-    if seconds < 60:
-        return f"{seconds} s left"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02} s left"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02} min left"
-
-
 def line(host: str, label: str, answer: dict[str, Any]) -> str:
     """Write one progress line of one node."""
     where = f"[{host}] {label}"
@@ -52,7 +38,7 @@ def line(host: str, label: str, answer: dict[str, Any]) -> str:
     percent = 100 * done // total if total else 100
     if answer.get("finished"):
         return f"{where}: all {size(total)} there, {size(answer.get('received') or 0)} of it came now"
-    moving = f"{size(answer.get('rate') or 0)}/s, {clock(answer.get('eta'))}, {answer.get('peers')} peer(s)"
+    moving = f"{size(answer.get('rate') or 0)}/s, {time_left(answer.get('eta'))}, {answer.get('peers')} peer(s)"
     return f"{where}: {percent} % of {size(total)}, {moving}"
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import time
+from pathlib import Path
 from typing import Any
 
+import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-display = Display()
+_SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
+if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
+    ansible.module_utils.__path__.append(_SHARED)
 
-#: A node that does not answer for this many seconds is unreachable; the command goes on there all the same.
-PATIENCE = 120.0
+from ansible.module_utils.vllm_fleet.patience import PATIENCE, patiently  # noqa: E402
+
+display = Display()
 
 
 class ActionModule(ActionBase):
@@ -41,21 +45,15 @@ class ActionModule(ActionBase):
         return result
 
     def _call(self, args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE
-        pause = 1.0
-        while True:
-            try:
-                answer: dict[str, Any] = self._execute_module(
-                    module_name="long_command", module_args=args, task_vars=task_vars
-                )
-                return answer
-            except AnsibleConnectionFailure:
-                # Only a command that already runs is worth the patience; a node that was never reached is down.
-                if "follow" not in args or time.monotonic() + pause > deadline:
-                    raise
-                time.sleep(pause)
-                pause = min(2 * pause, 15.0)
-                self._connection.reset()
+        def ask() -> dict[str, Any]:
+            answer: dict[str, Any] = self._execute_module(
+                module_name="long_command", module_args=args, task_vars=task_vars
+            )
+            return answer
+
+        # Only a command that already runs is worth the patience; a node that was never reached is down.
+        seconds = PATIENCE if "follow" in args else 0.0
+        return patiently(ask, AnsibleConnectionFailure, self._connection.reset, seconds=seconds)
 
 
 def _clip(line: str, width: int = 110) -> str:

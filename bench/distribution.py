@@ -126,7 +126,7 @@ def by_rsync(net: Net, count: int, seed: FakeCache, folder: Path) -> float:
         staging = cache / ".vllm-fleet" / "staging" / COMMIT
         staging.mkdir(parents=True)
         source = f"rsync://{net.addresses[0]}:8730/blobs/"
-        argv = ["rsync", "--times", "--dirs", "--copy-links", "--whole-file", source, f"{staging}/"]
+        argv = ["rsync", "--times", "--dirs", "--copy-links", source, f"{staging}/"]
         if net.start(number, argv, folder / f"rsync{number}.log").wait(LIMIT):
             raise RuntimeError((folder / f"rsync{number}.log").read_text()[-300:])
         place(cache, seed)

@@ -31,6 +31,14 @@ options:
     description: Bytes of memory that must stay available.
     type: int
     default: 17179869184
+  wait:
+    description:
+      - Seconds that one call waits for the end; the reading goes on without the connection. Set by the action plugin.
+      - Without it, the call takes as long as the reading does.
+    type: float
+  follow:
+    description: Run to follow, as returned in RV(run_id). Set by the action plugin.
+    type: str
 attributes:
   check_mode:
     support: full
@@ -69,6 +77,22 @@ skipped_because:
   description: Why it was not done, or not to the end; empty otherwise.
   type: str
   returned: always
+run_id:
+  description: Identity of the run, for O(follow).
+  type: str
+  returned: while it runs
+step:
+  description: What is being done. How far it is, RV(done) and RV(total) tell.
+  type: str
+  returned: while it runs
+done:
+  description: Bytes read by now.
+  type: int
+  returned: while it runs
+total:
+  description: Bytes to read.
+  type: int
+  returned: while it runs
 elapsed:
   description: Seconds it took.
   type: float
@@ -82,7 +106,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import prewarm, snapshot
+from ansible.module_utils.vllm_fleet import detached, prewarm, snapshot
+from ansible.module_utils.vllm_fleet.meter import Meter
 
 
 def weight_files(options: dict[str, Any]) -> list[Path]:
@@ -102,10 +127,12 @@ def main() -> None:
             "cache": {"type": "path", "required": True},
             "rate": {"type": "int", "default": 2000000000},
             "reserve": {"type": "int", "default": 17179869184},
+            "wait": {"type": "float"},
+            "follow": {"type": "str"},
         },
         supports_check_mode=True,
     )
-    options, began = module.params, time.monotonic()
+    options = module.params
     try:
         snapshot.check_repo_id(options["repo_id"])
         snapshot.check_revision(options["revision"])
@@ -113,21 +140,31 @@ def main() -> None:
         module.fail_json(msg=str(error))
     if options["rate"] <= 0:
         module.fail_json(msg=f"rate is {options['rate']} bytes a second; give more than 0.")
-    found = prewarm.Warmth()
+    if module.check_mode:
+        options = {**options, "wait": None}
+    result = detached.perform("hf_prewarm", options, lambda meter: work(options, meter, dry=module.check_mode))
+    if result.get("failed"):
+        module.fail_json(**result)
+    module.exit_json(**result)
+
+
+def work(options: dict[str, Any], meter: Meter, *, dry: bool) -> dict[str, Any]:
+    """Read the weights in, or with `dry` only tell how much of them is there; return the module's result."""
+    found, began = prewarm.Warmth(), time.monotonic()
     try:
         files = weight_files(options)
-        if module.check_mode:
+        if dry:
             found.resident_before = found.resident_after = sum(prewarm.resident(path) for path in files)
             found.skipped = "check mode"
         else:
-            found = prewarm.warm(files, options["rate"], options["reserve"])
+            found = prewarm.warm(files, options["rate"], options["reserve"], meter)
         if not files:
             found.skipped = f"there are no safetensors files of {options['repo_id']} in {options['cache']}"
     except OSError as error:  # a server starts without it too, only slower
         found.skipped = f"the weights could not be read ({error})"
     result = dataclasses.asdict(found)
     result["skipped_because"] = result.pop("skipped")  # Ansible takes a result with `skipped` for a skipped task
-    module.exit_json(changed=False, elapsed=round(time.monotonic() - began, 2), **result)
+    return {"changed": False, "elapsed": round(time.monotonic() - began, 2), **result}
 
 
 if __name__ == "__main__":

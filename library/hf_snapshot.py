@@ -101,10 +101,20 @@ options:
       - Seconds without a byte after which a download is ended and taken up again, without Xet from then on.
     type: int
     default: 300
+  wait:
+    description:
+      - Seconds that one call waits for the end; the work goes on without the connection. Set by the action plugin.
+      - Without it, the call takes as long as the work does.
+    type: float
+  follow:
+    description: Run to follow, as returned in RV(run_id). Set by the action plugin.
+    type: str
 notes:
   - Run as root, new files get the owner of the folder that they come into. Their mode is 0644, of folders 0755, so
     that containers of any user can read them.
   - A run that finds another one writing into the same cache waits for it.
+  - In a play, the action plugin of the same name shows how far a download, a copy or the hashing is. When the controller
+    dies or the connection drops, the work goes on on the node, and the next run that asks for the same joins it.
 author: vllm-fleet
 """
 
@@ -234,6 +244,22 @@ manifest:
     files:
       description: Path to size in bytes and blob name.
       type: dict
+run_id:
+  description: Identity of the run, for O(follow).
+  type: str
+  returned: while it runs
+step:
+  description: What is being done. How far it is, RV(done) and RV(total) tell.
+  type: str
+  returned: while it runs
+done:
+  description: Bytes done of this step.
+  type: int
+  returned: while it runs
+total:
+  description: Bytes of this step, 0 where nothing is counted.
+  type: int
+  returned: while it runs
 failure:
   description: Class, evidence and remedy.
   type: dict
@@ -245,7 +271,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import fetch, hub, snapshot
+from ansible.module_utils.vllm_fleet import detached, fetch, hub, snapshot
+from ansible.module_utils.vllm_fleet.meter import Meter
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "repo_id": {"type": "str", "required": True},
@@ -264,12 +291,13 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "hub_python": {"type": "path"},
     "hub_endpoint": {"type": "str"},
     "hub_stall": {"type": "int", "default": 300},
+    "wait": {"type": "float"},
+    "follow": {"type": "str"},
 }
 
 
-def run(module: AnsibleModule) -> None:
-    """Do what the options ask and leave through the module's exit."""
-    options = module.params
+def work(options: dict[str, Any], meter: Meter, *, dry: bool, diff: bool) -> dict[str, Any]:
+    """Do what the options ask; return the module's result, of a failure too."""
     wish = fetch.Wish(
         cache=Path(options["cache"]),
         repo_id=options["repo_id"],
@@ -284,7 +312,8 @@ def run(module: AnsibleModule) -> None:
         client=hub.Client(
             options["hub_python"], options["hf_token"], options["hub_endpoint"], float(options["hub_stall"])
         ),
-        dry=module.check_mode,
+        dry=dry,
+        meter=meter,
     )
     outcome = fetch.Outcome(snapshot.Report(wish.repo_id, wish.revision), revision=wish.revision)
     try:
@@ -299,14 +328,27 @@ def run(module: AnsibleModule) -> None:
     except (snapshot.SnapshotError, fetch.FetchError) as error:
         failure = getattr(error, "failure", "bad_argument")
         evidence = getattr(error, "evidence", "").splitlines() or [str(item) for item in outcome.report.problems]
-        module.fail_json(
-            msg=str(error),
-            failure={"class": failure, "evidence": evidence, "remedy": str(error)},
+        return {
             **outcome.result(with_manifest=False),
-        )
+            "failed": True,
+            "msg": str(error),
+            "failure": {"class": failure, "evidence": evidence, "remedy": str(error)},
+        }
     result = outcome.result(with_manifest=options["with_manifest"])
-    if module._diff:
+    if diff:
         result["diff"] = outcome.diff()
+    return result
+
+
+def run(module: AnsibleModule) -> None:
+    """Do it, or have it done, and leave through the module's exit."""
+    dry, diff = module.check_mode, module._diff
+    options = {**module.params, "wait": None} if dry else module.params
+    result = detached.perform(
+        "hf_snapshot", options, lambda meter: work(options, meter, dry=dry, diff=diff), secrets=("hf_token",)
+    )
+    if result.get("failed"):
+        module.fail_json(**result)
     module.exit_json(**result)
 
 

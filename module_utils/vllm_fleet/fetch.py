@@ -31,7 +31,9 @@ from ansible.module_utils.vllm_fleet.fetch_source import (
     refs_to,
 )
 from ansible.module_utils.vllm_fleet.hub import Client, apply_hub, hub_source
-from ansible.module_utils.vllm_fleet.snapshot import Manifest, Report
+from ansible.module_utils.vllm_fleet.manifest import Manifest, given_manifest
+from ansible.module_utils.vllm_fleet.meter import Meter
+from ansible.module_utils.vllm_fleet.snapshot import Report
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Wish:
     keep: tuple[str, ...] = ()
     client: Client = field(default_factory=Client)
     dry: bool = False
+    meter: Meter = field(default_factory=Meter)
 
 
 @dataclass
@@ -133,7 +136,7 @@ def _given(wish: Wish) -> tuple[Manifest, tuple[str, ...]] | None:
     if not snapshot.is_commit(commit) or (snapshot.is_commit(wish.revision) and commit != wish.revision):
         raise FetchError(f"The manifest is of commit {commit}, expected {wish.revision}.", "bad_argument")
     origin = "tree" if wish.manifest.get("origin") == "tree" else "links"
-    manifest = replace(snapshot.given_manifest(commit, files), origin=origin)
+    manifest = replace(given_manifest(commit, files), origin=origin)
     refs = tuple(str(name) for name in wish.manifest.get("refs") or ())
     for name in refs:
         snapshot.check_revision(name)
@@ -165,7 +168,9 @@ def verified(wish: Wish, outcome: Outcome) -> None:
     check_cache(wish.cache, create=wish.create, write=given is not None)
     revision = given[0].commit if given else wish.revision
     manifest = given[0] if given else None
-    outcome.report = snapshot.inspect(wish.cache, wish.repo_id, revision, wish.verify, manifest=manifest)
+    outcome.report = snapshot.inspect(
+        wish.cache, wish.repo_id, revision, wish.verify, manifest=manifest, meter=wish.meter
+    )
     if given:
         source = Source("", given[0], lambda entry: Path())
         plan = plan_present(wish.cache, outcome.report, source, revision=revision, verify=wish.verify)
@@ -202,7 +207,9 @@ def _plan(wish: Wish, outcome: Outcome) -> Source | None:
     """Find out what is there and what to do; the source is opened only when contents are needed from it."""
     given = _given(wish)
     manifest = given[0] if given else None
-    outcome.report = report = snapshot.inspect(wish.cache, wish.repo_id, wish.revision, wish.verify, manifest=manifest)
+    outcome.report = report = snapshot.inspect(
+        wish.cache, wish.repo_id, wish.revision, wish.verify, manifest=manifest, meter=wish.meter
+    )
     source = own_source(wish.cache, report)
     if source:
         outcome.plan = plan_present(wish.cache, report, source, revision=wish.revision, verify=wish.verify)
@@ -212,7 +219,9 @@ def _plan(wish: Wish, outcome: Outcome) -> Source | None:
     source = _open_source(wish)
     if source is None:
         raise _incomplete(wish, report, "give a source to bring it in from")
-    found = snapshot.inspect(wish.cache, wish.repo_id, source.manifest.commit, wish.verify, manifest=source.manifest)
+    found = snapshot.inspect(
+        wish.cache, wish.repo_id, source.manifest.commit, wish.verify, manifest=source.manifest, meter=wish.meter
+    )
     outcome.report = found
     outcome.plan = plan_present(wish.cache, found, source, revision=wish.revision, verify=wish.verify)
     return source
@@ -235,6 +244,7 @@ def present(wish: Wish, outcome: Outcome) -> None:
     if wish.dry:
         outcome.changed = outcome.plan.done = outcome.report.complete = True
         return
+    wish.meter.begin("waiting for whoever else writes into this cache")
     with locked(wish.cache) as waited:
         if waited:
             source = _plan(wish, outcome)
@@ -242,9 +252,9 @@ def present(wish: Wish, outcome: Outcome) -> None:
                 return
         outcome.changed = True
         if source.label == "hub":
-            apply_hub(wish.cache, wish.repo_id, outcome.plan, wish.client)
+            apply_hub(wish.cache, wish.repo_id, outcome.plan, wish.client, wish.meter)
         else:
-            apply(wish.cache, wish.repo_id, outcome.plan, source)
+            apply(wish.cache, wish.repo_id, outcome.plan, source, wish.meter)
         outcome.plan.done = True
         _conclude(wish, outcome, source)
 

@@ -25,7 +25,9 @@ from ansible.module_utils.vllm_fleet.cache_files import (
 )
 from ansible.module_utils.vllm_fleet.fetch_plan import Plan
 from ansible.module_utils.vllm_fleet.fetch_source import Source
-from ansible.module_utils.vllm_fleet.snapshot import Entry, Report
+from ansible.module_utils.vllm_fleet.manifest import Entry, blob_hash, new_digest
+from ansible.module_utils.vllm_fleet.meter import Meter
+from ansible.module_utils.vllm_fleet.snapshot import Report
 
 COPY_CHUNK = 4 << 20
 COPY_WORKERS = 4
@@ -43,7 +45,7 @@ def _write_link(repo: Path, commit: str, entry: Entry, owner: tuple[int, int] | 
         temporary.replace(link)
 
 
-def _write_blob(repo: Path, entry: Entry, source: Source, owner: tuple[int, int] | None) -> str:
+def _write_blob(repo: Path, entry: Entry, source: Source, owner: tuple[int, int] | None, meter: Meter) -> str:
     """Copy (or move) one blob, hashed on the way and renamed to its name only when whole and right; return the name."""
     blob = repo / "blobs" / str(entry.blob)
     temporary = blob.with_name(f".{entry.blob}{snapshot.PART_SUFFIX}")
@@ -51,11 +53,11 @@ def _write_blob(repo: Path, entry: Entry, source: Source, owner: tuple[int, int]
     with explained(blob):
         try:
             if source.move and device_of(origin) == device_of(blob.parent):
-                got = snapshot.blob_hash(origin, blob.name)
+                got = blob_hash(origin, blob.name, meter)
                 if got == blob.name:
                     origin.replace(temporary)
             else:
-                got = _copy(origin, temporary, blob.name)
+                got = _copy(origin, temporary, blob.name, meter)
             if got != blob.name:
                 if source.move:  # a staging area: left there, the next run would bring nothing instead of it
                     origin.unlink()
@@ -73,21 +75,22 @@ def _write_blob(repo: Path, entry: Entry, source: Source, owner: tuple[int, int]
     return blob.name
 
 
-def _copy(origin: Path, temporary: Path, blob: str) -> str:
+def _copy(origin: Path, temporary: Path, blob: str, meter: Meter) -> str:
     """Copy the content into a file of its own (never a hard link: the source stays its owner's) and return its hash."""
     buffer = memoryview(bytearray(COPY_CHUNK))
     with origin.open("rb", buffering=0) as reader, temporary.open("wb", buffering=0) as writer:
-        digest = snapshot.new_digest(blob, os.fstat(reader.fileno()).st_size)
+        digest = new_digest(blob, os.fstat(reader.fileno()).st_size)
         while count := reader.readinto(buffer):
             digest.update(buffer[:count])
             done = 0
             while done < count:
                 done += writer.write(buffer[done:count])
+            meter.add(count)
         os.fsync(writer.fileno())  # a rename survives a power cut earlier than the content does
     return str(digest.hexdigest())
 
 
-def apply(cache: Path, repo_id: str, plan: Plan, source: Source) -> None:
+def apply(cache: Path, repo_id: str, plan: Plan, source: Source, meter: Meter) -> None:
     """Write what `plan` lists. Raises FetchError; what was finished until then stays and is not fetched again."""
     owner = owner_of(cache)
     repo = snapshot.repo_folder(cache, repo_id)
@@ -95,10 +98,11 @@ def apply(cache: Path, repo_id: str, plan: Plan, source: Source) -> None:
         make_folder(repo / "blobs", owner)
         for name in plan.remove:
             (cache / name).unlink(missing_ok=True)
+    meter.begin("hashing" if source.move else "copying", sum(entry.size or 0 for entry in plan.blobs))
     # The largest first: the last thread then ends with something short.
     queue = sorted(plan.blobs, key=lambda entry: -(entry.size or 0))
     with ThreadPoolExecutor(max_workers=min(COPY_WORKERS, os.cpu_count() or 1)) as pool:
-        pending = [pool.submit(_write_blob, repo, entry, source, owner) for entry in queue]
+        pending = [pool.submit(_write_blob, repo, entry, source, owner, meter) for entry in queue]
         try:
             for job in pending:
                 plan.written.append(job.result())

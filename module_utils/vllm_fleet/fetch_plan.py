@@ -11,7 +11,8 @@ from pathlib import Path
 from ansible.module_utils.vllm_fleet import snapshot
 from ansible.module_utils.vllm_fleet.cache_files import device_of, nearest_existing
 from ansible.module_utils.vllm_fleet.fetch_source import Source, refs_to
-from ansible.module_utils.vllm_fleet.snapshot import Entry, Report
+from ansible.module_utils.vllm_fleet.manifest import Entry, blob_hash, tree_json, tree_manifest
+from ansible.module_utils.vllm_fleet.snapshot import Report
 
 BLOCK = 4096
 """Bytes that a file system gives out at least; many small files take more than the sum of their sizes."""
@@ -91,7 +92,7 @@ def plan_present(cache: Path, report: Report, source: Source, *, revision: str, 
             plan.blobs.append(entry)
     tree = repo / "trees" / f"{manifest.commit}.json"
     if manifest.origin == "tree" and not _tree_usable(tree, manifest.commit):
-        plan.tree = snapshot.tree_json(manifest)
+        plan.tree = tree_json(manifest)
     plan.refs = _plan_refs(repo, revision, manifest.commit, source.refs)
     if plan.blobs or plan.links:
         plan.remove = _stale_litter(cache, repo, report.litter)
@@ -134,14 +135,14 @@ def _blob_usable(blob: Path, entry: Entry, verify: str) -> bool:
     try:
         if not blob.is_file() or blob.stat().st_size != entry.size:
             return False
-        return verify != "full" or snapshot.blob_hash(blob, blob.name) == blob.name
+        return verify != "full" or blob_hash(blob, blob.name) == blob.name
     except OSError:
         return False
 
 
 def _tree_usable(tree: Path, commit: str) -> bool:
     try:
-        snapshot.tree_manifest(tree.read_bytes(), commit)
+        tree_manifest(tree.read_bytes(), commit)
     except (OSError, ValueError, AttributeError):
         return False
     return True

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ansible.module_utils.vllm_fleet import snapshot
 from ansible.module_utils.vllm_fleet.cache_files import FetchError, check_cache
-from ansible.module_utils.vllm_fleet.snapshot import Entry, Manifest, Report
+from ansible.module_utils.vllm_fleet.manifest import Entry, Manifest, blob_hash
+from ansible.module_utils.vllm_fleet.snapshot import Report
 
 LFS_THRESHOLD = 10 << 20
 """Bytes from which a file of unknown hash gets a sha256 name, as the Hub keeps such files in Large File Storage."""
@@ -89,7 +90,7 @@ def filled(entry: Entry, root: Path) -> Entry:
     path = root / entry.path
     size = path.stat().st_size
     kind = "0" * (64 if size >= LFS_THRESHOLD or path.suffix == ".safetensors" else 40)
-    return replace(entry, size=size, blob=entry.blob or snapshot.blob_hash(path, kind))
+    return replace(entry, size=size, blob=entry.blob or blob_hash(path, kind))
 
 
 def held_revisions(repo: Path) -> list[str]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from ansible.module_utils.vllm_fleet.cache_files import (
 from ansible.module_utils.vllm_fleet.fetch_apply import write_tree_links_refs
 from ansible.module_utils.vllm_fleet.fetch_plan import Plan
 from ansible.module_utils.vllm_fleet.fetch_source import Source
+from ansible.module_utils.vllm_fleet.manifest import SnapshotError, blob_hash, given_manifest
+from ansible.module_utils.vllm_fleet.meter import Meter
 
 TRIES = 4
 """Tries in a row that may bring no whole file before a download is given up."""
@@ -92,10 +95,19 @@ class _Standstill(Exception):
     """No byte has come for as long as is allowed."""
 
 
-def _hub(task: dict[str, Any], cache: Path, client: Client, *, xet: bool = True, watch: Path | None = None) -> Any:
+def _hub(
+    task: dict[str, Any],
+    cache: Path,
+    client: Client,
+    *,
+    xet: bool = True,
+    watch: Path | None = None,
+    grown: Callable[[int], None] | None = None,
+) -> Any:
     """Run one task of `_HUB_SCRIPT` and return its answer; raise FetchError in words for the known failures.
 
     With `watch`, a folder that the bytes come into, raises _Standstill when it has not grown for `client.stall`.
+    `grown` is told the bytes below it from time to time.
     """
     try:
         process = subprocess.Popen(
@@ -110,7 +122,7 @@ def _hub(task: dict[str, Any], cache: Path, client: Client, *, xet: bool = True,
     except OSError as error:
         raise FetchError(f"Python {client.program} for the download cannot be started: {error.strerror}.") from error
     try:
-        stdout, stderr = _communicate(process, watch, client.stall)
+        stdout, stderr = _communicate(process, watch, client.stall, grown)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -127,21 +139,27 @@ def _hub(task: dict[str, Any], cache: Path, client: Client, *, xet: bool = True,
     return answer
 
 
-def _communicate(process: subprocess.Popen[str], watch: Path | None, stall: float) -> tuple[str, str]:
+def _communicate(
+    process: subprocess.Popen[str], watch: Path | None, stall: float, grown: Callable[[int], None] | None
+) -> tuple[str, str]:
     """Wait for the process; with `watch`, as long as the folder grows."""
     seen, moved = -1, time.monotonic()
     while True:
         try:
-            return process.communicate(timeout=min(5.0, stall / 4) if watch else None)
+            return process.communicate(timeout=min(2.0, stall / 4) if watch else None)
         except subprocess.TimeoutExpired:
             now = allocated_below(watch) if watch else 0
+            if grown:
+                grown(now)
             if now != seen:
                 seen, moved = now, time.monotonic()
             elif time.monotonic() - moved > stall:
                 raise _Standstill from None
 
 
-def _download(task: dict[str, Any], cache: Path, client: Client, blobs: Path, notes: list[str]) -> None:
+def _download(
+    task: dict[str, Any], cache: Path, client: Client, blobs: Path, *, notes: list[str], grown: Callable[[int], None]
+) -> None:
     """Download with patience: whole files are kept, so each try goes on where the last one stopped.
 
     huggingface_hub itself repeats what the server refuses for the moment (429, 5xx) and what breaks; this is for
@@ -152,7 +170,7 @@ def _download(task: dict[str, Any], cache: Path, client: Client, blobs: Path, no
     while True:
         before = {path.name for path in blobs.iterdir() if not path.name.endswith(".incomplete")}
         try:
-            _hub(task, cache, client, xet=xet, watch=blobs)
+            _hub(task, cache, client, xet=xet, watch=blobs, grown=grown)
             return
         except _Standstill:
             problem: FetchError = FetchError(
@@ -173,7 +191,8 @@ def _download(task: dict[str, Any], cache: Path, client: Client, blobs: Path, no
             raise problem
         notes.append(f"{said}.")
         xet = False
-        time.sleep(min(30.0, 2.0**failures))  # the server is to recover; nothing would announce it
+        if problem.evidence:  # an answer came: the server is to recover, and nothing would announce it
+            time.sleep(min(30.0, 2.0**failures))
 
 
 def _hub_error(task: dict[str, Any], answer: dict[str, Any], python: str) -> FetchError:
@@ -210,13 +229,13 @@ def hub_source(cache: Path, repo_id: str, revision: str, client: Client) -> Sour
     task = {"do": "list", "repo_id": repo_id, "revision": revision}
     answer = _hub(task, cache, client)
     try:
-        manifest = replace(snapshot.given_manifest(answer["commit"], answer["files"]), origin="tree")
-    except snapshot.SnapshotError as error:
+        manifest = replace(given_manifest(answer["commit"], answer["files"]), origin="tree")
+    except SnapshotError as error:
         raise FetchError(f"The Hub's file list of {repo_id} is not usable: {error}") from error
     return Source("hub", manifest, lambda entry: Path())
 
 
-def apply_hub(cache: Path, repo_id: str, plan: Plan, client: Client) -> None:
+def apply_hub(cache: Path, repo_id: str, plan: Plan, client: Client, meter: Meter) -> None:
     """Download what `plan` lists, check its hashes, then write file list, links and refs.
 
     huggingface_hub takes any blob that lies under the right name for good, so a wrong one is removed beforehand.
@@ -242,11 +261,21 @@ def apply_hub(cache: Path, repo_id: str, plan: Plan, client: Client) -> None:
             "hub": str(snapshot.hub_of(cache)),
             "paths": paths,
         }
-        _download(task, cache, client, repo / "blobs", plan.notes)
+        wanted, there = sum(entry.size or 0 for entry in plan.blobs), allocated_below(repo / "blobs")
+        meter.begin("downloading", wanted)
+        _download(
+            task,
+            cache,
+            client,
+            repo / "blobs",
+            notes=plan.notes,
+            grown=lambda now: meter.reach(now - there),
+        )
+        meter.begin("hashing", wanted)
     for entry in plan.blobs:
         blob = repo / "blobs" / str(entry.blob)
         with explained(blob):
-            if not blob.is_file() or snapshot.blob_hash(blob, blob.name) != blob.name:
+            if not blob.is_file() or blob_hash(blob, blob.name, meter) != blob.name:
                 blob.unlink(missing_ok=True)
                 raise FetchError(
                     f"{entry.path} of {repo_id} came damaged from the Hub; run again to fetch it anew.",

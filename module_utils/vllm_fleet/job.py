@@ -17,7 +17,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +112,13 @@ class Job:
 
     def begin(self, argv: Sequence[str], chdir: str | None, environment: Mapping[str, str]) -> tuple[str, bool]:
         """Start the command, or join the run of it that is going on: (run id, joined). Raises JobError."""
-        identity = fingerprint(argv, chdir, environment)
+
+        def start(run_id: str) -> None:
+            self._start(run_id, argv, chdir, environment)
+
+        return self._begin(fingerprint(argv, chdir, environment), start)
+
+    def _begin(self, identity: str, start: Callable[[str], None]) -> tuple[str, bool]:
         with self._mutex():
             run = self._read()
             if run and self._alive(str(run["id"])):
@@ -135,7 +141,7 @@ class Job:
                     "started": time.monotonic(),
                 }
             )
-            self._start(run_id, argv, chdir, environment)
+            start(run_id)
             return run_id, False
 
     def _start(self, run_id: str, argv: Sequence[str], chdir: str | None, environment: Mapping[str, str]) -> None:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ansible.module_utils.vllm_fleet.meter import Meter
+
 CHUNK = 8 << 20
 """Bytes read at a time; between two the clock and the memory that is left are looked at."""
 
@@ -117,6 +119,7 @@ def warm(
     files: Sequence[Path],
     rate: int,
     reserve: int,
+    meter: Meter | None = None,
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -137,12 +140,15 @@ def warm(
     _step_back()
     buffer = memoryview(bytearray(CHUNK))
     began = clock()
+    meter = meter or Meter()
+    meter.begin("reading into memory", missing)
     for path, already in zip(real, here, strict=True):
         if already >= path.stat().st_size * ENOUGH:
             continue
         with path.open("rb", buffering=0) as file:
             while count := file.readinto(buffer):
                 found.read += count
+                meter.reach(found.read)
                 early = found.read / rate - (clock() - began)
                 if early > 0:
                     sleep(early)

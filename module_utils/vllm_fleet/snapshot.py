@@ -16,19 +16,28 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import hashlib
 import json
 import os
 import re
 import stat
-import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TREE_FORMAT = 1
-"""`format_version` of trees/<commit>.json that huggingface_hub 2.4.0 reads and writes (_tree_cache.py)."""
+from ansible.module_utils.vllm_fleet import manifest as lists
+from ansible.module_utils.vllm_fleet.manifest import (
+    BLOB_NAME,
+    Entry,
+    Manifest,
+    blob_hash,
+    safe,
+    safetensors_size,
+    tree_manifest,
+)
+from ansible.module_utils.vllm_fleet.meter import Meter
+
+SnapshotError = lists.SnapshotError
 
 MARKER_FORMAT = 1
 STATE_FOLDER = ".vllm-fleet"
@@ -37,12 +46,10 @@ STATE_FOLDER = ".vllm-fleet"
 PART_SUFFIX = ".vllm-fleet.incomplete"
 """Ending of the temporary files of this project inside `blobs`."""
 
-HASH_CHUNK = 1 << 20
 SMALL_FILE = 1 << 20
 """Without a file list, files up to this many bytes are hashed even by a quick check: sizes say nothing there."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_BLOB_NAME = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REPO_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_./-]*[A-Za-z0-9_])?")
 
@@ -53,38 +60,6 @@ _UNREAD = (
     "*.msgpack", "*.tflite", "*.md", "*.pdf", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", ".gitattributes",
     ".gitignore", "LICENSE*", "NOTICE*", "figures/*", "assets/*",
 )  # fmt: skip
-
-
-class SnapshotError(Exception):
-    """The question itself is wrong (a repository id, a revision, a cache path); the message is one sentence."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One file of a snapshot: path inside it, size in bytes and blob name, both None when nothing tells them."""
-
-    path: str
-    size: int | None
-    blob: str | None
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The files that a snapshot must have. `origin` is tree (the repository's own list), marker or links."""
-
-    commit: str
-    entries: tuple[Entry, ...]
-    origin: str
-
-    @property
-    def bytes(self) -> int:
-        """Return the bytes of the distinct blobs whose size is known."""
-        sizes = {entry.blob or entry.path: entry.size or 0 for entry in self.entries}
-        return sum(sizes.values())
-
-    def as_files(self) -> dict[str, dict[str, Any]]:
-        """Return {path: {size, blob}}, the form in which a manifest travels between machines."""
-        return {entry.path: {"size": entry.size, "blob": entry.blob} for entry in self.entries}
 
 
 @dataclass(frozen=True)
@@ -235,99 +210,6 @@ def nearest(repo_id: str, known: list[str]) -> list[str]:
     return [by_lower[match] for match in matches]
 
 
-# Manifests
-
-
-def _safe(path: str) -> bool:
-    return bool(path) and not path.startswith("/") and ".." not in path.split("/") and "\0" not in path
-
-
-def given_manifest(commit: str, files: dict[str, dict[str, Any]]) -> Manifest:
-    """Make a manifest of {path: {size, blob}}, as `Manifest.as_files` gave it on another machine.
-
-    Raises SnapshotError for an entry that is not of that form or whose path leaves the snapshot.
-    """
-    entries = []
-    for path, info in sorted(files.items()):
-        size, blob = info.get("size"), info.get("blob")
-        if not _safe(path) or not isinstance(size, int) or not isinstance(blob, str) or not _BLOB_NAME.fullmatch(blob):
-            raise SnapshotError(
-                f"Manifest entry {path!r} must be a relative path with a size in bytes and a blob name "
-                f"(40 or 64 hexadecimal digits), got size {size!r} and blob {blob!r}."
-            )
-        entries.append(Entry(path, size, blob))
-    return Manifest(commit, tuple(entries), "links")
-
-
-def tree_manifest(text: bytes | str, commit: str) -> Manifest:
-    """Parse trees/<commit>.json; raise ValueError when it is not in the known format."""
-    data = json.loads(text)
-    if (
-        not isinstance(data, dict)
-        or data.get("format_version") != TREE_FORMAT
-        or not isinstance(data.get("files"), dict)
-    ):
-        raise ValueError(f"not a file list of format {TREE_FORMAT}")
-    entries = []
-    for path, info in sorted(data["files"].items()):
-        size, blob = info.get("size"), info.get("lfs_sha256") or info.get("blob_id")
-        if not _safe(path) or not isinstance(size, int) or not isinstance(blob, str) or not _BLOB_NAME.fullmatch(blob):
-            raise ValueError(f"entry {path!r} lacks a size or a hash")
-        entries.append(Entry(path, size, blob))
-    if not entries:
-        raise ValueError("it lists no files")
-    return Manifest(commit, tuple(entries), "tree")
-
-
-def git_sha1(content: bytes) -> str:
-    """Return git's object id of a file with this content."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-def tree_json(manifest: Manifest) -> str:
-    """Write a manifest as trees/<commit>.json the way huggingface_hub does.
-
-    For a file of Large File Storage, `blob_id` is git's id of the pointer text, which follows from hash and size.
-    """
-    files: dict[str, dict[str, Any]] = {}
-    for entry in sorted(manifest.entries, key=lambda item: item.path):
-        if entry.size is None or entry.blob is None:
-            raise ValueError(f"{entry.path} has no size or hash")
-        if len(entry.blob) == 64:
-            pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{entry.blob}\nsize {entry.size}\n"
-            files[entry.path] = {
-                "size": entry.size,
-                "blob_id": git_sha1(pointer.encode()),
-                "lfs_sha256": entry.blob,
-                "lfs_size": entry.size,
-            }
-        else:
-            files[entry.path] = {"size": entry.size, "blob_id": entry.blob}
-    return json.dumps({"format_version": TREE_FORMAT, "files": files}, indent=1)
-
-
-def safetensors_size(path: Path) -> int:
-    """Return the size in bytes that a safetensors file's own header calls for; raise ValueError if it has none.
-
-    Format: 8 bytes little-endian length, that many bytes of JSON, then the data up to the largest end offset.
-    """
-    with path.open("rb") as file:
-        head = file.read(8)
-        if len(head) < 8:
-            raise ValueError("too short for a safetensors header")
-        (length,) = struct.unpack("<Q", head)
-        if not 2 <= length <= 100_000_000:  # the limit of the safetensors library
-            raise ValueError("no safetensors header")
-        text = file.read(length)
-    if len(text) < length:
-        raise ValueError("cut off inside the safetensors header")
-    header = json.loads(text)
-    if not isinstance(header, dict):
-        raise ValueError("no safetensors header")
-    ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
-    return 8 + int(length) + max(ends, default=0)
-
-
 def _linked_files(snapshot: Path) -> list[str]:
     """Return the paths of everything linked in a snapshot folder, subfolders included, sorted."""
     found = []
@@ -343,7 +225,7 @@ def _link_blob(link: Path) -> str | None:
         target = Path(os.readlink(link))  # noqa: PTH115 - Path.readlink costs three times as much, for 163 links
     except OSError:
         return None
-    return target.name if target.parent.name == "blobs" and _BLOB_NAME.fullmatch(target.name) else None
+    return target.name if target.parent.name == "blobs" and BLOB_NAME.fullmatch(target.name) else None
 
 
 def _links_manifest(snapshot: Path, commit: str, report: Report) -> Manifest:
@@ -355,7 +237,7 @@ def _links_manifest(snapshot: Path, commit: str, report: Report) -> Manifest:
     if indexes:
         try:
             weight_map = json.loads((snapshot / indexes[0]).read_bytes())["weight_map"]
-            required |= {shard for shard in set(weight_map.values()) if _safe(shard)}
+            required |= {shard for shard in set(weight_map.values()) if safe(shard)}
         except OSError:
             pass  # a dangling index is reported as a missing file
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -424,26 +306,6 @@ def resolve(cache: Path, repo_id: str, revision: str) -> tuple[str | None, Probl
     return commit, None
 
 
-def new_digest(blob: str, size: int) -> Any:
-    """Return the hashlib object whose hexdigest over the content is the blob's name.
-
-    A name of 64 digits is the sha256; one of 40 is git's sha1, which begins with the length of the content in bytes.
-    """
-    if len(blob) == 40:
-        return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    return hashlib.sha256()
-
-
-def blob_hash(path: Path, blob: str) -> str:
-    """Return the hash of `path` of the kind that the blob name `blob` is."""
-    digest = new_digest(blob, path.stat().st_size)
-    buffer = memoryview(bytearray(HASH_CHUNK))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return str(digest.hexdigest())
-
-
 def _dangling(repo: Path, path: str, link: Path) -> tuple[str, str]:
     """Name the break in the chain link -> blob -> shared store."""
     if not os.path.islink(link):  # noqa: PTH114 - as cheap as it gets, called per file
@@ -483,9 +345,9 @@ def _check_quick(entry: Entry, found: os.stat_result, link: Path, origin: str) -
     return None
 
 
-def _check_hash(blob: str, path: Path) -> tuple[str, str] | None:
+def _check_hash(blob: str, path: Path, meter: Meter | None = None) -> tuple[str, str] | None:
     try:
-        got = blob_hash(path, blob)
+        got = blob_hash(path, blob, meter)
     except OSError as error:
         return "unreadable", f"cannot be read ({error.strerror})"
     return None if got == blob else ("wrong_hash", f"its content hashes to {got}, expected {blob}")
@@ -523,6 +385,7 @@ def inspect(
     *,
     manifest: Manifest | None = None,
     workers: int | None = None,
+    meter: Meter | None = None,
 ) -> Report:
     """Judge one snapshot, offline and without changing anything.
 
@@ -531,6 +394,7 @@ def inspect(
     written; `verify="full"` hashes every file in `workers` threads (hashlib releases the interpreter lock).
     What must be there comes from trees/<commit>.json; else from `manifest`; else from the marker of an earlier run;
     else from the weight index and the links, where the header of every safetensors file tells its size.
+    `meter` is told how far the hashing is.
 
     Raises SnapshotError for an id, a revision or a `verify` that cannot be, never for the state of the cache.
     """
@@ -557,7 +421,9 @@ def inspect(
     if chosen is None:
         report.miss(f"snapshots/{commit}", "no_snapshot", f"there is no {snapshot}")
         return report
-    _check_entries(repo, snapshot, chosen, marker, verify=verify, workers=workers, report=report)
+    to_hash = _check_entries(repo, snapshot, chosen, marker, verify=verify, report=report)
+    _check_hashes(snapshot, to_hash, workers, report, meter or Meter())
+    report.hashed = report.hashed and not report.missing and not report.corrupt
     report.files = len(chosen.entries)
     report.bytes = chosen.bytes or sum(_size(snapshot / entry.path) for entry in chosen.entries)
     report.complete = not report.missing and not report.corrupt
@@ -577,10 +443,9 @@ def _check_entries(
     marker: dict[str, dict[str, Any]],
     *,
     verify: str,
-    workers: int | None,
     report: Report,
-) -> None:
-    """Fill missing, corrupt, optional and hashed of `report`."""
+) -> list[Entry]:
+    """Fill missing, corrupt, optional and hashed of `report` short of hashing; return what to hash."""
     absent: list[Entry] = []
     to_hash: list[Entry] = []
     unmarked = False
@@ -620,15 +485,16 @@ def _check_entries(
             report.optional.append(entry.path)
         else:
             report.miss(entry.path, "no_link", "is not in the snapshot")
-    _check_hashes(snapshot, to_hash, workers, report)
-    report.hashed = (verify == "full" or not unmarked) and not report.missing and not report.corrupt
+    report.hashed = verify == "full" or not unmarked
+    return to_hash
 
 
-def _check_hashes(snapshot: Path, entries: list[Entry], workers: int | None, report: Report) -> None:
+def _check_hashes(snapshot: Path, entries: list[Entry], workers: int | None, report: Report, meter: Meter) -> None:
     if not entries:
         return
+    meter.begin("hashing", sum(_size(snapshot / entry.path) for entry in entries))
     with ThreadPoolExecutor(max_workers=workers or min(8, os.cpu_count() or 1)) as pool:
-        faults = pool.map(lambda entry: _check_hash(entry.blob or "", snapshot / entry.path), entries)
+        faults = pool.map(lambda entry: _check_hash(entry.blob or "", snapshot / entry.path, meter), entries)
         for entry, fault in zip(entries, faults, strict=True):
             if fault:
                 report.blame(entry.path, *fault)

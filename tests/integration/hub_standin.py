@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
 
-from fake_hf_cache import COMMIT, REPO, blob_name, git_sha1
+from fake_hf_cache import COMMIT, REPO, XET, blob_name, git_sha1
 
 SEED = Path(__file__).resolve().parents[2] / "scripts" / "seed_smollm2" / "seed.py"
 CANARY = "hf_canary_7d1e"
@@ -43,6 +44,8 @@ class Hub(ThreadingHTTPServer):
 
     `trouble` holds for a file what becomes of the next requests for it: 429, stall (half of it, then nothing until
     `release` is set) or drop (half of it, then the connection ends). `callers` are the addresses that asked.
+    With `xet`, large files are told to lie in Xet's storage, whose server takes every question and never answers;
+    `asked_xet` are the questions.
     """
 
     daemon_threads = True
@@ -53,6 +56,8 @@ class Hub(ThreadingHTTPServer):
         self.trouble: dict[str, list[str]] = {}
         self.callers: list[str] = []
         self.release = threading.Event()
+        self.xet = False
+        self.asked_xet: list[str] = []
 
     @property
     def url(self) -> str:
@@ -82,6 +87,11 @@ class HubHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:  # noqa: PLR0911 - one return an answer
         path = self.path.split("?")[0]
         self.server.callers.append(self.client_address[0])
+        if path.startswith("/cas/"):
+            self.server.asked_xet.append(path)
+            self.server.release.wait(60)
+            self.close_connection = True
+            return None
         if not path.startswith((f"/api/models/{REPO}", f"/{REPO}/")):
             return self.answer(404, b"{}", X_Error_Code="RepoNotFound")
         if self.headers.get("Authorization") != f"Bearer {CANARY}":
@@ -96,6 +106,11 @@ class HubHandler(BaseHTTPRequestHandler):
                 for item in listing
             ]
             return self.json({"id": REPO, "sha": COMMIT, "siblings": siblings})
+        if path.startswith(f"/api/models/{REPO}/xet-read-token/"):
+            until, storage = str(int(time.time()) + 3600), f"{self.server.url}/cas"
+            return self.answer(
+                200, b"{}", X_Xet_Cas_Url=storage, X_Xet_Access_Token="xet", X_Xet_Token_Expiration=until
+            )
         if path.startswith(f"/api/models/{REPO}/tree/"):
             return self.json(listing)
         name = path.removeprefix(f"/{REPO}/resolve/{COMMIT}/")
@@ -106,9 +121,14 @@ class HubHandler(BaseHTTPRequestHandler):
             if trouble := self.server.trouble.get(name):
                 return self.misbehave(trouble.pop(0), name, content)
             self.server.gets.append(name)
+        more = {}
+        if self.server.xet and name.endswith(".safetensors"):
+            route = f"{self.server.url}/api/models/{REPO}/xet-read-token/{COMMIT}"
+            more = {"X_Xet_Hash": XET, "X_Xet_Refresh_Route": route}
         return self.answer(
             200,
             content,
+            **more,
             Content_Length=str(len(content)),
             ETag=f'"{blob_name(name, content)}"',
             X_Repo_Commit=COMMIT,

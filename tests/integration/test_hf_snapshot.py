@@ -1,4 +1,4 @@
-"""hf_snapshot on real files and file systems, with a real huggingface_hub as the reader and the downloader."""
+"""hf_snapshot on real files and file systems, with a real huggingface_hub as the reader."""
 
 from __future__ import annotations
 
@@ -11,67 +11,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from fake_hf_cache import COMMIT, REPO, XET, FakeCache, blob_name, model_files, tree_of
-from hub_standin import CANARY, Hub, hub_python_of, hub_reads
+from hf_snapshot_tools import ROOT, four_ways, module, start
+from hub_standin import CANARY, hub_reads
 
-ROOT = Path(__file__).resolve().parents[2]
-SEED = ROOT / "scripts" / "seed_smollm2" / "seed.py"
-SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SMOLLM2_COMMIT = "faa8289707760e33e32f0488108bb088e4294bcc"
 SHARD = "model-00002-of-00003.safetensors"
-
-# The module as Ansible's own wrapper starts it, without the second that the command line takes.
-RUN = f"""
-import sys
-import ansible.module_utils
-from ansible.module_utils import basic
-ansible.module_utils.__path__.append({str(ROOT / "module_utils")!r})
-sys.path.insert(0, {str(ROOT / "library")!r})
-basic._ANSIBLE_PROFILE = "legacy"
-import hf_snapshot
-hf_snapshot.main()
-"""
-
-
-def start(options: dict[str, Any], environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **(environment or {})},
-    )
-    assert process.stdin
-    process.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": {"repo_id": REPO, "margin": 0, **options}}))
-    process.stdin.close()
-    process.stdin = None
-    return process
-
-
-def module(*, check: bool = False, environment: dict[str, str] | None = None, **options: Any) -> dict[str, Any]:
-    extra = {"_ansible_check_mode": check, "_ansible_diff": True}
-    stdout, stderr = start(options | extra, environment).communicate(timeout=120)
-    assert stdout, stderr
-    return cast("dict[str, Any]", json.loads(stdout.strip().splitlines()[-1]))
-
-
-def four_ways(options: dict[str, Any]) -> list[dict[str, Any]]:
-    """Check, real, again, again in check mode."""
-    return [
-        module(check=True, **options),
-        module(**options),
-        module(**options),
-        module(check=True, **options),
-    ]
 
 
 @pytest.fixture
@@ -82,12 +32,6 @@ def seed(tmp_path: Path) -> FakeCache:
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "home" / ".cache" / "huggingface"
-
-
-@pytest.fixture(scope="session")
-def hub_python() -> str:
-    """A Python with the pinned huggingface_hub: the environment that the seed's converter has anyway."""
-    return hub_python_of()
 
 
 @contextlib.contextmanager
@@ -119,10 +63,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 # The whole way, as a user goes it
 
 
-def test_by_the_ansible_command_check_real_again_and_again_in_check_mode(seed: FakeCache, target: Path) -> None:
+def test_by_the_ansible_command_in_check_mode_and_for_real(seed: FakeCache, target: Path) -> None:
     options = f"repo_id={REPO} cache={target} source={seed.cache} margin=0"
     results = []
-    for mode in (["--check", "--diff"], [], [], ["--check"]):
+    for mode in (["--check", "--diff"], []):
         done = subprocess.run(
             [Path(sys.executable).with_name("ansible"), "localhost", "-m", "hf_snapshot", "-a", options, *mode],
             capture_output=True,
@@ -134,7 +78,7 @@ def test_by_the_ansible_command_check_real_again_and_again_in_check_mode(seed: F
         assert done.returncode == 0, done.stdout + done.stderr
         results.append(done.stdout)
         assert target.exists() is (mode != ["--check", "--diff"])
-    assert ["CHANGED" in output for output in results] == [True, True, False, False]
+    assert ["CHANGED" in output for output in results] == [True, True]
     assert f"+snapshots/{COMMIT}/{SHARD} -> blobs/" in results[0]
     assert f'"commit": "{COMMIT}"' in results[1]
 
@@ -440,53 +384,6 @@ def test_a_corrupt_blob_of_the_source_is_named_and_not_taken_over(seed: FakeCach
     assert not (target / "hub" / seed.repo.name / "refs").exists()
 
 
-# The role, on the machine that runs Ansible
-
-
-def test_the_role_looks_copies_once_and_is_quiet_afterwards(seed: FakeCache, target: Path, tmp_path: Path) -> None:
-    play = {
-        "hosts": "all",
-        "gather_facts": False,
-        "vars": {
-            "hf_cache_path": "~/.cache/huggingface",
-            "hf_cache_home": str(target.parents[1]),
-            "hf_cache_repo_id": REPO,
-            "hf_cache_source": "controller",
-            "hf_cache_controller_path": str(seed.cache),
-        },
-        "roles": ["hf_cache"],
-        "post_tasks": [{"ansible.builtin.debug": {"msg": "{{ hf_cache_folder }} has {{ hf_cache_commit }}"}}],
-    }
-    (tmp_path / "play.yml").write_text(json.dumps([play]))
-    (target.parents[1]).mkdir()
-
-    def run(*arguments: str) -> str:
-        command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "node,", "-c", "local", *arguments]
-        environment = {**os.environ, "ANSIBLE_PYTHON_INTERPRETER": sys.executable}
-        done = subprocess.run(
-            [*command, str(tmp_path / "play.yml")],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=environment,
-            check=False,
-        )
-        return " ".join((done.stdout + done.stderr).split())  # YAML output breaks long lines
-
-    for arguments, changed in (("--check",), 1), ((), 1), ((), 0):
-        output = run(*arguments)
-        assert f"changed={changed} " in output, output
-        assert "failed=0" in output
-        assert target.exists() is (arguments != ("--check",))
-    assert f"{target} has {COMMIT}" in output
-    assert "ok=4 " in output  # arguments, one look, the facts, the message
-    (target / "hub" / seed.repo.name / "blobs" / blob_name(SHARD, seed.files[SHARD])).unlink()
-    shared = run("-e", "hf_cache_source=shared")
-    assert f"the shared cache {target} cannot be served from" in shared
-    assert SHARD in shared
-    assert "changed=0" in shared
-
-
 # A file list that travels
 
 
@@ -548,117 +445,6 @@ def test_absent_removes_what_no_other_snapshot_uses(seed: FakeCache) -> None:
     assert not other.repo.exists()
 
 
-# The Hub
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    server = Hub(model_files())
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.release.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_a_download_from_the_hub_is_pinned_repaired_by_file_and_keeps_the_token_to_itself(
-    hub: Hub, target: Path, hub_python: str
-) -> None:
-    environment = {"HF_ENDPOINT": hub.url}
-    options = {"cache": str(target), "source": "hub", "hub_python": hub_python, "hf_token": CANARY}
-    check = module(check=True, environment=environment, **options)
-    assert check["changed"], check
-    assert not hub.gets
-    assert not target.exists()
-    real = module(environment=environment, **options)
-    assert real.get("changed"), real
-    assert real["commit"] == COMMIT
-    assert check["diff"] == real["diff"]
-    assert sorted(hub.gets) == sorted(hub.files)
-    assert (hub_reads(hub_python, target) / SHARD).read_bytes() == hub.files[SHARD]
-    assert CANARY not in json.dumps([check, real])
-    assert not any(CANARY.encode() == content for _kind, _mode, content in tree_of(target).values())
-    assert not module(**options)["changed"]  # complete: the Hub is not asked
-
-    hub.gets.clear()
-    os.truncate(target / "hub" / "models--org--model" / "blobs" / blob_name(SHARD, hub.files[SHARD]), 10)
-    assert module(environment=environment, **options)["changed"]
-    assert hub.gets == [SHARD]
-    assert module(cache=str(target), state="verified", verify="full")["complete"]
-
-
-def test_what_the_hub_refuses_is_said_in_one_sentence(hub: Hub, target: Path, hub_python: str) -> None:
-    environment = {"HF_ENDPOINT": hub.url}
-    options = {"cache": str(target), "source": "hub", "hub_python": hub_python, "hf_token": CANARY}
-    cases: list[tuple[dict[str, Any], str, str]] = [
-        ({"hf_token": None}, "gated_model", "is gated"),
-        ({"repo_id": "org/other"}, "model_not_found", "has no model org/other"),
-        ({"revision": "d" * 40}, "model_not_found", "has no revision " + "d" * 40),
-        ({"hub_python": "/usr/bin/env"}, "unknown", "ended with exit code"),
-        ({"hub_python": "/nonexistent/python"}, "unknown", "cannot be started"),
-    ]
-    for changes, failure, words in cases:
-        result = module(environment=environment, **(options | changes))
-        assert result["failed"]
-        assert (result["failure"]["class"], words in result["msg"]) == (failure, True), result["msg"]
-        assert "\n" not in result["msg"]
-    assert not target.exists()
-
-
-def test_a_hub_that_refuses_stalls_and_breaks_off_is_outlived_and_whole_files_are_kept(
-    hub: Hub, target: Path, hub_python: str
-) -> None:
-    hub.trouble = {"config.json": ["429"], SHARD: ["stall"], "model-00003-of-00003.safetensors": ["drop"]}
-    options = {"cache": str(target), "source": "hub", "hub_python": hub_python, "hf_token": CANARY, "hub_stall": 3}
-    result = module(hub_endpoint=hub.url, **options)
-    hub.release.set()
-    assert result.get("complete"), result
-    assert not any(hub.trouble.values())
-    assert any("stood still for 3 s and was taken up by plain HTTP" in note for note in result["notes"])
-    assert len(hub.gets) == len(set(hub.gets)), "a whole file was fetched twice"
-    assert not list(target.rglob("*.incomplete"))
-    assert CANARY not in json.dumps(result)
-
-
-def test_a_hub_that_only_stalls_is_given_up_with_a_sentence(hub: Hub, target: Path, hub_python: str) -> None:
-    hub.trouble = {SHARD: ["stall"] * 9}
-    options = {"cache": str(target), "source": "hub", "hub_python": hub_python, "hf_token": CANARY, "hub_stall": 1}
-    result = module(hub_endpoint=hub.url, **options)
-    hub.release.set()
-    assert result["failed"]
-    assert "stood still for 1 s, 4 times" in result["msg"]
-    assert not (target / "hub" / "models--org--model" / "refs").exists()
-
-
-# Before a server is replaced
-
-
-def test_the_role_reads_the_weights_into_memory_and_tells_before_and_after(tmp_path: Path) -> None:
-    import play
-
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # a disk: what lies in memory is left alone
-        model = FakeCache(Path(folder) / "hf", model_files(3, 1 << 20))
-        for path in model.files:
-            with model.blob(path).open("rb") as file:
-                os.fsync(file.fileno())
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        tasks = [play.role("hf_cache", "prewarm")]
-        variables = {"hf_cache_repo_id": REPO, "hf_cache_path": str(model.cache), "hf_cache_prewarm_reserve": 0}
-        done = play.run(tmp_path, tasks, variables, facts=["hf_cache_prewarmed"]).ok()
-        found = done.facts["hf_cache_prewarmed"]
-        assert found["bytes"] == sum(
-            len(content) for path, content in model.files.items() if "safetensors" in path and "index" not in path
-        )
-        assert found["resident_before"] < found["bytes"] == found["resident_after"], found
-        assert "% are now" in " ".join(done.output.split()) or "100 %" in done.output
-        assert not done.recap("changed")
-
-        variables |= {"hf_cache_prewarm": "off"}
-        assert play.run(tmp_path, tasks, variables).ok().recap("skipped") == 2
-
-
 # Pruning
 
 
@@ -684,22 +470,3 @@ def test_pruning_keeps_the_wanted_the_newest_other_and_what_is_named(tmp_path: P
     refused = module(**options | {"keep": []})
     assert refused["failed"]  # what is to be kept is not whole, so nothing goes
     assert made[0].snapshot.exists()
-
-
-# The seed of the local default
-
-
-def test_the_seed_is_the_same_everywhere_and_becomes_a_cache_that_huggingface_hub_reads(
-    target: Path, hub_python: str
-) -> None:
-    done = subprocess.run([sys.executable, SEED], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    made = json.loads(done.stdout)
-    assert made["commit"] == SMOLLM2_COMMIT  # a hash of all its files
-    again = json.loads(subprocess.run([sys.executable, SEED], capture_output=True, text=True, check=True).stdout)
-    assert again["changed"] is False
-    result = module(cache=str(target), repo_id=SMOLLM2, source=made["cache"])
-    assert (result["commit"], result["complete"], result["hashed"]) == (SMOLLM2_COMMIT, True, True)
-    snapshot = hub_reads(hub_python, target, SMOLLM2)
-    assert "not the Hub's copy" in (snapshot / "README.md").read_text()
-    assert json.loads((snapshot / "config.json").read_text())["num_hidden_layers"] == 30

@@ -1,12 +1,18 @@
-"""The role vllm_image over real nodes: built once and the same everywhere, by archive, by registry, from the controller."""
+"""The role vllm_image over real nodes: built once and the same everywhere, by archive, by registry, from the controller.
+
+The engine of the third node keeps its images in containerd's store, where an image has another id.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import signal
 import subprocess
 import tarfile
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +47,17 @@ git init -q . && git add . && git -c user.name=t -c user.email=t@example.invalid
 """
 
 
+#: Overlayfs does not stack on itself, so containerd's folder goes to the disk that Docker's is on.
+CONTAINERD_STORE = """
+set -eu
+systemctl stop docker.socket docker containerd
+mkdir -p /var/lib/docker/containerd /etc/docker && mount --bind /var/lib/docker/containerd /var/lib/containerd
+echo '{"features": {"containerd-snapshotter": true}}' >/etc/docker/daemon.json
+systemctl start containerd docker
+docker info --format '{{.DriverStatus}}' | grep -q io.containerd.snapshotter
+"""
+
+
 @dataclass(frozen=True)
 class Run:
     """One run of the role on the fleet."""
@@ -62,6 +79,11 @@ class Site:
         self.fleet, self.folder = fleet, folder
 
     def run(self, *more: str, **variables: Any) -> Run:
+        with self.start(*more, **variables) as process:
+            output, _ = process.communicate(timeout=300)
+        return Run(process.returncode, output)
+
+    def start(self, *more: str, **variables: Any) -> subprocess.Popen[str]:
         said = {
             "vllm_image_name": "vllm-rocm",
             "vllm_image_tag": "v1",
@@ -88,17 +110,33 @@ class Site:
         path = self.folder / f"play-{uuid.uuid4().hex[:6]}.yml"
         path.write_text(json.dumps(told), encoding="utf-8")
         command = [play.PLAYBOOK, "-i", str(self.folder / "inventory.yml"), str(path), *more]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=play.environment(), cwd=play.ROOT, check=False
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=play.environment(),
+            cwd=play.ROOT,
+            start_new_session=True,
         )
-        return Run(done.returncode, done.stdout + done.stderr)
 
     def sh(self, node: str, script: str) -> str:
         return self.fleet.exec(node, ["bash", "-c", script]).stdout.strip()
 
-    def ids(self, ref: str, nodes: tuple[str, ...] = NODES) -> list[str]:
-        ask = ["docker", "image", "inspect", "--format", "{{.Id}}", ref]
-        return [self.fleet.exec(node, ask, check=False).stdout.strip() for node in nodes]
+    def contents(self, ref: str) -> list[str]:
+        """What the nodes have under a name: the layers, which both of Docker's stores call alike."""
+        ask = ["docker", "image", "inspect", "--format", "{{.RootFS.Layers}}", ref]
+        return [self.fleet.exec(node, ask, check=False).stdout.strip() for node in NODES]
+
+    def id(self, ref: str, node: str = "node1") -> str:
+        return self.sh(node, f"docker image inspect --format '{{{{.Id}}}}' {ref}")
+
+    def slow(self, rate: str) -> None:
+        """What the build host sends is slow, so that half-way is a state that lasts."""
+        self.sh("node1", f"tc qdisc replace dev eth0 root tbf rate {rate} burst 32kb latency 400ms")
+
+    def fast(self) -> None:
+        self.sh("node1", "tc qdisc del dev eth0 root 2>/dev/null || true")
 
     def nothing_is_left(self) -> None:
         """No port, no unit, no certificate, no archive, no name of a registry that is gone."""
@@ -124,6 +162,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             timeout=300,
         )
         fleet.exec("node1", ["bash", "-c", CONTEXT])
+        fleet.exec("node3", ["bash", "-c", CONTAINERD_STORE])
         yield Site(fleet, folder)
     finally:
         fleet.down()
@@ -145,13 +184,14 @@ def test_built_once_it_is_the_same_on_every_node(site: Site) -> None:
     tag = edit(site, "first")
     predicted = site.run("--check")
     assert predicted.changed(*NODES), predicted.output
-    assert site.ids("vllm-rocm:v1") == ["", "", ""]
+    assert site.contents("vllm-rocm:v1") == ["", "", ""]
 
     first = site.run()
     assert first.changed(*NODES), first.output
-    ids = site.ids("vllm-rocm:v1")
-    assert ids[0] and ids == [ids[0]] * 3
-    assert site.ids(f"vllm-rocm:{tag}") == ids
+    made = site.contents("vllm-rocm:v1")
+    assert made[0] and made == [made[0]] * 3
+    assert site.contents(f"vllm-rocm:{tag}") == made
+    assert site.id("vllm-rocm:v1") == site.id("vllm-rocm:v1", "node2") != site.id("vllm-rocm:v1", "node3")
     site.nothing_is_left()
     again = site.run()
     assert again.changed(), again.output
@@ -164,7 +204,7 @@ def test_built_once_it_is_the_same_on_every_node(site: Site) -> None:
 
 
 def test_a_node_that_lost_it_gets_the_same_again(site: Site) -> None:
-    before = site.ids("vllm-rocm:v1")
+    before = site.contents("vllm-rocm:v1")
     tags = site.sh("node2", "docker images --format '{{.Repository}}:{{.Tag}}' vllm-rocm").split()
     site.sh("node2", f"docker rmi {' '.join(tags)}")
     # The build host is not part of this run, and is where it comes from all the same. It may not be reached: then the
@@ -179,23 +219,26 @@ def test_a_node_that_lost_it_gets_the_same_again(site: Site) -> None:
     site.sh("node2", f"iptables -w -D OUTPUT {reject}")
     found = site.run("--limit", "node2")
     assert found.changed("node2"), found.output
-    assert site.ids("vllm-rocm:v1") == before
+    assert site.contents("vllm-rocm:v1") == before
     site.nothing_is_left()
 
 
 def test_an_edit_goes_through_a_registry_while_the_old_server_serves(site: Site) -> None:
-    (old,) = set(site.ids("vllm-rocm:v1"))
+    (old,) = set(site.contents("vllm-rocm:v1"))
+    old_ids = [site.id("vllm-rocm:v1", node) for node in NODES]
     ask = "docker inspect --format '{{.State.Running}} {{.State.StartedAt}} {{.Image}}' vllm"
     for node in NODES:
         site.sh(node, "docker run -d --name vllm vllm-rocm:v1")
     serving = [site.sh(node, ask) for node in NODES]
     edit(site, "second")
     told = site.run("--check", "--diff")
-    assert told.changed(*NODES) and re.search(rf"^-.*{old}", told.output, re.MULTILINE), told.output
+    assert told.changed(*NODES) and all(re.search(rf"^-.*{old_id}", told.output, re.MULTILINE) for old_id in old_ids), (
+        told.output
+    )
     second = site.run(vllm_image_distribution="registry")
     assert second.changed(*NODES), second.output
-    ids = site.ids("vllm-rocm:v1")
-    assert ids == [ids[0]] * 3 and ids[0] not in ("", old)
+    made = site.contents("vllm-rocm:v1")
+    assert made == [made[0]] * 3 and made[0] not in ("", old)
     site.nothing_is_left()
 
     # Of the next one only the layer that differs travels: the other one has 30 MB.
@@ -203,30 +246,30 @@ def test_an_edit_goes_through_a_registry_while_the_old_server_serves(site: Site)
     before = received(site, "node3")
     assert site.run(vllm_image_distribution="registry").changed(*NODES)
     assert received(site, "node3") - before < 15_000_000
-    third = site.ids("vllm-rocm:v1")
-    assert third == [third[0]] * 3 and third[0] not in ("", ids[0], old)
+    third = site.contents("vllm-rocm:v1")
+    assert third == [third[0]] * 3 and third[0] not in ("", made[0], old)
     assert [site.sh(node, ask) for node in NODES] == serving
 
 
 def test_pruning_leaves_what_is_needed(site: Site) -> None:
-    current, serving = site.ids("vllm-rocm:v1")[0], site.sh("node1", "docker inspect --format '{{.Image}}' vllm")
     listed = "docker images --no-trunc --format '{{.ID}}' | sort -u"
-    before = [site.sh(node, listed).split() for node in NODES]
-    (other,) = set(before[0]) - {current, serving}
-    record = {"image_id": other}
+    before = {node: set(site.sh(node, listed).split()) for node in NODES}
+    needed = {
+        node: {site.id("vllm-rocm:v1", node), site.sh(node, "docker inspect --format '{{.Image}}' vllm")}
+        for node in NODES
+    }
+    (other,) = before["node1"] - needed["node1"]
+    record = json.dumps({"image_id": other})
     site.sh(
         "node1",
-        f"mkdir -p /var/lib/vllm-fleet/vllm/releases && echo '{json.dumps(record)}' >/var/lib/vllm-fleet/vllm/releases/1.json",
+        f"mkdir -p /var/lib/vllm-fleet/vllm/releases && echo '{record}' >/var/lib/vllm-fleet/vllm/releases/1.json",
     )
     predicted = site.run("--check", vllm_image_prune=True)
     assert predicted.changed("node2", "node3"), predicted.output
     pruned = site.run(vllm_image_prune=True)
     assert pruned.changed("node2", "node3"), pruned.output
-    assert [site.sh(node, listed).split() for node in NODES] == [
-        before[0],
-        sorted({current, serving}),
-        sorted({current, serving}),
-    ]
+    after = {node: set(site.sh(node, listed).split()) for node in NODES}
+    assert after == {"node1": before["node1"], "node2": needed["node2"], "node3": needed["node3"]}
     assert site.run(vllm_image_prune=True).changed()
 
 
@@ -240,7 +283,7 @@ def test_an_archive_of_the_controller_goes_where_it_is_missing(site: Site, tmp_p
     subprocess.run(["docker", "import", "-", name], input=content.getvalue(), check=True, capture_output=True)
     try:
         subprocess.run(["docker", "save", "--output", str(tmp_path / "image.tar"), name], check=True)
-        inspect = ["docker", "image", "inspect", "--format", "{{.Id}}", name]
+        inspect = ["docker", "image", "inspect", "--format", "{{.RootFS.Layers}}", name]
         wanted = subprocess.run(inspect, check=True, capture_output=True, text=True).stdout.strip()
     finally:
         subprocess.run(["docker", "rmi", name], check=True, capture_output=True)
@@ -249,11 +292,11 @@ def test_an_archive_of_the_controller_goes_where_it_is_missing(site: Site, tmp_p
     assert site.run("--check", **asked).changed(*NODES)
     sent = site.run(**asked)
     assert sent.changed(*NODES), sent.output
-    assert site.ids("sent:2") == [wanted] * 3
+    assert site.contents("sent:2") == [wanted] * 3
     site.sh("node3", f"docker rmi sent:2 {name}")
     again = site.run(**asked)
     assert again.changed("node3"), again.output
-    assert site.ids("sent:2") == [wanted] * 3
+    assert site.contents("sent:2") == [wanted] * 3
     site.nothing_is_left()
 
 
@@ -269,26 +312,154 @@ def test_a_registry_of_ones_own_and_a_tag_that_moves_there(site: Site) -> None:
     for node in NODES:
         listen = "systemd-run --unit loop --socket-property=ListenStream=127.0.0.1:5000"
         site.sh(node, f"{listen} /lib/systemd/systemd-socket-proxyd {address}:5001")
-    older = site.ids("vllm-rocm:v1")[0]
+    older, older_id = site.contents("vllm-rocm:v1")[0], site.id("vllm-rocm:v1")
     edit(site, "fourth")
     own = {"vllm_image_distribution": "registry", "vllm_image_registry": "127.0.0.1:5000/team"}
     built = site.run(**own)
     assert built.changed(*NODES), built.output
-    ids = site.ids("vllm-rocm:v1")
-    assert ids == [ids[0]] * 3 and ids[0] not in ("", older)
+    made = site.contents("vllm-rocm:v1")
+    assert made == [made[0]] * 3 and made[0] not in ("", older)
 
     by_tag = {"vllm_image_source": "pull", "vllm_image_name": "127.0.0.1:5000/team/vllm-rocm"}
     pulled = site.run(**by_tag)
     assert pulled.changed(*NODES), pulled.output
-    assert site.ids("127.0.0.1:5000/team/vllm-rocm:v1") == ids
+    assert site.contents("127.0.0.1:5000/team/vllm-rocm:v1") == made
     assert len(re.findall(r"^ok: \[", pulled.output.split("Ask the registry")[1].split("TASK")[0], re.MULTILINE)) == 1
     site.sh(
-        "node1", f"docker tag {older} 127.0.0.1:5000/team/vllm-rocm:v1 && docker push 127.0.0.1:5000/team/vllm-rocm:v1"
+        "node1",
+        f"docker tag {older_id} 127.0.0.1:5000/team/vllm-rocm:v1 && docker push 127.0.0.1:5000/team/vllm-rocm:v1",
     )
     predicted = site.run("--check", "--diff", **by_tag)
     assert predicted.changed(*NODES) or predicted.changed("node2", "node3"), predicted.output
-    assert re.search(rf"^-.*{ids[0]}", predicted.output, re.MULTILINE), predicted.output
+    assert re.search(rf"^-.*{site.id('vllm-rocm:v1')}", predicted.output, re.MULTILINE), predicted.output
     moved = site.run(**by_tag)
     assert moved.rc == 0, moved.output
-    assert site.ids("127.0.0.1:5000/team/vllm-rocm:v1") == [older] * 3
+    assert site.contents("127.0.0.1:5000/team/vllm-rocm:v1") == [older] * 3
     assert site.run(**by_tag).changed()
+
+
+# -- when something breaks on the way ------------------------------------------------------------------------------
+
+
+def until(site: Site, node: str, script: str, process: subprocess.Popen[str]) -> None:
+    """Wait for a state of a node; a run that ends first shows what it said."""
+    deadline = time.monotonic() + 120
+    while not site.sh(node, f"{script} || true"):
+        if process.poll() is not None or time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError(process.communicate()[0])
+        time.sleep(0.2)
+
+
+CONNECTED = f"ss -Htn state established '( sport = :{PORT} )' | grep -v 127.0.0.1"
+
+
+def test_a_registry_that_dies_and_a_run_that_is_killed_leave_nothing_and_are_taken_up(site: Site) -> None:
+    edit(site, "fifth")
+    # 12 MB that no node has, at 2 MB a second.
+    site.sh("node1", "cd /srv/vllm && head -c 12000000 /dev/urandom >weight")
+    site.slow("16mbit")
+    try:
+        process = site.start(vllm_image_distribution="registry")
+        until(site, "node1", CONNECTED, process)
+        site.sh("node1", "systemctl kill --signal KILL 'vllm-image-*.service'")
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode and re.search(
+            r"(pushing|pulling) vllm-rocm:v1 .*: failed with exit code 1", output
+        ), output
+        assert "Docker says: " in output, output
+        site.nothing_is_left()
+
+        # The controller is killed while an archive travels: the nodes finish what they began, and the build host stops
+        # serving when nobody is connected any more.
+        process = site.start("-e", "__vllm_image_idle=20")
+        until(site, "node1", CONNECTED, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        site.fast()
+        deadline = time.monotonic() + 90
+        while site.sh("node1", f"ss -Hltn 'sport = :{PORT}'"):
+            assert time.monotonic() < deadline, site.sh("node1", "systemctl status 'vllm-image-*'")
+            time.sleep(0.5)
+    finally:
+        site.fast()
+    again = site.run()
+    assert again.rc == 0, again.output
+    made = site.contents("vllm-rocm:v1")
+    assert made == [made[0]] * 3 and made[0]
+    site.nothing_is_left()
+
+
+def test_a_builder_that_cannot_do_it_is_refused_before_anything_is_built(site: Site) -> None:
+    # The third node's client has no buildx plugin, and without it this Docker has no BuildKit.
+    dockerfile = "FROM scratch\nRUN --mount=type=cache,target=/root/.cache true\n"
+    site.sh("node3", f"mkdir -p /srv/own/docker && printf '{dockerfile}' >/srv/own/docker/Dockerfile.rocm")
+    own = {"vllm_image_name": "own", "vllm_image_build_host": "node3", "vllm_image_build_context": "/srv/own"}
+    refused = site.run("--limit", "node3", **own, vllm_image_build_revision="1")
+    assert refused.rc != 0 and "no docker command on node3 has it: install the buildx plugin" in " ".join(
+        refused.output.split()
+    ), refused.output
+    assert "(line 2:RUN --mount=type=cache" in refused.output
+    assert "TASK [vllm_image : Build the image]" not in refused.output
+
+
+def test_built_on_the_controller_it_is_sent(site: Site, tmp_path: Path) -> None:
+    name, context = f"image-fleet-{uuid.uuid4().hex[:6]}", tmp_path / "vllm"
+    (context / "docker").mkdir(parents=True)
+    (context / "docker" / "Dockerfile.rocm").write_text("FROM scratch\nCOPY content /content\n", encoding="utf-8")
+    (context / "content").write_bytes(os.urandom(3_000_000))
+    asked = {"vllm_image_name": name, "vllm_image_build_host": "localhost", "vllm_image_build_revision": "1"}
+    asked |= {"vllm_image_build_context": str(context), "vllm_image_cache_path": str(tmp_path / "cache")}
+    try:
+        # The other end breaks off.
+        site.sh("node2", "printf '#!/bin/sh\\nexit 12\\n' >/usr/local/bin/rsync && chmod +x /usr/local/bin/rsync")
+        broken = site.run(**asked)
+        assert broken.rc != 0 and "rsync error" in broken.output, broken.output
+        assert not list((tmp_path / "cache").glob("*.tar*"))
+        site.sh("node2", "rm /usr/local/bin/rsync")
+        sent = site.run(**asked)
+        assert sent.rc == 0, sent.output
+        inspect = ["docker", "image", "inspect", "--format", "{{.RootFS.Layers}}", f"{name}:v1"]
+        wanted = subprocess.run(inspect, check=True, capture_output=True, text=True).stdout.strip()
+        assert site.contents(f"{name}:v1") == [wanted] * 3
+        assert site.run(**asked).changed()
+        assert not list((tmp_path / "cache").glob("*.tar*"))
+        for node in NODES:
+            assert not site.sh(node, f"ls {tmp_path}/cache/*.tar* 2>/dev/null || true"), node
+    finally:
+        site.sh("node2", "rm -f /usr/local/bin/rsync")
+        listed = subprocess.run(
+            ["docker", "images", "--quiet", name], capture_output=True, text=True, check=True
+        ).stdout
+        if listed.split():
+            subprocess.run(["docker", "rmi", "--force", *set(listed.split())], check=True, capture_output=True)
+
+
+def test_a_server_is_the_same_or_not_in_containerds_store_too(site: Site, standin_image: str) -> None:
+    site.fleet.load([standin_image], ["node3"])
+    asked = {"name": "standin", "image": standin_image, "model": "acme/tiny", "port": 8000, "accelerator": "cpu"}
+    asked |= {"gpu_memory_policy": "off", "ready_timeout": 60}
+
+    def server(*more: str) -> str:
+        inventory = ["-i", str(site.folder / "inventory.yml"), "node3", "--become", *more]
+        command = [
+            str(Path(play.PLAYBOOK).with_name("ansible")),
+            *inventory,
+            "-m",
+            "vllm_server",
+            "-a",
+            json.dumps(asked),
+        ]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=play.environment(), cwd=play.ROOT, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "node3 | CHANGED" in server()
+    assert "node3 | SUCCESS" in server()
+    before = site.id(standin_image, "node3")
+    site.sh("node3", f"printf 'FROM {standin_image}\nLABEL moved=yes\n' | docker build --quiet --tag {standin_image} -")
+    told = server("--check", "--diff")
+    assert re.search(rf"^-.*{before[7:19]}", told, re.MULTILINE), told
+    assert re.search(rf"^\+.*{site.id(standin_image, 'node3')[7:19]}", told, re.MULTILINE), told

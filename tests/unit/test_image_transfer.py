@@ -88,3 +88,19 @@ def test_a_stream_that_ends_early_is_not_an_image(transfer: ModuleType) -> None:
     meter = transfer.Meter(print, lambda: 0.0)
     with pytest.raises(transfer.SourceLost, match=r"ended after 1 kB of 5\.0 MB"):
         list(transfer.metered(io.BytesIO(b"x" * 1000), 5_000_000, meter))
+
+
+def test_who_is_connected_is_read_from_the_kernel_s_tables(transfer: ModuleType) -> None:
+    head = "  sl  local_address rem_address   st tx_queue rx_queue\n"
+    listening = "   0: 00000000:1543 00000000:0000 0A 00000000:00000000\n"
+    connected = "   1: 0A00000A:1543 0B00000A:9C40 01 00000000:00000000\n"
+    outward = "   2: 0A00000A:9C40 0B00000A:1543 01 00000000:00000000\n"
+    sixth = "   0: 0000000000000000FFFF00000A00000A:1543 0000000000000000FFFF00000B00000A:9C40 01 0:0\n"
+    assert not transfer.connected(5443, [head + listening + outward, head])
+    assert transfer.connected(5443, [head + listening + connected])
+    assert transfer.connected(5443, [head + listening, head + sixth])
+
+
+def test_a_server_ends_when_nobody_is_connected_and_its_exit_code_is_kept(transfer: ModuleType) -> None:
+    assert transfer.guard(1, 0.2, [sys.executable, "-c", "import time; time.sleep(60)"]) == -15
+    assert transfer.guard(1, 60, [sys.executable, "-c", "raise SystemExit(3)"]) == 3

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from fake_hf_cache import COMMIT, REPO, FakeCache, blob_name, model_files, safetensors, tree_of
 
+from ansible.module_utils.vllm_fleet import manifest as lists
 from ansible.module_utils.vllm_fleet import snapshot
 
 SHARD = "model-00002-of-00003.safetensors"
@@ -269,11 +270,11 @@ def test_a_file_list_that_cannot_be_used_is_named_and_done_without(tmp_path: Pat
 
 def test_the_file_list_written_is_the_one_read(tmp_path: Path) -> None:
     cache = FakeCache(tmp_path)
-    manifest = snapshot.tree_manifest(cache.tree.read_text(), COMMIT)
-    assert snapshot.tree_manifest(snapshot.tree_json(manifest), COMMIT) == manifest
-    entry = json.loads(snapshot.tree_json(manifest))["files"][SHARD]
+    manifest = lists.tree_manifest(cache.tree.read_text(), COMMIT)
+    assert lists.tree_manifest(lists.tree_json(manifest), COMMIT) == manifest
+    entry = json.loads(lists.tree_json(manifest))["files"][SHARD]
     assert entry["lfs_sha256"] == blob_name(SHARD, cache.files[SHARD])
-    assert snapshot.given_manifest(COMMIT, manifest.as_files()).entries == manifest.entries
+    assert lists.given_manifest(COMMIT, manifest.as_files()).entries == manifest.entries
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,7 @@ def test_the_file_list_written_is_the_one_read(tmp_path: Path) -> None:
 )
 def test_a_given_manifest_cannot_lead_out_of_the_snapshot(path: str, info: dict[str, object]) -> None:
     with pytest.raises(snapshot.SnapshotError, match="Manifest entry"):
-        snapshot.given_manifest(COMMIT, {path: info})
+        lists.given_manifest(COMMIT, {path: info})
 
 
 # Names

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Moves one image, and says how far it is: pull, push, load, save, serve to other nodes, fetch from another node.
 
+`guard` ends a server that nobody is connected to any more.
+
 Run by the role vllm_image as a detached command. Its one companion is docker_api.py of the project, in the same folder;
 otherwise the standard library of Python 3.10.
 """
@@ -8,15 +10,17 @@ otherwise the standard library of Python 3.10.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import http.server
 import os
 import shutil
 import socket
 import ssl
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -213,8 +217,11 @@ def load_file(engine: DockerApi, path: Path) -> None:
 
 
 def fetch(engine: DockerApi, address: str, port: int, pem: Path) -> None:
-    """Load the archive that another node serves, without keeping a copy."""
+    """Load the archive that another node serves, without keeping a copy; the certificate was for this once."""
     connection = http.client.HTTPSConnection(address, port, context=tls(pem, server=False), timeout=120)
+    pem.unlink()
+    with contextlib.suppress(OSError):
+        pem.parent.rmdir()
     try:
         connection.request("GET", _PATH)
         response = connection.getresponse()
@@ -284,6 +291,35 @@ def serve(archive: Path, port: int, pem: Path) -> None:
     _Server(("", port), Handler).serve_forever()
 
 
+def connected(port: int, tables: Sequence[str]) -> bool:
+    """Tell from the text of /proc/net/tcp and tcp6 whether anyone is connected to a port of this machine."""
+    for line in (line for table in tables for line in table.splitlines()[1:]):
+        fields = line.split()
+        if fields[3] == "01" and int(fields[1].rpartition(":")[2], 16) == port:
+            return True
+    return False
+
+
+def guard(port: int, idle: float, argv: list[str]) -> int:
+    """Run a server until it ends, or nobody has been connected to it for ``idle`` seconds; give its exit code.
+
+    A run that was killed leaves nobody who would stop it, and the nodes may have got all they wanted.
+    """
+    tables = [Path("/proc/net/tcp"), Path("/proc/net/tcp6")]
+    with subprocess.Popen(argv) as process:
+        last = time.monotonic()
+        while process.poll() is None:
+            now = time.monotonic()
+            if connected(port, [path.read_text(encoding="ascii") for path in tables if path.exists()]):
+                last = now
+            elif now - last > idle:
+                say(f"nobody has been connected for {idle:.0f} s")
+                process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(min(5.0, idle / 4))
+        return process.returncode
+
+
 def main() -> int:
     """Do what the command line says; the last line of a failure is its reason."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -302,7 +338,13 @@ def main() -> int:
         found.add_argument(first)
         found.add_argument("port", type=int)
         found.add_argument("pem", type=Path, help="certificate and key of both ends")
+    found = verbs.add_parser("guard")
+    found.add_argument("port", type=int)
+    found.add_argument("idle", type=float, help="seconds without a connection")
+    found.add_argument("argv", nargs="+")
     asked = parser.parse_args()
+    if asked.verb == "guard":
+        return guard(asked.port, asked.idle, asked.argv)
     engine = DockerApi(asked.socket, timeout=None)
     archive = Path(getattr(asked, "archive", "")).expanduser()
     work: dict[str, Callable[[], None]] = {

@@ -1,11 +1,12 @@
 #!/bin/sh
 # Serves an image to the other nodes as a transient unit, until stopped or until its time is over.
 #
-# usage: serve_image.sh archive|registry ADDRESS PORT UNIT CACHE SECONDS ARCHIVE PYTHON
+# usage: serve_image.sh archive|registry ADDRESS PORT UNIT CACHE SECONDS IDLE ARCHIVE PYTHON
+#   SECONDS  after which it ends in any case; IDLE, after which it ends when nobody is connected
 #   ADDRESS  under which the other nodes reach this host; the certificate is made out to it
 #   CACHE    folder with image_transfer.py, the saved image, and docker-registry when it is not installed
 set -eu
-how=$1 address=$2 port=$3 unit=$4 cache=$5 seconds=$6 archive=$7 python=$8
+how=$1 address=$2 port=$3 unit=$4 cache=$5 seconds=$6 idle=$7 archive=$8 python=$9
 run=/run/vllm-fleet/$unit storage=$cache/registry-$unit
 
 if ! [ -d /run/systemd/system ]; then
@@ -43,7 +44,9 @@ cat "$run/key" "$run/certificate" >"$run/pem"
 
 case $how in
 archive)
-  set -- "$python" "$cache/image_transfer.py" serve "$cache/$archive" "$port" "$run/pem"
+  # Under a name that goes with this unit; the next run saves anew before it comes here.
+  mv "$cache/$archive" "$cache/$archive.served"
+  set -- "$python" "$cache/image_transfer.py" serve "$cache/$archive.served" "$port" "$run/pem"
   ;;
 registry)
   # The package would start a registry open to everyone as soon as it is installed, so it is only unpacked.
@@ -80,4 +83,5 @@ CONFIG
   ;;
 esac
 exec systemd-run --quiet --collect --unit "$unit" --property "RuntimeMaxSec=$seconds" --property NoNewPrivileges=yes \
-  --property "ExecStopPost=-/bin/rm -rf $run $storage" -- "$@"
+  --property "ExecStopPost=-/bin/rm -rf $run $storage $cache/$archive.served" -- \
+  "$python" "$cache/image_transfer.py" guard "$port" "$idle" "$@"

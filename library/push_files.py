@@ -1,0 +1,47 @@
+#!/usr/bin/python
+"""Ansible module push_files: the page of the action of that name, which runs on the controller alone."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: push_files
+short_description: Send files from the controller by rsync, with progress on the terminal
+description:
+  - Runs M(ansible.posix.synchronize) and shows meanwhile how far it is, percent, bytes, rate and time left, first after
+    five seconds and then less and less often.
+  - All other options are those of M(ansible.posix.synchronize).
+  - Where the controller's rsync is older than 3.1, it is sent without progress.
+options:
+  label:
+    description: What is sent, as it should read in progress lines.
+    type: str
+    default: sending files
+attributes:
+  action:
+    support: full
+    description: Runs on the controller.
+  check_mode:
+    support: full
+    description: Only told what would be sent.
+  diff_mode:
+    support: full
+    description: Names the files.
+author:
+  - The vllm-fleet developers
+"""
+
+EXAMPLES = r"""
+- name: Send an archive
+  push_files:
+    src: /media/vllm-v0.31.0.tar
+    dest: /var/cache/vllm-fleet/
+    label: sending vllm-v0.31.0.tar
+"""
+
+RETURN = r"""
+stdout_lines:
+  description: What was sent.
+  type: list
+  elements: str
+  returned: always
+"""
