@@ -126,6 +126,7 @@ class CallbackModule(CallbackBase):
                 "task": task._uuid,
                 "name": task.get_name().removeprefix(f"{role} : "),
                 "role": role,
+                "file": Path(str(task.get_path() or "").rpartition(":")[0]).stem,
                 "action": task.action,
                 "only_looks": task.get_vars().get(ONLY_LOOKS) is True,
                 "at": self._now(),

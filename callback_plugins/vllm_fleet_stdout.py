@@ -1,24 +1,32 @@
-"""Ansible's own output, with the banner of a long task above its progress lines instead of below them."""
+"""Ansible's own output, short where all is well: a wave fits on a screen, and what goes wrong stands out."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ansible import constants
+from ansible.playbook.task_include import TaskInclude
 from ansible.plugins.callback.default import CallbackModule as Default
 
 if TYPE_CHECKING:
+    from ansible.executor.task_result import CallbackTaskResult
     from ansible.inventory.host import Host
+    from ansible.playbook.included_file import IncludedFile
+    from ansible.playbook.play import Play
     from ansible.playbook.task import Task
 
 DOCUMENTATION = r"""
 name: vllm_fleet_stdout
 type: stdout
-short_description: Ansible's default output for tasks that show progress
+short_description: Ansible's default output, short where all is well
 description:
-  - Where skipped hosts are not shown, the default output waits with a task's banner for the first result. The progress
-    lines of a task that runs for minutes would come before its name. This one writes the banner of those tasks when
-    they start; everything else is the default's.
+  - A task that finds all as wanted is one line, whatever the number of its hosts, and none where it only prepares
+    others (checks of arguments, facts, includes). Changes, failures, messages and everything with C(-v) are shown as
+    the default output shows them.
+  - The banner of a task that shows progress stands above its progress lines, and only where there are any.
+  - A failure of which a remedy is known is its sentence and its evidence; C(-v) shows the whole result.
 extends_documentation_fragment:
   - default_callback
   - result_format_callback
@@ -26,20 +34,115 @@ requirements:
   - set as stdout in configuration
 """
 
-# The project's action plugins write lines while their tasks run.
+# The project's action plugins write lines, each beginning with its host in brackets, while their tasks run.
 ACTION_PLUGINS = Path(__file__).resolve().parent.parent / "action_plugins"
 SHOW_PROGRESS = frozenset(file.stem for file in ACTION_PLUGINS.glob("*.py"))
+#: Tasks that say nothing by being fine.
+SILENT = frozenset({"validate_argument_spec", "set_fact", "set_stats", "assert"})
+#: Hosts named in a line before they are only counted.
+NAMED = 4
+#: What is shown of a failure that has been diagnosed. The rest is in the log and the report.
+TOLD = ("msg", "failure", "log_file")
 
 
 class CallbackModule(Default):
-    """The default output, banners of long tasks first."""
+    """The default output, cut where nothing is to be read."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "stdout"
     CALLBACK_NAME = "vllm_fleet_stdout"
 
+    def __init__(self) -> None:
+        """Listen to what is displayed: only there is it known whether a task shows progress."""
+        super().__init__()
+        self._fine: tuple[Task | None, list[str]] = (None, [])
+        self._awaited: Task | None = None
+        self._process = os.getpid()
+        self._plain = self._display.display
+        self._display.display = self._shown
+
+    def _shown(self, msg: str, *args: Any, **options: Any) -> None:
+        """Display, a banner first where the line is a task's first progress."""
+        task = self._awaited
+        # Workers hand their lines to the process that shows them.
+        if task is not None and os.getpid() == self._process and msg.startswith("["):
+            self._awaited = None
+            if self._last_task_banner != task._uuid:
+                self._print_task_banner(task)
+        self._plain(msg, *args, **options)
+
+    @property
+    def _brief(self) -> bool:
+        return not self._display.verbosity
+
+    def _tell_fine(self) -> None:
+        """Write the line of a task that found all as wanted."""
+        task, hosts = self._fine
+        self._fine = (None, [])
+        if task is None:
+            return
+        who = ", ".join(hosts) if len(hosts) <= NAMED else f"{len(hosts)} hosts"
+        if self._last_task_banner == task._uuid:
+            self._display.display(f"ok: [{who}]", color=constants.COLOR_OK)
+        else:
+            self._display.display(f"ok: {task.get_name().strip()} [{who}]", color=constants.COLOR_OK)
+
+    # -- what begins -------------------------------------------------------------------------------------------
+
+    def v2_playbook_on_play_start(self, play: Play) -> None:
+        """Name the play."""
+        self._tell_fine()
+        self._awaited = None
+        super().v2_playbook_on_play_start(play)
+
+    def _task_start(self, task: Task, prefix: str | None = None) -> None:
+        self._tell_fine()
+        self._awaited = None
+        super()._task_start(task, prefix)
+
+    def v2_playbook_on_include(self, included_file: IncludedFile) -> None:
+        """Name an included file to those who want to know."""
+        if not self._brief:
+            super().v2_playbook_on_include(included_file)
+
     def v2_runner_on_start(self, host: Host, task: Task) -> None:
-        """Write the banner when the first host begins."""
+        """Be ready for a task's progress."""
         if task.action in SHOW_PROGRESS and self._last_task_banner != task._uuid:
-            self._print_task_banner(task)
+            self._awaited = task
         super().v2_runner_on_start(host, task)
+
+    # -- what ends ---------------------------------------------------------------------------------------------
+
+    def v2_runner_on_ok(self, result: CallbackTaskResult) -> None:
+        """Keep what is fine for one line, show the rest."""
+        found = result.result
+        plain = self._brief and not found.get("changed") and not self._run_is_verbose(result)
+        if not plain or "exception" in found:
+            super().v2_runner_on_ok(result)
+            return
+        self._handle_warnings_and_exception(result)
+        if isinstance(result.task, TaskInclude) or result.task.action.rpartition(".")[2] in SILENT:
+            return
+        if self._fine[0] is not result.task:
+            self._tell_fine()
+            self._fine = (result.task, [])
+        self._fine[1].append(result.host.get_name())
+
+    def v2_runner_item_on_ok(self, result: CallbackTaskResult) -> None:
+        """Show an item only if it is a change or a message."""
+        if self._brief and not result.result.get("changed") and not self._run_is_verbose(result):
+            self._handle_warnings_and_exception(result)
+            return
+        super().v2_runner_item_on_ok(result)
+
+    def _dump_results(self, result: Any, *args: Any, **options: Any) -> str:
+        """Write a result; of a failure that has been diagnosed what is to be read of it."""
+        if self._brief and isinstance(result.get("failure"), dict):
+            result = {name: result[name] for name in TOLD if result.get(name)}
+        written: str = super()._dump_results(result, *args, **options)
+        return written
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        """Sum up."""
+        self._tell_fine()
+        super().v2_playbook_on_stats(stats)

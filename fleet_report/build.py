@@ -3,7 +3,8 @@
 Events, in the order they came (``at``: seconds since the run began):
 
 - ``{"type": "play", "hosts": [...], "roles": [...]}``
-- ``{"type": "task", "task": id, "name", "role", "action", "at"}``
+- ``{"type": "task", "task": id, "name", "role", "file", "action", "at"}``: ``file`` is that of the task, without folder
+  and ending
 - ``{"type": "start", "task": id, "host", "at"}``
 - ``{"type": "result", "task": id, "host", "at", "status", "changed", "ignored", "state", "asked", "data"}``: ``status``
   is one of ok, failed, unreachable, skipped, ``data`` what ``picked`` left of the module's result, and ``asked`` true
@@ -54,6 +55,9 @@ def module_of(action: str) -> str:
 
 def picked(action: str, result: Mapping[str, Any], *, failed: bool) -> dict[str, Any]:
     """Take from a module's result what a report shows; of other modules only a failure's sentence."""
+    if module_of(action) == "set_fact":
+        mark = ((result.get("ansible_facts") or {}).get("rollout_outcome") or {}).get("state")
+        return {"mark": mark} if mark else {}
     names = _PICKED.get(module_of(action), ("msg",) if failed else ())
     return {name: result[name] for name in names if result.get(name) is not None}
 
@@ -118,14 +122,17 @@ def _node(
     last: dict[str, Mapping[str, Any]] = {}
     answers: list[Mapping[str, Any]] = []
     stopped: float | None = None  # for a reboot: it is without a server until the next start
+    mark: str | None = None
     for one in results:
         task = tasks[one["task"]]
         begin, end = starts.get((one["task"], host), task["at"]), one["at"]
         module, state = module_of(task["action"]), one.get("state")
         if module == "vllm_server":
             last["asked" if one.get("asked") else state or "started"] = one
-        if module == "vllm_chat" and one["data"].get("results") and len(one["data"]["results"]) >= len(answers):
-            answers = one["data"]["results"]
+        said = one["data"].get("results") or [] if module == "vllm_chat" else []
+        # A request that only shows that the gateway finds the server is no measurement of the server.
+        if said and len(said) >= len(answers) and task.get("role") not in ("gateway", "rollout"):
+            answers = said
         if one.get("asked"):
             stretches.append({"phase": "check", "from": begin, "to": end})
         elif module == "vllm_server" and (state or "started") == "started":
@@ -137,7 +144,8 @@ def _node(
         else:
             if module == "vllm_server" and state == "stopped" and one["changed"]:
                 stopped = begin
-            stretches.append({"phase": timeline.phase_of(task, state), "from": begin, "to": end})
+            stretches.append({"phase": timeline.phase_of(task, state, mark), "from": begin, "to": end})
+        mark = one["data"].get("mark", mark)
     restored = last.get("restored")
     if restored and not _went_back(restored):
         restored = None

@@ -29,6 +29,12 @@ _ROLES = {
     "benchmark": "benchmark",
     "burnin": "benchmark",
 }
+#: Task files of the roles rollout and gateway whose tasks take a server out or put it back, whatever they are called.
+_FILES = {"drain": "drain", "unanswered": "drain", "admit": "admit", "land": "admit", "refused": "admit"}
+#: Other task files of the role rollout.
+_OWN = frozenset({"failed", "gateways", "main", "plan", "replica", "settle", "verdict"})
+#: What a server's state in the rollout makes of tasks that its user has written (rollout_drain_tasks, ..._admit_tasks).
+_MARKS = {"draining": "drain", "admitting": "admit"}
 _STATES = {"restored": "restore", "started": "load", "stopped": "down", "absent": "down"}
 #: Stretches that are closer to each other than this are one, where they are of the same phase.
 _JOIN = 0.3
@@ -36,21 +42,25 @@ _JOIN = 0.3
 Stretch = dict[str, Any]
 
 
-def phase_of(task: Mapping[str, Any], state: str | None = None) -> str:
-    """Say which phase a task belongs to, from its module, its role and its name."""
-    action = str(task["action"]).rpartition(".")[2]
-    name = str(task["name"]).lower()
+def phase_of(task: Mapping[str, Any], state: str | None = None, mark: str | None = None) -> str:
+    """Say which phase a task belongs to.
+
+    ``state`` is that of a task of vllm_server, ``mark`` the host's state in the rollout when the task began.
+    """
+    action, role, file = str(task["action"]).rpartition(".")[2], str(task.get("role") or ""), task.get("file")
     if action == "vllm_server":
         return _STATES.get(state or "started", "check")
+    if role in ("rollout", "gateway") and file in _FILES:
+        return _FILES[file]
+    if action == "vllm_drained":
+        return "drain"
     if action == "vllm_chat":
         return "verify"
     if action == "reboot":
         return "boot"
-    if action == "vllm_drained" or "drain" in name:
-        return "drain"
-    if "admit" in name:
-        return "admit"
-    return _ROLES.get(str(task.get("role") or ""), "check")
+    if role == "rollout" and mark in _MARKS and file not in _OWN:
+        return _MARKS[mark]
+    return _ROLES.get(role, "check")
 
 
 def server_stretches(begin: float, end: float, data: Mapping[str, Any]) -> tuple[list[Stretch], list[float] | None]:

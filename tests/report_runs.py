@@ -60,7 +60,8 @@ class Run:
     ) -> None:
         """``hosts``: seconds, status and data for each; ``more``: state, changed."""
         ident = f"t{len(self.events)}"
-        self.events.append({"type": "task", "task": ident, "name": name, "role": role, "action": action, "at": self.at})
+        made = {"task": ident, "name": name, "role": role, "file": more.pop("file", "main"), "action": action}
+        self.events.append({"type": "task", "at": self.at, **made})
         changed = more.pop("changed", False)
         ends = []
         for host, (seconds, status, data) in hosts.items():
@@ -90,7 +91,10 @@ class Run:
     def wave(self, names: list[str]) -> bool:
         self.play("vllm_server")
         self.task(
-            "Drain", "rollout", "vllm_drained", {n: (4 + k % 7, "ok", {"drained": True}) for k, n in enumerate(names)}
+            "Take it out", "gateway", "community.general.haproxy", {n: (0.5, "ok", {}) for n in names}, file="drain"
+        )
+        self.task(
+            "Wait", "gateway", "vllm_drained", {n: (4 + k % 7, "ok", {"drained": True}) for k, n in enumerate(names)}
         )
         started = {}
         for k, n in enumerate(names):
@@ -128,7 +132,12 @@ class Run:
         self.task("Verify", "vllm_server", "vllm_chat", {n: (3.0, "ok", {"results": answers[n]}) for n in good})
         kept = {"release": summary(7, 0.11, 51.0), "previous_release": summary(6, 0.14, 48.2)}
         self.task("Record", "vllm_server", "vllm_server", dict.fromkeys(good, (0.6, "ok", kept)), state="confirmed")
-        self.task("Admit", "rollout", "community.general.haproxy", {n: (1.5, "ok", {}) for n in good})
+        self.task(
+            "Put it behind the gateway", "gateway", "community.general.haproxy", {n: (1.5, "ok", {}) for n in good},
+            file="admit",
+        )  # fmt: skip
+        landed = {n: (0.4, "ok", {"results": [{"name": "through gateway1", "api": "chat", "ttft": 0.2}]}) for n in good}
+        self.task("Send a request through it", "gateway", "vllm_chat", landed, file="land")
         return len(good) == len(names)
 
     def described(self, **more: Any) -> dict[str, Any]:

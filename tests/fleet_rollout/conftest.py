@@ -17,10 +17,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """The fleet, first deployment done."""
     given = os.environ.get("VLLM_FLEET_SCENE")
     made = Scene(os.environ.get("VLLM_FLEET_SCENE_NAME") or "rollout", Path(given or tmp_path_factory.mktemp("scene")))
-    if not made.fleet.nodes:
-        made.up()
     try:
-        made.deploy().ok()
+        if not given:
+            made.up()
+            made.deploy().ok()
         yield made
     finally:
         if not given:

@@ -106,6 +106,7 @@ class Scene:
         # Whether a test's edits are to be forgotten at its end.
         self.bad = False
         self.runs = 0
+        self.groups, self.reports = directory / "group_vars" / "all", directory / "reports"
 
     # -- life
 
@@ -121,9 +122,8 @@ class Scene:
         self.fleet.load([image])
         seed = FakeCache(self.dir / "seed", repo_id=MODEL)
         name, _, tag = image.partition(":")
-        groups = self.dir / "group_vars"
-        groups.mkdir(mode=0o700)
-        (groups / "all.json").write_text(json.dumps(variables(name, tag, identity, seed)))
+        self.groups.mkdir(mode=0o700, parents=True)
+        (self.groups / "site.json").write_text(json.dumps(variables(name, tag, identity, seed)))
 
     def down(self) -> None:
         """Take it away."""
@@ -134,12 +134,14 @@ class Scene:
     def start(self, *words: str, playbook: str = "deploy.yml", **edits: Any) -> Going:
         """Begin a run; `edits` stay for those that follow."""
         self.variables |= edits
-        (self.dir / "edits.json").write_text(json.dumps(self.variables))
+        # Later than site.json, and not with -e, which is above what a rollback takes from the records.
+        (self.groups / "z-edits.json").write_text(json.dumps(self.variables))
         self.runs += 1
-        command = ["ansible-playbook", "-i", str(self.dir / "inventory.yml"), "-e", f"@{self.dir}/edits.json"]
+        command = ["ansible-playbook", "-i", str(self.dir / "inventory.yml")]
         # Not Molecule's own, which lead elsewhere and colour what is read here.
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PY_COLORS"))}
         environ |= {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "COLUMNS": "2000"}
+        environ["VLLM_FLEET_REPORTS"] = str(self.reports)
         return Going([*command, str(ROOT / playbook), *words], self.dir / f"run{self.runs}.log", environ)
 
     def deploy(self, *words: str, playbook: str = "deploy.yml", **edits: Any) -> Run:

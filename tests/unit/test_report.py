@@ -61,6 +61,34 @@ def test_a_deployment_in_waves(four):
     assert lines[-1] == "Report: reports/x/index.html"
 
 
+def test_a_request_through_the_gateway_is_seen_in_the_picture_and_not_in_the_figures():
+    run = Run(1)
+    run.play("rollout")
+    answer = {"name": "capital", "api": "chat", "content": "Paris.", "ttft": 0.1, "tokens_per_second": 50.0}
+    run.task("Verify", "vllm_server", "vllm_chat", {"node1": (1.0, "ok", {"results": [answer]})})
+    through = {**answer, "ttft": 0.7, "tokens_per_second": 9.0}
+    run.task("Ask", "gateway", "vllm_chat", {"node1": (2.0, "ok", {"results": [through]})}, file="land")
+    (one,) = report_of(run)["nodes"]
+    assert (one["ttft"], one["tokens_per_second"]) == (0.1, 50.0)
+    assert [s["phase"] for s in one["timeline"]] == ["verify", "admit"]
+
+
+def test_tasks_of_the_user_count_as_what_the_rollout_does_meanwhile():
+    run = Run(1)
+    run.play("rollout")
+    mark = {"ansible_facts": {"rollout_outcome": {"state": "draining"}}}
+    run.task("Look", "rollout", "ansible.builtin.command", {"node1": (1.0, "ok", {})}, file="plan")
+    note = build.picked("ansible.builtin.set_fact", mark, failed=False)
+    run.task("Note", "rollout", "ansible.builtin.set_fact", {"node1": (0.5, "ok", note)}, file="drain")
+    run.task("Tell the balancer", "rollout", "ansible.builtin.uri", {"node1": (3.0, "ok", {})}, file="mine")
+    run.task(
+        "Note", "rollout", "ansible.builtin.set_fact", {"node1": (0.5, "ok", {"mark": "replacing"})}, file="replica"
+    )
+    run.task("Reboot", "rocm", "ansible.builtin.reboot", {"node1": (9.0, "ok", {})}, file="reboot")
+    (one,) = report_of(run)["nodes"]
+    assert [s["phase"] for s in one["timeline"]] == ["check", "drain", "check", "prepare"]
+
+
 def test_a_failed_canary_stops_the_rest():
     report = report_of(Run(4, failing=("node1",)).deploy())
     assert report["outcome"] == {"restored": 1, "untouched": 3}
