@@ -26,7 +26,7 @@ description:
     others (checks of arguments, facts, includes). Changes, failures, messages and everything with C(-v) are shown as
     the default output shows them.
   - The banner of a task that shows progress stands above its progress lines, and only where there are any.
-  - A failure of which a remedy is known is its sentence and its evidence; C(-v) shows the whole result.
+  - A failure that has been diagnosed is its sentence, its evidence and its remedy; C(-v) shows the whole result.
 extends_documentation_fragment:
   - default_callback
   - result_format_callback
@@ -39,10 +39,10 @@ ACTION_PLUGINS = Path(__file__).resolve().parent.parent / "action_plugins"
 SHOW_PROGRESS = frozenset(file.stem for file in ACTION_PLUGINS.glob("*.py"))
 #: Tasks that say nothing by being fine.
 SILENT = frozenset({"validate_argument_spec", "set_fact", "set_stats", "assert"})
+#: Tasks whose only result is what they say, well or badly.
+MESSAGES = frozenset({"debug", "assert", "fail"})
 #: Hosts named in a line before they are only counted.
 NAMED = 4
-#: What is shown of a failure that has been diagnosed. The rest is in the log and the report.
-TOLD = ("msg", "failure", "log_file")
 
 
 class CallbackModule(Default):
@@ -115,15 +115,20 @@ class CallbackModule(Default):
 
     def v2_runner_on_ok(self, result: CallbackTaskResult) -> None:
         """Keep what is fine for one line, show the rest."""
-        found = result.result
-        plain = self._brief and not found.get("changed") and not self._run_is_verbose(result)
-        if not plain or "exception" in found:
+        found, action = result.result, result.task.action.rpartition(".")[2]
+        if not self._brief or found.get("changed") or "exception" in found:
             super().v2_runner_on_ok(result)
             return
-        self._handle_warnings_and_exception(result)
-        if isinstance(result.task, TaskInclude) or result.task.action.rpartition(".")[2] in SILENT:
+        if self._run_is_verbose(result):
+            if action in MESSAGES and isinstance(found.get("msg"), str):
+                self._tell_message(result, found["msg"])
+            else:
+                super().v2_runner_on_ok(result)
             return
-        if self._fine[0] is not result.task:
+        self._handle_warnings_and_exception(result)
+        if isinstance(result.task, TaskInclude) or action in SILENT:
+            return
+        if self._fine[0] is None or self._fine[0]._uuid != result.task._uuid:
             self._tell_fine()
             self._fine = (result.task, [])
         self._fine[1].append(result.host.get_name())
@@ -135,12 +140,33 @@ class CallbackModule(Default):
             return
         super().v2_runner_item_on_ok(result)
 
-    def _dump_results(self, result: Any, *args: Any, **options: Any) -> str:
-        """Write a result; of a failure that has been diagnosed what is to be read of it."""
-        if self._brief and isinstance(result.get("failure"), dict):
-            result = {name: result[name] for name in TOLD if result.get(name)}
-        written: str = super()._dump_results(result, *args, **options)
-        return written
+    def _tell_message(self, result: CallbackTaskResult, message: str) -> None:
+        """Write what a task has to say as text."""
+        if self._last_task_banner != result.task._uuid:
+            self._print_task_banner(result.task)
+        self._handle_warnings_and_exception(result)
+        self._display.display(f"ok: [{self.host_label(result)}]", color=constants.COLOR_OK)
+        for line in message.rstrip().splitlines():
+            self._display.display(f"    {line}".rstrip(), color=constants.COLOR_OK)
+
+    def v2_runner_on_failed(self, result: CallbackTaskResult, ignore_errors: bool = False) -> None:
+        """Show a failure; of one that says itself what is to be read, that."""
+        found = result.result
+        diagnosed = found["failure"] if isinstance(found.get("failure"), dict) else {}
+        words = diagnosed or result.task.action.rpartition(".")[2] in MESSAGES
+        if not (self._brief and words and isinstance(found.get("msg"), str)) or "results" in found:
+            super().v2_runner_on_failed(result, ignore_errors)
+            return
+        if self._last_task_banner != result.task._uuid:
+            self._print_task_banner(result.task)
+        self._handle_warnings(found)
+        lines = [f"fatal: [{self.host_label(result)}]: FAILED!"]
+        lines += [f"    {line}".rstrip() for line in found["msg"].rstrip().splitlines()]
+        lines += [f"      | {line}" for line in diagnosed.get("evidence") or []]
+        lines += [f"    Whole log: {path}" for path in [found.get("log_file")] if path]
+        lines += ["...ignoring"] * ignore_errors
+        for line in lines:
+            self._display.display(line, constants.COLOR_ERROR, stderr=self.get_option("display_failed_stderr"))
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Sum up."""

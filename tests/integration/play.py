@@ -38,7 +38,9 @@ class Run:
         """Insist that it failed, and give the sentence it failed with."""
         assert self.rc != 0, self.output
         found = re.search(
-            r"^\[ERROR\]: (?:Task failed: )?(?:Module failed: |Action failed: )?(.*)", self.output, re.MULTILINE
+            r"(?:^\[ERROR\]: (?:Task failed: )?(?:Module failed: |Action failed: )?|^fatal: \[.*\]: FAILED!\n    )(.*)",
+            self.output,
+            re.MULTILINE,
         )
         assert found, self.output
         return found.group(1)

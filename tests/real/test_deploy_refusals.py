@@ -26,7 +26,8 @@ def deploy(*extra, inventory="inventory/local", **variables):
     environ = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
     done = subprocess.run([*command, *extra], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     words = done.stdout + done.stderr
-    done.errors = [" ".join(text.split("Origin:")[0].split()) for text in words.split("[ERROR]: ")[1:]]
+    told = re.split(r"\[ERROR\]: |FAILED!\n", words)[1:]
+    done.errors = [" ".join(re.split("Origin:|\nTASK|\nPLAY", text)[0].split()) for text in told]
     return done
 
 
