@@ -25,6 +25,7 @@ description:
   - A task that finds all as wanted is one line, whatever the number of its hosts, and none where it only prepares
     others (checks of arguments, facts, includes). Changes, failures, messages and everything with C(-v) are shown as
     the default output shows them.
+  - A play without hosts, or in which nothing was to be done, is not named.
   - The banner of a task that shows progress stands above its progress lines, and only where there are any.
   - A failure that has been diagnosed is its sentence, its evidence and its remedy; C(-v) shows the whole result.
 extends_documentation_fragment:
@@ -45,6 +46,10 @@ MESSAGES = frozenset({"debug", "assert", "fail"})
 NAMED = 4
 
 
+def _named(hosts: list[str]) -> str:
+    return ", ".join(hosts) if len(hosts) <= NAMED else f"{len(hosts)} hosts"
+
+
 class CallbackModule(Default):
     """The default output, cut where nothing is to be read."""
 
@@ -57,19 +62,35 @@ class CallbackModule(Default):
         super().__init__()
         self._fine: tuple[Task | None, list[str]] = (None, [])
         self._awaited: Task | None = None
+        self._unnamed: Play | None = None
         self._process = os.getpid()
         self._plain = self._display.display
         self._display.display = self._shown
 
     def _shown(self, msg: str, *args: Any, **options: Any) -> None:
-        """Display, a banner first where the line is a task's first progress."""
-        task = self._awaited
+        """Display, the play's banner first, and that of the task where the line is its first progress."""
         # Workers hand their lines to the process that shows them.
-        if task is not None and os.getpid() == self._process and msg.startswith("["):
+        if os.getpid() != self._process:
+            self._plain(msg, *args, **options)
+            return
+        play, self._unnamed = self._unnamed, None
+        if play is not None:
+            self._name_play(play)
+        task = self._awaited
+        if task is not None and msg.startswith("["):
             self._awaited = None
             if self._last_task_banner != task._uuid:
                 self._print_task_banner(task)
         self._plain(msg, *args, **options)
+
+    def _name_play(self, play: Play) -> None:
+        """Write a play's banner; where it goes over its hosts in batches, with those of this one."""
+        manager = play.get_variable_manager() if play.serial else None
+        if manager is None:
+            super().v2_playbook_on_play_start(play)
+            return
+        hosts = manager.get_vars(play=play).get("ansible_play_batch") or []
+        self._display.banner(f"PLAY [{play.get_name().strip()}: {_named(hosts)}]")
 
     @property
     def _brief(self) -> bool:
@@ -81,7 +102,7 @@ class CallbackModule(Default):
         self._fine = (None, [])
         if task is None:
             return
-        who = ", ".join(hosts) if len(hosts) <= NAMED else f"{len(hosts)} hosts"
+        who = _named(hosts)
         if self._last_task_banner == task._uuid:
             self._display.display(f"ok: [{who}]", color=constants.COLOR_OK)
         else:
@@ -90,10 +111,20 @@ class CallbackModule(Default):
     # -- what begins -------------------------------------------------------------------------------------------
 
     def v2_playbook_on_play_start(self, play: Play) -> None:
-        """Name the play."""
+        """Name the play when it has something to say: one without hosts is passed over."""
         self._tell_fine()
-        self._awaited = None
-        super().v2_playbook_on_play_start(play)
+        self._awaited, self._play = None, play
+        if self._brief:
+            self._unnamed = play
+        else:
+            super().v2_playbook_on_play_start(play)
+
+    def v2_playbook_on_no_hosts_matched(self) -> None:
+        """Say that a play has no hosts, to those who want to know."""
+        if self._brief:
+            self._unnamed = None
+        else:
+            super().v2_playbook_on_no_hosts_matched()
 
     def _task_start(self, task: Task, prefix: str | None = None) -> None:
         self._tell_fine()
@@ -171,4 +202,5 @@ class CallbackModule(Default):
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Sum up."""
         self._tell_fine()
+        self._unnamed = None
         super().v2_playbook_on_stats(stats)
