@@ -62,7 +62,7 @@ class CallbackModule(Default):
         super().__init__()
         self._fine: tuple[Task | None, list[str]] = (None, [])
         self._awaited: Task | None = None
-        self._unnamed: Play | None = None
+        self._unnamed = ""
         self._process = os.getpid()
         self._plain = self._display.display
         self._display.display = self._shown
@@ -73,24 +73,15 @@ class CallbackModule(Default):
         if os.getpid() != self._process:
             self._plain(msg, *args, **options)
             return
-        play, self._unnamed = self._unnamed, None
-        if play is not None:
-            self._name_play(play)
+        play, self._unnamed = self._unnamed, ""
+        if play:
+            self._display.banner(play)
         task = self._awaited
         if task is not None and msg.startswith("["):
             self._awaited = None
             if self._last_task_banner != task._uuid:
                 self._print_task_banner(task)
         self._plain(msg, *args, **options)
-
-    def _name_play(self, play: Play) -> None:
-        """Write a play's banner; where it goes over its hosts in batches, with those of this one."""
-        manager = play.get_variable_manager() if play.serial else None
-        if manager is None:
-            super().v2_playbook_on_play_start(play)
-            return
-        hosts = manager.get_vars(play=play).get("ansible_play_batch") or []
-        self._display.banner(f"PLAY [{play.get_name().strip()}: {_named(hosts)}]")
 
     @property
     def _brief(self) -> bool:
@@ -114,15 +105,18 @@ class CallbackModule(Default):
         """Name the play when it has something to say: one without hosts is passed over."""
         self._tell_fine()
         self._awaited, self._play = None, play
-        if self._brief:
-            self._unnamed = play
-        else:
+        if not self._brief:
             super().v2_playbook_on_play_start(play)
+            return
+        # Where it goes over its hosts in batches, they tell one from the other.
+        manager = play.get_variable_manager() if play.serial else None
+        hosts = manager.get_vars(play=play).get("ansible_play_batch") if manager else None
+        self._unnamed = f"PLAY [{play.get_name().strip()}{': ' + _named(hosts) if hosts else ''}]"
 
     def v2_playbook_on_no_hosts_matched(self) -> None:
         """Say that a play has no hosts, to those who want to know."""
         if self._brief:
-            self._unnamed = None
+            self._unnamed = ""
         else:
             super().v2_playbook_on_no_hosts_matched()
 
@@ -202,5 +196,5 @@ class CallbackModule(Default):
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Sum up."""
         self._tell_fine()
-        self._unnamed = None
+        self._unnamed = ""
         super().v2_playbook_on_stats(stats)
