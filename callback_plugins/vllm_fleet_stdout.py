@@ -93,7 +93,7 @@ class CallbackModule(Default):
         self._fine = (None, [])
         if task is None:
             return
-        who = _named(hosts)
+        who = _named(sorted(hosts))
         if self._last_task_banner == task._uuid:
             self._display.display(f"ok: [{who}]", color=constants.COLOR_OK)
         else:

@@ -266,6 +266,9 @@ def _tasks(
     """Say how long each task took, from its first host's start to its last one's end, all waves together."""
     spans: dict[Any, list[float]] = {}
     for one in results:
+        # What an include brings in is counted itself.
+        if module_of(tasks[one["task"]]["action"]).startswith("include_"):
+            continue
         begin = starts.get((one["task"], one["host"]), tasks[one["task"]]["at"])
         span = spans.setdefault(one["task"], [begin, one["at"], 0])
         spans[one["task"]] = [min(span[0], begin), max(span[1], one["at"]), span[2] + 1]

@@ -15,7 +15,7 @@ PHASES = {
     "down": "no server: the old one stops, the new one is made",
     "load": "the new server loads",
     "verify": "asked for answers",
-    "admit": "admitted again",
+    "admit": "admitted",
     "restore": "the previous server comes back",
     "benchmark": "measured",
     "failed": "a start that failed",

@@ -203,6 +203,8 @@ def variables(name: str, tag: str, identity: str, seed: FakeCache) -> dict[str, 
         "vllm_image_name": name,
         "vllm_image_tag": tag,
         "hf_cache_source": "controller",
+        # Four nodes and a few bytes: a swarm would only cost its packages.
+        "hf_cache_distribution": "rsync",
         "hf_cache_controller_path": str(seed.cache),
         "hf_cache_path": "/var/lib/huggingface",
         "hf_cache_create": True,
