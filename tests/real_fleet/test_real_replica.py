@@ -1,29 +1,19 @@
-"""The real vLLM (CPU) over two nodes: tensor-parallel 2, one half on each; answers, dies, and comes back as a whole.
-
-Needs the image and the model's tokenizer that the molecule scenario `default` leaves. The nodes' engines do not get the
-image's 3.5 GB loaded: its installed tree is in one volume of this machine that both nodes mount, and the rest of the
-image, some 400 MB, is imported.
-"""
+"""The real vLLM (CPU) over two nodes: tensor-parallel 2, one half on each; answers, dies, and comes back as a whole."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fleet import LABEL, Fleet
-from node_image import docker
+from real_nodes import CACHE, IMAGE, TREE, RealNodes
 from replica_fleet import Replica
 
 pytestmark = pytest.mark.engine
 NODES = ("node1", "node2")
-IMAGE, TREE, MODEL = "vllm-cpu:0.32.0", "/opt/vllm", "/models/tiny"
-CACHE = Path(os.environ.get("VLLM_FLEET_CACHE") or Path.home() / ".cache/vllm-fleet")
+MODEL = "/models/tiny"
 #: 4 layers and 8 heads, which 2 ranks divide. The weights are vLLM's own random ones (--load-format dummy).
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -63,62 +53,23 @@ def make_model(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(CONFIG))
 
 
-def give_image(fleet: Fleet) -> None:
-    """Import the image without its installed tree into the nodes' engines, with its settings."""
-    config = json.loads(docker("image", "inspect", IMAGE))[0]["Config"]
-    changes = [f"ENV {name}={value}" for name, _, value in (item.partition("=") for item in config["Env"])]
-    changes.append(f"ENTRYPOINT {json.dumps(config['Entrypoint'])}")
-    options = [word for change in changes for word in ("--change", change)]
-    pack = ["docker", "run", "--rm", "--entrypoint", "tar", IMAGE, "c", "--one-file-system"]
-    pack += [f"--exclude=.{TREE}/*", "--exclude=./proc", "--exclude=./sys", "-C", "/", "."]
-    for node in fleet.nodes:
-        with subprocess.Popen(pack, stdout=subprocess.PIPE) as source:
-            command = ["docker", "exec", "-i", node.container, "docker", "import", *options, "-", IMAGE]
-            subprocess.run(command, stdin=source.stdout, check=True, stdout=subprocess.DEVNULL)
-        assert source.returncode == 0
-
-
 @pytest.fixture(scope="module")
-def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
-    """Two nodes with the real image."""
-    name = f"real-replica-{os.getpid()}"
-    fleet = Fleet(name, lambda _: None)
-    volume = f"{name}-tree"
-    begun = time.monotonic()
-    try:
-        docker("volume", "create", "--label", f"{LABEL}.files={name}", volume)
-        # Docker fills an empty volume with what the image has at that place.
-        docker("run", "--rm", "--volume", f"{volume}:{TREE}", "--entrypoint", "true", IMAGE)
-        copied = time.monotonic()
-        model = tmp_path_factory.mktemp("model") / "tiny"
-        make_model(model)
-        fleet.up(
-            tmp_path_factory.mktemp("nodes"),
-            ["bookworm", "bookworm"],
-            mounts=[f"{volume}:{TREE}:ro", f"{model}:{MODEL}:ro"],
-        )
-        booted = time.monotonic()
-        give_image(fleet)
-        print(
-            f"\ninstalled tree into a volume {copied - begun:.0f} s, two nodes {booted - copied:.0f} s, "
-            f"rest of the image into both {time.monotonic() - booted:.0f} s"
-        )
-        yield Replica(
-            fleet,
-            tmp_path_factory.mktemp("replica"),
-            vllm_server_image=IMAGE,
-            vllm_server_model=MODEL,
-            vllm_server_args=ARGS,
-            vllm_server_env=ENV,
-            vllm_server_volumes=[f"{TREE}:{TREE}:ro"],
-            vllm_server_ready_timeout=600,
-            vllm_server_verify_endpoints=["/v1/models"],
-            # Random weights talk nonsense: that they answer at all takes both nodes.
-            vllm_server_verify=[{"name": "any", "prompt": "Hello", "max_tokens": 8, "expect": {"min_chars": 1}}],
-        )
-    finally:
-        fleet.down()
-        docker("volume", "rm", "--force", volume)
+def replica(real_nodes: RealNodes, tmp_path_factory: pytest.TempPathFactory) -> Replica:
+    """Both nodes as one server."""
+    make_model(real_nodes.models / "tiny")
+    return Replica(
+        real_nodes.fleet,
+        tmp_path_factory.mktemp("replica"),
+        vllm_server_image=IMAGE,
+        vllm_server_model=MODEL,
+        vllm_server_args=ARGS,
+        vllm_server_env=ENV,
+        vllm_server_volumes=[f"{TREE}:{TREE}:ro"],
+        vllm_server_ready_timeout=600,
+        vllm_server_verify_endpoints=["/v1/models"],
+        # Random weights talk nonsense: that they answer at all takes both nodes.
+        vllm_server_verify=[{"name": "any", "prompt": "Hello", "max_tokens": 8, "expect": {"min_chars": 1}}],
+    )
 
 
 def test_one_model_over_two_nodes_answers_and_a_lost_worker_brings_all_back(
