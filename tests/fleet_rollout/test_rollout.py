@@ -33,7 +33,7 @@ class Watch(threading.Thread):
         self.fewest, self.seen = len(ALL), set()
 
     def run(self) -> None:
-        while not self.ended.wait(0.2):
+        while not self.ended.wait(0.5):
             self.fewest = min(self.fewest, sum(state == "UP" for state in self.scene.gateway().values()))
             shown = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=False).stdout
             self.seen |= {line for line in shown.splitlines() if KEY in line or TOKEN in line}
@@ -203,7 +203,10 @@ def test_a_killed_controller_and_a_node_without_power_leave_nothing_that_the_nex
     assert scene.gateway()["node1"] != "UP"
 
     # The run is gone, and so is its lock. It goes on with the canary; then a node and the controller die together.
-    run = scene.start()
+    # A connection without an answer is given up after six seconds here, not sixty: nobody wants to wait for that.
+    hasty = "-o ControlMaster=auto -o ControlPersist=120s -o ServerAliveInterval=2 -o ServerAliveCountMax=3"
+    run = scene.start(ansible_ssh_args=hasty)
+    del scene.variables["ansible_ssh_args"]
     run.until(r"\[node2\] starting container")
     scene.fleet.off("node2")
     run.until(r"\[node2\] the node cannot be reached")
