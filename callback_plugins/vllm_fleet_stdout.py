@@ -40,8 +40,8 @@ ACTION_PLUGINS = Path(__file__).resolve().parent.parent / "action_plugins"
 SHOW_PROGRESS = frozenset(file.stem for file in ACTION_PLUGINS.glob("*.py"))
 #: Tasks that say nothing by being fine.
 SILENT = frozenset({"validate_argument_spec", "set_fact", "set_stats", "assert"})
-#: Tasks whose only result is what they say, well or badly.
-MESSAGES = frozenset({"debug", "assert", "fail"})
+#: Tasks of which nothing is to be read but what they say, well or badly.
+MESSAGES = frozenset({"debug", "assert", "fail", "vllm_chat"})
 #: Hosts named in a line before they are only counted.
 NAMED = 4
 

@@ -221,7 +221,7 @@ def _failure(
     kind = "verification" if module_of(task["action"]) == "vllm_chat" else "task"
     cause = said or f"the task {task['name']!r} failed"
     ending = str(bad[-1]["data"].get("msg") or "") if bad[-1] is not first else ""
-    rest = ending.removeprefix(said).strip() if ending.startswith(said) else ending
+    rest = ending.removeprefix(f"{host}: ").removeprefix(said).strip()
     return {"class": kind, "cause": cause, "evidence": [], "remedy": rest, "exit_code": None, "task": task["name"]}
 
 

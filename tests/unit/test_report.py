@@ -205,7 +205,8 @@ def test_a_server_that_answers_wrongly(gone_back):
         "Say why",
         "vllm_server",
         "ansible.builtin.fail",
-        {"node1": (0.1, "failed", {"msg": "expected Paris. It is back."})},
+        # As the rollout's verdict has it, with the host.
+        {"node1": (0.1, "failed", {"msg": "node1: expected Paris. It is back."})},
     )
     report = report_of(run, failed=["node1"])
     first = node(report, "node1")
