@@ -27,6 +27,7 @@ description:
     the default output shows them.
   - A play without hosts, or in which nothing was to be done, is not named.
   - The banner of a task that shows progress stands above its progress lines, and only where there are any.
+  - A difference that several hosts of a task have in common is shown once.
   - A failure that has been diagnosed is its sentence, its evidence and its remedy; C(-v) shows the whole result.
 extends_documentation_fragment:
   - default_callback
@@ -63,6 +64,8 @@ class CallbackModule(Default):
         self._fine: tuple[Task | None, list[str]] = (None, [])
         self._awaited: Task | None = None
         self._unnamed = ""
+        self._diffs: dict[str, set[str]] = {}
+        self._differing = ""
         self._process = os.getpid()
         self._plain = self._display.display
         self._display.display = self._shown
@@ -192,6 +195,20 @@ class CallbackModule(Default):
         lines += ["...ignoring"] if ignore_errors else []
         for line in lines:
             self._display.display(line, constants.COLOR_ERROR, stderr=self.get_option("display_failed_stderr"))
+
+    def v2_on_file_diff(self, result: CallbackTaskResult) -> None:
+        """Show what differs."""
+        self._differing = result.task._uuid
+        super().v2_on_file_diff(result)
+
+    def _get_diff(self, difflist: Any) -> str:
+        """Write a difference, once for all hosts of a task that have the same."""
+        written: str = super()._get_diff(difflist)
+        seen = self._diffs.setdefault(self._differing, set())
+        if self._brief and written in seen:
+            return ""
+        seen.add(written)
+        return written
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Sum up."""

@@ -139,16 +139,22 @@ def rollout_plan(
     waves: Any,
     max_failures: Any,
     check_mode: bool,
+    missing: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Who is replaced, when. `play` are the hosts of this run, `alive` those that have not failed in it.
 
     `hosts` are in the order of the waves, `serial` counts hosts of each wave, `waves` names replicas by their heads;
     `play` and `wrong` are the hosts that were asked and those that failed their verification. `admit` are heads
     that need nothing but to be admitted, `reboot` the hosts that are rebooted in their wave; `problems` are sentences,
-    with any of them nothing is done.
+    with any of them nothing is done. `missing` are files of tasks that a wave would look for in vain.
     """
     judged = inventory_checks.waves(waves)
     problems = [f"{judged.sentence}."] if judged.level == "refused" else []
+    problems += [
+        f"{path} is no file on the controller; expected tasks that drain or admit a server. Give rollout_drain_tasks and "
+        "rollout_admit_tasks whole paths, such as {{ inventory_dir }}/drain.yml."
+        for path in missing
+    ]
     if not re.fullmatch(r"[0-9]+", str(max_failures)):
         problems.append(f"rollout_max_failures is {max_failures!r}; expected a number of replicas from 0.")
         max_failures = 0

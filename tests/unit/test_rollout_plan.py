@@ -29,7 +29,7 @@ def fleet(*answers, **more):
     }
 
 
-def plan(hosts, play=None, alive=None, gateways=(), waves=WAVES, max_failures=0, check_mode=False):
+def plan(hosts, play=None, alive=None, gateways=(), waves=WAVES, max_failures=0, check_mode=False, missing=()):
     every = [host for host in hosts if host.startswith("node")]
     play = every if play is None else play
     return rollout.rollout_plan(
@@ -41,6 +41,7 @@ def plan(hosts, play=None, alive=None, gateways=(), waves=WAVES, max_failures=0,
         waves=waves,
         max_failures=max_failures,
         check_mode=check_mode,
+        missing=missing,
     )
 
 
@@ -120,6 +121,7 @@ def test_pools_keep_their_own():
         (fleet(EDIT, rollout_min_available=-1), {}, "rollout_min_available is -1; expected a number"),
         # The rule is inventory_checks.waves, with its own table; the plan takes the same words.
         (fleet(SAME), {"waves": ["half"]}, "found 'half' in [half]; a wave is 1 or more servers, or 1% to 100%"),
+        (fleet(EDIT), {"missing": ["/x/drain.yml"]}, "/x/drain.yml is no file on the controller"),
     ],
 )
 def test_what_is_refused(hosts, options, says):
