@@ -151,8 +151,8 @@ def rollout_plan(
     judged = inventory_checks.waves(waves)
     problems = [f"{judged.sentence}."] if judged.level == "refused" else []
     problems += [
-        f"{path} is no file on the controller; expected tasks that drain or admit a server. Give rollout_drain_tasks and "
-        "rollout_admit_tasks whole paths, such as {{ inventory_dir }}/drain.yml."
+        f"{path} is no file on the controller; expected tasks that drain or admit a server. Give rollout_drain_tasks "
+        "and rollout_admit_tasks whole paths, such as {{ inventory_dir }}/drain.yml."
         for path in missing
     ]
     if not re.fullmatch(r"[0-9]+", str(max_failures)):
