@@ -228,10 +228,7 @@ def _failure(
 def _node_outcome(
     host: str, run: Mapping[str, Any], last: Mapping[str, Mapping[str, Any]], failure: Mapping[str, Any] | None
 ) -> str:
-    """One word: unreachable, failed, restored, replaced, deployed, started, updated, stopped, unchanged, untouched.
-
-    The last becomes ``tried`` for a node whose GPUs were burned in.
-    """
+    """One word: a key of summary.OUTCOMES. ``untouched`` becomes ``tried`` for a node whose GPUs were burned in."""
     if host in run.get("unreachable", ()):
         return "unreachable"
     started, restored = last.get("started"), last.get("restored")
@@ -242,6 +239,8 @@ def _node_outcome(
         return _deed(started["data"].get("actions") or []) if started["changed"] else "unchanged"
     if "asked" in last:
         return "untouched" if last["asked"]["data"].get("actions") else "unchanged"
+    if host in (run.get("benchmarks") or {}):
+        return "measured"
     return "stopped" if last else "untouched"
 
 

@@ -17,6 +17,7 @@ OUTCOMES = {
     "started": "started",
     "updated": "updated",
     "stopped": "stopped",
+    "measured": "measured",
     "unchanged": "unchanged",
     "tried": "burned in",
     "untouched": "not reached",

@@ -90,10 +90,12 @@ def site(real_nodes: RealNodes, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def test_a_change_rolls_through_and_no_request_is_lost(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"http://{site.nodes.fleet.node('node1').address}:8080"
-    with Load(url, model=LOCAL["vllm_server_model"], api_key=KEY, concurrency=4) as clients:
-        clients.wait_for(4)
+    # Two cores answer slowly while another server loads on them.
+    slow: dict[str, Any] = {"concurrency": 2, "max_tokens": 16, "timeout": 300.0}
+    with Load(url, model=LOCAL["vllm_server_model"], api_key=KEY, **slow) as clients:
+        clients.wait_for(2, 300)
         said = site.play("deploy.yml", vllm_server_args={"max-model-len": 768})
-        clients.wait_for(4)
+        clients.wait_for(2, 300)
     assert "2 of 2 replicas, in 2 waves: node1 | node2" in " ".join(said.split())
     assert clients.report.clean, str(clients.report)
     assert clients.report.servers.keys() == {"node1", "node2"}

@@ -264,6 +264,14 @@ def test_a_burn_in_stands_on_the_page():
     assert ">below<" in html
 
 
+def test_a_run_that_only_measures_says_so():
+    run = Run(2)
+    run.play("benchmark")
+    run.task("Measure it", "benchmark", "docker_container_exec", dict.fromkeys(run.names, (9.0, "ok", {})))
+    report = report_of(run, benchmarks=dict.fromkeys(run.names, BENCHMARK))
+    assert terminal.lines(report, "x")[0].endswith(": 2 measured")
+
+
 def test_what_a_server_says_is_text_and_never_markup():
     run = noop()
     run.events[-1]["data"] = {"results": [{**answers()[0], "content": "<script>alert(1)</script>"}]}
