@@ -43,7 +43,7 @@ SHOW_PROGRESS = frozenset(file.stem for file in ACTION_PLUGINS.glob("*.py"))
 SILENT = frozenset({"validate_argument_spec", "set_fact", "set_stats", "assert"})
 #: Tasks of which nothing is to be read but what they say, well or badly.
 MESSAGES = frozenset({"debug", "assert", "fail", "vllm_chat"})
-#: Hosts named in a line before they are only counted.
+#: Hosts named in a line before they are only counted; messages of a task shown whole before only their first lines are.
 NAMED = 4
 
 
@@ -66,6 +66,7 @@ class CallbackModule(Default):
         self._unnamed = ""
         self._diffs: dict[str, set[str]] = {}
         self._differing = ""
+        self._spoken: dict[str, int] = {}
         self._process = os.getpid()
         self._plain = self._display.display
         self._display.display = self._shown
@@ -174,7 +175,12 @@ class CallbackModule(Default):
             self._print_task_banner(result.task)
         self._handle_warnings_and_exception(result)
         self._display.display(f"ok: [{self.host_label(result)}]", color=constants.COLOR_OK)
-        for line in message.rstrip().splitlines():
+        lines = message.rstrip().splitlines()
+        before = self._spoken.setdefault(result.task._uuid, 0)
+        self._spoken[result.task._uuid] += 1
+        if before >= NAMED and len(lines) > 1:
+            lines = [f"{lines[0]} (-v shows {len(lines) - 1} more)"]
+        for line in lines:
             self._display.display(f"    {line}".rstrip(), color=constants.COLOR_OK)
 
     def v2_runner_on_failed(self, result: CallbackTaskResult, ignore_errors: bool = False) -> None:
