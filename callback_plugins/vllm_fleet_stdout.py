@@ -188,7 +188,7 @@ class CallbackModule(Default):
         found = result.result
         diagnosed = found["failure"] if isinstance(found.get("failure"), dict) else {}
         words = diagnosed or result.task.action.rpartition(".")[2] in MESSAGES
-        if not (self._brief and words and isinstance(found.get("msg"), str)) or "results" in found:
+        if not (self._brief and words and isinstance(found.get("msg"), str)) or result.task.loop:
             super().v2_runner_on_failed(result, ignore_errors)
             return
         if self._last_task_banner != result.task._uuid:
