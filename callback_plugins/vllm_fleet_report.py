@@ -15,6 +15,7 @@ from typing import Any
 
 from ansible import context
 from ansible.plugins.callback import CallbackBase
+from ansible.plugins.loader import filter_loader, lookup_loader, test_loader
 
 DOCUMENTATION = r"""
 name: vllm_fleet_report
@@ -76,6 +77,7 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_start(self, playbook: Any) -> None:
         """Remember which playbook it is."""
         self._playbook, self._basedir = str(playbook._file_name), str(playbook._basedir)
+        _load_for_workers()
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Remember the play's roles and every node it is meant for, also those of waves that never come."""
@@ -198,8 +200,6 @@ class CallbackModule(CallbackBase):
 
     def _configuration(self) -> dict[str, Any] | None:
         """Read it where the records of this run have it from, so that both always agree."""
-        from ansible.plugins.loader import filter_loader  # noqa: PLC0415  needed only at the end of a run
-
         sources = [Path(str(source)) for source in context.CLIARGS.get("inventory") or ()]
         folders = [source if source.is_dir() else source.parent for source in sources if source.exists()]
         ask = filter_loader.get("vllm_configuration").j2_function
@@ -213,6 +213,22 @@ class CallbackModule(CallbackBase):
         (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / "index.html").write_text(page.render(report), encoding="utf-8")
         return folder / "index.html"
+
+
+def _load_for_workers() -> None:
+    """Load what the workers would load.
+
+    A worker is a fork of this process for one task on one host. Ansible leaves the loading of filters and tests to the
+    first that needs one, which is always a worker: each would read all files anew, at some 70 ms of a processor.
+    """
+    for loader, needed in ((filter_loader, "vllm_preset"), (test_loader, "ansible.builtin.file")):
+        loader.get(needed)
+    # Keeps the presets of models/ in this process, too.
+    presets = filter_loader.get("vllm_preset")
+    if presets is not None:
+        presets.j2_function("")
+    for name in ("env", "file", "template", "vars"):
+        lookup_loader.get(f"ansible.builtin.{name}", class_only=True)
 
 
 def _short(path: Path) -> str:
