@@ -95,6 +95,20 @@ def test_what_cannot_work_is_refused_before_anything_is_touched(scene):
     assert all_up(scene)
 
 
+def test_a_configuration_that_haproxy_refuses_never_replaces_the_old(scene):
+    def config():
+        return scene.fleet.exec("gateway1", ["cat", "/etc/haproxy/vllm-fleet.cfg"]).stdout
+
+    before, kept, scene.bad = scene.servers(), config(), True
+    edit = {"vllm_server_args": {"max-model-len": 600}, "gateway_certificate": "/nowhere.pem"}
+    run = scene.deploy("--tags", "rollout", **edit).failed()
+    assert run.recap("failed")["gateway1"] == 1, run.output
+    assert "/nowhere.pem" in run.text
+    assert config() == kept
+    assert scene.servers() == before
+    assert all_up(scene)
+
+
 def test_an_edit_rolls_in_waves_and_no_request_is_lost(scene, load, note):
     before = scene.servers()
     with Watch(scene) as watch:
