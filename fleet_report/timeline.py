@@ -35,6 +35,7 @@ _FILES = {"drain": "drain", "unanswered": "drain", "admit": "admit", "land": "ad
 _OWN = frozenset({"failed", "gateways", "main", "plan", "replica", "settle", "verdict"})
 #: What a server's state in the rollout makes of tasks that its user has written (rollout_drain_tasks, ..._admit_tasks).
 _MARKS = {"draining": "drain", "admitting": "admit"}
+_ACTIONS = {"vllm_drained": "drain", "vllm_chat": "verify", "reboot": "boot"}
 _STATES = {"restored": "restore", "started": "load", "stopped": "down", "absent": "down"}
 #: Stretches that are closer to each other than this are one, where they are of the same phase.
 _JOIN = 0.3
@@ -52,12 +53,8 @@ def phase_of(task: Mapping[str, Any], state: str | None = None, mark: str | None
         return _STATES.get(state or "started", "check")
     if role in ("rollout", "gateway") and file in _FILES:
         return _FILES[file]
-    if action == "vllm_drained":
-        return "drain"
-    if action == "vllm_chat":
-        return "verify"
-    if action == "reboot":
-        return "boot"
+    if action in _ACTIONS:
+        return _ACTIONS[action]
     if role == "rollout" and mark in _MARKS and file not in _OWN:
         return _MARKS[mark]
     return _ROLES.get(role, "check")

@@ -86,7 +86,7 @@ def test_tasks_of_the_user_count_as_what_the_rollout_does_meanwhile():
     )
     run.task("Reboot", "rocm", "ansible.builtin.reboot", {"node1": (9.0, "ok", {})}, file="reboot")
     (one,) = report_of(run)["nodes"]
-    assert [s["phase"] for s in one["timeline"]] == ["check", "drain", "check", "prepare"]
+    assert [s["phase"] for s in one["timeline"]] == ["check", "drain", "check", "boot"]
 
 
 def test_a_failed_canary_stops_the_rest():
