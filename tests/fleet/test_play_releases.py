@@ -193,6 +193,9 @@ def test_verify_asks_and_changes_nothing(site, two_releases):
 
 
 def test_a_benchmark_goes_into_the_report(site, two_releases):
+    refused = site.play("benchmark.yml", "-e", "benchmark_input_tokens=1000")
+    assert refused.returncode != 0
+    assert "more than the 1024 of this server's max-model-len" in " ".join(refused.stdout.split())
     done = site.play("benchmark.yml", "-e", "benchmark_requests=12", "-e", "benchmark_concurrency=4")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^node2 +12 +\d", done.stdout, re.M)
