@@ -71,9 +71,35 @@ def _options(found: dict[str, Any], given: Mapping[str, Any], replica: Any, spec
     }
 
 
+def vllm_replica_partners(host: str, hostvars: Mapping[str, Any], hosts: Sequence[str]) -> list[str]:
+    """Give those of ``hosts`` that are one server with ``host``, itself among them."""
+    name = hostvars[host].get("vllm_server_replica")
+    return [h for h in hosts if h == host or (name and hostvars[h].get("vllm_server_replica") == name)]
+
+
+def vllm_rollback_stays(replica: Sequence[Mapping[str, Any] | None], own: Mapping[str, Any]) -> bool:
+    """Tell whether a node's part is older than the newest change of its replica, which is what a rollback takes back.
+
+    ``replica``: of all its nodes, and ``own``: of this one, what vllm_release_info returned.
+    """
+    made = [run for known in replica if (run := _made(known))]
+    return bool(_made(own)) and _made(own) < max(made, default="")
+
+
+def _made(known: Mapping[str, Any] | None) -> str:
+    """The run that brought what a node serves; run ids begin with the time. Of a release that came back, its first one."""
+    current = (known or {}).get("current") or {}
+    first = next((r for r in (known or {}).get("releases") or [] if r["release"] == current.get("restores")), current)
+    return str(first.get("run") or first.get("when") or "")
+
+
 class FilterModule:
     """Ansible's way to find filters."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name them."""
-        return {"vllm_replica": vllm_replica}
+        return {
+            "vllm_replica": vllm_replica,
+            "vllm_replica_partners": vllm_replica_partners,
+            "vllm_rollback_stays": vllm_rollback_stays,
+        }

@@ -356,6 +356,7 @@ class Lifecycle:
             cache=self._blobs(),
             idle=not p.actions and not p.watch,
             wake=self.wake_file(),
+            partners_idle=(options.get("replica_step") or {}).get("idle"),
             offline="HF_HUB_OFFLINE=1" in ((current.get("Config") or {}).get("Env") or []),
         )
         outcome = watch.run()
@@ -590,6 +591,7 @@ class Lifecycle:
                 "describe": outcome.describe,
                 "elapsed": outcome.elapsed,
                 "estimate": outcome.estimate,
+                "idle": outcome.idle,
                 "last_line": scrub(outcome.last_line, self.secrets),
                 "news": [asdict(n) for n in outcome.news],
                 "phase": p.phase,

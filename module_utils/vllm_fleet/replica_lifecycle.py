@@ -40,9 +40,8 @@ class ReplicaLifecycle(Lifecycle):
         self.step: Mapping[str, Any] = options.get("replica_step") or {}
         changed = dict(options)
         if surveys.headless(options):
-            # The head's patience is the replica's: a worker that waits for others may well look idle.
+            # Ready is what the head says, so the head's patience is the replica's.
             changed["ready_timeout"] = float(options["ready_timeout"]) + WORKER_SLACK
-            changed["stall_timeout"] = changed["ready_timeout"]
         super().__init__(changed, *args, **named)
         if self.step.get("name") == "check":
             self.check_mode = True

@@ -25,6 +25,8 @@ Call = Callable[[str, dict[str, Any]], Answer]
 ARRIVAL = 120.0
 #: Seconds between two looks at what partners say while a node is watched.
 LISTEN = 0.1
+#: Slices in the time after which a start that shows no sign of life counts as stalled.
+SLICES = 4
 #: Seconds that workers of a replica in which nothing changes give its head to confirm that it is ready.
 CONFIRM = 5.0
 
@@ -199,9 +201,12 @@ class ReplicaRun:
         while True:
             began = time.monotonic()
             with Listener(lambda: self._news(topic), lambda: self.wake(self.nonce)):
-                answer = self._step(step, token=token)
+                answer = self._step(step, token=token, slice_=self._slice(), idle=self._partners_idle())
             token = answer.get("token") or token
-            self.show(answer, time.monotonic() - began > float(self.options["watch_slice"]) / 2)
+            idle = (answer.get("progress") or {}).get("idle")
+            if idle is not None:
+                self.meeting.publish("active", time.monotonic() - float(idle))
+            self.show(answer, time.monotonic() - began > self._slice() / 2)
             if topic == "back":
                 if not answer.get("pending"):  # the head, or a server without workers, for better or worse
                     return self._is_back(answer)
@@ -213,6 +218,15 @@ class ReplicaRun:
                 return self._all_ready(answer, token)
             if self._head_is(topic, "ready"):
                 return self._follow(token, topic)
+
+    def _slice(self) -> float:
+        """Seconds of one call: short enough that a node hears of its partners before it takes itself for stalled."""
+        return min(float(self.options["watch_slice"]), float(self.options.get("stall_timeout") or 900.0) / SLICES)
+
+    def _partners_idle(self) -> float | None:
+        """Seconds since a partner last showed a sign of life: none stalls while another gets on."""
+        told = [at for host, at in self.meeting.told("active").items() if host != self.host]
+        return max(0.0, time.monotonic() - max(told)) if told else None
 
     def _follow(self, token: Any, topic: str) -> Answer:
         """The head is ready: so is this worker, if it still runs."""

@@ -120,6 +120,7 @@ class Outcome:
     estimate: float | None = None
     last_line: str = ""
     new_lines: list[str] = field(default_factory=list)
+    idle: float = 0.0  # seconds since the last sign of life
     token: Token | None = None
 
     def token_dict(self) -> dict[str, Any]:
@@ -142,6 +143,7 @@ class Watch:
         idle: bool = False,
         offline: bool = False,
         wake: Path | None = None,
+        partners_idle: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         ask: Callable[[probe.Endpoint], probe.Answer] = probe.ask,
     ) -> None:
@@ -149,9 +151,10 @@ class Watch:
 
         ``endpoint`` None: a server without a port (a headless rank). ``idle``: nothing was started in this run, so a
         server that answers at once is just confirmed. ``offline``: weights are only read, never downloaded.
-        ``wake``: a file whose appearance ends the slice, because there is news from elsewhere.
+        ``wake``: a file whose appearance ends the slice, because there is news from elsewhere. ``partners_idle``: seconds
+        since the last sign of life of the other nodes of the same server; none stalls while another gets on.
         """
-        self._idle, self._wake = idle, wake
+        self._idle, self._wake, self._partners_idle = idle, wake, partners_idle
         self._source, self._id, self._endpoint, self._limits = source, container, endpoint, limits
         self._cache, self._clock, self._ask = cache, clock, ask
         self._token = token
@@ -188,6 +191,8 @@ class Watch:
             age = max(0.0, time.time() - self._started)
         token = self._token or Token(self._id, started_at, active=age)
         self._token = token
+        if self._partners_idle is not None:
+            token.active = max(token.active, age - self._partners_idle)
         if not state.get("Running"):
             return self._died(info, "exited")
         if fresh:
@@ -466,6 +471,7 @@ class Watch:
             estimate=self._progress.estimate(),
             last_line=self._progress.last_line,
             new_lines=self._lines,
+            idle=round(max(0.0, age - token.active), 3) if token else 0.0,
             token=token,
         )
 

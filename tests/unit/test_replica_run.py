@@ -155,6 +155,27 @@ def test_workers_are_ready_when_their_head_is(tmp_path):
     assert worker.steps[-1] == "ready"
 
 
+def test_nodes_tell_each_other_when_they_last_got_on(tmp_path):
+    """A worker that hears of its head's progress goes on; both hear of it between slices shorter than the patience."""
+    heard, slices, over = [], [], threading.Event()
+
+    def worker_goes(args):
+        heard.append(args["replica_step"].get("idle"))
+        slices.append(args["watch_slice"])
+        if heard[-1] is not None:
+            over.set()
+        return {**WATCHING, "progress": {"idle": 500.0}}
+
+    def head_goes(args):
+        return READY if over.wait(0.05) else {**WATCHING, "progress": {"idle": 7.0}}
+
+    head, worker = node("n1", tmp_path, go=head_goes), node("n2", tmp_path, go=worker_goes)
+    worker.run.options = head.run.options = {**worker.run.options, "watch_slice": 30, "stall_timeout": 20}
+    together(head, worker)
+    assert set(slices) == {5.0}
+    assert 7.0 <= heard[-1] < 20.0
+
+
 def test_a_node_without_a_change_of_its_own_is_told_to_join(tmp_path):
     asked = []
 
