@@ -64,10 +64,30 @@ def vllm_model_fault(model: str | None, exact: bool = False, caches: Sequence[st
 
     Known are the presets and what caches (HF_HOME) on this machine hold: the user's, the controller's, and `caches`.
     """
+    text = str(model or "")
+    return _judged(text, exact, caches, path).sentence(text)
+
+
+def vllm_model_findings(
+    model: str | None, exact: bool = False, caches: Sequence[str] = (), path: str = ""
+) -> list[dict[str, str]]:
+    """Give the same as a finding of preflight; none where the id is good, or where there is none at all."""
+    text = str(model or "")
+    verdict = _judged(text, exact, caches, path)
+    if verdict.ok or not text:
+        return []
+    expected = " or ".join(verdict.nearest) or f"an exact id such as {names.EXAMPLE}"
+    remedy = "nothing is guessed: write the exact id, as in the model's address on the Hub"
+    if "/" in text and verdict.nearest:
+        remedy += ", or set vllm_server_model_exact: true if it is another model"
+    got = f"'{text}' ({verdict.fault})"
+    return [{"level": "refused", "what": "model's id", "expected": expected, "got": got, "remedy": remedy}]
+
+
+def _judged(model: str, exact: bool, caches: Sequence[str], path: str) -> names.Verdict:
     folders = [*map(str, caches), *_own_caches()]
     cached = [one for folder in folders for one in snapshot.known_repos(Path(folder).expanduser())]
-    text = str(model or "")
-    return names.check(text, [*_all(path), *cached], exact=bool(exact)).sentence(text)
+    return names.check(model, [*_all(path), *cached], exact=bool(exact))
 
 
 def _own_caches() -> list[str]:
@@ -162,6 +182,7 @@ class FilterModule:
         return {
             "vllm_preset": vllm_preset,
             "vllm_model_fault": vllm_model_fault,
+            "vllm_model_findings": vllm_model_findings,
             "vllm_sizing_options": vllm_sizing_options,
             "vllm_sizing_table": vllm_sizing_table,
             "vllm_plan": vllm_plan,
