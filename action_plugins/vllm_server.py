@@ -133,6 +133,7 @@ class ActionModule(ActionBase):
             Path(C.DEFAULT_LOCAL_TMP) / "vllm-replicas",
             call=lambda module, options: self._call(host, module, options, variables),
             show=lambda answer, quiet: self._show(host, answer, quiet=quiet),
+            say=display.display,
             wake=wake,
             check_mode=bool(self._task.check_mode),
             options=args,

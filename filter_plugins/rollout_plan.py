@@ -191,8 +191,8 @@ def rollout_plan(
     wrong = [host for host in play if host not in alive and host not in silent]
     if len(_together(hostvars, wrong)) > int(max_failures):
         problems.append(
-            f"{_names(_labels(hostvars, wrong))} runs what is described but did not pass its verification (see above), so no server of "
-            f"any node was replaced: rollout_max_failures is {max_failures}."
+            f"{_names(_labels(hostvars, wrong))} runs what is described but did not pass its verification (see above), "
+            f"so no server of any node was replaced: rollout_max_failures is {max_failures}."
         )
     replicas = replicas_of(hostvars, fleet, play, gateways)
     for replica in replicas:

@@ -139,7 +139,7 @@ def vllm_rollback_stays(replica: Sequence[Mapping[str, Any] | None], own: Mappin
 
 
 def _made(known: Mapping[str, Any] | None) -> str:
-    """The run that brought what a node serves; run ids begin with the time. Of a release that came back, its first one."""
+    """The run that brought what a node serves (ids begin with the time); of a release that came back, its first one."""
     current = (known or {}).get("current") or {}
     first = next((r for r in (known or {}).get("releases") or [] if r["release"] == current.get("restores")), current)
     return str(first.get("run") or first.get("when") or "")

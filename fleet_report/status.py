@@ -74,7 +74,7 @@ def rows(results: Mapping[str, Mapping[str, Any] | None]) -> list[dict[str, Any]
 
 
 def _one(replica: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row for a server over several nodes: the head's, with the first state and every drift that is not as wanted."""
+    """One row for a server over several nodes: the head's, with the first state that is not running, and all drifts."""
     order = {host: place for place, host in enumerate(replica["hosts"])}
     members = sorted(members, key=lambda one: order.get(one["node"], len(order)))
     head = next((one for one in members if one["node"] == replica["head"]), members[0])

@@ -10,7 +10,7 @@ ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 sys.path.insert(0, str(ROOT / "library"))
 sys.path.insert(0, str(ROOT))
 # Helpers that tests of one folder lend to those of another: the stand-in, the test fleet, made-up caches.
-for folder in ("integration", "fleet", "sysfs", ""):
+for folder in ("integration", "fleet", "load", "sysfs", ""):
     sys.path.insert(0, str(ROOT / "tests" / folder))
 
 #: What takes minutes, longest first: begun last it would be waited for alone when files are run beside each other.

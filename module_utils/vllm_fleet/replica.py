@@ -243,8 +243,8 @@ def without_id(words: Sequence[str]) -> list[str]:
 def without_place(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Give a recorded container's options as they were before its place in a replica was added to them.
 
-    ``distributed_backend`` says how its ranks met. What follows from the inventory of today is left out: rank, addresses,
-    guard. The options of a host alone stay as they are.
+    ``distributed_backend`` says how its ranks met. What follows from the inventory of today is left out: rank,
+    addresses, guard. The options of a host alone stay as they are.
     """
     words = [str(word) for word in spec.get("entrypoint") or ()]
     if GUARD_TARGET not in words:

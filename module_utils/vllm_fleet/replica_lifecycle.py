@@ -35,6 +35,9 @@ WITH_PARTNERS = "replica"
 class ReplicaLifecycle(Lifecycle):
     """One rank. Steps: check, hold (everything but the start), go (start, watch), ready, give_up."""
 
+    #: The rank's own guard knows at once that another one is lost.
+    alarm = replica_guard.ENDING.encode()
+
     def __init__(self, options: Mapping[str, Any], *args: Any, **named: Any) -> None:
         """Remember the step; nothing happens yet."""
         self.step: Mapping[str, Any] = options.get("replica_step") or {}

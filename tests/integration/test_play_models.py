@@ -181,7 +181,9 @@ def test_preflight_says_what_fits_from_the_preset_and_from_the_nodes_cache(
 
 
 @pytest.mark.parametrize("model", ["DeepSeek V3.1", "deepseek-ai/deepseek-v3.1"])
-def test_an_inexact_name_is_refused_with_the_nearest_and_with_whatever_else_is_wrong(tmp_path: Path, model: str) -> None:
+def test_an_inexact_name_is_refused_with_the_nearest_and_with_whatever_else_is_wrong(
+    tmp_path: Path, model: str
+) -> None:
     nodes = inventory(tmp_path, vllm_server_bind="0.0.0.0")
     before = tree_of(tmp_path)
     code, text = playbook("preflight", "-i", nodes, vllm_server_model=model)

@@ -222,6 +222,18 @@ def test_whatever_moves_is_not_stalled(moves):
     assert out.verdict == "pending"
 
 
+def test_an_alarm_in_the_log_ends_the_slice():
+    one = watch.Watch(
+        Docker([("log", line(5, "rank 1 has ended; ending"))]),
+        "c",
+        None,
+        watch.Limits(1e8, 1e8, 1e6),
+        alarm=b"; ending",
+    )
+    out = one.run()
+    assert (out.verdict, out.alarmed) == ("pending", True)
+
+
 @pytest.mark.parametrize(("partners_idle", "verdict"), [(None, "stalled"), (50.0, "stalled"), (1.0, "pending")])
 def test_a_rank_is_not_stalled_while_another_node_gets_on(partners_idle, verdict):
     """It has not moved for 30 s of the 20 that it may; its partners are heard of between two slices."""
