@@ -160,10 +160,12 @@ def vllm_plan(
             result.refusals.append(f"{name} is text; expected a mapping, which on the command line is {example}")
             return {"rows": [], "refusals": result.refusals, "notes": []}
     try:
-        machines = planning.machines(nodes or {}, kinds, int(gpus))
+        together, sizes = planning.together(nodes or {})
+        machines = planning.machines(together, kinds, int(gpus))
         for name, accelerator, machine in machines:
             preset = vllm_preset(model.model, accelerator, machine.kind, path)
-            given = {**_normal(preset["args"]), **_normal(args or {})}
+            shared = {"nnodes": str(sizes[name])} if sizes.get(name, 1) > 1 else {}
+            given = {**_normal(preset["args"]), **_normal(args or {}), **shared}
             result.add(name, model, machine, planning.Asked(given, {**preset["env"], **(env or {})}, image_version))
     except ValueError as error:
         result.refusals.append(str(error))
