@@ -94,7 +94,6 @@ def test_first_again_and_an_edit_of_one_node_alone(replica: Replica) -> None:
     now = replica.containers()
     for node in NODES:
         assert now[node]["vllm.previous"].split()[0] == before[node]["vllm"].split()[0]
-    assert replica.play(hosts=edit).ok().changed() == {"node1": 0, "node2": 0}
     # Back to what the other tests expect.
     replica.play().ok()
 
@@ -110,9 +109,7 @@ def test_first_again_and_an_edit_of_one_node_alone(replica: Replica) -> None:
         ),
         (["--forks", "1"], {}, {}, "run with --forks 2"),
         ([], {}, {"node2": {"vllm_server_model": "acme/other"}}, "node1 has 'acme/tiny', but node2 has 'acme/other'"),
-        ([], {}, {"node2": {"vllm_server_args": {"tensor-parallel-size": 4}}}, "node1 has 2, but node2 has 4"),
         ([], {"vllm_server_args": {"tensor-parallel-size": 3}}, {}, "expected a multiple of 2"),
-        ([], {"vllm_server_args": {"tensor-parallel-size": 2, "nnodes": 2}}, {}, "follows from the inventory"),
         (
             [],
             {"vllm_server_env": env(A="1")},
