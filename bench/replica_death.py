@@ -1,8 +1,8 @@
 """How soon the death of a worker ends the start of its server over two nodes, over SSH.
 
 The worker's end is stamped by Docker on its node, a container that shares this machine's clock. From there to three
-moments: the line on the terminal that says why; the head's node, told to go back, as its server is sent SIGTERM or
-SIGKILL; and the end of the play, with both old servers ready again.
+moments: the line on the terminal that says why; the head's node going back, as its old container gets its name again;
+and the end of the play, with both old servers ready.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def death(replica: Any) -> dict[str, float]:
     lines = stamped(replica, hosts={"node2": {"vllm_server_env": {**slow, **bad}}}, vllm_server_env=slow)
     died = min(at for at in events(replica, "node2", "die", begun) if at > first_start(replica, "node2", begun))
     said = next(at for at, text in lines if LINE.search(text))
-    told = min(at for at in events(replica, "node1", "kill", begun) if at > died)
+    told = min(at for at in events(replica, "node1", "rename", begun) if at > died)
     return {
         "worker's death to the line that says why": said - died,
-        "worker's death to the head's end": told - died,
+        "worker's death to the head's node going back": told - died,
         "worker's death to both old servers ready": lines[-1][0] - died,
     }
 
