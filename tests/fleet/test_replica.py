@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fleet import Fleet
@@ -271,17 +272,28 @@ def clients(replica: Replica) -> Load:
     return Load(f"http://{replica.fleet.node('gateway1').address}:8080", model="acme/tiny", concurrency=4)
 
 
-def test_a_replica_is_one_of_a_wave_and_no_request_is_lost(waves: Replica) -> None:
+def hook(folder: Path, *tasks: dict) -> list[str]:
+    """Words for tasks at draining and admitting, which note who in `calls`; ``tasks`` follow at draining."""
+    line = f"echo '{{{{ inventory_hostname }}}} {{{{ rollout_outcome.state }}}}' >>{folder}/calls"
+    note = {"name": "Note", "ansible.builtin.shell": line, "delegate_to": "localhost", "become": False}
+    (folder / "admit.yml").write_text(json.dumps([note]))
+    (folder / "drain.yml").write_text(json.dumps([note, *tasks]))
+    return ["-e", f"rollout_drain_tasks={folder}/drain.yml", "-e", f"rollout_admit_tasks={folder}/admit.yml"]
+
+
+def test_a_replica_is_one_of_a_wave_and_no_request_is_lost(waves: Replica, tmp_path: Path) -> None:
     """An edit of one of its nodes and of the other replica; the table of the fleet and the report have it as one."""
     edit = {node: {"vllm_server_env": env(STANDIN_TOKEN_DELAY="0.02", EDIT="1")} for node in ("node2", "node3")}
     before = everything(waves)
     with clients(waves) as load:
         load.wait_for(8)
-        run = waves.play("--tags", "rollout", hosts=edit, play=DEPLOY).ok()
+        run = waves.play("--tags", "rollout", *hook(tmp_path), hosts=edit, play=DEPLOY).ok()
         load.wait_for(8)
     assert load.report.clean, str(load.report)
     assert load.report.servers.keys() == {"node1", "node3"}
     assert f"2 of 2 replicas, in 2 waves: {LABEL} | node3." in run.words()
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls == ["node1 draining", "node1 admitting", "node3 draining", "node3 admitting"]
     assert "2 servers on 3 nodes in " in run.output
     assert re.search(rf"^{re.escape(LABEL)}  +replaced ", run.output, re.MULTILINE), run.output
     after = everything(waves)
@@ -338,6 +350,19 @@ def test_a_worker_that_cannot_start_brings_its_replica_back_and_ends_the_run(wav
     assert everything(waves) == before
     waves.wait("both replicas are up", lambda: waves.gateway() == {"node1": "UP", "node3": "UP"}, 30)
     assert waves.ask() == "The capital of France is Paris."
+
+
+def test_a_replica_whose_head_cannot_be_drained_is_left_alone(waves: Replica, tmp_path: Path) -> None:
+    before = everything(waves)
+    refuse = {"name": "Refuse", "ansible.builtin.fail": {"msg": "The balancer says no."}}
+    refuse["when"] = "inventory_hostname == 'node1'"
+    words = ["--limit", "pair", *hook(tmp_path, refuse)]
+    run = waves.play("--tags", "rollout", *words, play=DEPLOY, vllm_server_env=env(EDIT="3"))
+    assert run.rc != 0
+    assert "node1: The balancer says no." in run.words()
+    assert "node2: it is part of replica pair, of which node1 tells." in run.words()
+    assert everything(waves) == before
+    assert waves.gateway() == {"node1": "UP", "node3": "UP"}
 
 
 def test_preflight_tells_of_the_network_with_everything_else(waves: Replica) -> None:
