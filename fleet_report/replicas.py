@@ -82,7 +82,10 @@ def _failure(head: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> M
     blamed = [node for node in failed if node["failure"].get("host") == node["name"]]
     first: Mapping[str, Any] = next(iter(blamed or [n for n in failed if n is head] or failed), {"failure": None})
     failure: Mapping[str, Any] | None = first["failure"]
-    return None if failure is None else {**failure, "host": failure.get("host") or first["name"]}
+    if failure is None:
+        return None
+    host, cause = str(failure.get("host") or first["name"]), str(failure["cause"])
+    return {**failure, "host": host, "cause": cause if host in cause else f"{host}: {cause}"}
 
 
 def number(nodes: Sequence[Mapping[str, Any]]) -> str:

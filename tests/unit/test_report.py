@@ -333,5 +333,5 @@ def test_a_failure_of_one_node_is_its_replicas_and_told_once():
     assert report["outcome"] == {"restored": 1, "untouched": 1}
     lines = terminal.lines(report, "x")
     assert sum("kv_cache_too_small" in line for line in lines) == 1
-    assert "pair (node1+node2): kv_cache_too_small: No room" in "\n".join(lines)
+    assert "pair (node1+node2): kv_cache_too_small: node2: No room" in "\n".join(lines)
     assert "node2:/var/lib/vllm-fleet/vllm/logs/x.log" in page.render(report)
