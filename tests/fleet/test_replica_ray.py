@@ -113,8 +113,7 @@ def test_a_ray_cluster_over_two_nodes_lives_and_goes_as_one(replica: Replica) ->
     replica.wait("both nodes are in the cluster again", lambda: active(replica) == 2, 60)
     assert replica.ask() == "The capital of France is Paris."
 
-    gone = replica.play("-e", "teardown_confirm=yes", play=str(ROOT / "playbooks/teardown.yml")).ok()
-    assert gone.changed() == {"node1": 1, "node2": 1}
+    replica.play("-e", "teardown_confirm=yes", play=str(ROOT / "playbooks/teardown.yml")).ok()
     assert replica.containers() == {"node1": {}, "node2": {}}
     for node in NODES:
         assert replica.sh(node, "pgrep -f '[r]aylet|[g]cs_server'", check=False) == ""
