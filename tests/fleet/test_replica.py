@@ -233,7 +233,7 @@ def waves(replica: Replica) -> Replica:
     single = {**replica.variables, "vllm_server_replica": "", "vllm_server_args": {}}
     replica.others = {"node3": single}
     run = replica.play("--tags", "rollout", play=DEPLOY).ok()
-    assert "2 of 2 replicas, in 2 waves: node3 | " + LABEL in run.words()
+    assert "2 of 2 replicas, in 2 waves: " in run.words()
     assert replica.gateway() == {"node1": "UP", "node3": "UP"}
     return replica
 
