@@ -73,13 +73,18 @@ class ActionModule(ActionBase):
         host = str(variables.get("inventory_hostname", "localhost"))
         args = {"reported_host": host, "watch_slice": SLICE, **self._task.args}
         replica = args.get("replica") or {}
-        if replica.get("size", 1) > 1 and args.get("state", "started") in ("started", "restored"):
+        several = replica.get("size", 1) > 1
+        # For a table of the fleet every node speaks for itself, also where a partner is out of reach.
+        looks = bool(variables.get("__vllm_server_looked"))
+        if several and not looks and args.get("state", "started") in ("started", "restored"):
             answer = self._with_partners(host, replica, args, variables)
         else:
             answer = self._alone(host, args, variables)
         for key in ("progress", "log_lines", "pending", "token"):
             answer.pop(key, None)
         result.update(answer)
+        if several:
+            result["replica"] = {key: replica[key] for key in ("name", "head", "hosts", "rank")}
         return result
 
     def _alone(self, host: str, args: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
@@ -128,6 +133,7 @@ class ActionModule(ActionBase):
             Path(C.DEFAULT_LOCAL_TMP) / "vllm-replicas",
             call=lambda module, options: self._call(host, module, options, variables),
             show=lambda answer, quiet: self._show(host, answer, quiet=quiet),
+            say=display.display,
             wake=wake,
             check_mode=bool(self._task.check_mode),
             options=args,

@@ -12,6 +12,7 @@ from pathlib import Path
 import distribution
 import fleet_noop
 import module_time
+import replica_death
 import watch_latency
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -22,6 +23,7 @@ def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     results = {"module_time": module_time.run(runs), "watch_latency": watch_latency.run(runs)}
     fleet = results["fleet"] = fleet_noop.run(max(3, runs // 4))
+    deaths = results["replica_death"] = replica_death.run(max(3, runs // 4))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "bench.json").write_text(json.dumps(results, indent=2) + "\n")
     cost = results["module_time"]
@@ -40,6 +42,9 @@ def main() -> None:
     besides = max(fleet["downtime_besides_start"], default=0.0)
     longest = max(fleet["downtime"])
     print(f"A changed argument: nodes were down for {longest:.2f} s at most, {besides:.2f} s besides the start")
+    print("A worker of a server over two nodes dies while it starts (s)")
+    for name, row in deaths.items():
+        print(f"  {name:<56} median {row['median']:6.3f}   worst {row['worst']:6.3f}")
     print("Weights from one node to all others")
     try:
         distribution.main([])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,11 @@ class Replica:
         """The host that answers for it."""
         return self.hosts[0]
 
+    @property
+    def label(self) -> str:
+        """What a reader calls it."""
+        return _label(self.name, self.hosts)
+
 
 # --- waves --------------------------------------------------------------------------------------------------------
 
@@ -66,6 +71,23 @@ def _pool(variables: Mapping[str, Any]) -> str:
 def _replica_name(hostvars: Mapping[str, Any], host: str) -> str:
     name = hostvars[host].get("vllm_server_replica")
     return f"host {host}" if name in (None, "") else f"replica {name}"
+
+
+def _label(name: str, hosts: Sequence[str]) -> str:
+    """`node3` for a host alone, `big (node1+node2)` for a replica of several."""
+    return hosts[0] if len(hosts) == 1 else f"{name.partition(' ')[2]} ({'+'.join(hosts)})"
+
+
+def _together(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> dict[str, list[str]]:
+    """The hosts of each replica, as they are in `hosts`."""
+    found: dict[str, list[str]] = {}
+    for host in hosts:
+        found.setdefault(_replica_name(hostvars, host), []).append(host)
+    return found
+
+
+def _labels(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
+    return [_label(name, members) for name, members in _together(hostvars, hosts).items()]
 
 
 def _gateway_says(hostvars: Mapping[str, Any], gateways: Iterable[str], server: str) -> set[str]:
@@ -110,7 +132,9 @@ def replicas_of(
             replica.reboots[host] = why
         replica.change = replica.change or bool(answer.get("actions")) or not confirmed or bool(replica.reboots)
         # One that was never verified is drained, unless a gateway sends it requests all the same.
-        replica.serves = replica.serves and running and (confirmed or "UP" in _gateway_says(hostvars, gateways, host))
+        replica.serves = (
+            replica.serves and running and (confirmed or "UP" in _gateway_says(hostvars, gateways, replica.head))
+        )
     for replica in found.values():
         says = _gateway_says(hostvars, gateways, replica.head)
         if not play.intersection(replica.hosts) and says and "UP" not in says:
@@ -171,10 +195,10 @@ def rollout_plan(
             "node was replaced. Mend that, or leave it out with --limit."
         )
     wrong = [host for host in play if host not in alive and host not in silent]
-    if len(wrong) > int(max_failures):
+    if len(_together(hostvars, wrong)) > int(max_failures):
         problems.append(
-            f"{_names(wrong)} runs what is described but did not pass its verification (see above), so no server of "
-            f"any node was replaced: rollout_max_failures is {max_failures}."
+            f"{_names(_labels(hostvars, wrong))} runs what is described but did not pass its verification (see above), "
+            f"so no server of any node was replaced: rollout_max_failures is {max_failures}."
         )
     replicas = replicas_of(hostvars, fleet, play, gateways)
     for replica in replicas:
@@ -209,7 +233,7 @@ def rollout_plan(
         "reboot": list(reboots),
         "problems": problems,
         "says": _say(
-            batches, [replica.head for replica in same], len([r for r in replicas if set(r.hosts) & set(play)])
+            batches, [replica.label for replica in same], len([r for r in replicas if set(r.hosts) & set(play)])
         )
         + _say_boots(reboots, waiting),
     }
@@ -244,7 +268,7 @@ def _batches(
 
 def _stuck(hostvars: Mapping[str, Any], replicas: list[Replica], pool: str) -> str:
     members = [replica for replica in replicas if replica.pool == pool]
-    serving = [replica.head for replica in members if replica.serves]
+    serving = [replica.label for replica in members if replica.serves]
     keep = _keep(hostvars, replicas, pool)
     return (
         f"rollout_min_available is {keep}, but {len(serving)} of {len(members)} replicas of {pool} serve "
@@ -264,7 +288,7 @@ def _say(batches: list[list[Replica]], same: list[str], total: int) -> str:
     rest = f"{_names(same)} serve{'s' if len(same) == 1 else ''} what is described and answered right"
     if not batches:
         return f"Nothing to replace: {rest}." if same else "Nothing to replace."
-    waves = " | ".join(_names(replica.head for replica in batch) for batch in batches)
+    waves = " | ".join(_names(replica.label for replica in batch) for batch in batches)
     count = sum(map(len, batches))
     return (
         f"To replace: {count} of {total} replica{'s' if total > 1 else ''}, in {len(batches)} "
@@ -318,15 +342,15 @@ def rollout_gate(
 ) -> str:
     """Why the wave `batch` must not begin, as a sentence; empty when it may."""
     failed = failed_hosts(hostvars, plan, batch)
-    if len({_replica_name(hostvars, host) for host in failed}) > max_failures:
-        return f"{_names(failed)} failed and rollout_max_failures is {max_failures}"
+    if len(_together(hostvars, failed)) > max_failures:
+        return f"{_names(_labels(hostvars, failed))} failed and rollout_max_failures is {max_failures}"
     replicas = replicas_of(hostvars, fleet, plan.get("play") or [], gateways)
     for replica in replicas:
         replica.serves = replica.serves and not set(plan.get("wrong") or []).intersection(replica.hosts)
     for pool in sorted({replica.pool for replica in replicas if set(batch).intersection(replica.hosts)}):
         members = [replica for replica in replicas if replica.pool == pool]
         going = [replica for replica in members if set(batch).intersection(replica.hosts)]
-        stay = [replica.head for replica in members if replica not in going and _serves_now(hostvars, replica)]
+        stay = [replica.label for replica in members if replica not in going and _serves_now(hostvars, replica)]
         keep = _keep(hostvars, replicas, pool)
         if any(replica.serves for replica in going) and len(stay) < keep:
             return (
@@ -337,18 +361,26 @@ def rollout_gate(
 
 
 def _serves_now(hostvars: Mapping[str, Any], replica: Replica) -> bool:
-    """What a replica does after the waves so far."""
-    outcomes = [_outcome(hostvars[host]) for host in replica.hosts]
-    if not any(outcomes):
+    """What a replica does after the waves so far; its head answers for it."""
+    outcome = _outcome(hostvars[replica.head])
+    if not outcome:
         return replica.serves
-    return all(outcome.get("state") == "replaced" or outcome.get("serving") for outcome in outcomes)
+    return outcome.get("state") == "replaced" or bool(outcome.get("serving"))
 
 
 def rollout_verdict(hostvars: Mapping[str, Any], plan: Mapping[str, Any], host: str, *, max_failures: int) -> str:
     """What a host failed with, and how far the run came."""
-    planned = plan.get("hosts") or []
-    done = [name for name in planned if _outcome(hostvars[name]).get("state") == "replaced"]
-    untouched = [name for name in planned if not _outcome(hostvars[name])]
+    replicas = _together(hostvars, plan.get("hosts") or [])
+    name = _replica_name(hostvars, host)
+    head = replicas.get(name, [host])[0]
+    if host != head and _outcome(hostvars[head]).get("state") == "failed":
+        return f"{host}: it is part of {name}, of which {head} tells."
+    states = {
+        _label(one, hosts): {_outcome(hostvars[member]).get("state", "") for member in hosts}
+        for one, hosts in replicas.items()
+    }
+    done = [label for label, found in states.items() if found == {"replaced"}]
+    untouched = [label for label, found in states.items() if found == {""}]
     told = str(_outcome(hostvars[host]).get("msg") or "It was lost on the way.").strip().removeprefix(f"{host}: ")
     says = f"Replaced before: {_names(done)}."
     if untouched:

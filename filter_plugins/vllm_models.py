@@ -64,10 +64,30 @@ def vllm_model_fault(model: str | None, exact: bool = False, caches: Sequence[st
 
     Known are the presets and what caches (HF_HOME) on this machine hold: the user's, the controller's, and `caches`.
     """
+    text = str(model or "")
+    return _judged(text, exact, caches, path).sentence(text)
+
+
+def vllm_model_findings(
+    model: str | None, exact: bool = False, caches: Sequence[str] = (), path: str = ""
+) -> list[dict[str, str]]:
+    """Give the same as a finding of preflight; none where the id is good, or where there is none at all."""
+    text = str(model or "")
+    verdict = _judged(text, exact, caches, path)
+    if verdict.ok or not text:
+        return []
+    expected = " or ".join(verdict.nearest) or f"an exact id such as {names.EXAMPLE}"
+    remedy = "nothing is guessed: write the exact id, as in the model's address on the Hub"
+    if "/" in text and verdict.nearest:
+        remedy += ", or set vllm_server_model_exact: true if it is another model"
+    got = f"'{text}' ({verdict.fault})"
+    return [{"level": "refused", "what": "model's id", "expected": expected, "got": got, "remedy": remedy}]
+
+
+def _judged(model: str, exact: bool, caches: Sequence[str], path: str) -> names.Verdict:
     folders = [*map(str, caches), *_own_caches()]
     cached = [one for folder in folders for one in snapshot.known_repos(Path(folder).expanduser())]
-    text = str(model or "")
-    return names.check(text, [*_all(path), *cached], exact=bool(exact)).sentence(text)
+    return names.check(model, [*_all(path), *cached], exact=bool(exact))
 
 
 def _own_caches() -> list[str]:
@@ -140,10 +160,12 @@ def vllm_plan(
             result.refusals.append(f"{name} is text; expected a mapping, which on the command line is {example}")
             return {"rows": [], "refusals": result.refusals, "notes": []}
     try:
-        machines = planning.machines(nodes or {}, kinds, int(gpus))
+        together, sizes = planning.together(nodes or {})
+        machines = planning.machines(together, kinds, int(gpus))
         for name, accelerator, machine in machines:
             preset = vllm_preset(model.model, accelerator, machine.kind, path)
-            given = {**_normal(preset["args"]), **_normal(args or {})}
+            shared = {"nnodes": str(sizes[name])} if sizes.get(name, 1) > 1 else {}
+            given = {**_normal(preset["args"]), **_normal(args or {}), **shared}
             result.add(name, model, machine, planning.Asked(given, {**preset["env"], **(env or {})}, image_version))
     except ValueError as error:
         result.refusals.append(str(error))
@@ -162,6 +184,7 @@ class FilterModule:
         return {
             "vllm_preset": vllm_preset,
             "vllm_model_fault": vllm_model_fault,
+            "vllm_model_findings": vllm_model_findings,
             "vllm_sizing_options": vllm_sizing_options,
             "vllm_sizing_table": vllm_sizing_table,
             "vllm_plan": vllm_plan,

@@ -71,9 +71,90 @@ def _options(found: dict[str, Any], given: Mapping[str, Any], replica: Any, spec
     }
 
 
+def vllm_replica_seen(
+    hostvars: Mapping[str, Any], host: str, hosts: Sequence[str], args: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Give ``replica`` as above and, as findings of preflight, what is wrong with it; then ``replica`` is empty.
+
+    ``settings``: backend, master_addr, master_port.
+    """
+    own = {"args": args, "env": {}, "entrypoint": [], "devices": None, "capabilities": None, "volumes": []}
+    own |= {"network_mode": "bridge", "bind": "", "accelerator": "", "image": "", "model": "", "state_dir": ""}
+    try:
+        found = vllm_replica(hostvars, host, hosts, {**own, **settings})["replica"]
+    except AnsibleFilterError as exc:
+        name = str(hostvars[host].get("vllm_server_replica"))
+        told = str(exc).removeprefix(f"replica {name}: ").removeprefix(f"replica {name} ")
+        remedy = "correct these variables of the replica's hosts (docs/multi-node.md)"
+        finding = {"level": "refused", "what": f"replica {name}", "expected": "hosts that make one server"}
+        return {"replica": {}, "findings": [{**finding, "got": told, "remedy": remedy}]}
+    return {"replica": found if found["size"] > 1 else {}, "findings": []}
+
+
+def vllm_replica_offers(replica: Mapping[str, Any], hostvars: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """Give what a node shall connect to: of its partners that listen, by what ``name`` holds, address and offer."""
+    out = []
+    for host in replica["hosts"]:
+        told = hostvars[host].get(name) or {}
+        if host != replica["hosts"][replica["rank"]] and told.get("offered"):
+            # The head is reached where its partners are told to reach it.
+            address = replica["master_addr"] if host == replica["head"] else replica["addresses"][host]
+            out.append({"host": host, "address": address, "offered": told["offered"], "word": told["word"]})
+    return out
+
+
+def vllm_replica_findings(
+    replica: Mapping[str, Any], listening: Mapping[str, Any], connected: Mapping[str, Any]
+) -> list[dict[str, str]]:
+    """Make findings of preflight of what vllm_replica_network said in its two steps."""
+    through = f" through {replica['interface']}" if replica["interface"] else ""
+    wanted = f"{replica['address']}{through}, and all nodes reach each other"
+    what = f"network of replica {replica['name']}"
+    for answer in (listening, connected):
+        failure = answer.get("failure")
+        if failure:
+            got = "; ".join(failure.get("evidence") or [failure["cause"]])
+            return [{"level": "refused", "what": what, "expected": wanted, "got": got, "remedy": failure["remedy"]}]
+        if answer.get("failed") or answer.get("unreachable"):
+            got = " ".join(str(answer.get("msg") or "no answer").split())[:200]
+            return [{"level": "unknown", "what": what, "expected": wanted, "got": got, "remedy": ""}]
+    reached = [str(offer["host"]) for offer in connected.get("reached") or []]
+    got = f"{replica['address']}{through}" + (f", reaches {', '.join(reached)}" if reached else "")
+    return [{"level": "ok", "what": what, "expected": wanted, "got": got, "remedy": ""}]
+
+
+def vllm_replica_partners(host: str, hostvars: Mapping[str, Any], hosts: Sequence[str]) -> list[str]:
+    """Give those of ``hosts`` that are one server with ``host``, itself among them."""
+    name = hostvars[host].get("vllm_server_replica")
+    return [h for h in hosts if h == host or (name and hostvars[h].get("vllm_server_replica") == name)]
+
+
+def vllm_rollback_stays(replica: Sequence[Mapping[str, Any] | None], own: Mapping[str, Any]) -> bool:
+    """Tell whether a node's part is older than the newest change of its replica, which is what a rollback takes back.
+
+    ``replica``: of all its nodes, and ``own``: of this one, what vllm_release_info returned.
+    """
+    made = [run for known in replica if (run := _made(known))]
+    return bool(_made(own)) and _made(own) < max(made, default="")
+
+
+def _made(known: Mapping[str, Any] | None) -> str:
+    """The run that brought what a node serves (ids begin with the time); of a release that came back, its first one."""
+    current = (known or {}).get("current") or {}
+    first = next((r for r in (known or {}).get("releases") or [] if r["release"] == current.get("restores")), current)
+    return str(first.get("run") or first.get("when") or "")
+
+
 class FilterModule:
     """Ansible's way to find filters."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name them."""
-        return {"vllm_replica": vllm_replica}
+        return {
+            "vllm_replica": vllm_replica,
+            "vllm_replica_findings": vllm_replica_findings,
+            "vllm_replica_offers": vllm_replica_offers,
+            "vllm_replica_seen": vllm_replica_seen,
+            "vllm_replica_partners": vllm_replica_partners,
+            "vllm_rollback_stays": vllm_rollback_stays,
+        }

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fleet_report import timeline
+from fleet_report import replicas, timeline
 from fleet_report.words import natural
 
 FORMAT = 1
@@ -38,6 +38,7 @@ _PICKED = {
         "failure",
         "notes",
         "log_file",
+        "replica",
         "msg",
     ),
     "vllm_chat": ("results", "msg"),
@@ -45,7 +46,7 @@ _PICKED = {
     "vllm_drained": ("drained", "elapsed", "says", "msg"),
 }
 _ANSWER = ("name", "api", "content", "finish_reason", "usage", "ttft", "tokens_per_second", "error")
-_FAILURE = ("class", "cause", "evidence", "remedy", "exit_code")
+_FAILURE = ("class", "cause", "evidence", "remedy", "exit_code", "host")
 
 
 def module_of(action: str) -> str:
@@ -72,10 +73,12 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
     roles = {role for e in events if e["type"] == "play" for role in e["roles"]}
     results = [e for e in events if e["type"] == "result" and not _foreign(tasks[e["task"]], e)]
     starts = {(e["task"], e["host"]): e["at"] for e in events if e["type"] == "start"}
-    nodes = [
-        _node(host, run, [r for r in results if r["host"] == host], tasks, starts)
-        for host in _hosts(events, results, tasks)
-    ]
+    nodes = replicas.merged(
+        [
+            _node(host, run, [r for r in results if r["host"] == host], tasks, starts)
+            for host in _hosts(events, results, tasks)
+        ]
+    )
     report = {
         "format": FORMAT,
         **{name: value for name, value in run.items() if name not in ("failed", "unreachable", "benchmarks")},
@@ -177,6 +180,7 @@ def _node(
         "down": [[round(at, 3), round(to, 3)] for at, to in down],
         "benchmark": (run.get("benchmarks") or {}).get(host),
         "burn_in": [r["data"]["finding"] for r in results if r["data"].get("finding")],
+        "replica": next((r["data"]["replica"] for r in results if r["data"].get("replica")), None),
     }
     if node["burn_in"] and node["outcome"] == "untouched":
         node["outcome"] = "tried"

@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from fleet_report import summary, timeline, words
+from fleet_report import replicas, summary, timeline, words
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 #: Width of a picture's own units; the page stretches them.
@@ -74,10 +74,9 @@ def plain(value: Any) -> str:
 def headline(report: Mapping[str, Any]) -> dict[str, str]:
     """Say in one sentence how it went, and whether that is good."""
     outcome = report["outcome"]
-    number = len(report["nodes"])
     bad = sum(outcome.get(name, 0) for name in summary.BAD)
     level = "bad" if bad else "good"
-    return {"level": level, "text": f"{words.count(number, 'node')}: {summary.told(outcome)}"}
+    return {"level": level, "text": f"{replicas.number(report['nodes'])}: {summary.told(outcome)}"}
 
 
 def cards(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fleet_report import replicas
 from fleet_report.summary import table
 from fleet_report.words import DASH, clip, natural
 
@@ -22,7 +23,7 @@ def row(host: str, looked: Mapping[str, Any] | None) -> dict[str, Any]:
     if looked.get("not_reached"):
         return {**out, "state": "unreachable", "drift": clip(_reason(str(looked.get("msg"))), WIDTH)}
     container, spec = looked.get("container"), looked.get("spec") or {}
-    serving, release = looked.get("serving") or {}, looked.get("release")
+    serving, release = _serving(looked), looked.get("release")
     out["state"] = (container or {}).get("status") or ("absent" if "container" in looked else "unknown")
     out |= {"model": spec.get("model"), "image": spec.get("image")}
     out |= {"health": serving.get("health"), "running": serving.get("running"), "waiting": serving.get("waiting")}
@@ -39,7 +40,7 @@ def _drift(looked: Mapping[str, Any]) -> str:
     if not looked.get("container"):
         return "no server"
     found = [str(d["name"]) for d in looked.get("differences") or []]
-    serving = looked.get("serving") or {}
+    serving = _serving(looked)
     if serving.get("health") not in (None, "ready"):
         found.append(f"{serving['health']} ({serving.get('detail')})")
     if found:
@@ -47,6 +48,11 @@ def _drift(looked: Mapping[str, Any]) -> str:
     if not looked.get("confirmed"):
         return "never verified"
     return "" if looked.get("release") else "no record of it"
+
+
+def _serving(looked: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How the server is; of one over several nodes the head answers, workers have no port."""
+    return {} if (looked.get("replica") or {}).get("rank") else looked.get("serving") or {}
 
 
 def _reason(msg: str) -> str:
@@ -57,8 +63,27 @@ def _reason(msg: str) -> str:
 
 
 def rows(results: Mapping[str, Mapping[str, Any] | None]) -> list[dict[str, Any]]:
-    """Describe all nodes, node10 after node9."""
-    return [row(host, results[host]) for host in sorted(results, key=natural)]
+    """Describe all servers, node10 after node9; one over several nodes is one row."""
+    hosts = sorted(results, key=natural)
+    described = [(host, (results[host] or {}).get("replica")) for host in hosts]
+    out = []
+    for replica, places in replicas.groups(described):
+        members = [row(hosts[place], results[hosts[place]]) for place in places]
+        out.append(members[0] if replica is None else _one(replica, members))
+    return out
+
+
+def _one(replica: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One row for a server over several nodes: the head's, with the first state that is not running, and all drifts."""
+    order = {host: place for place, host in enumerate(replica["hosts"])}
+    members = sorted(members, key=lambda one: order.get(one["node"], len(order)))
+    head = next((one for one in members if one["node"] == replica["head"]), members[0])
+    drifts = {one["node"]: one["drift"] for one in members if one["drift"]}
+    same = len(drifts) == len(members) and len(set(drifts.values())) == 1
+    told = next(iter(drifts.values())) if same else "; ".join(f"{host}: {drift}" for host, drift in drifts.items())
+    state = next((one["state"] for one in members if one["state"] != "running"), head["state"])
+    name = replicas.label(str(replica["name"]), [one["node"] for one in members])
+    return {**head, "node": name, "state": state, "drift": clip(told, WIDTH)}
 
 
 def lines(found: Sequence[Mapping[str, Any]]) -> list[str]:

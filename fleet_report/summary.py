@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fleet_report.replicas import number
 from fleet_report.words import DASH, clip, count, duration, latency, rate, spread
 
 #: How each outcome reads in a sentence, in the order in which they are told.
@@ -45,7 +46,7 @@ def lines(report: Mapping[str, Any], page: str | None = None) -> list[str]:
     told_failures = [line for group in failures(nodes) for line in _why(group)]
     if page is None and not told_failures:
         return _calm(nodes)
-    head = f"{count(len(nodes), 'node')} in {duration(report['elapsed'])}: {told(report['outcome'])}"
+    head = f"{number(nodes)} in {duration(report['elapsed'])}: {told(report['outcome'])}"
     out = [head, *_table(nodes), *_benchmarks(nodes), *told_failures]
     return [*out, f"Report: {page}"] if page else out
 
@@ -55,9 +56,9 @@ def _calm(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     answered = [node for node in nodes if node["ttft"] is not None]
     asked = [node for node in nodes if node["answers"]]
     if not asked:
-        return [f"{count(len(nodes), 'node')}, nothing to change."] if any(n["started"] for n in nodes) else []
-    line = f"{count(len(nodes), 'node')}, nothing to change" if any(n["started"] for n in nodes) else ""
-    line = f"{line + '; ' if line else ''}{count(len(asked), 'node')} answered as expected"
+        return [f"{number(nodes)}, nothing to change."] if any(n["started"] for n in nodes) else []
+    line = f"{number(nodes)}, nothing to change" if any(n["started"] for n in nodes) else ""
+    line = f"{line + '; ' if line else ''}{number(asked)} answered as expected"
     if answered:
         line += f", first token after {spread([n['ttft'] for n in answered], latency)}"
     rates = [n["tokens_per_second"] for n in answered if n["tokens_per_second"] is not None]
@@ -69,8 +70,8 @@ def _checked(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     if not any(node["started"] for node in nodes):
         return []
     if not changing:
-        return [f"Check: {count(len(nodes), 'node')}, nothing would change."]
-    out = [f"Check: {len(changing)} of {count(len(nodes), 'node')} would change."]
+        return [f"Check: {number(nodes)}, nothing would change."]
+    out = [f"Check: {len(changing)} of {number(nodes)} would change."]
     groups: dict[str, list[str]] = {}
     for node in changing:
         groups.setdefault(differences(node), []).append(node["name"])
@@ -156,7 +157,7 @@ def failures(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         group = groups.setdefault((failure["class"], cause), {**failure, "nodes": [], "logs": []})
         group["nodes"].append(node)
         if failure.get("log_file"):
-            group["logs"].append(f"{node['name']}:{failure['log_file']}")
+            group["logs"].append(f"{failure.get('host') or node['name']}:{failure['log_file']}")
     return sorted(groups.values(), key=lambda group: -len(group["nodes"]))
 
 

@@ -10,7 +10,7 @@ short_description: Check the network between the nodes of one vLLM server
 description:
   - Checks that the interface exists, is up and has the node's address, that the RDMA adapters have an active port, and
     that the nodes reach each other, by real TCP connections on the ports that the server will use.
-  - In two steps, between which all nodes wait for one another. The action plugin of M(vllm_server) does that. Changes nothing.
+  - In two steps, between which all nodes wait for one another, as the tasks of a play do. Changes nothing.
 version_added: "0.1.0"
 options:
   step:
@@ -92,6 +92,11 @@ word:
   description: What they will hear.
   type: str
   returned: with O(step=listen)
+reached:
+  description: The partners that were reached.
+  type: list
+  elements: dict
+  returned: with O(step=connect)
 failure:
   description: Why it will not work, as in M(vllm_server).
   type: dict
@@ -105,7 +110,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible.module_utils.vllm_fleet import network
-from ansible.module_utils.vllm_fleet.engine import Engine, EngineError
+from ansible.module_utils.vllm_fleet.engine import Engine, EngineError, EngineUnavailable
 from ansible.module_utils.vllm_fleet.preconditions import Refused
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -152,7 +157,7 @@ def connect(options: dict[str, Any]) -> dict[str, Any]:
             "vllm_server_node_address",
             wrong,
         )
-    return {}
+    return {"reached": [{"host": partner["host"]} for partner in options["partners"]]}
 
 
 def main() -> None:
@@ -167,7 +172,7 @@ def main() -> None:
         failure = {"class": exc.failure_class, "cause": exc.cause, "evidence": exc.evidence, "remedy": remedy}
         text = f"{host}, container {options['container']}: {exc.cause} ({exc.failure_class}). {remedy}. Nothing was touched."
         module.fail_json(msg=text, failure={**failure, "exit_code": None})
-    except EngineError as exc:
+    except (EngineError, EngineUnavailable) as exc:
         module.fail_json(msg=f"{host}: {exc}")
     module.exit_json(changed=False, **result)
 

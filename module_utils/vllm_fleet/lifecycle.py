@@ -66,6 +66,9 @@ def boottime() -> float:
 class Lifecycle:
     """Drives one container on one node. ``run`` gives the module's result (``failed`` and ``pending`` included)."""
 
+    #: Text in the server's log that ends a slice of its watch.
+    alarm = b""
+
     def __init__(
         self,
         options: Mapping[str, Any],
@@ -356,6 +359,8 @@ class Lifecycle:
             cache=self._blobs(),
             idle=not p.actions and not p.watch,
             wake=self.wake_file(),
+            alarm=self.alarm,
+            partners_idle=(options.get("replica_step") or {}).get("idle"),
             offline="HF_HUB_OFFLINE=1" in ((current.get("Config") or {}).get("Env") or []),
         )
         outcome = watch.run()
@@ -590,6 +595,8 @@ class Lifecycle:
                 "describe": outcome.describe,
                 "elapsed": outcome.elapsed,
                 "estimate": outcome.estimate,
+                "idle": outcome.idle,
+                "alarmed": outcome.alarmed,
                 "last_line": scrub(outcome.last_line, self.secrets),
                 "news": [asdict(n) for n in outcome.news],
                 "phase": p.phase,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import memory, presets, sizing, sizing_table
+from ansible.module_utils.vllm_fleet import memory, presets, replica, sizing, sizing_table
 from ansible.module_utils.vllm_fleet.sizing import Facts, Machine, Sizing
 
 TENSOR = "tensor-parallel-size"
@@ -44,6 +44,18 @@ def machines(nodes: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], gpus:
     return found
 
 
+def together(nodes: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Mapping[str, Any]], dict[str, int]]:
+    """Put the hosts of each replica together: variables by name, `big (node1+node2)`, and of how many nodes it is.
+
+    The first host stands for all: they are meant to be alike, and preflight looks at each.
+    """
+    found: dict[str, list[str]] = {}
+    for host in nodes:
+        found.setdefault(replica.replica_name(host, nodes), []).append(host)
+    named = {hosts[0] if len(hosts) == 1 else f"{name} ({'+'.join(hosts)})": hosts for name, hosts in found.items()}
+    return {label: nodes[hosts[0]] for label, hosts in named.items()}, {label: len(h) for label, h in named.items()}
+
+
 @dataclass(frozen=True)
 class Asked:
     """What the server would be started with: flags in one spelling, environment, the image's tag."""
@@ -64,17 +76,26 @@ class Plan:
     def add(self, name: str, facts: Facts, machine: Machine, asked: Asked) -> None:
         """Size one machine; a row for each tensor parallel size where none is fixed. Raises ValueError for bad args."""
         where = f"{name}: " if name != "-" else ""
-        where += f"{facts.model} on {machine.gpus} x {machine.kind}" if machine.gpus else f"{facts.model} on a CPU"
+        nodes = int(str(asked.args.get("nnodes") or 1))
+        several = f"{nodes} x " if nodes > 1 else ""
+        on = f"{several}{machine.gpus} x {machine.kind}" if machine.gpus else "a CPU"
+        where += f"{facts.model} on {on}"
         if asked.args.get(TENSOR) is not None or not machine.gpus:
             sized = self._row(name, facts, machine, asked, {})
             for one in sized.findings:
                 (self.refusals if one.level == "refused" else self.notes).append(f"{where}: {one.sentence}")
             return
         heads = sizing.plain_config(facts.config).get("num_attention_heads")
-        sizes = memory.tensor_parallel_sizes(heads if isinstance(heads, int) else machine.gpus, machine.gpus)
+        gpus = machine.gpus * nodes
+        sizes = memory.tensor_parallel_sizes(heads if isinstance(heads, int) else gpus, gpus)
+        # The ranks are dealt out evenly over the nodes of a replica.
+        rest = replica.world_size({key: value for key, value in asked.args.items() if key != TENSOR})
+        sizes = [size for size in sizes if size * rest % nodes == 0]
         tried = [self._row(name, facts, machine, asked, {TENSOR: size}) for size in sizes]
         refused = [[one for one in sized.findings if one.level == "refused"] for sized in tried]
-        if all(refused):
+        if not tried:
+            self.refusals.append(f"{where}: no {TENSOR} divides the heads and spreads over {nodes} nodes")
+        elif all(refused):
             self.refusals.append(f"{where}: {refused[-1][0].sentence}")
         elif facts.weights_bytes is not None:
             first = sizes[[bool(found) for found in refused].index(False)]

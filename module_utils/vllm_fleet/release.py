@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible.module_utils.vllm_fleet import replica
 from ansible.module_utils.vllm_fleet.spec import SECRET_ENV
 
 Record = dict[str, Any]
@@ -81,6 +82,7 @@ def ready_seconds(stages: Sequence[Mapping[str, Any]]) -> float | None:
 def content(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """What makes two releases the same: everything the container is made of, and the model's commit."""
     spec = {name: value for name, value in record["spec"].items() if name not in _NAMES}
+    spec["entrypoint"] = replica.without_id(spec.get("entrypoint") or [])
     return spec, record["model"].get("commit") or record["spec"].get("revision")
 
 
@@ -161,9 +163,10 @@ def role_variables(
     ``commit_now`` is what its revision stands for in the node's cache today; where that has moved on, the commit
     itself is asked for.
     Secrets are not among them, they come from the inventory of today: ``secret_env`` names those in the environment.
-    The model's preset is switched off: what it gave then is in the arguments already.
+    The model's preset is switched off: what it gave then is in the arguments already. Of a server over several nodes
+    rank and addresses are left out, for they follow from the inventory.
     """
-    spec = record["spec"]
+    spec = replica.without_place(record["spec"])
     hidden = frozenset(spec.get("secrets") or ())
     left_out = {"image", "image_id", "secrets", "engine_cache", "env"}
     values = {name: value for name, value in spec.items() if name not in left_out}

@@ -186,7 +186,13 @@ def capabilities(replica: Mapping[str, Any], wanted: Sequence[str] | None, defau
 def identity(replica: Mapping[str, Any], wanted: Mapping[str, Any], image: str, model: str) -> str:
     """A short text that ranks of the same release share: ranks of two releases must not meet."""
     shared = {k: replica[k] for k in ("name", "hosts", "backend", "master_addr", "master_port")}
-    text = json.dumps([shared, dict(wanted), image, model], sort_keys=True, default=str)
+    try:
+        spelt: Mapping[str, Any] = command.normalise_args(wanted)
+    except command.CommandError:  # the module refuses them in its own words
+        spelt = wanted
+    # The same flags however they are written, and without those that a record has besides (see without_place).
+    flags = {k: v for k, v in spelt.items() if k not in (*OWN_FLAGS, "shutdown-timeout") and v is not None}
+    text = json.dumps([shared, flags, image, model], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -223,6 +229,35 @@ def behind_guard(words: Sequence[str] | None) -> list[str] | None:
     if words is None or GUARD_TARGET not in words:
         return None if words is None else list(words)
     return list(words[words.index("--") + 1 :]) or None
+
+
+def without_id(words: Sequence[str]) -> list[str]:
+    """Give a rank's entrypoint without the text that its release shares: what says nothing of what it is made of."""
+    words = list(words)
+    if GUARD_TARGET in words and "--id" in words:
+        cut = words.index("--id")
+        return [*words[:cut], *words[cut + 2 :]]
+    return words
+
+
+def without_place(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a recorded container's options as they were before its place in a replica was added to them.
+
+    ``distributed_backend`` says how its ranks met. What follows from the inventory of today is left out: rank,
+    addresses, guard. The options of a host alone stay as they are.
+    """
+    words = [str(word) for word in spec.get("entrypoint") or ()]
+    if GUARD_TARGET not in words:
+        return dict(spec)
+    args = {k: v for k, v in (spec.get("args") or {}).items() if command.flag_name(str(k)) not in OWN_FLAGS}
+    return {
+        **spec,
+        "args": args,
+        "env": {k: v for k, v in (spec.get("env") or {}).items() if k != "VLLM_HOST_IP"},
+        "entrypoint": behind_guard(words) or [],
+        "volumes": [v for v in spec.get("volumes") or () if str(v).split(":")[1:2] != [GUARD_TARGET]],
+        "distributed_backend": "ray" if "--exec" in words else "mp",
+    }
 
 
 def _at(replica: Mapping[str, Any]) -> str:

@@ -25,6 +25,8 @@ from collections.abc import Sequence
 
 #: Exit code when another rank was lost (EX_TEMPFAIL): try again.
 LOST = 75
+#: What the log says when another rank is lost; who watches the start waits for it.
+ENDING = "ending, so that all ranks start again together"
 #: Seconds between two attempts to reach the head, and between two lines that say who is waited for.
 RETRY, SAY = 0.5, 30.0
 #: Seconds for a connection to say who it is.
@@ -79,7 +81,7 @@ class Guard:
             self.child = child = subprocess.Popen(self.command, start_new_session=True)
             return self._watch(child)
         except Broken as broken:
-            say(self.options, f"{broken}; ending, so that all ranks start again together")
+            say(self.options, f"{broken}; {ENDING}")
             self._end()
             return LOST
 

@@ -35,14 +35,16 @@ WITH_PARTNERS = "replica"
 class ReplicaLifecycle(Lifecycle):
     """One rank. Steps: check, hold (everything but the start), go (start, watch), ready, give_up."""
 
+    #: The rank's own guard knows at once that another one is lost.
+    alarm = replica_guard.ENDING.encode()
+
     def __init__(self, options: Mapping[str, Any], *args: Any, **named: Any) -> None:
         """Remember the step; nothing happens yet."""
         self.step: Mapping[str, Any] = options.get("replica_step") or {}
         changed = dict(options)
         if surveys.headless(options):
-            # The head's patience is the replica's: a worker that waits for others may well look idle.
+            # Ready is what the head says, so the head's patience is the replica's.
             changed["ready_timeout"] = float(options["ready_timeout"]) + WORKER_SLACK
-            changed["stall_timeout"] = changed["ready_timeout"]
         super().__init__(changed, *args, **named)
         if self.step.get("name") == "check":
             self.check_mode = True

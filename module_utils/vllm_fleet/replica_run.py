@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.vllm_fleet import replica as replicas
-from ansible.module_utils.vllm_fleet.rendezvous import Lost, Rendezvous
+from ansible.module_utils.vllm_fleet.rendezvous import INTERVAL, Lost, Rendezvous
 
 Answer = dict[str, Any]
 #: Calls a module on the node: (module, arguments) to its answer.
@@ -25,6 +25,10 @@ Call = Callable[[str, dict[str, Any]], Answer]
 ARRIVAL = 120.0
 #: Seconds between two looks at what partners say while a node is watched.
 LISTEN = 0.1
+#: Seconds that the node whose rank was lost has to say why.
+CAUSE = 10.0
+#: Slices in the time after which a start that shows no sign of life counts as stalled.
+SLICES = 4
 #: Seconds that workers of a replica in which nothing changes give its head to confirm that it is ready.
 CONFIRM = 5.0
 
@@ -40,13 +44,14 @@ class ReplicaRun:
         *,
         call: Call,
         show: Callable[[Answer, bool], None],
+        say: Callable[[str], None],
         wake: Callable[[str], None],
         check_mode: bool,
         options: Mapping[str, Any],
     ) -> None:
         """Remember everything; nothing happens yet."""
         self.replica, self.host, self.options = replica, host, options
-        self.call, self.show, self.wake, self.check_mode = call, show, wake, check_mode
+        self.call, self.show, self.say, self.wake, self.check_mode = call, show, say, wake, check_mode
         self.meeting = Rendezvous(folder, str(replica["name"]), host, replica["hosts"])
         self.is_head = host == replica["head"]
         self.nonce = secrets.token_hex(8)
@@ -199,9 +204,14 @@ class ReplicaRun:
         while True:
             began = time.monotonic()
             with Listener(lambda: self._news(topic), lambda: self.wake(self.nonce)):
-                answer = self._step(step, token=token)
+                answer = self._step(step, token=token, slice_=self._slice(), idle=self._partners_idle())
             token = answer.get("token") or token
-            self.show(answer, time.monotonic() - began > float(self.options["watch_slice"]) / 2)
+            idle = (answer.get("progress") or {}).get("idle")
+            if idle is not None:
+                self.meeting.publish("active", time.monotonic() - float(idle))
+            self.show(answer, time.monotonic() - began > self._slice() / 2)
+            if (answer.get("progress") or {}).get("alarmed"):
+                self._await_cause(topic)
             if topic == "back":
                 if not answer.get("pending"):  # the head, or a server without workers, for better or worse
                     return self._is_back(answer)
@@ -213,6 +223,21 @@ class ReplicaRun:
                 return self._all_ready(answer, token)
             if self._head_is(topic, "ready"):
                 return self._follow(token, topic)
+
+    def _await_cause(self, topic: str) -> None:
+        """Let the node whose rank was lost say why, before this one judges what became of its own."""
+        end = time.monotonic() + CAUSE
+        while time.monotonic() < end and not self._bad(topic):
+            time.sleep(INTERVAL)
+
+    def _slice(self) -> float:
+        """Seconds of one call: short enough that a node hears of its partners before it takes itself for stalled."""
+        return min(float(self.options["watch_slice"]), float(self.options.get("stall_timeout") or 900.0) / SLICES)
+
+    def _partners_idle(self) -> float | None:
+        """Seconds since a partner last showed a sign of life: none stalls while another gets on."""
+        told = [at for host, at in self.meeting.told("active").items() if host != self.host]
+        return max(0.0, time.monotonic() - max(told)) if told else None
 
     def _follow(self, token: Any, topic: str) -> Answer:
         """The head is ready: so is this worker, if it still runs."""
@@ -251,6 +276,8 @@ class ReplicaRun:
             msg = str(answer.get("msg") or "")
             failure = own or {"class": "unknown", "cause": msg, "evidence": [], "remedy": "", "exit_code": None}
             self.meeting.publish("verdict", {"failure": failure, "msg": msg})
+            if failure.get("class") not in replicas.CONSEQUENCES:
+                self._tell(failure)
         else:
             self.meeting.publish("verdict", {"ready": False})
         try:
@@ -264,6 +291,8 @@ class ReplicaRun:
             what = str(lost) if lost else "a partner gave up"
             blamed = ("", {"class": "unknown", "cause": what, "evidence": [], "remedy": "Run again", "msg": what})
         culprit, failure = blamed[0], dict(blamed[1])
+        if culprit == self.host and failure.get("class") in replicas.CONSEQUENCES:
+            self._tell(failure)
         because = str(failure.pop("msg"))
         if culprit != self.host:
             name = self.replica["name"]
@@ -285,6 +314,11 @@ class ReplicaRun:
             # Without its head this worker would wait for ever; it is started all the same, for whoever mends the head.
             return self._not_back(self._step("go", token=back["token"], slice_=1.0))
         return self._watch(back, back["token"], "back")
+
+    def _tell(self, failure: Mapping[str, Any]) -> None:
+        """Say on the terminal what ends the start of all: going back takes a while."""
+        cause = str(failure.get("cause") or "").rstrip(".")
+        self.say(f"[{self.host}] failed, {failure.get('class')}: {cause}; all nodes of {self.replica['name']} go back")
 
     def _not_back(self, answer: Answer) -> Answer:
         self.meeting.publish("back", {"failure": {"class": "unknown"}})

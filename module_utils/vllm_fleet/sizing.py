@@ -184,12 +184,12 @@ def size(
     """
     flags = normalise_args(args)
     case = _Case(facts, plain_config(facts.config), machine, flags, env or {}, _ranks(flags))
-    ranks, lines = case.ranks, case.lines
+    ranks, lines, nodes = case.ranks, case.lines, _count(flags, "nnodes")
     found: list[Finding] = []
     heads = _whole(case.config.get("num_attention_heads"))
     sizes = None
     if heads is not None:
-        sizes = tuple(memory.tensor_parallel_sizes(heads, machine.gpus or CPU_RANKS))
+        sizes = tuple(memory.tensor_parallel_sizes(heads, (machine.gpus or CPU_RANKS) * nodes))
         lines.append(f"{heads} attention heads: tensor-parallel-size may be {_words(sizes)}")
         found += _heads(heads, ranks.tensor)
     found += _gpus(case)
@@ -211,7 +211,8 @@ def size(
     return Sizing(
         model=facts.model,
         source=facts.source,
-        machine=f"{machine.gpus} x {machine.kind}" if machine.gpus else machine.kind,
+        machine=(f"{nodes} x " if nodes > 1 else "")
+        + (f"{machine.gpus} x {machine.kind}" if machine.gpus else machine.kind),
         tensor=ranks.tensor,
         sizes=sizes,
         weights_per_gpu=per_gpu,

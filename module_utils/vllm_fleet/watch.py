@@ -120,6 +120,8 @@ class Outcome:
     estimate: float | None = None
     last_line: str = ""
     new_lines: list[str] = field(default_factory=list)
+    idle: float = 0.0  # seconds since the last sign of life
+    alarmed: bool = False  # the log has the text that was to be watched for
     token: Token | None = None
 
     def token_dict(self) -> dict[str, Any]:
@@ -142,6 +144,8 @@ class Watch:
         idle: bool = False,
         offline: bool = False,
         wake: Path | None = None,
+        alarm: bytes = b"",
+        partners_idle: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         ask: Callable[[probe.Endpoint], probe.Answer] = probe.ask,
     ) -> None:
@@ -149,9 +153,12 @@ class Watch:
 
         ``endpoint`` None: a server without a port (a headless rank). ``idle``: nothing was started in this run, so a
         server that answers at once is just confirmed. ``offline``: weights are only read, never downloaded.
-        ``wake``: a file whose appearance ends the slice, because there is news from elsewhere.
+        ``wake``: a file whose appearance ends the slice, because there is news from elsewhere; ``alarm``: a text in the
+        log that does so, too. ``partners_idle``: seconds since the last sign of life of the other nodes of the same
+        server; none stalls while another gets on.
         """
-        self._idle, self._wake = idle, wake
+        self._idle, self._wake, self._partners_idle = idle, wake, partners_idle
+        self._alarm, self._alarmed = alarm, False
         self._source, self._id, self._endpoint, self._limits = source, container, endpoint, limits
         self._cache, self._clock, self._ask = cache, clock, ask
         self._token = token
@@ -188,6 +195,8 @@ class Watch:
             age = max(0.0, time.time() - self._started)
         token = self._token or Token(self._id, started_at, active=age)
         self._token = token
+        if self._partners_idle is not None:
+            token.active = max(token.active, age - self._partners_idle)
         if not state.get("Running"):
             return self._died(info, "exited")
         if fresh:
@@ -233,6 +242,8 @@ class Watch:
             if kind == "log":
                 if self._feed(item, age) and news_at is None:
                     news_at = self._clock()
+                if self._alarmed and self._limits.slice is not None:
+                    return self._outcome("pending", age)
                 continue
             outcome = self._hear(token, kind, item, age)
             if outcome:
@@ -292,6 +303,7 @@ class Watch:
         if at <= self._read_before:
             return False
         unheard = at > self._heard_before
+        self._alarmed |= bool(self._alarm) and unheard and self._alarm in chunk
         if self._token is not None and unheard:
             self._token.heard = max(self._token.heard, at)
             if age is not None and PROBE_ECHO.encode() not in chunk:
@@ -466,6 +478,8 @@ class Watch:
             estimate=self._progress.estimate(),
             last_line=self._progress.last_line,
             new_lines=self._lines,
+            idle=round(max(0.0, age - token.active), 3) if token else 0.0,
+            alarmed=self._alarmed,
             token=token,
         )
 

@@ -1,4 +1,4 @@
-"""Two fleet nodes that serve one model together: the role vllm_server as its user runs it, and what is then there."""
+"""Two fleet nodes that serve one model together: what a user runs for them, and what is then there."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ import sys, urllib.request
 urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/health", timeout=3)
 """
 
+_STAT = """
+import socket, sys
+link = socket.socket(socket.AF_UNIX)
+link.connect("/run/haproxy/vllm-fleet.sock")
+link.sendall(b"show stat\\n")
+sys.stdout.write(b"".join(iter(lambda: link.recv(65536), b"")).decode())
+"""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -53,12 +61,13 @@ class Run:
 
 
 class Replica:
-    """A play with the role alone for the hosts of a fleet's group vllm, and variables that a test edits."""
+    """The first two nodes of a fleet as one server: a play with the role alone, and variables that a test edits."""
 
     def __init__(self, fleet: Fleet, folder: Path, **variables: Any) -> None:
-        """Nothing is deployed yet. ``variables`` hold for all hosts."""
+        """Nothing is deployed yet. ``variables`` hold for all hosts of the replica."""
         self.fleet, self.folder = fleet, folder
-        self.addresses = {node.name: node.address for node in fleet.nodes}
+        self.addresses = {name: fleet.node(name).address for name in ("node1", "node2")}
+        self.others: dict[str, dict[str, Any]] = {}
         self.variables: dict[str, Any] = {
             "vllm_server_replica": "pair",
             "vllm_server_accelerator": "cpu",
@@ -67,21 +76,18 @@ class Replica:
             "vllm_server_stop_timeout": 6,
             **variables,
         }
-        play = [{"hosts": "vllm", "become": True, "gather_facts": False, "roles": ["vllm_server"]}]
+        play = [{"hosts": "pair", "become": True, "gather_facts": False, "roles": ["vllm_server"]}]
         (folder / "play.yml").write_text(yaml.safe_dump(play))
 
     def play(self, *words: str, hosts: dict[str, Any] | None = None, play: str = "play.yml", **changes: Any) -> Run:
-        """Run it, with ``changes`` for all hosts and ``hosts`` ({name: variables}) for single ones."""
-        (self.folder / "more.yml").write_text(
-            yaml.safe_dump(
-                {
-                    "vllm": {
-                        "hosts": {n: (hosts or {}).get(n, {}) for n in self.addresses},
-                        "vars": self.variables | changes,
-                    }
-                }
-            )
-        )
+        """Run it, with ``changes`` for both hosts and ``hosts`` ({name: variables}) for single ones.
+
+        ``play``: a file of the test's folder, or a playbook of the project as an absolute path.
+        """
+        own = {n: (hosts or {}).get(n, {}) for n in self.addresses}
+        pair = {"hosts": own, "vars": self.variables | changes}
+        others = {n: {**values, **(hosts or {}).get(n, {})} for n, values in self.others.items()}
+        (self.folder / "more.yml").write_text(yaml.safe_dump({"vllm": {"hosts": others, "children": {"pair": pair}}}))
         command = [Path(sys.executable).with_name("ansible-playbook"), "-i", f"{self.fleet.directory}/inventory.yml"]
         command += ["-i", self.folder / "more.yml", self.folder / play, *words]
         environ = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "COLUMNS": "1000"}
@@ -108,6 +114,12 @@ class Replica:
         """Docker's inspect of a node's container."""
         found: list[dict[str, Any]] = json.loads(self.sh(node, f"docker inspect {name}"))
         return found[0]
+
+    def gateway(self) -> dict[str, str]:
+        """Of every server that the gateway knows its state, in HAProxy's word."""
+        table = self.fleet.exec("gateway1", ["python3", "-c", _STAT]).stdout.lstrip("# ").splitlines()
+        rows = [dict(zip(table[0].split(","), line.split(","), strict=False)) for line in table[1:]]
+        return {row["svname"]: row["status"].split()[0] for row in rows if row.get("svname", "").startswith("node")}
 
     def ask(self, model: str = "acme/tiny", content: str = "What is the capital of France?", port: int = PORT) -> str:
         """Ask the head a question, from the head."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fleet import Fleet
+from load import Load
 from node_image import docker
-from replica_fleet import Replica
+from replica_fleet import ROOT, Replica
 
 pytestmark = pytest.mark.engine
 NODES = ("node1", "node2")
@@ -20,7 +23,7 @@ START = {"STANDIN_START_SECONDS": "0.5"}
 
 @pytest.fixture(scope="module")
 def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
-    """Two nodes with a good server over both."""
+    """Two nodes for one server; a third and a gateway, for the tests of waves at the end."""
     import docker as sdk
     import standin
 
@@ -29,7 +32,7 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
     client.images.get(standin.build_image(client)).tag(*image.split(":"))
     fleet = Fleet(f"replica-{os.getpid()}", lambda _: None)
     try:
-        fleet.up(tmp_path_factory.mktemp("replica-fleet"), ["bookworm", "trixie"])
+        fleet.up(tmp_path_factory.mktemp("replica-fleet"), ["bookworm", "trixie", "bookworm"], gateways=["bookworm"])
         fleet.load([image])
         made = Replica(
             fleet,
@@ -92,7 +95,6 @@ def test_first_again_and_an_edit_of_one_node_alone(replica: Replica) -> None:
     now = replica.containers()
     for node in NODES:
         assert now[node]["vllm.previous"].split()[0] == before[node]["vllm"].split()[0]
-    assert replica.play(hosts=edit).ok().changed() == {"node1": 0, "node2": 0}
     # Back to what the other tests expect.
     replica.play().ok()
 
@@ -108,15 +110,7 @@ def test_first_again_and_an_edit_of_one_node_alone(replica: Replica) -> None:
         ),
         (["--forks", "1"], {}, {}, "run with --forks 2"),
         ([], {}, {"node2": {"vllm_server_model": "acme/other"}}, "node1 has 'acme/tiny', but node2 has 'acme/other'"),
-        ([], {}, {"node2": {"vllm_server_args": {"tensor-parallel-size": 4}}}, "node1 has 2, but node2 has 4"),
         ([], {"vllm_server_args": {"tensor-parallel-size": 3}}, {}, "expected a multiple of 2"),
-        ([], {"vllm_server_args": {"tensor-parallel-size": 2, "nnodes": 2}}, {}, "follows from the inventory"),
-        (
-            [],
-            {"vllm_server_env": env(A="1")},
-            {"node2": {"vllm_server_interface": "eth9"}},
-            "no network interface eth9",
-        ),
         ([], {"vllm_server_env": env(A="1")}, {"node1": {"vllm_server_node_address": "10.9.9.9"}}, "does not have"),
     ],
 )
@@ -153,25 +147,6 @@ def test_nodes_that_do_not_reach_each_other_are_found_before_anything_stops(good
     assert done.rc != 0
     assert f"cannot reach node1 at {good.addresses['node1']}:29500 through eth0: Connection refused" in done.words()
     assert good.containers() == before
-
-
-def test_a_worker_that_dies_at_the_start_says_why_and_all_go_back(good: Replica) -> None:
-    before = good.containers()
-    text = "ERROR: No space left on device: '/root/.cache/x'"
-    worker = {"node2": {"vllm_server_env": env(STANDIN_FAIL_AT="shards", STANDIN_FAIL_TEXT=text)}}
-    done = good.play(hosts=worker, vllm_server_env={"STANDIN_START_SECONDS": "3"})
-    assert done.rc != 0
-    words = done.words()
-    assert (
-        "node1, container vllm: the start of replica pair failed. Container vllm on node2 failed with disk_full"
-        in words
-    )
-    assert words.count("The previous server is back and ready.") >= 2
-    assert "did not become ready" not in words
-    now = good.containers()
-    assert {n: c["vllm"] for n, c in now.items()} == {n: c["vllm"] for n, c in before.items()}
-    assert good.ask() == "The capital of France is Paris."
-    assert good.play().ok().changed() == {"node1": 0, "node2": 0}
 
 
 def test_a_server_that_answers_wrongly_is_taken_away_from_all_nodes(good: Replica) -> None:
@@ -233,3 +208,151 @@ def test_a_run_that_is_killed_is_taken_up_by_the_next(good: Replica) -> None:
     assert good.ask() == "The capital of France is Paris."
     assert all("EDIT=1" in good.inspect(node)["Config"]["Env"] for node in NODES)
     assert good.play(vllm_server_env=slow).ok().changed() == {"node1": 0, "node2": 0}
+
+
+# -- one of two replicas behind a gateway, as deploy.yml sees them -----------------------------------------------------
+
+DEPLOY = str(ROOT / "deploy.yml")
+LABEL = "pair (node1+node2)"
+
+
+@pytest.fixture(scope="module")
+def waves(replica: Replica) -> Replica:
+    """The pair and node3 serve the same model behind the gateway, deployed and recorded."""
+    image, _, tag = replica.variables["vllm_server_image"].partition(":")
+    common = {
+        "vllm_image_name": image,
+        "vllm_image_tag": tag,
+        "vllm_image_source": "archive",
+        "vllm_server_bind": "0.0.0.0",
+        "vllm_server_allow_unauthenticated": True,
+        "vllm_server_env": env(STANDIN_TOKEN_DELAY="0.02"),
+        "gateway_drain_timeout": 20,
+    }
+    replica.variables |= common
+    single = {**replica.variables, "vllm_server_replica": "", "vllm_server_args": {}}
+    replica.others = {"node3": single}
+    run = replica.play("--tags", "rollout", play=DEPLOY).ok()
+    assert "2 of 2 replicas, in 2 waves: " in run.words()
+    assert replica.gateway() == {"node1": "UP", "node3": "UP"}
+    return replica
+
+
+def everything(replica: Replica) -> dict[str, str]:
+    ids = {node: state["vllm"] for node, state in replica.containers().items()}
+    return {**ids, "node3": replica.sh("node3", "docker inspect -f '{{.Id}}' vllm")}
+
+
+def clients(replica: Replica) -> Load:
+    return Load(f"http://{replica.fleet.node('gateway1').address}:8080", model="acme/tiny", concurrency=4)
+
+
+def hook(folder: Path, *tasks: dict) -> list[str]:
+    """Words for tasks at draining and admitting, which note who in `calls`; ``tasks`` follow at draining."""
+    line = f"echo '{{{{ inventory_hostname }}}} {{{{ rollout_outcome.state }}}}' >>{folder}/calls"
+    note = {"name": "Note", "ansible.builtin.shell": line, "delegate_to": "localhost", "become": False}
+    (folder / "admit.yml").write_text(json.dumps([note]))
+    (folder / "drain.yml").write_text(json.dumps([note, *tasks]))
+    return ["-e", f"rollout_drain_tasks={folder}/drain.yml", "-e", f"rollout_admit_tasks={folder}/admit.yml"]
+
+
+def test_a_replica_is_one_of_a_wave_and_no_request_is_lost(waves: Replica, tmp_path: Path) -> None:
+    """An edit of one of its nodes and of the other replica; the table of the fleet and the report have it as one."""
+    edit = {node: {"vllm_server_env": env(STANDIN_TOKEN_DELAY="0.02", EDIT="1")} for node in ("node2", "node3")}
+    before = everything(waves)
+    with clients(waves) as load:
+        load.wait_for(8)
+        run = waves.play("--tags", "rollout", *hook(tmp_path), hosts=edit, play=DEPLOY).ok()
+        load.wait_for(8)
+    assert load.report.clean, str(load.report)
+    assert load.report.servers.keys() == {"node1", "node3"}
+    assert f"2 of 2 replicas, in 2 waves: {LABEL} | node3." in run.words()
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls == ["node1 draining", "node1 admitting", "node3 draining", "node3 admitting"]
+    assert "2 servers on 3 nodes in " in run.output
+    assert re.search(rf"^{re.escape(LABEL)}  +replaced ", run.output, re.MULTILINE), run.output
+    after = everything(waves)
+    assert not set(after.values()) & set(before.values())
+    assert waves.gateway() == {"node1": "UP", "node3": "UP"}
+
+    table = waves.play("-e", "status_fail_on_drift=true", hosts=edit, play=str(ROOT / "playbooks/status.yml")).ok()
+    rows = [line.split() for line in table.output.splitlines() if re.match(r" *\"?(pair|node\d) ", line.strip('" '))]
+    assert [row[-1].strip('",') for row in rows[:2]] == ["none", "none"], table.output
+    assert (
+        waves.play(hosts=edit, play=str(ROOT / "playbooks/verify.yml"))
+        .ok()
+        .words()
+        .count("completions / capital, continued:")
+        == 2
+    )
+
+    # The edit was one node's; the other goes back with it, to what it had, and both count as one.
+    back = waves.play("--limit", "pair", hosts=edit, play=str(ROOT / "playbooks/rollback.yml")).ok()
+    assert f"1 of 1 replica, in 1 wave: {LABEL}." in back.words()
+    assert everything(waves)["node3"] == after["node3"]
+    for node in NODES:
+        made = waves.inspect(node)
+        assert "EDIT=1" not in made["Config"]["Env"]
+        old = json.loads(waves.sh(node, "docker inspect vllm.previous"))[0]
+        assert made["Config"]["Entrypoint"] == old["Config"]["Entrypoint"]
+        assert made["Config"]["Cmd"] == old["Config"]["Cmd"]
+    assert waves.gateway() == {"node1": "UP", "node3": "UP"}
+    # What the rollback made is what the inventory without the edit describes: nothing is replaced for it.
+    again = waves.play("--tags", "rollout", "--limit", "pair", play=DEPLOY).ok()
+    assert f"Nothing to replace: {LABEL} serves what is described" in again.words()
+
+
+def test_a_worker_that_cannot_start_brings_its_replica_back_and_ends_the_run(waves: Replica) -> None:
+    before = everything(waves)
+    text = "ERROR: No space left on device: '/root/.cache/x'"
+    edit = env(STANDIN_TOKEN_DELAY="0.02", EDIT="2")
+    bad = {"node2": {"vllm_server_env": {**edit, "STANDIN_FAIL_AT": "shards", "STANDIN_FAIL_TEXT": text}}}
+    hosts = {**bad, "node3": {"vllm_server_env": edit}}
+    with clients(waves) as load:
+        load.wait_for(8)
+        run = waves.play("--tags", "rollout", hosts=hosts, play=DEPLOY, vllm_server_env=edit)
+        load.wait_for(8)
+    assert load.report.clean, str(load.report)
+    words = run.words()
+    assert run.rc != 0
+    why = "the start of replica pair failed. Container vllm on node2 failed with disk_full"
+    assert f"node1, container vllm: {why}" in words
+    assert words.count("[node2] failed, disk_full: ") == 1
+    assert words.count("The previous server is back and ready.") >= 2
+    assert "did not become ready" not in words
+    assert "Replaced before: none. The run stopped there, as rollout_max_failures is 0; not touched: node3." in words
+    assert "node2: it is part of replica pair, of which node1 tells." in words
+    assert re.search(rf"^{re.escape(LABEL)}: disk_full: ", run.output, re.MULTILINE), run.output
+    failed = dict(re.findall(r"^(\S+) +: ok=.*failed=(\d+)", run.output, re.MULTILINE))
+    assert failed == {"gateway1": "0", "node1": "1", "node2": "1", "node3": "0"}
+    assert everything(waves) == before
+    waves.wait("both replicas are up", lambda: waves.gateway() == {"node1": "UP", "node3": "UP"}, 30)
+    assert waves.ask() == "The capital of France is Paris."
+
+
+def test_a_replica_whose_head_cannot_be_drained_is_left_alone(waves: Replica, tmp_path: Path) -> None:
+    before = everything(waves)
+    refuse = {"name": "Refuse", "ansible.builtin.fail": {"msg": "The balancer says no."}}
+    refuse["when"] = "inventory_hostname == 'node1'"
+    words = ["--limit", "pair", *hook(tmp_path, refuse)]
+    run = waves.play("--tags", "rollout", *words, play=DEPLOY, vllm_server_env=env(EDIT="3"))
+    assert run.rc != 0
+    assert "node1: The balancer says no." in run.words()
+    assert "node2: it is part of replica pair, of which node1 tells." in run.words()
+    assert everything(waves) == before
+    assert waves.gateway() == {"node1": "UP", "node3": "UP"}
+
+
+def test_preflight_tells_of_the_network_with_everything_else(waves: Replica) -> None:
+    wrong = {"node2": {"vllm_server_interface": "eth9", "vllm_server_port": 0}}
+    before = everything(waves)
+    run = waves.play(hosts=wrong, play=str(ROOT / "playbooks/preflight.yml"))
+    assert run.rc != 0
+    words = run.words()
+    assert "network of replica pair: expected" in words
+    assert "there is no network interface eth9 on this node" in words
+    assert "vllm_server_port: expected 1 to 65535" in words
+    good = waves.play(play=str(ROOT / "playbooks/preflight.yml")).ok()
+    assert re.search(r"node1 +ok +network of replica pair .*reaches node2", good.output), good.output
+    assert re.search(r"node2 +ok +network of replica pair .*reaches node1", good.output), good.output
+    assert everything(waves) == before

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from fleet import Fleet
 from node_image import docker
-from replica_fleet import Replica
+from replica_fleet import ROOT, Replica
 
 pytestmark = pytest.mark.engine
 NODES = ("node1", "node2")
@@ -114,10 +113,7 @@ def test_a_ray_cluster_over_two_nodes_lives_and_goes_as_one(replica: Replica) ->
     replica.wait("both nodes are in the cluster again", lambda: active(replica) == 2, 60)
     assert replica.ask() == "The capital of France is Paris."
 
-    task = {"name": "Remove it", "vllm_server": {"name": "vllm", "state": "absent"}}
-    play = [{"hosts": "vllm", "become": True, "gather_facts": False, "tasks": [task]}]
-    (replica.folder / "absent.yml").write_text(yaml.safe_dump(play))
-    assert replica.play(play="absent.yml").ok().changed() == {"node1": 1, "node2": 1}
+    replica.play("-e", "teardown_confirm=yes", play=str(ROOT / "playbooks/teardown.yml")).ok()
     assert replica.containers() == {"node1": {}, "node2": {}}
     for node in NODES:
         assert replica.sh(node, "pgrep -f '[r]aylet|[g]cs_server'", check=False) == ""

@@ -181,14 +181,19 @@ def test_preflight_says_what_fits_from_the_preset_and_from_the_nodes_cache(
 
 
 @pytest.mark.parametrize("model", ["DeepSeek V3.1", "deepseek-ai/deepseek-v3.1"])
-def test_an_inexact_name_is_refused_with_the_nearest_before_a_node_is_asked(tmp_path: Path, model: str) -> None:
-    nodes = inventory(tmp_path, ansible_connection="ssh", ansible_host="192.0.2.1")
+def test_an_inexact_name_is_refused_with_the_nearest_and_with_whatever_else_is_wrong(
+    tmp_path: Path, model: str
+) -> None:
+    nodes = inventory(tmp_path, vllm_server_bind="0.0.0.0")
+    before = tree_of(tmp_path)
     code, text = playbook("preflight", "-i", nodes, vllm_server_model=model)
     assert code != 0
     words = " ".join(text.split())
-    assert "the nearest known: deepseek-ai/DeepSeek-V3.1. Write it so" in words
+    assert f"model's id: expected deepseek-ai/DeepSeek-V3.1, found '{model}' (" in words
     assert "V2-Lite" not in words
-    assert re.search(r"node1 .*ok=1 .*unreachable=0 .*failed=1", text)
+    assert "vllm_server_bind: expected loopback, or an API key" in words
+    assert re.search(r"node1 .*changed=0 .*unreachable=0 .*failed=1", text)
+    assert tree_of(tmp_path) == before
 
 
 @pytest.mark.engine

@@ -18,7 +18,7 @@ from ansible.module_utils.vllm_fleet import presets, schema, snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "filter_plugins"))
-from vllm_models import vllm_model_fault, vllm_preset  # noqa: E402
+from vllm_models import vllm_model_fault, vllm_model_findings, vllm_plan, vllm_preset  # noqa: E402
 
 FILES = sorted((ROOT / "models").glob("*.yml"))
 RULES = json.loads((ROOT / "models" / "schema.json").read_text())
@@ -189,3 +189,35 @@ def test_the_filter_gives_every_key_and_refuses_a_folder_with_a_wrong_file(tmp_p
     (tmp_path / "more.yml").write_text("model: acme/other\napi: chat\n")
     with pytest.raises(AnsibleFilterError, match=r"more\.yml: the file lacks accelerators"):
         vllm_preset("x/y", path=str(tmp_path))
+
+
+def test_an_inexact_id_is_a_finding_with_the_nearest():
+    (found,) = vllm_model_findings("deepseek-ai/deepseek-v3.1")
+    assert (found["level"], found["what"], found["expected"]) == ("refused", "model's id", "deepseek-ai/DeepSeek-V3.1")
+    assert "vllm_server_model_exact: true" in found["remedy"]
+    (found,) = vllm_model_findings("DeepSeek V3.1")
+    assert "'DeepSeek V3.1' (" in found["got"] and "exact: true" not in found["remedy"]
+    assert vllm_model_findings("deepseek-ai/DeepSeek-V3.1") == vllm_model_findings("") == []
+
+
+def test_hosts_of_a_replica_are_one_machine_of_a_plan():
+    """Twice 141 GB do not fit into one node of one GPU each; over two of them they do."""
+    gpus = [{"name": "MI300X", "vram_total": 206141652992, "vram_used": 0}]
+    node = {"plan_node": {"gpus": gpus}}
+    facts = {
+        "model": "acme/Large",
+        "config": {"num_attention_heads": 64, "torch_dtype": "bfloat16"},
+        "weights_bytes": 282 * 10**9,
+        "source": "",
+        "min_vllm": "",
+    }
+    alone = vllm_plan(facts, {"n1": node, "n2": node})
+    assert len(alone["refusals"]) == 2
+    pair = {host: {**node, "vllm_server_replica": "big"} for host in ("n1", "n2")}
+    both = vllm_plan(facts, pair)
+    assert both["refusals"] == []
+    ((name, row),) = both["rows"]
+    assert (name, row["machine"], row["tensor"], row["sizes"]) == ("big (n1+n2)", "2 x 1 x MI300X", 2, [1, 2])
+    assert both["notes"] == [
+        "big (n1+n2): acme/Large on 2 x 1 x MI300X: nothing fixes tensor-parallel-size; 2 is the least that fits."
+    ]

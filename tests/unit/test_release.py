@@ -78,6 +78,13 @@ def test_a_name_is_no_difference_but_a_commit_is():
     assert release.content(one) != release.content({**one, "spec": {**one["spec"], "image_id": "sha256:bb"}})
 
 
+def test_the_text_that_ranks_of_a_release_share_makes_no_release_of_its_own():
+    guard = ["python3", "/opt/vllm-fleet/replica_guard.py", "--rank", "0", "--id"]
+    one, other = (made(1, "a", entrypoint=[*guard, ident, "--", "vllm", "serve"]) for ident in ("0123", "4567"))
+    assert release.content(one) == release.content(other)
+    assert release.content(one) != release.content(made(1, "a", entrypoint=["vllm", "serve"]))
+
+
 def test_without_a_known_server_the_newest_release_is_the_target():
     assert release.target(history(*"ab"), None)["release"] == 2
     assert release.target([], None) is None

@@ -137,6 +137,38 @@ def test_ranks_of_two_releases_do_not_meet():
     )
 
 
+def test_the_same_release_is_the_same_however_its_flags_are_written():
+    one = of("a1")
+    user = replica.identity(one, {"tensor_parallel_size": 2, "x": None}, "i", "m")
+    recorded = {"tensor-parallel-size": "2", "shutdown-timeout": "50"}
+    assert user == replica.identity(one, recorded, "i", "m")
+
+
+@pytest.mark.parametrize("host", ["a1", "a2"])
+@pytest.mark.parametrize("backend", ["mp", "ray"])
+def test_a_recorded_rank_is_asked_for_again_by_what_its_user_had_given(host, backend):
+    found = of(host, backend=backend)
+    given = {"tensor-parallel-size": "16", "max-model-len": "9"}
+    spec = {
+        "args": replica.args(given, found),
+        "env": {"A": "1", **replica.environment(found)},
+        "entrypoint": replica.entrypoint(found, ["vllm", "serve"] if backend == "mp" else [], "0123"),
+        "volumes": ["/data:/data:ro", *replica.volumes(found, "/var/lib/vllm-fleet")],
+        "model": "m",
+    }
+    assert replica.without_place(spec) == {
+        "args": given,
+        "env": {"A": "1"},
+        "entrypoint": ["vllm", "serve"] if backend == "mp" else [],
+        "volumes": ["/data:/data:ro"],
+        "model": "m",
+        "distributed_backend": backend,
+    }
+    assert replica.without_id(spec["entrypoint"]) == replica.without_id(replica.entrypoint(found, [], "other"))
+    alone = {"args": {"nnodes": "2"}, "entrypoint": ["vllm", "serve"]}
+    assert replica.without_place(alone) == alone
+
+
 @pytest.mark.parametrize(
     ("actions", "all_do"),
     [

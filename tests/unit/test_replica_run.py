@@ -98,7 +98,7 @@ class Node:
     """A node's answers to the steps, by their names; what it was asked is kept."""
 
     def __init__(self, host, folder, answers, check_mode=False, **options):
-        self.host, self.answers, self.steps = host, answers, []
+        self.host, self.answers, self.steps, self.said = host, answers, [], []
         options = {"name": "vllm", "watch_slice": 1, "model": "m", "args": {}, **options}
         self.run = ReplicaRun(
             REPLICA | {"address": REPLICA["addresses"][host]},
@@ -106,6 +106,7 @@ class Node:
             folder,
             call=self.call,
             show=lambda *_: None,
+            say=self.said.append,
             wake=lambda _: None,
             check_mode=check_mode,
             options=options,
@@ -153,6 +154,27 @@ def test_workers_are_ready_when_their_head_is(tmp_path):
     assert head.steps == ["check", "listen", "connect", "hold", "go"]
     assert worker.steps[:4] == ["check", "listen", "connect", "hold"]
     assert worker.steps[-1] == "ready"
+
+
+def test_nodes_tell_each_other_when_they_last_got_on(tmp_path):
+    """A worker that hears of its head's progress goes on; both hear of it between slices shorter than the patience."""
+    heard, slices, over = [], [], threading.Event()
+
+    def worker_goes(args):
+        heard.append(args["replica_step"].get("idle"))
+        slices.append(args["watch_slice"])
+        if heard[-1] is not None:
+            over.set()
+        return {**WATCHING, "progress": {"idle": 500.0}}
+
+    def head_goes(args):
+        return READY if over.wait(0.05) else {**WATCHING, "progress": {"idle": 7.0}}
+
+    head, worker = node("n1", tmp_path, go=head_goes), node("n2", tmp_path, go=worker_goes)
+    worker.run.options = head.run.options = {**worker.run.options, "watch_slice": 30, "stall_timeout": 20}
+    together(head, worker)
+    assert set(slices) == {5.0}
+    assert 7.0 <= heard[-1] < 20.0
 
 
 def test_a_node_without_a_change_of_its_own_is_told_to_join(tmp_path):
@@ -208,6 +230,30 @@ def test_a_worker_that_fails_is_the_reason_on_all_nodes_and_all_go_back(tmp_path
     assert [c for c, _ in told] == ["gpu_memory_taken", "gpu_memory_taken"]
     assert {b for _, b in told} == {"n2: taken", "n1, container vllm: the start of replica pair failed. n2: taken"}
     assert all(a["failed"] and a["rolled_back"] for a in found.values())
+    assert worker.said == ["[n2] failed, gpu_memory_taken: ; all nodes of pair go back"]
+    assert head.said == []
+
+
+def test_a_rank_that_loses_another_waits_for_that_ones_reason(tmp_path):
+    """The guard's alarm comes before the worker's diagnosis: what the head's server dies of is not looked into."""
+    steps = []
+
+    def head_goes(args):
+        steps.append("go")
+        alarmed = {**WATCHING, "progress": {"alarmed": True}}
+        return {"failed": True, "rolled_back": True} if args["watch_token"] == {"t": 3} else alarmed
+
+    def worker_goes(args):
+        if args["watch_token"] == {"t": 3}:
+            return WATCHING
+        threading.Event().wait(0.3)  # the diagnosis takes its time
+        return {**WATCHING, "failure": {"class": "disk_full"}, "msg": "n2: full"}
+
+    back = {"give_up": {"pending": True, "token": {"t": 3}}, "ready": {"failed": True, "rolled_back": True}}
+    head, worker = node("n1", tmp_path, go=head_goes, **back), node("n2", tmp_path, go=worker_goes, **back)
+    found = together(head, worker)
+    assert steps == ["go", "go"]  # one of the start, one of the way back
+    assert found["n1"]["rolled_back"]
 
 
 def test_a_partner_that_vanishes_in_the_middle_takes_the_others_back(tmp_path):

@@ -334,3 +334,41 @@ def test_numbers_as_a_person_reads_them(write, value, text):
 
 def test_node10_comes_after_node9():
     assert sorted(["node10", "node9", "n"], key=words.natural) == ["n", "node9", "node10"]
+
+
+def pair(run):
+    """The same events, where node1 and node2 are one server."""
+    replica = {"name": "pair", "head": "node1", "hosts": ["node1", "node2"]}
+    for event in run.events:
+        if event["type"] == "result" and event["host"] in ("node1", "node2") and "stages" in event["data"]:
+            event["data"] = {**event["data"], "replica": {**replica, "rank": int(event["host"] == "node2")}}
+    return run
+
+
+def test_a_server_over_several_nodes_is_one_line():
+    report = report_of(pair(Run(3).deploy()))
+    assert [n["name"] for n in report["nodes"]] == ["pair (node1+node2)", "node3"]
+    assert report["outcome"] == {"replaced": 2}
+    one = report["nodes"][0]
+    assert [m["name"] for m in one["members"]] == ["node1", "node2"]
+    assert one["downtime"] == 241.7
+    lines = terminal.lines(report, "x")
+    assert lines[0].startswith("2 servers on 3 nodes in ")
+    assert [line.split()[0] for line in lines[2:4]] == ["pair", "node3"]
+    html = page.render(report)
+    assert html.count("pair (node1+node2)") > 2
+    assert ">node2<" not in html
+
+
+def test_a_failure_of_one_node_is_its_replicas_and_told_once():
+    run = pair(Run(3, failing=("node1", "node2")))
+    run.wave(["node1", "node2"])
+    for event in pair(run).events:
+        if event["type"] == "result" and event["data"].get("failure"):
+            event["data"] = {**event["data"], "failure": {**FAILURE, "host": "node2"}}
+    report = report_of(run)
+    assert report["outcome"] == {"restored": 1, "untouched": 1}
+    lines = terminal.lines(report, "x")
+    assert sum("kv_cache_too_small" in line for line in lines) == 1
+    assert "pair (node1+node2): kv_cache_too_small: node2: No room" in "\n".join(lines)
+    assert "node2:/var/lib/vllm-fleet/vllm/logs/x.log" in page.render(report)

@@ -96,6 +96,43 @@ def test_hosts_of_a_replica_stay_together():
     )
 
 
+def pair(*answers):
+    """node1 and node2 are one replica, the others are alone."""
+    hosts = fleet(*answers)
+    hosts["node1"]["vllm_server_replica"] = hosts["node2"]["vllm_server_replica"] = "big"
+    return hosts
+
+
+def test_a_replica_of_several_nodes_counts_once():
+    made = plan(pair(EDIT, EDIT, EDIT))
+    assert made["says"] == "To replace: 2 of 2 replicas, in 2 waves: big (node1+node2) | node3."
+    # One replica serves besides it, which is what has to stay: as one of its two nodes it would not be enough.
+    (problem,) = plan(pair(EDIT, DEAD, EDIT), play=["node3"])["problems"] or [""]
+    assert problem == ""
+    (problem,) = plan(pair(SAME, DEAD, EDIT))["problems"] or [""]
+    assert problem == ""
+    assert plan(pair(SAME, DEAD, EDIT))["waves"] == [["node1"], ["node3"]]
+    # Both of its nodes failed their verification: one failure.
+    assert plan(pair(SAME, SAME, SAME), alive=["node3"], max_failures=1)["problems"] == []
+    (problem,) = plan(pair(SAME, SAME, SAME), alive=["node3"])["problems"]
+    assert problem.startswith("big (node1+node2) runs what is described but did not pass")
+
+
+def test_a_failed_replica_is_told_by_its_head_and_counts_once():
+    hosts = pair(EDIT, EDIT, EDIT)
+    made = plan(hosts)
+    for name in ("node1", "node2"):
+        hosts[name]["rollout_outcome"] = {"state": "failed", "serving": True, "msg": "It died."}
+    gate = {"gateways": [], "fleet": ["node1", "node2", "node3"]}
+    assert rollout.rollout_gate(hosts, made, ["node3"], max_failures=1, **gate) == ""
+    says = rollout.rollout_gate(hosts, made, ["node3"], max_failures=0, **gate)
+    assert says == "big (node1+node2) failed and rollout_max_failures is 0"
+    told = [rollout.rollout_verdict(hosts, made, name, max_failures=0) for name in ("node1", "node2")]
+    assert told[0].startswith("node1: It died. Replaced before: none.")
+    assert told[0].endswith("not touched: node3.")
+    assert told[1] == "node2: it is part of replica big, of which node1 tells."
+
+
 def test_pools_keep_their_own():
     hosts = fleet(EDIT, EDIT, EDIT, EDIT)
     for name in ("node3", "node4"):

@@ -54,3 +54,24 @@ def test_the_table_has_every_node_in_order():
     assert lines[0].split() == status.HEAD
     assert lines[1].split()[:2] == ["node9", "\u2013"]
     assert lines[2].split() == ["node10", "7", "acme/tiny", "vllm:1", "running", "ready", "3", "0", "none"]
+
+
+PAIR = {"name": "pair", "head": "node1", "hosts": ["node1", "node2"]}
+HEAD, WORKER = ({**GOOD, "replica": {**PAIR, "rank": rank}} for rank in (0, 1))
+NO_PORT = {"serving": {"health": "not ready", "detail": "no port", "running": None, "waiting": None}}
+
+
+@pytest.mark.parametrize(
+    ("head", "worker", "state", "drift"),
+    [
+        ({}, {}, "running", ""),
+        ({}, {"differences": [{"name": "image"}]}, "running", "node2: image"),
+        ({}, {"container": {"status": "exited"}, "differences": [{"name": "state"}]}, "exited", "node2: state"),
+        ({"differences": [{"name": "image"}]}, {"differences": [{"name": "image"}]}, "running", "image"),
+        ({}, {"not_reached": True, "msg": "x over ssh: no route"}, "unreachable", "node2: no route"),
+    ],
+)
+def test_a_server_over_several_nodes_is_one_row(head, worker, state, drift):
+    found = status.rows({"node3": GOOD, "node2": {**WORKER, **NO_PORT, **worker}, "node1": {**HEAD, **head}})
+    assert [row["node"] for row in found] == ["pair (node1+node2)", "node3"]
+    assert (found[0]["state"], found[0]["health"], found[0]["drift"]) == (state, "ready", drift)

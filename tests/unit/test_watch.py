@@ -54,7 +54,7 @@ class Docker:
         return self.usage_now
 
 
-def run(docker, answers=(), *, limits=None, token=None, idle=False, endpoint=WHERE, clock=None):
+def run(docker, answers=(), *, limits=None, token=None, idle=False, endpoint=WHERE, clock=None, partners_idle=None):
     """Watch; `answers` are given to the HTTP probe one after the other, the last one for ever."""
     left = list(answers) or [probe.Answer(detail="ConnectionRefusedError")]
     lock = threading.Lock()
@@ -65,7 +65,16 @@ def run(docker, answers=(), *, limits=None, token=None, idle=False, endpoint=WHE
 
     limits = limits or watch.Limits(ready_timeout=1e8, stall_timeout=1e8)
     one = watch.Watch(
-        docker, "c", endpoint, limits, token=token, idle=idle, offline=True, clock=clock or Clock(), ask=ask
+        docker,
+        "c",
+        endpoint,
+        limits,
+        token=token,
+        idle=idle,
+        offline=True,
+        partners_idle=partners_idle,
+        clock=clock or Clock(),
+        ask=ask,
     )
     return one.run()
 
@@ -211,6 +220,28 @@ def test_whatever_moves_is_not_stalled(moves):
     # Three times as long as the patience with a server in which nothing moves.
     out = run(docker, limits=watch.Limits(1e8, 0.4, 1.2), clock=time.monotonic)
     assert out.verdict == "pending"
+
+
+def test_an_alarm_in_the_log_ends_the_slice():
+    one = watch.Watch(
+        Docker([("log", line(5, "rank 1 has ended; ending"))]),
+        "c",
+        None,
+        watch.Limits(1e8, 1e8, 1e6),
+        alarm=b"; ending",
+    )
+    out = one.run()
+    assert (out.verdict, out.alarmed) == ("pending", True)
+
+
+@pytest.mark.parametrize(("partners_idle", "verdict"), [(None, "stalled"), (50.0, "stalled"), (1.0, "pending")])
+def test_a_rank_is_not_stalled_while_another_node_gets_on(partners_idle, verdict):
+    """It has not moved for 30 s of the 20 that it may; its partners are heard of between two slices."""
+    token = watch.Token("c", STARTED_AT, active=watch.time.time() - watch.epoch(STARTED_AT) - 30.0)
+    limits = watch.Limits(1e12, 20.0, 2.0)
+    out = run(Docker(usage=(0, 0)), limits=limits, token=token, partners_idle=partners_idle)
+    assert out.verdict == verdict
+    assert out.idle == pytest.approx(3.0 if verdict == "pending" else 30.0, abs=2.0)
 
 
 def test_the_probes_own_echo_in_the_log_is_no_sign_of_life():

@@ -31,7 +31,7 @@ def backend_name(model: str) -> str:
 def replica_head(hostvars: Mapping[str, Any], hosts: Iterable[str], host: str) -> str:
     """The host that answers for a replica: of those with the same vllm_server_replica the first of the inventory."""
     replica = hostvars[host].get("vllm_server_replica")
-    if replica is None:
+    if replica in (None, ""):
         return host
     return next((other for other in hosts if hostvars[other].get("vllm_server_replica") == replica), host)
 

@@ -1,0 +1,91 @@
+"""What playbooks ask about a server over several nodes: its place in preflight, and how far its nodes go back."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "filter_plugins"))
+
+from vllm_replica import (
+    vllm_replica_findings,
+    vllm_replica_offers,
+    vllm_replica_partners,
+    vllm_replica_seen,
+    vllm_rollback_stays,
+)
+
+PAIR = {
+    "n1": {"vllm_server_replica": "pair", "ansible_host": "10.0.0.1"},
+    "n2": {"vllm_server_replica": "pair", "ansible_host": "10.0.0.2", "vllm_server_interface": "ens1"},
+    "n3": {"ansible_host": "10.0.0.3"},
+}
+SETTINGS = {"backend": "mp", "master_addr": "", "master_port": 0}
+
+
+def seen(host, args=None, **changes):
+    return vllm_replica_seen(PAIR | changes, host, list(PAIR), {"tensor-parallel-size": 2, **(args or {})}, SETTINGS)
+
+
+def test_a_place_in_a_replica_or_what_is_wrong_with_it():
+    assert seen("n2")["replica"]["rank"] == 1
+    assert seen("n3") == {"replica": {}, "findings": []}
+    odd = seen("n1", {"tensor-parallel-size": 3})
+    assert odd["replica"] == {}
+    (found,) = odd["findings"]
+    assert (found["level"], found["what"]) == ("refused", "replica pair")
+    assert "expected a multiple of 2" in found["got"]
+    (found,) = seen("n1", n2={"vllm_server_replica": "pair", "ansible_host": "gpu2.example"})["findings"]
+    assert "expected an IP address" in found["got"]
+
+
+def test_a_node_connects_to_what_its_partners_offer():
+    offer = {"offered": [{"port": 29500, "own": False}], "word": "w"}
+    told = {host: {**values, "heard": offer} for host, values in PAIR.items()}
+    assert vllm_replica_offers(seen("n2")["replica"], told, "heard") == [{"host": "n1", "address": "10.0.0.1", **offer}]
+    assert vllm_replica_offers(seen("n1")["replica"], PAIR, "heard") == []  # it could not listen, or is not in this run
+
+
+@pytest.mark.parametrize(
+    ("listening", "connected", "level", "got"),
+    [
+        ({}, {"reached": [{"host": "n1"}]}, "ok", "10.0.0.2 through ens1, reaches n1"),
+        ({"failure": {"cause": "no ens1", "evidence": [], "remedy": "R"}}, {"skipped": True}, "refused", "no ens1"),
+        ({}, {"failure": {"cause": "a", "evidence": ["a", "b"], "remedy": "R"}}, "refused", "a; b"),
+        ({"unreachable": True, "msg": "no route"}, {"skipped": True}, "unknown", "no route"),
+    ],
+)
+def test_what_the_network_is_called_in_the_table(listening, connected, level, got):
+    (found,) = vllm_replica_findings(seen("n2")["replica"], listening, connected)
+    assert (found["level"], found["what"], found["got"]) == (level, "network of replica pair", got)
+    assert found["expected"] == "10.0.0.2 through ens1, and all nodes reach each other"
+
+
+def test_partners_are_those_of_the_same_name():
+    assert vllm_replica_partners("n1", PAIR, list(PAIR)) == ["n1", "n2"]
+    assert vllm_replica_partners("n3", {**PAIR, "n4": {}}, [*PAIR, "n4"]) == ["n3"]
+
+
+def known(*runs, restores=None):
+    """What vllm_release_info says of a node whose releases these runs brought; the last one runs."""
+    releases = [{"release": n, "run": run, "restores": None} for n, run in enumerate(runs, 1)]
+    releases[-1]["restores"] = restores
+    return {"current": releases[-1], "releases": releases}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "stay"),
+    [
+        ([known("1", "2"), known("1", "2")], [False, False]),
+        # Run 3 changed the second node alone: the first keeps what it has.
+        ([known("1", "2"), known("1", "2", "3")], [True, False]),
+        # And when that was taken back by run 4, both go on to what was before 2.
+        ([known("1", "2"), known("1", "2", "3", "4", restores=2)], [False, False]),
+        # Nobody knows what the second one serves.
+        ([known("1", "2"), {"current": None, "releases": []}], [False, False]),
+    ],
+)
+def test_a_node_that_the_last_change_left_alone_stays(nodes, stay):
+    assert [vllm_rollback_stays(nodes, one) for one in nodes] == stay
