@@ -24,7 +24,7 @@ test: $(VENV)/test
 test-fleet: $(VENV)/test
 	$(BIN)/molecule test --scenario-name fleet
 
-# One server over two nodes, with the real vLLM; after `make test`, whose image and model it takes.
+# The real vLLM on two nodes, behind a gateway and as one server over both; after `make test`, whose image and model it takes.
 test-real-fleet: $(VENV)/test
 	$(BIN)/pytest -q -s tests/real_fleet
 

@@ -196,8 +196,8 @@ def test_built_once_it_is_the_same_on_every_node(site: Site) -> None:
     again = site.run()
     assert again.changed(), again.output
     # A probe and two remarks, no further task on any node: what a run costs that has nothing to do.
-    ran = re.findall(r"^TASK \[vllm_image : (.*)\] \*", again.output, re.MULTILINE)
-    assert [name for name in ran if name.startswith(("Look", "Read", "Check", "Get"))] == [
+    ran = re.findall(r"^ok: vllm_image : (.*) \[", again.output, re.MULTILINE)
+    assert ran == [
         "Read the revision of the checkout",
         "Look for the image",
     ]
@@ -225,16 +225,14 @@ def test_a_node_that_lost_it_gets_the_same_again(site: Site) -> None:
 
 def test_an_edit_goes_through_a_registry_while_the_old_server_serves(site: Site) -> None:
     (old,) = set(site.contents("vllm-rocm:v1"))
-    old_ids = [site.id("vllm-rocm:v1", node) for node in NODES]
+    old_id = site.id("vllm-rocm:v1")
     ask = "docker inspect --format '{{.State.Running}} {{.State.StartedAt}} {{.Image}}' vllm"
     for node in NODES:
         site.sh(node, "docker run -d --name vllm vllm-rocm:v1")
     serving = [site.sh(node, ask) for node in NODES]
     edit(site, "second")
     told = site.run("--check", "--diff")
-    assert told.changed(*NODES) and all(re.search(rf"^-.*{old_id}", told.output, re.MULTILINE) for old_id in old_ids), (
-        told.output
-    )
+    assert told.changed(*NODES) and re.search(rf"^-.*{old_id}", told.output, re.MULTILINE), told.output
     second = site.run(vllm_image_distribution="registry")
     assert second.changed(*NODES), second.output
     made = site.contents("vllm-rocm:v1")
