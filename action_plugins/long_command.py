@@ -14,6 +14,7 @@ _SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
 if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
     ansible.module_utils.__path__.append(_SHARED)
 
+from ansible.module_utils.vllm_fleet.amounts import duration  # noqa: E402
 from ansible.module_utils.vllm_fleet.patience import PATIENCE, patiently  # noqa: E402
 
 display = Display()
@@ -38,7 +39,7 @@ class ActionModule(ActionBase):
             display.display(f"[{host}] {label}: joined the run that was going on")
         while answer.get("running") and not answer.get("failed"):
             line = str(answer.get("line") or "").strip()
-            display.display(f"[{host}] {label}: {_clip(line) or 'running'} ({_duration(answer['elapsed'])})")
+            display.display(f"[{host}] {label}: {_clip(line) or 'running'} ({duration(answer['elapsed'])})")
             answer = self._call({**args, "follow": answer["run_id"]}, task_vars)
         answer["joined"] = joined
         result.update(answer)
@@ -58,8 +59,3 @@ class ActionModule(ActionBase):
 
 def _clip(line: str, width: int = 110) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
-
-
-def _duration(seconds: float) -> str:
-    whole = int(seconds)
-    return f"{whole}s" if whole < 60 else f"{whole // 60}m{whole % 60:02d}s"

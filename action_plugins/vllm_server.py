@@ -17,12 +17,14 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-display = Display()
-
 # The nodes' code: on the controller Ansible does not import module_utils of a project by itself.
 _UTILS = str(Path(__file__).resolve().parent.parent / "module_utils")
 if _UTILS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(_UTILS)
+
+from ansible.module_utils.vllm_fleet.amounts import duration  # noqa: E402 - found through the path that is set above
+
+display = Display()
 
 #: The module's own default.
 STATE_DIR = "/var/lib/vllm-fleet"
@@ -35,29 +37,17 @@ PATIENCE = 300.0
 RETRY = 3.0
 
 
-def clock(seconds: float | None) -> str:
-    """Write a duration as a person reads it: 8 s, 1 m 05 s, 1 h 02 m."""
-    if seconds is None:
-        return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} m {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} m"
-
-
 def lines(host: str, progress: dict[str, Any], *, quiet: bool) -> list[str]:
     """Write a slice's news; when there is none and it was ``quiet``, where the start stands and its last log line."""
     what = "restoring, " if progress.get("phase") == "restore" else ""
     out = []
     for news in progress["news"]:
         detail = f" {news['detail']}" if news["detail"] else ""
-        out.append(f"[{host}] {what}{news['stage']}{detail} ({clock(news['at'])})")
+        out.append(f"[{host}] {what}{news['stage']}{detail} ({duration(news['at'])})")
     if not out and quiet:
-        estimate = f", about {clock(progress['estimate'])} left" if progress.get("estimate") else ""
+        estimate = f", about {duration(progress['estimate'])} left" if progress.get("estimate") else ""
         last = f" | {progress['last_line'][:160]}" if progress.get("last_line") else ""
-        out.append(f"[{host}] {what}{progress['describe']} ({clock(progress['elapsed'])}{estimate}){last}")
+        out.append(f"[{host}] {what}{progress['describe']} ({duration(progress['elapsed'])}{estimate}){last}")
     return out
 
 
@@ -159,7 +149,7 @@ class ActionModule(ActionBase):
                 self._connection.reset()
                 continue
             if lost is not None:
-                display.display(f"[{host}] the node is back after {clock(time.monotonic() - lost)}")
+                display.display(f"[{host}] the node is back after {duration(time.monotonic() - lost)}")
             return answer
 
     @staticmethod

@@ -132,11 +132,11 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible.module_utils.vllm_fleet.amounts import duration
 from ansible.module_utils.vllm_fleet.job import (
     Job,
     JobError,
     State,
-    duration,
     fingerprint,
     free_bytes,
     progress_line,

@@ -13,19 +13,22 @@ def size(count: float) -> str:
     return f"{number:.2f} TB"
 
 
+def duration(seconds: float) -> str:
+    """Write a duration: 8 s, 1 m 05 s, 1 h 02 m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} m"
+
+
 def time_left(seconds: float | None) -> str:
     """Write the seconds left; None where nothing moves."""
-    if seconds is None:
-        return "no end in sight"
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s left"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s left"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min left"
+    return "no end in sight" if seconds is None else f"{duration(seconds)} left"
 
 
 def part_of(done: int, total: int, rate: float) -> str:
-    """Write how far something is: `41 % of 690.2 GB, 310.4 MB/s, 21 min 52 s left`; `rate` in bytes a second."""
+    """Write how far something is: `41 % of 690.2 GB, 310.4 MB/s, 21 m 52 s left`; `rate` in bytes a second."""
     left = (total - done) / rate if rate >= 1 else None
     return f"{100 * done // total if total else 100} % of {size(total)}, {size(max(0.0, rate))}/s, {time_left(left)}"

@@ -60,16 +60,6 @@ def progress_line(lines: Sequence[str], pattern: str | None) -> str:
     return ""
 
 
-def duration(seconds: float) -> str:
-    """Say a duration as people do: ``42s``, ``1m20s``, ``2h05m``."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-
-
 def short_of_space(wanted: Mapping[str, int], free: Mapping[str, int], what: str) -> str | None:
     """Say in one sentence which folder has too little room (bytes wanted and free by path), or None."""
     for path, need in wanted.items():

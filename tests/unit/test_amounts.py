@@ -2,7 +2,7 @@
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.amounts import part_of, size, time_left
+from ansible.module_utils.vllm_fleet.amounts import duration, part_of, size, time_left
 
 
 @pytest.mark.parametrize(
@@ -14,10 +14,15 @@ def test_size(count: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, "no end in sight"), (59.9, "59 s left"), (61, "1 min 01 s left"), (7260, "2 h 01 min left")],
+    [(0.4, "0 s"), (59.4, "59 s"), (59.9, "1 m 00 s"), (80, "1 m 20 s"), (7500, "2 h 05 m")],
 )
-def test_time_left(seconds: float | None, text: str) -> None:
-    assert time_left(seconds) == text
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_time_left() -> None:
+    assert time_left(61) == "1 m 01 s left"
+    assert time_left(None) == "no end in sight"
 
 
 @pytest.mark.parametrize(

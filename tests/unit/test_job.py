@@ -10,7 +10,6 @@ import pytest
 from ansible.module_utils.vllm_fleet.job import (
     Job,
     JobError,
-    duration,
     fingerprint,
     free_bytes,
     progress_line,
@@ -46,11 +45,6 @@ def test_tail_is_what_a_terminal_would_show(data: bytes, lines: list[str]) -> No
 )
 def test_progress_line(lines: list[str], pattern: str | None, shown: str) -> None:
     assert progress_line(lines, pattern) == shown
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.9, "59s"), (80, "1m20s"), (7500, "2h05m")])
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_short_of_space_names_path_need_and_what_is_there() -> None:
