@@ -5,6 +5,7 @@ The engine of the third node keeps its images in containerd's store, where an im
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -262,12 +263,16 @@ def test_pruning_leaves_what_is_needed(site: Site) -> None:
         "node1",
         f"mkdir -p /var/lib/vllm-fleet/vllm/releases && echo '{record}' >/var/lib/vllm-fleet/vllm/releases/1.json",
     )
+    # containerd's store keeps nothing of a tag that a pull has moved, unless a container uses it.
+    more = [node for node in ("node2", "node3") if before[node] - needed[node]]
+    assert "node2" in more
     predicted = site.run("--check", vllm_image_prune=True)
-    assert predicted.changed("node2", "node3"), predicted.output
+    assert predicted.changed(*more), predicted.output
     pruned = site.run(vllm_image_prune=True)
-    assert pruned.changed("node2", "node3"), pruned.output
+    assert pruned.changed(*more), pruned.output
     after = {node: set(site.sh(node, listed).split()) for node in NODES}
-    assert after == {"node1": before["node1"], "node2": needed["node2"], "node3": needed["node3"]}
+    # That of a container is kept there too, but not listed once its name has moved.
+    assert after == {"node1": before["node1"], "node2": needed["node2"], "node3": needed["node3"] & before["node3"]}
     assert site.run(vllm_image_prune=True).changed()
 
 
@@ -322,7 +327,8 @@ def test_a_registry_of_ones_own_and_a_tag_that_moves_there(site: Site) -> None:
     pulled = site.run(**by_tag)
     assert pulled.changed(*NODES), pulled.output
     assert site.contents("127.0.0.1:5000/team/vllm-rocm:v1") == made
-    assert len(re.findall(r"^ok: \[", pulled.output.split("Ask the registry")[1].split("TASK")[0], re.MULTILINE)) == 1
+    asked = re.findall(r"^ok: vllm_image : Ask the registry.* \[(.*)\]$", pulled.output, re.MULTILINE)
+    assert len(asked) == 1 and asked[0] in NODES, pulled.output  # one of them for all
     site.sh(
         "node1",
         f"docker tag {older_id} 127.0.0.1:5000/team/vllm-rocm:v1 && docker push 127.0.0.1:5000/team/vllm-rocm:v1",
@@ -344,7 +350,8 @@ def until(site: Site, node: str, script: str, process: subprocess.Popen[str]) ->
     deadline = time.monotonic() + 120
     while not site.sh(node, f"{script} || true"):
         if process.poll() is not None or time.monotonic() > deadline:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             raise AssertionError(process.communicate()[0])
         time.sleep(0.2)
 
