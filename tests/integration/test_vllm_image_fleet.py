@@ -377,12 +377,12 @@ def test_a_registry_that_dies_and_a_run_that_is_killed_leave_nothing_and_are_tak
 
         # The controller is killed while an archive travels: the nodes finish what they began, and the build host stops
         # serving when nobody is connected any more.
-        process = site.start("-e", "__vllm_image_idle=20")
+        process = site.start("-e", "__vllm_image_idle=45")
         until(site, "node1", CONNECTED, process)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         site.fast()
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 120
         while site.sh("node1", f"ss -Hltn 'sport = :{PORT}'"):
             assert time.monotonic() < deadline, site.sh("node1", "systemctl status 'vllm-image-*'")
             time.sleep(0.5)
