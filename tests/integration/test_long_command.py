@@ -21,7 +21,7 @@ def task(folder: Path, script: str, **options: Any) -> dict[str, Any]:
 def test_progress_is_shown_while_it_runs(tmp_path: Path) -> None:
     script = "for i in 1 2 3; do echo noise; echo step $i/3; sleep 1; done"
     run = play.run(tmp_path, [task(tmp_path, script, progress="step (?P<progress>.*)")], facts=["counted"]).ok()
-    shown = re.findall(r"^\[localhost\] counting: (\d)/3 \(\ds\)$", run.output, re.MULTILINE)
+    shown = re.findall(r"^\[localhost\] counting: (\d)/3 \(\d s\)$", run.output, re.MULTILINE)
     assert 2 <= len(shown) <= 3 and shown == sorted(shown), run.output
     assert run.output.index("TASK [Count]") < run.output.index("[localhost] counting:")
     assert run.facts["counted"]["rc"] == 0 and run.facts["counted"]["line"] == "3/3"
@@ -32,14 +32,14 @@ def test_failure_is_one_sentence_with_the_last_lines_as_evidence(tmp_path: Path)
     run = play.run(tmp_path, [task(tmp_path, "echo why >&2; exit 3")])
     assert (
         run.failed()
-        == f"counting: failed with exit code 3 after 0s; last lines in `tail`, all of it in {tmp_path}/jobs/test/log"
+        == f"counting: failed with exit code 3 after 0 s; last lines in `tail`, all of it in {tmp_path}/jobs/test/log"
     )
     assert re.search(r"tail:\s+- why", run.output)
 
 
 def test_over_time_it_is_ended(tmp_path: Path) -> None:
     run = play.run(tmp_path, [task(tmp_path, "sleep 60 & echo $!; wait", timeout=2)])
-    assert "counting: not done after 2s, stopped" in run.failed()
+    assert "counting: not done after 2 s, stopped" in run.failed()
     child = int((tmp_path / "jobs" / "test" / "log").read_text(encoding="utf-8"))
     status = Path(f"/proc/{child}/status")
     assert not status.exists() or "State:\tZ" in status.read_text(encoding="utf-8")
