@@ -25,8 +25,8 @@ Call = Callable[[str, dict[str, Any]], Answer]
 ARRIVAL = 120.0
 #: Seconds between two looks at what partners say while a node is watched.
 LISTEN = 0.1
-#: Seconds that the node whose rank was lost has to say why.
-CAUSE = 10.0
+#: Seconds that the node whose rank was lost has to say why: at once, but on a machine that has other things to do.
+CAUSE = 30.0
 #: Slices in the time after which a start that shows no sign of life counts as stalled.
 SLICES = 4
 #: Seconds that workers of a replica in which nothing changes give its head to confirm that it is ready.
