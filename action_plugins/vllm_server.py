@@ -6,6 +6,8 @@ a minute and returns where the start stands. A call that is lost costs nothing, 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shlex
 import time
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import ansible.module_utils
 from ansible import constants as C
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -112,9 +114,17 @@ class ActionModule(ActionBase):
                 "failure": {**failure, "remedy": "Run it for all of them"},
             }
 
+        folder = f"{args.get('state_dir') or STATE_DIR}/{args.get('name', 'vllm')}"
+
         def wake(nonce: str) -> None:
-            folder = f"{args.get('state_dir') or STATE_DIR}/{args.get('name', 'vllm')}"
             self._low_level_execute_command(f"touch {shlex.quote(f'{folder}/wake-{nonce}')}")
+
+        def look(nonce: str) -> dict[str, Any] | None:
+            # Nothing of it is needed: a node that cannot be reached for a moment is the watch's own business.
+            with contextlib.suppress(AnsibleError, ValueError):
+                text = self._low_level_execute_command(f"cat {shlex.quote(f'{folder}/news-{nonce}')}")["stdout"]
+                return dict(json.loads(text))
+            return None
 
         return ReplicaRun(
             replica,
@@ -125,6 +135,7 @@ class ActionModule(ActionBase):
             show=lambda answer, quiet: self._show(host, answer, quiet=quiet),
             say=display.display,
             wake=wake,
+            look=look,
             check_mode=bool(self._task.check_mode),
             options=args,
         ).run()

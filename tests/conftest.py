@@ -45,3 +45,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in STORIES:
             item.add_marker(pytest.mark.flaky(reruns=0))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What passed at the second try says what the first one saw: else a flaw that shows now and then would stay unknown."""
+    first = terminalreporter.stats.get("rerun", [])
+    if first:
+        terminalreporter.section("first tries that failed")
+    for report in first:
+        terminalreporter.write_line(f"{report.nodeid}\n{str(report.longrepr)[-4000:]}\n")

@@ -66,9 +66,6 @@ def boottime() -> float:
 class Lifecycle:
     """Drives one container on one node. ``run`` gives the module's result (``failed`` and ``pending`` included)."""
 
-    #: Text in the server's log that ends a slice of its watch.
-    alarm = b""
-
     def __init__(
         self,
         options: Mapping[str, Any],
@@ -147,11 +144,6 @@ class Lifecycle:
 
     def _survey(self) -> Survey:
         return surveys.survey(self.options, self.engine, self.node, check_mode=self.check_mode)
-
-    def wake_file(self) -> Path | None:
-        """Give the file whose appearance ends a slice early: a partner on another node has news."""
-        nonce = (self.options.get("replica_step") or {}).get("wake")
-        return self.node.folder / f"wake-{nonce}" if nonce else None
 
     def _tell(self, seen: Survey) -> None:
         p = self.passage
@@ -358,10 +350,8 @@ class Lifecycle:
             token=Token(**p.watch) if p.watch else None,
             cache=self._blobs(),
             idle=not p.actions and not p.watch,
-            wake=self.wake_file(),
-            alarm=self.alarm,
-            partners_idle=(options.get("replica_step") or {}).get("idle"),
             offline="HF_HUB_OFFLINE=1" in ((current.get("Config") or {}).get("Env") or []),
+            **self._partners(),
         )
         outcome = watch.run()
         if outcome.verdict == "pending":
@@ -369,6 +359,10 @@ class Lifecycle:
             return self._pending(current, outcome)
         p.watch = {}
         return self._ready(outcome) if outcome.verdict == "ready" else self._failed(current, outcome)
+
+    def _partners(self) -> dict[str, Any]:
+        """Give the watch what it must know where the server has other nodes, too: nothing here."""
+        return {}
 
     def _blobs(self) -> Path | None:
         cache, model = self.options.get("hf_cache"), str(self.options.get("model") or "/")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ansible.module_utils.vllm_fleet.preconditions import Refused
 from ansible.module_utils.vllm_fleet.replica import GUARD_TARGET
 from ansible.module_utils.vllm_fleet.spec import Spec
 from ansible.module_utils.vllm_fleet.survey import Survey
-from ansible.module_utils.vllm_fleet.watch import Outcome
+from ansible.module_utils.vllm_fleet.watch import News, Outcome
 
 #: Seconds beyond the head's patience that a worker waits for the head's verdict.
 WORKER_SLACK = 120.0
@@ -34,9 +34,6 @@ WITH_PARTNERS = "replica"
 
 class ReplicaLifecycle(Lifecycle):
     """One rank. Steps: check, hold (everything but the start), go (start, watch), ready, give_up."""
-
-    #: The rank's own guard knows at once that another one is lost.
-    alarm = replica_guard.ENDING.encode()
 
     def __init__(self, options: Mapping[str, Any], *args: Any, **named: Any) -> None:
         """Remember the step; nothing happens yet."""
@@ -82,6 +79,31 @@ class ReplicaLifecycle(Lifecycle):
         stop = ("stop",) if seen.current and seen.current["State"].get("Running") else ()
         return [*found, reason], Plan((*made.actions, *stop, "start"), watch=True)
 
+    # -- while watching ----------------------------------------------------------------------------------------
+
+    def _partners(self) -> dict[str, Any]:
+        feed = self._file("news")
+        return {
+            "wake": self._file("wake"),
+            # The rank's own guard knows at once that another one is lost.
+            "alarm": replica_guard.ENDING.encode(),
+            "partners_idle": self.step.get("idle"),
+            "feed": feed and (lambda news: self._feed(feed, news)),
+        }
+
+    def _feed(self, file: Path, news: Sequence[News]) -> None:
+        with contextlib.suppress(OSError):  # it is for the eye alone; a full disk is told by the server's own end
+            self.node.write(file, {"news": [asdict(one) for one in news], "phase": self.passage.phase})
+
+    def _file(self, kind: str) -> Path | None:
+        """Give a file of this run in the node's folder.
+
+        ``wake``: it appears when a partner has news, and ends the slice. ``news``: what the slice has to tell so far,
+        which the controller reads meanwhile; a rank that died between two slices would be found a start of Python late.
+        """
+        nonce = self.step.get("wake")
+        return self.node.folder / f"{kind}-{nonce}" if nonce else None
+
     # -- the steps ---------------------------------------------------------------------------------------------
 
     def _fresh(self) -> dict[str, Any]:
@@ -109,9 +131,9 @@ class ReplicaLifecycle(Lifecycle):
 
     def _resume(self) -> dict[str, Any]:
         p, name = self.passage, self.step.get("name")
-        with contextlib.suppress(OSError):
-            if name in ("ready", "give_up"):
-                (self.wake_file() or Path("/nonexistent")).unlink(missing_ok=True)
+        for kind in ("news", "wake") if name in ("ready", "give_up") else ("news",):
+            with contextlib.suppress(OSError):
+                (self._file(kind) or Path("/nonexistent")).unlink(missing_ok=True)
         current = self.engine.container(self.name)
         if name == "give_up":
             return self._give_up(current)

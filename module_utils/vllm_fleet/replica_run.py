@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,8 @@ Call = Callable[[str, dict[str, Any]], Answer]
 ARRIVAL = 120.0
 #: Seconds between two looks at what partners say while a node is watched.
 LISTEN = 0.1
+#: Seconds between two looks at what the node itself has to tell meanwhile: a round trip each, for the eye alone.
+LOOK = 1.0
 #: Seconds that the node whose rank was lost has to say why: at once, but on a machine that has other things to do.
 CAUSE = 30.0
 #: Slices in the time after which a start that shows no sign of life counts as stalled.
@@ -34,7 +37,11 @@ CONFIRM = 5.0
 
 
 class ReplicaRun:
-    """One node's run. ``call`` calls a module there, ``wake`` makes a watch on the node return at once."""
+    """One node's run.
+
+    ``call`` calls a module there, ``wake`` makes a watch on the node return at once, ``look`` gives what that watch
+    has to tell so far (``progress`` of an answer, None when there is nothing).
+    """
 
     def __init__(
         self,
@@ -46,12 +53,13 @@ class ReplicaRun:
         show: Callable[[Answer, bool], None],
         say: Callable[[str], None],
         wake: Callable[[str], None],
+        look: Callable[[str], Answer | None],
         check_mode: bool,
         options: Mapping[str, Any],
     ) -> None:
         """Remember everything; nothing happens yet."""
-        self.replica, self.host, self.options = replica, host, options
-        self.call, self.show, self.say, self.wake, self.check_mode = call, show, say, wake, check_mode
+        self.replica, self.host, self.options, self.check_mode = replica, host, options, check_mode
+        self.call, self.show, self.say, self.wake, self.look = call, show, say, wake, look
         self.meeting = Rendezvous(folder, str(replica["name"]), host, replica["hosts"])
         self.is_head = host == replica["head"]
         self.nonce = secrets.token_hex(8)
@@ -203,13 +211,16 @@ class ReplicaRun:
         step = "go"
         while True:
             began = time.monotonic()
-            with Listener(lambda: self._news(topic), lambda: self.wake(self.nonce)):
+            shown = Shown(self.show)
+            with Listener(
+                lambda: self._news(topic), lambda: self.wake(self.nonce), lambda: shown.more(self.look(self.nonce))
+            ):
                 answer = self._step(step, token=token, slice_=self._slice(), idle=self._partners_idle())
             token = answer.get("token") or token
             idle = (answer.get("progress") or {}).get("idle")
             if idle is not None:
                 self.meeting.publish("active", time.monotonic() - float(idle))
-            self.show(answer, time.monotonic() - began > self._slice() / 2)
+            shown.last(answer, quiet=time.monotonic() - began > self._slice() / 2)
             if (answer.get("progress") or {}).get("alarmed"):
                 self._await_cause(topic)
             if topic == "back":
@@ -386,29 +397,60 @@ class ReplicaRun:
         }
 
 
+class Shown:
+    """What of a slice's news is on the terminal: they are told while it goes on, and its answer has them all again."""
+
+    def __init__(self, show: Callable[[Answer, bool], None]) -> None:
+        """Nothing was shown yet."""
+        self._show, self._count, self._lock = show, 0, threading.Lock()
+
+    def more(self, progress: Answer | None) -> None:
+        """Show what has come."""
+        news = list((progress or {}).get("news") or [])
+        with self._lock:
+            if progress and len(news) > self._count:
+                self._show({"progress": {**progress, "news": news[self._count :]}}, False)
+                self._count = len(news)
+
+    def last(self, answer: Answer, *, quiet: bool) -> None:
+        """Show the rest; where the start stands, too, when all was ``quiet``."""
+        progress = answer.get("progress")
+        with self._lock:
+            if progress:
+                rest = list(progress.get("news") or [])[self._count :]
+                answer = {**answer, "progress": {**progress, "news": rest}}
+            self._show(answer, quiet and not self._count)
+            self._count = sys.maxsize
+
+
 class Listener:
-    """Looks for news while a call to the node is under way, and wakes it once."""
+    """Looks for news while a call to the node is under way: of partners, to wake it once; its own, to show them."""
 
-    def __init__(self, news: Callable[[], bool], wake: Callable[[], None]) -> None:
+    def __init__(self, news: Callable[[], bool], wake: Callable[[], None], look: Callable[[], None]) -> None:
         """Nothing runs until the block is entered."""
-        self._news, self._wake, self._over = news, wake, threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._news, self._wake, self._look, self._over = news, wake, look, threading.Event()
+        self._listener, self._watcher = (threading.Thread(target=t, daemon=True) for t in (self._listen, self._watch))
 
-    def _run(self) -> None:
+    def _listen(self) -> None:
         while not self._over.wait(LISTEN):
             if self._news():
                 self._wake()
                 return
 
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK):
+            self._look()
+
     def __enter__(self) -> Listener:
         """Begin."""
-        self._thread.start()
+        self._listener.start()
+        self._watcher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End; a wake that is under way is let go, as the connection is one."""
+        """End; a wake that is under way is let go, as the connection is one. A look is not waited for."""
         self._over.set()
-        self._thread.join()
+        self._listener.join()
 
 
 def starts(actions: Sequence[str], together: str) -> bool:

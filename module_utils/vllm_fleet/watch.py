@@ -146,6 +146,7 @@ class Watch:
         wake: Path | None = None,
         alarm: bytes = b"",
         partners_idle: float | None = None,
+        feed: Callable[[Sequence[News]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         ask: Callable[[probe.Endpoint], probe.Answer] = probe.ask,
     ) -> None:
@@ -155,8 +156,10 @@ class Watch:
         server that answers at once is just confirmed. ``offline``: weights are only read, never downloaded.
         ``wake``: a file whose appearance ends the slice, because there is news from elsewhere; ``alarm``: a text in the
         log that does so, too. ``partners_idle``: seconds since the last sign of life of the other nodes of the same
-        server; none stalls while another gets on.
+        server; none stalls while another gets on. ``feed``: takes all news of the slice so far whenever there are more;
+        without it a slice ends with its news, and whoever calls the next one is away for that moment.
         """
+        self._feed_news, self._fed = feed, 0
         self._idle, self._wake, self._partners_idle = idle, wake, partners_idle
         self._alarm, self._alarmed = alarm, False
         self._source, self._id, self._endpoint, self._limits = source, container, endpoint, limits
@@ -227,13 +230,15 @@ class Watch:
             if over:
                 return over
             left = [self._limits.ready_timeout - age, self._limits.stall_timeout - (age - token.active)]
+            if self._feed_news and news_at is not None and now >= news_at + NEWS_GRACE:
+                self._feed_news(self._news)
+                self._fed, news_at = len(self._news), None
             if self._limits.slice is not None:
                 rest = begin + self._limits.slice - now
-                if news_at is not None:
-                    rest = min(rest, news_at + NEWS_GRACE - now)
-                if rest <= 0:
+                told = news_at + NEWS_GRACE - now if news_at is not None else rest
+                if rest <= 0 or (told <= 0 and not self._feed_news):
                     return self._outcome("pending", age)
-                left.append(rest)
+                left += [rest, told]
             try:
                 kind, item = self._sink.get(timeout=max(0.005, min(LONGEST_SLEEP, *left)))
             except queue.Empty:
@@ -323,7 +328,7 @@ class Watch:
                 self._whole.add(event.stage)
             if self._token is None or at <= self._token.shown:
                 continue
-            if self._news and self._news[-1].stage == event.stage:
+            if len(self._news) > self._fed and self._news[-1].stage == event.stage:
                 # The same stage gets on: one line, with the latest of it.
                 self._news[-1] = replace(self._news[-1], detail=event.detail)
             elif self._stages[-1]["at"] == round(at, 3) or first_whole:

@@ -94,9 +94,10 @@ mkdir -p /node/sys/class/kfd/kfd/proc/$!; echo 30000000000 > /node/sys/class/kfd
 """
 
 
-def test_looks_leave_the_node_as_it_was_and_tell_what_it_is(bed: Bed) -> None:
+def test_looks_leave_the_node_as_it_was_and_tell_what_it_is(bed: Bed, tmp_path: Path) -> None:
     """preflight with every check on, and the report of a node: what it has, file by file, is the same before and after."""
-    tree = trees.mi300x(bed.folder / "tree")
+    tree = trees.mi300x(tmp_path / "tree")
+    bed.sh("rm -rf /node; docker rm -f other 2>/dev/null || true")  # of a try before
     docker("cp", str(tree.root), f"{bed.node.container}:/node")
     bed.sh("tar -c --dereference $(ldd /bin/sleep | grep -o '/[^ ]*') /bin/sleep 2>/dev/null | docker import - sleep:1")
     bed.sh("docker run --detach --name other sleep:1 /bin/sleep infinity")

@@ -99,15 +99,17 @@ class Node:
 
     def __init__(self, host, folder, answers, check_mode=False, **options):
         self.host, self.answers, self.steps, self.said = host, answers, [], []
+        self.shown = []
         options = {"name": "vllm", "watch_slice": 1, "model": "m", "args": {}, **options}
         self.run = ReplicaRun(
             REPLICA | {"address": REPLICA["addresses"][host]},
             host,
             folder,
             call=self.call,
-            show=lambda *_: None,
+            show=lambda answer, _: self.shown.extend((answer.get("progress") or {}).get("news") or []),
             say=self.said.append,
             wake=lambda _: None,
+            look=lambda _: None,
             check_mode=check_mode,
             options=options,
         )
@@ -154,6 +156,24 @@ def test_workers_are_ready_when_their_head_is(tmp_path):
     assert head.steps == ["check", "listen", "connect", "hold", "go"]
     assert worker.steps[:4] == ["check", "listen", "connect", "hold"]
     assert worker.steps[-1] == "ready"
+
+
+def test_what_a_slice_has_to_tell_is_shown_while_it_goes_on_and_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("ansible.module_utils.vllm_fleet.replica_run.LOOK", 0.01)
+    news = [{"stage": stage} for stage in ("starting", "loading weights", "warming up")]
+    early = []
+
+    def goes(args):
+        assert head.looked.wait(10)
+        early.extend(head.shown)
+        return {**READY, "progress": {"news": news}}
+
+    head, worker = node("n1", tmp_path, go=goes), node("n2", tmp_path)
+    head.looked = threading.Event()
+    looks = [None, *({"news": news[:count]} for count in (1, 1, 2))]
+    head.run.look = lambda _: looks.pop(0) if looks else head.looked.set()
+    together(head, worker)
+    assert (early, head.shown) == (news[:2], news)
 
 
 def test_nodes_tell_each_other_when_they_last_got_on(tmp_path):

@@ -54,7 +54,7 @@ class Docker:
         return self.usage_now
 
 
-def run(docker, answers=(), *, limits=None, token=None, idle=False, endpoint=WHERE, clock=None, partners_idle=None):
+def run(docker, answers=(), *, limits=None, token=None, idle=False, endpoint=WHERE, clock=None, partners_idle=None, feed=None):
     """Watch; `answers` are given to the HTTP probe one after the other, the last one for ever."""
     left = list(answers) or [probe.Answer(detail="ConnectionRefusedError")]
     lock = threading.Lock()
@@ -73,6 +73,7 @@ def run(docker, answers=(), *, limits=None, token=None, idle=False, endpoint=WHE
         idle=idle,
         offline=True,
         partners_idle=partners_idle,
+        feed=feed,
         clock=clock or Clock(),
         ask=ask,
     )
@@ -271,6 +272,16 @@ def test_a_slice_leaves_all_that_the_next_one_needs():
 def test_a_change_of_stage_ends_a_slice_early():
     clock_ticks = run(Docker([("log", line(5, LOADING))]), limits=watch.Limits(1e8, 1e8, 3600.0))
     assert clock_ticks.verdict == "pending"
+
+
+def test_news_that_are_told_meanwhile_end_no_slice():
+    told = []
+    docker = Docker([("log", line(5, LOADING)), ("log", line(16, SHARDS))])
+    out = run(docker, limits=watch.Limits(1e8, 1e8, 30.0), clock=Clock(0.05), feed=lambda news: told.append(list(news)))
+    assert out.verdict == "pending"
+    assert out.idle > 20.0  # the slice went on to its end
+    assert [[n.stage for n in news] for news in told] == [["starting", "loading weights"]]
+    assert out.news == told[-1]
 
 
 def test_a_server_that_was_ready_before_is_asked_once():
