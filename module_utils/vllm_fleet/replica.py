@@ -289,12 +289,13 @@ def culprit(verdicts: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, Map
     """Of the nodes that failed, in the order in which they said so, the one whose reason is the reason.
 
     ``verdicts``: (host, failure). A rank that died of its own cause is followed by others that only lost their partner.
+    ``lost`` in a failure: read in the log of a rank that was ended with its partners before it had ended by itself.
     """
-    if not verdicts:
-        return None
-    return next((v for v in verdicts if v[1].get("class") not in CONSEQUENCES and not v[1].get("lost")), None) or next(
-        (v for v in verdicts if not v[1].get("lost")), verdicts[0]
-    )
+
+    def doubt(verdict: tuple[str, Mapping[str, Any]]) -> tuple[bool, bool]:
+        return verdict[1].get("class") in CONSEQUENCES, bool(verdict[1].get("lost"))
+
+    return min(verdicts, key=doubt, default=None)  # of equals the first
 
 
 def _get(variables: Mapping[str, Mapping[str, Any]], host: str, name: str) -> Any:

@@ -21,7 +21,7 @@ from ansible.module_utils.vllm_fleet.engine import EngineError
 from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
 from ansible.module_utils.vllm_fleet.plan import Plan
 from ansible.module_utils.vllm_fleet.preconditions import Refused
-from ansible.module_utils.vllm_fleet.replica import GUARD_TARGET
+from ansible.module_utils.vllm_fleet.replica import CONSEQUENCES, GUARD_TARGET
 from ansible.module_utils.vllm_fleet.spec import Spec
 from ansible.module_utils.vllm_fleet.survey import Survey
 from ansible.module_utils.vllm_fleet.watch import News, Outcome
@@ -90,6 +90,23 @@ class ReplicaLifecycle(Lifecycle):
             "partners_idle": self.step.get("idle"),
             "feed": feed and (lambda news: self._feed(feed, news)),
         }
+
+    def _pending(self, current: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
+        """Where the guard says that another rank is lost, that one may have lost this one, which has just not ended.
+
+        A rank that fails takes seconds to clear up. What it failed of stands in its log before the guard's word.
+        """
+        if outcome.alarmed and self.passage.phase != "restore":
+            ended = replace(outcome, verdict="exited")
+            log, alone = self._log_of_start(current, ended)
+            self._diagnose(ended, log.decode(errors="replace"), one_start=alone)
+            failure = self.passage.failure or {}
+            if failure.get("class") not in CONSEQUENCES:
+                failure["lost"] = True
+                self._save_log(log, str(current["Id"]))
+                return self._put_back(ended)
+            self.passage.failure, self.passage.msg = None, ""
+        return super()._pending(current, outcome)
 
     def _feed(self, file: Path, news: Sequence[News]) -> None:
         with contextlib.suppress(OSError):  # it is for the eye alone; a full disk is told by the server's own end

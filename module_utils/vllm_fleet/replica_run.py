@@ -221,7 +221,7 @@ class ReplicaRun:
             if idle is not None:
                 self.meeting.publish("active", time.monotonic() - float(idle))
             shown.last(answer, quiet=time.monotonic() - began > self._slice() / 2)
-            if (answer.get("progress") or {}).get("alarmed"):
+            if (answer.get("progress") or {}).get("alarmed") and not answer.get("failure"):
                 self._await_cause(topic)
             if topic == "back":
                 if not answer.get("pending"):  # the head, or a server without workers, for better or worse
@@ -304,6 +304,7 @@ class ReplicaRun:
         culprit, failure = blamed[0], dict(blamed[1])
         if culprit == self.host and failure.get("class") in replicas.CONSEQUENCES:
             self._tell(failure)
+        failure.pop("lost", None)
         because = str(failure.pop("msg"))
         if culprit != self.host:
             name = self.replica["name"]

@@ -174,6 +174,23 @@ def test_a_worker_that_dies_while_serving_brings_the_whole_server_back(good: Rep
     assert good.play().ok().changed() == {"node1": 0, "node2": 0}
 
 
+def test_a_worker_that_fails_is_the_reason_although_its_head_ends_first(good: Replica) -> None:
+    """A rank that failed clears up for seconds; meanwhile its head loses it and ends, and that ends the rank itself."""
+    before = good.containers()
+    text = "ERROR: No space left on device: '/root/.cache/x'"
+    ordered = {"STANDIN_FAIL_AT": "shards", "STANDIN_FAIL_TEXT": text, "STANDIN_FAIL_LINGER": "600"}
+    slow = env(STANDIN_START_SECONDS="2")
+    done = good.play(hosts={"node2": {"vllm_server_env": {**slow, **ordered}}}, vllm_server_env=slow)
+    words = done.words()
+    assert done.rc != 0
+    assert words.count("[node2] failed, disk_full: ") == 1, done.output
+    assert "[node1] failed" not in words
+    assert "node1, container vllm: the start of replica pair failed. Container vllm on node2 failed with disk_full" in words
+    now = good.containers()
+    assert {n: c["vllm"] for n, c in now.items()} == {n: c["vllm"] for n, c in before.items()}
+    assert good.ask() == "The capital of France is Paris."
+
+
 def test_a_worker_that_was_stopped_is_started_again_with_its_head(good: Replica) -> None:
     before = good.containers()
     good.sh("node2", "docker stop vllm")

@@ -188,6 +188,10 @@ def test_the_reason_is_the_one_that_is_not_a_consequence():
     cause = ("a2", {"class": "gpu_memory_taken"})
     assert replica.culprit([lost, cause]) == cause
     assert replica.culprit([lost]) == lost
+    # Read in the log of a rank that was ended: better than a consequence, less sure than what a rank died of by itself.
+    read = ("a3", {"class": "disk_full", "lost": True})
+    assert replica.culprit([lost, read]) == read
+    assert replica.culprit([read, lost, cause]) == cause
     # Of two that explain nothing, the one that spoke first.
     assert replica.culprit([("a2", {"class": "unknown"}), lost]) == ("a2", {"class": "unknown"})
     assert replica.culprit([]) is None

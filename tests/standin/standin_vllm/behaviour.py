@@ -24,6 +24,7 @@ class Behaviour:
     fail_log: str = ""
     fail_text: str = ""
     fail_exit: int = 1
+    fail_linger: float = 0.0
     nonsense: bool = False
     empty: bool = False
     serve_model: str = ""

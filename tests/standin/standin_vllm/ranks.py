@@ -44,6 +44,11 @@ class Ranks:
             for link in self._links:
                 link.sendall(b"go")
 
+    def leave(self) -> None:
+        """Close the connections, as a process that ends does."""
+        while self._links:
+            self._links.pop().close()
+
     def collective(self) -> None:
         """Do something that needs all ranks; LostRankError when one is gone."""
         for link in self._links:

@@ -135,6 +135,8 @@ class Startup:
             log.line("engine", "core.py:1400", "Traceback (most recent call last):", "ERROR")
             log.line("engine", "core.py:1400", f"RuntimeError: failure ordered at stage {behaviour.fail_at}", "ERROR")
             log.traceback("../v1/engine/utils.py", 1431, "wait_for_engine_startup", f"RuntimeError: {WRAPPER}")
+        self._ranks.leave()
+        time.sleep(behaviour.fail_linger)
         raise StartupFailedError(behaviour.fail_exit)
 
     # One method per stage: print, and yield the seconds to let pass before the next print.
