@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,9 +213,7 @@ class ReplicaRun:
         while True:
             began = time.monotonic()
             shown = Shown(self.show)
-            with Listener(
-                lambda: self._news(topic), lambda: self.wake(self.nonce), lambda: shown.more(self.look(self.nonce))
-            ):
+            with Listener(partial(self._news, topic), partial(self.wake, self.nonce), partial(self._look, shown)):
                 answer = self._step(step, token=token, slice_=self._slice(), idle=self._partners_idle())
             token = answer.get("token") or token
             idle = (answer.get("progress") or {}).get("idle")
@@ -234,6 +233,9 @@ class ReplicaRun:
                 return self._all_ready(answer, token)
             if self._head_is(topic, "ready"):
                 return self._follow(token, topic)
+
+    def _look(self, shown: Shown) -> None:
+        shown.more(self.look(self.nonce))
 
     def _await_cause(self, topic: str) -> None:
         """Let the node whose rank was lost say why, before this one judges what became of its own."""

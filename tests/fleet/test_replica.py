@@ -185,7 +185,10 @@ def test_a_worker_that_fails_is_the_reason_although_its_head_ends_first(good: Re
     assert done.rc != 0
     assert words.count("[node2] failed, disk_full: ") == 1, done.output
     assert "[node1] failed" not in words
-    assert "node1, container vllm: the start of replica pair failed. Container vllm on node2 failed with disk_full" in words
+    assert (
+        "node1, container vllm: the start of replica pair failed. Container vllm on node2 failed with disk_full"
+        in words
+    )
     now = good.containers()
     assert {n: c["vllm"] for n, c in now.items()} == {n: c["vllm"] for n, c in before.items()}
     assert good.ask() == "The capital of France is Paris."

@@ -54,7 +54,18 @@ class Docker:
         return self.usage_now
 
 
-def run(docker, answers=(), *, limits=None, token=None, idle=False, endpoint=WHERE, clock=None, partners_idle=None, feed=None):
+def run(
+    docker,
+    answers=(),
+    *,
+    limits=None,
+    token=None,
+    idle=False,
+    endpoint=WHERE,
+    clock=None,
+    partners_idle=None,
+    feed=None,
+):
     """Watch; `answers` are given to the HTTP probe one after the other, the last one for ever."""
     left = list(answers) or [probe.Answer(detail="ConnectionRefusedError")]
     lock = threading.Lock()
