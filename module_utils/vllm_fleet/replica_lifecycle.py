@@ -99,7 +99,9 @@ class ReplicaLifecycle(Lifecycle):
         if outcome.alarmed and self.passage.phase != "restore":
             ended = replace(outcome, verdict="exited")
             log, alone = self._log_of_start(current, ended)
-            self._diagnose(ended, log.decode(errors="replace"), one_start=alone)
+            # What comes after the guard's word comes of its ending the server.
+            said, _, _ = log.partition(replica_guard.ENDING.encode())
+            self._diagnose(ended, said.decode(errors="replace"), one_start=alone)
             failure = self.passage.failure or {}
             if failure.get("class") not in CONSEQUENCES:
                 failure["lost"] = True
