@@ -17,6 +17,7 @@ _SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
 if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
     ansible.module_utils.__path__.append(_SHARED)
 
+from ansible.module_utils.vllm_fleet import questions  # noqa: E402
 from ansible.module_utils.vllm_fleet.amounts import part_of  # noqa: E402
 from ansible.module_utils.vllm_fleet.patience import PATIENCE, patiently  # noqa: E402
 
@@ -42,6 +43,12 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         args = {key: value for key, value in self._task.args.items() if key not in ("wait", "follow")}
+        if task_vars.get("__answered"):
+            facts = (task_vars.get("ansible_facts") or {}).get(questions.FACT)
+            known = questions.answer_to(facts, self._task.action, args)
+            if known:
+                result.update(known)
+                return result
         if not takes_long(args) or self._task.check_mode:
             result.update(self._call(args, task_vars))
             return result

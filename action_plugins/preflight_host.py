@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Mapping
@@ -10,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import ansible.module_utils
+import yaml
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import module_loader
 
 _SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
 if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
     ansible.module_utils.__path__.append(_SHARED)
 
-from ansible.module_utils.vllm_fleet import findings, gpu, inventory_checks  # noqa: E402
+from ansible.module_utils.vllm_fleet import findings, gpu, inventory_checks, questions, role_specs  # noqa: E402
 from ansible.module_utils.vllm_fleet.findings import Finding  # noqa: E402
 
 #: Asked of the connecting user's shell in one go. Root's rights are tried only where they would be needed.
@@ -71,6 +74,8 @@ class ActionModule(ActionBase):
     def _inventory(self, variables: Mapping[str, Any]) -> list[Finding]:
         values = self._values(variables)
         found = inventory_checks.judge(values)
+        known = {one.what for one in found if one.level == "refused"}
+        found += [one for one in self._specified(variables) if one.what not in known]
         hosts = list(variables.get("ansible_play_hosts_all") or [])
         replica = values.get("vllm_server_replica")
         if isinstance(replica, str) and replica:
@@ -92,6 +97,23 @@ class ActionModule(ActionBase):
                 except AnsibleError as exc:
                     values[name] = inventory_checks.Unset(_line(str(exc)))
         return values
+
+    def _specified(self, variables: Mapping[str, Any]) -> list[Finding]:
+        """Hold what the user has set against the specifications of the roles beside this one."""
+        folder = Path(str(variables.get("role_path") or "")).parent
+        found = []
+        for role in role_specs.ROLES:
+            page, defaults = folder / role / "meta/argument_specs.yml", folder / role / "defaults/main.yml"
+            if not page.is_file():
+                continue
+            options = _read(page)["argument_specs"]["main"].get("options", {})
+            names = role_specs.given(options, _read(defaults) or {}, variables)
+            values = {}
+            for name in names:
+                with contextlib.suppress(AnsibleError):  # told where it is needed
+                    values[name] = self._templar.template(variables[name])
+            found += role_specs.judge(options, values)
+        return found
 
     @staticmethod
     def _of(variables: Mapping[str, Any], host: str, name: str) -> Any:
@@ -167,9 +189,7 @@ class ActionModule(ActionBase):
         args = {key: value for key, value in args.items() if key != "accept"}  # over all findings, at the end
         if args.get("cache"):
             args["cache"] = re.sub(r"^~(?=/|$)", facts["home"].replace("\\", r"\\"), str(args["cache"]))
-        answer: dict[str, Any] = self._execute_module(
-            module_name="preflight_host", module_args=args, task_vars=variables
-        )
+        answer = self._ask(args, facts, variables)
         if answer.get("unreachable"):
             raise _Unreachable(str(answer.get("msg")))
         if answer.get("failed"):
@@ -178,6 +198,42 @@ class ActionModule(ActionBase):
         for key in ("changed", "worst", "refusals", "invocation"):
             answer.pop(key, None)
         return answer
+
+    def _ask(self, args: dict[str, Any], facts: dict[str, str], variables: dict[str, Any]) -> dict[str, Any]:
+        """Ask the module, and in the same process what later tasks will ask (`ask`, names of variables)."""
+        more = self._questions(args.pop("ask", None) or [], facts, variables)
+        if not more:
+            answer: dict[str, Any] = self._execute_module(
+                module_name="preflight_host", module_args=args, task_vars=variables
+            )
+            return answer
+        every = [{"module": "preflight_host", "args": args}, *more]
+        text = questions.pack(every, lambda name: str(module_loader.find_plugin(name, mod_type=".py")))
+        told: dict[str, Any] = self._execute_module(
+            module_name="node_survey", module_args={"questions": text}, task_vars=variables
+        )
+        if not told.get("answers"):
+            return told
+        own: dict[str, Any] = told["answers"][0]
+        own["ansible_facts"] = {questions.FACT: questions.kept(more, told["answers"][1:])}
+        return own
+
+    def _questions(self, names: list[str], facts: dict[str, str], variables: dict[str, Any]) -> list[dict[str, Any]]:
+        """Those that can be put now: some lean on what a task before finds out."""
+        if facts.get("root") == "no":
+            return []
+        known = {**(variables.get("ansible_facts") or {}), "user_dir": facts["home"]}
+        templar = self._templar.copy_with_new_env(available_variables={**variables, "ansible_facts": known})
+        found = []
+        for name in names:
+            with contextlib.suppress(AnsibleError, KeyError):
+                found.append(templar.template(variables[name]))
+        return found
+
+
+def _read(page: Path) -> Any:
+    """Read YAML quickly; Ansible's own loader notes of each word where it stood."""
+    return yaml.load(page.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506  both are safe
 
 
 class _Unreachable(Exception):

@@ -17,6 +17,7 @@ import ansible.module_utils
 from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import module_loader
 from ansible.utils.display import Display
 
 # The nodes' code: on the controller Ansible does not import module_utils of a project by itself.
@@ -24,7 +25,9 @@ _UTILS = str(Path(__file__).resolve().parent.parent / "module_utils")
 if _UTILS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(_UTILS)
 
-from ansible.module_utils.vllm_fleet.amounts import duration  # noqa: E402 - found through the path that is set above
+# Found through the path that is set above.
+from ansible.module_utils.vllm_fleet import questions  # noqa: E402
+from ansible.module_utils.vllm_fleet.amounts import duration  # noqa: E402
 
 display = Display()
 
@@ -63,7 +66,10 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         host = str(variables.get("inventory_hostname", "localhost"))
-        args = {"reported_host": host, "watch_slice": SLICE, **self._task.args}
+        given = dict(self._task.args)
+        place = given.pop("place", None) or {}
+        given |= {key: value for key, value in place.items() if value not in (None, [], "")}
+        args = {"reported_host": host, "watch_slice": SLICE, **given}
         replica = args.get("replica") or {}
         several = replica.get("size", 1) > 1
         # For a table of the fleet every node speaks for itself, also where a partner is out of reach.
@@ -84,11 +90,32 @@ class ActionModule(ActionBase):
         while True:
             began = time.monotonic()
             call = {**args, **({"watch_token": token} if token else {})}
-            answer = self._call(host, "vllm_server", call, variables)
+            answer = self._with_question(host, call, variables) or self._call(host, "vllm_server", call, variables)
             self._show(host, answer, quiet=time.monotonic() - began > float(args["watch_slice"]) / 2)
             if not answer.get("pending"):
                 return answer
             token = answer["token"]
+
+    def _with_question(self, host: str, call: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any] | None:
+        """Where a rollout asks what would change, ask the server a question in the same process, if nothing would.
+
+        Its task takes the answer then. None where only the module is to be asked.
+        """
+        wanted = variables.get("__vllm_server_question")
+        if not (wanted and variables.get("__vllm_server_asked") and self._task.check_mode):
+            return None
+        try:
+            question = {**self._templar.template(wanted), "check_mode": False}
+        except AnsibleError:
+            return None
+        every = [{"module": "vllm_server", "args": call}, question]
+        text = questions.pack(every, lambda name: str(module_loader.find_plugin(name, mod_type=".py")))
+        told = self._call(host, "node_survey", {"questions": text}, variables)
+        if not told.get("answers"):
+            return told
+        answer: dict[str, Any] = told["answers"][0]
+        answer["ansible_facts"] = {questions.FACT: questions.kept([question], told["answers"][1:])}
+        return answer
 
     def _with_partners(
         self, host: str, replica: dict[str, Any], args: dict[str, Any], variables: dict[str, Any]

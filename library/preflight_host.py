@@ -129,6 +129,13 @@ options:
     type: list
     elements: str
     default: []
+  ask:
+    description:
+      - Names of variables that hold questions, C({module, args}), which later tasks will ask of this node. They are asked in the same process; the action
+        keeps the answers as the fact C(vllm_fleet_answers). One that cannot be put yet is left to its task.
+    type: list
+    elements: str
+    default: []
   findings:
     description: Findings of other checks, of the same form as RV(findings), to be judged together with these.
     type: list
@@ -282,6 +289,7 @@ def main() -> None:
             "clock": {"type": "bool", "default": True},
             "sysctls": {"type": "dict", "default": {}},
             "accept": {"type": "list", "elements": "str", "default": []},
+            "ask": {"type": "list", "elements": "str", "default": []},
             "findings": {"type": "list", "elements": "dict", "default": []},
             "inventory": {"type": "bool", "default": True},
             "late": {"type": "dict", "default": {}},

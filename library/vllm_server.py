@@ -210,6 +210,11 @@ options:
       What this node is in a server over several nodes, as the filter C(vllm_replica) works it out from the inventory.
       The action plugin then brings all nodes of the replica through the run together.
     type: dict
+  place:
+    description:
+      - Several of these options at once, as the filter C(vllm_replica) works them out from the inventory - O(args), O(env), O(entrypoint), O(devices),
+        O(capabilities), O(volumes), O(network_mode), O(bind), O(replica). What is empty counts as not given. The action plugin takes it apart.
+    type: dict
   replica_step:
     description: Where a node of a replica stands in that run. Set by the action plugin.
     type: dict
@@ -474,6 +479,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     # A position in a watch, not a secret; the name would make Ansible ask.
     "watch_token": {"type": "dict", "no_log": False},
     "replica": {"type": "dict"},
+    "place": {"type": "dict"},
     "replica_step": {"type": "dict"},
 }
 

@@ -1,0 +1,65 @@
+"""Variables against the roles' specifications: what somebody has set, all of it at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ansible.module_utils.vllm_fleet import role_specs
+
+ROLES = Path(__file__).resolve().parents[2] / "roles"
+OPTIONS = {
+    "r_port": {"type": "int", "default": 1, "description": "x"},
+    "r_mode": {"type": "str", "choices": ["a", "b"], "required": True},
+    "r_list": {"type": "list", "elements": "int"},
+    "r_key": {"type": "int", "no_log": True},
+    "r_deep": {"type": "dict", "options": {"n": {"type": "int"}}},
+}
+
+
+def test_only_what_differs_from_the_roles_own_default_is_looked_at():
+    defaults = {"r_port": 1, "r_mode": "{{ other }}"}
+    assert role_specs.given(OPTIONS, defaults, {"r_port": 1, "r_mode": "{{ other }}", "foreign": 3}) == []
+    assert role_specs.given(OPTIONS, defaults, {"r_port": 2, "r_mode": "a", "r_list": []}) == [
+        "r_port",
+        "r_mode",
+        "r_list",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected", "got", "remedy"),
+    [
+        ("r_port", "many", "int", "'many'", "correct the variable"),
+        ("r_mode", "c", "one of a, b", "'c'", "correct the variable"),
+        ("r_list", ["x"], "list of int", "['x']", "correct the variable"),
+        ("r_port", "x" * 90, "int", "'" + "x" * 56 + "...", "correct the variable"),
+        ("r_key", "s3cret", "int", "(not shown)", "correct the variable"),
+    ],
+)
+def test_what_is_wrong_is_a_refusal_in_a_line(name, value, expected, got, remedy):
+    [one] = role_specs.judge(OPTIONS, {name: value})
+    assert (one.level, one.what, one.expected, one.got, one.remedy) == ("refused", name, expected, got, remedy)
+
+
+def test_inside_a_dictionary_the_place_is_told():
+    [one] = role_specs.judge(OPTIONS, {"r_deep": {"n": "x"}})
+    assert one.remedy.startswith("correct the variable: ") and "r_deep" in one.remedy and "'n'" in one.remedy
+
+
+def test_right_values_are_no_findings():
+    assert role_specs.judge(OPTIONS, {"r_port": "8", "r_mode": "a", "r_list": [1], "r_deep": {"n": 1}}) == []
+
+
+@pytest.mark.parametrize("role", role_specs.ROLES)
+def test_the_roles_defaults_pass_their_own_specification(role):
+    """Where they are no templates."""
+    options = yaml.safe_load((ROLES / role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"][
+        "options"
+    ]
+    defaults = yaml.safe_load((ROLES / role / "defaults/main.yml").read_text()) or {}
+    values = {n: v for n, v in defaults.items() if n in options and v is not None and "{{" not in str(v)}
+    assert len(values) > 2
+    assert role_specs.judge(options, values) == []
