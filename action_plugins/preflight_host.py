@@ -228,7 +228,7 @@ class ActionModule(ActionBase):
         for name in names:
             with contextlib.suppress(AnsibleError, KeyError):
                 found.append(templar.template(variables[name]))
-        return found
+        return [one for one in found if one]
 
 
 def _read(page: Path) -> Any:
