@@ -16,6 +16,8 @@ from typing import Any
 
 #: Name of the fact that holds the answers of a host: a list of {module, args, answer}.
 FACT = "vllm_fleet_answers"
+#: Options that are not kept, for a fact is shown with -v. In one run a host has one key.
+SECRET = ("api_key",)
 #: What of a module's answer must be true besides that it neither failed nor would change anything.
 RIGHT = {"docker_engine": "right", "vllm_image": "present", "hf_snapshot": "complete"}
 
@@ -65,18 +67,22 @@ def _ask(name: str, source: str) -> dict[str, Any]:
 def kept(questions: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Put questions and answers together as the fact has them."""
     pairs = zip(questions, answers, strict=False)
-    return [{"module": q["module"], "args": q["args"], "answer": dict(a)} for q, a in pairs]
+    return [{"module": q["module"], "args": _shown(q["args"]), "answer": dict(a)} for q, a in pairs]
 
 
 def answer_to(kept_answers: Any, module: str, args: Mapping[str, Any]) -> dict[str, Any] | None:
     """Give the answer to just this question, if it says that there is nothing to do."""
     for row in kept_answers or []:
         answer = row["answer"]
-        if row["module"] != module or _plain(row["args"]) != _plain(args):
+        if row["module"] != module or _plain(row["args"]) != _plain(_shown(args)):
             continue
         if not answer.get("failed") and not answer.get("changed") and answer.get(RIGHT.get(module, ""), True):
             return dict(answer)
     return None
+
+
+def _shown(args: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in args.items() if name not in SECRET}
 
 
 def _plain(args: Mapping[str, Any]) -> str:

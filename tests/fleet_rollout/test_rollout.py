@@ -7,6 +7,7 @@ import re
 import subprocess
 import threading
 import time
+from collections import Counter
 
 import pytest
 from load import Load
@@ -72,10 +73,14 @@ def all_up(scene):
 
 
 def test_run_again_changes_nothing(scene):
-    run = scene.deploy().ok()
+    run = scene.deploy("-vvv").ok()
     assert set(run.recap("changed").values()) == {0}, run.output
     assert "Nothing to replace: node1, node2, node3 and node4 serve what is described" in run.text
     assert all_up(scene)
+    # Every node is asked twice: for all that it has, and what would change together with the question to the model.
+    asked = Counter(re.findall(r"Using module file \S*/(\w+)\.py", run.output))
+    assert asked["node_survey"] == 2 * len(ALL), asked
+    assert not asked.keys() & {"preflight_host", "docker_engine", "vllm_image", "hf_snapshot", "vllm_server", "vllm_chat"}
 
 
 def test_an_edit_is_predicted_and_nothing_is_touched(scene):

@@ -97,6 +97,12 @@ def test_an_answer_is_taken_where_nothing_is_to_be_done(module, answer, taken):
     assert questions.answer_to(None, module, {"a": [1]}) is None
 
 
+def test_a_key_is_not_kept():
+    kept = questions.kept([{"module": "vllm_chat", "args": {"url": "u", "api_key": "s3cret"}}], [{"results": [1]}])
+    assert "s3cret" not in json.dumps(kept)
+    assert questions.answer_to(kept, "vllm_chat", {"url": "u", "api_key": "s3cret"}) == {"results": [1]}
+
+
 def imports(path):
     """What a module's file takes from this project's module_utils."""
     found = set()
