@@ -80,7 +80,14 @@ def test_run_again_changes_nothing(scene):
     # Every node is asked twice: for all that it has, and what would change together with the question to the model.
     asked = Counter(re.findall(r"Using module file \S*/(\w+)\.py", run.output))
     assert asked["node_survey"] == 2 * len(ALL), asked
-    assert not asked.keys() & {"preflight_host", "docker_engine", "vllm_image", "hf_snapshot", "vllm_server", "vllm_chat"}
+    assert not asked.keys() & {
+        "preflight_host",
+        "docker_engine",
+        "vllm_image",
+        "hf_snapshot",
+        "vllm_server",
+        "vllm_chat",
+    }
 
 
 def test_an_edit_is_predicted_and_nothing_is_touched(scene):
