@@ -160,6 +160,7 @@ class Watch:
         without it a slice ends with its news, and whoever calls the next one is away for that moment.
         """
         self._feed_news, self._fed = feed, 0
+        self._latest = -1.0  # of the lines that the news tell of
         self._idle, self._wake, self._partners_idle = idle, wake, partners_idle
         self._alarm, self._alarmed = alarm, False
         self._source, self._id, self._endpoint, self._limits = source, container, endpoint, limits
@@ -331,6 +332,7 @@ class Watch:
             if len(self._news) > self._fed and self._news[-1].stage == event.stage:
                 # The same stage gets on: one line, with the latest of it.
                 self._news[-1] = replace(self._news[-1], detail=event.detail)
+                self._latest = at
             elif self._stages[-1]["at"] == round(at, 3) or first_whole:
                 self._news.append(News(at, event.stage, event.detail))
                 news = True
@@ -471,7 +473,7 @@ class Watch:
     def _outcome(self, verdict: str, age: float, detail: str = "") -> Outcome:
         token = self._token
         if token is not None:
-            token.shown = max([token.shown, *(n.at for n in self._news)])
+            token.shown = max([token.shown, self._latest, *(n.at for n in self._news)])
         return Outcome(
             verdict,
             round(age, 3),

@@ -280,6 +280,14 @@ def test_a_slice_leaves_all_that_the_next_one_needs():
     assert second.stages == first.stages
 
 
+def test_what_a_slice_told_the_next_one_does_not_tell_again():
+    """Two lines of one stage are one line on the terminal; the second of them is told with it."""
+    docker = Docker([("log", line(5, LOADING)), ("log", line(16, SHARDS.replace("41/163", "163/163")))])
+    first = run(docker, limits=watch.Limits(1e8, 1e8, 5.0))
+    assert [(n.stage, round(n.at), n.detail) for n in first.news[1:]] == [("loading weights", 5, "163/163")]
+    assert run(docker, limits=watch.Limits(1e8, 1e8, 5.0), token=watch.Token(**first.token_dict())).news == []
+
+
 def test_a_change_of_stage_ends_a_slice_early():
     clock_ticks = run(Docker([("log", line(5, LOADING))]), limits=watch.Limits(1e8, 1e8, 3600.0))
     assert clock_ticks.verdict == "pending"
