@@ -24,7 +24,7 @@ from ansible.module_utils.vllm_fleet.preconditions import Refused
 from ansible.module_utils.vllm_fleet.replica import CONSEQUENCES, GUARD_TARGET
 from ansible.module_utils.vllm_fleet.spec import Spec
 from ansible.module_utils.vllm_fleet.survey import Survey
-from ansible.module_utils.vllm_fleet.watch import News, Outcome
+from ansible.module_utils.vllm_fleet.watch import News, Outcome, Token
 
 #: Seconds beyond the head's patience that a worker waits for the head's verdict.
 WORKER_SLACK = 120.0
@@ -96,19 +96,24 @@ class ReplicaLifecycle(Lifecycle):
 
         A rank that fails takes seconds to clear up. What it failed of stands in its log before the guard's word.
         """
+        found = None
         if outcome.alarmed and self.passage.phase != "restore":
-            ended = replace(outcome, verdict="exited")
-            log, alone = self._log_of_start(current, ended)
-            # What comes after the guard's word comes of its ending the server.
-            said, _, _ = log.partition(replica_guard.ENDING.encode())
-            self._diagnose(ended, said.decode(errors="replace"), one_start=alone)
-            failure = self.passage.failure or {}
-            if failure.get("class") not in CONSEQUENCES:
-                failure["lost"] = True
-                self._save_log(log, str(current["Id"]))
-                return self._put_back(ended)
-            self.passage.failure, self.passage.msg = None, ""
-        return super()._pending(current, outcome)
+            found = self._own_reason(current, replace(outcome, verdict="exited"))
+        return found or super()._pending(current, outcome)
+
+    def _own_reason(self, current: Mapping[str, Any], ended: Outcome) -> dict[str, Any] | None:
+        """Read in this rank's log what it failed of, if it did."""
+        log, alone = self._log_of_start(current, ended)
+        # What comes after the guard's word comes of its ending the server.
+        said, _, _ = log.partition(replica_guard.ENDING.encode())
+        self._diagnose(ended, said.decode(errors="replace"), one_start=alone)
+        failure = self.passage.failure or {}
+        if failure.get("class") not in CONSEQUENCES:
+            failure["lost"] = True
+            self._save_log(log, str(current["Id"]))
+            return self._put_back(ended)
+        self.passage.failure, self.passage.msg = None, ""
+        return None
 
     def _feed(self, file: Path, news: Sequence[News]) -> None:
         with contextlib.suppress(OSError):  # it is for the eye alone; a full disk is told by the server's own end
@@ -156,6 +161,8 @@ class ReplicaLifecycle(Lifecycle):
         current = self.engine.container(self.name)
         if name == "give_up":
             return self._give_up(current)
+        if name == "why":
+            return self._why(current)
         if name == "ready":
             return self._partner_ready(current)
         if p.held == "start" and current is not None:
@@ -184,6 +191,13 @@ class ReplicaLifecycle(Lifecycle):
         age = float(self.step.get("age") or 0.0)
         stages = [{"stage": "ready with its head", "at": round(age, 3)}]
         return self._ready(Outcome("ready", age, stages=stages, stage="ready", describe="ready"))
+
+    def _why(self, current: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Answer for a rank that was still going when a partner failed: perhaps it was the first to fail."""
+        p = self.passage
+        ended = Outcome("exited", 0.0, token=Token(**p.watch) if p.watch else None)
+        found = self._own_reason(current, ended) if current else None
+        return found or self._result(current) | {"pending": True, "token": asdict(p)}
 
     # -- failure -----------------------------------------------------------------------------------------------
 

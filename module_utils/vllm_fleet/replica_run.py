@@ -227,8 +227,12 @@ class ReplicaRun:
                     return self._is_back(answer)
                 if self._bad(topic):
                     return self._not_back(answer)
-            elif answer.get("failure") or answer.get("failed") or answer.get("unreachable") or self._bad():
+            elif answer.get("failure") or answer.get("failed") or answer.get("unreachable"):
                 return self._down(answer, token)
+            elif self._bad():
+                # This rank may have failed first, and not have ended yet: what it failed of is in its log.
+                answer = self._step("why", token=token)
+                return self._down(answer, answer.get("token") or token)
             elif not answer.get("pending"):
                 return self._all_ready(answer, token)
             if self._head_is(topic, "ready"):

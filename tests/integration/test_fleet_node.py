@@ -166,7 +166,7 @@ def docker_ce(bed: Bed) -> Iterator[dict[str, Any]]:
     bed.sh(f"{files} | tar -c --dereference -f /engine.tar -T - 2>/dev/null")
     docker("cp", f"{bed.node.container}:/engine.tar", str(archive))
     with tarfile.open(archive) as tar:
-        tar.extractall(programs, filter="data")
+        tar.extractall(programs)  # noqa: S202  of our own node; Python 3.11.2 of Debian 12 has no filter for it
     archive.unlink()
     bed.sh(
         "rm /engine.tar; docker rm -f $(docker ps -aq) >/dev/null; systemctl stop docker.socket docker containerd;"

@@ -101,7 +101,7 @@ def test_the_old_server_comes_back(server, sliced):
     old = server.ready(**release(1))["container"]["id"]
     phases = []
     if sliced:
-        options = release(2, env=BAD["env"] | {"STANDIN_START_SECONDS": 1})
+        options = release(2, env=BAD["env"] | {"STANDIN_START_SECONDS": 4})
         result = server.run(slice_seconds=0.3, **options)
         while result.get("pending"):
             phases.append(result["progress"]["phase"])

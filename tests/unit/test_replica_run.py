@@ -176,6 +176,29 @@ def test_what_a_slice_has_to_tell_is_shown_while_it_goes_on_and_once(tmp_path, m
     assert (early, head.shown) == (news[:2], news)
 
 
+def test_a_rank_that_was_still_going_is_asked_whether_it_failed_first(tmp_path):
+    """Its head lost it, ended and said so, before the rank itself had ended or its guard had said a word."""
+    consequence = {"class": "collective_init", "cause": "no group"}
+    reason = {"class": "disk_full", "cause": "no space", "lost": True}
+    over = threading.Event()
+
+    def goes(args):
+        over.wait(10)
+        return WATCHING
+
+    back = {"give_up": {"failed": True, "rolled_back": True}}
+    head = node("n1", tmp_path, go={**WATCHING, "failure": consequence, "msg": "n1 failed"}, **back)
+    worker = node("n2", tmp_path, go=goes, why={**WATCHING, "failure": reason, "msg": "n2 failed"}, **back)
+    worker.run.wake = lambda _: over.set()
+    asked = []
+    head.answers["give_up"] = lambda args: asked.append(args["replica_step"]["failure"]) or back["give_up"]
+    together(head, worker)
+    assert asked == [{"class": "disk_full", "cause": "no space", "host": "n2"}]
+    assert "why" in worker.steps and "why" not in head.steps
+    assert worker.said == ["[n2] failed, disk_full: no space; all nodes of pair go back"]
+    assert head.said == []
+
+
 def test_nodes_tell_each_other_when_they_last_got_on(tmp_path):
     """A worker that hears of its head's progress goes on; both hear of it between slices shorter than the patience."""
     heard, slices, over = [], [], threading.Event()
