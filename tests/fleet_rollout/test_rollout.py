@@ -222,7 +222,7 @@ def test_an_image_that_one_node_lacks_ends_the_run_before_anything_is_touched(sc
 
 def test_a_killed_controller_and_a_node_without_power_leave_nothing_that_the_next_run_does_not_mend(scene, load, note):
     before = scene.servers()
-    slow = {"STANDIN_START_SECONDS": "8", "STANDIN_TOKEN_DELAY": "0.02"}
+    slow = {"STANDIN_START_SECONDS": "7", "STANDIN_TOKEN_DELAY": "0.02"}
     run = scene.start(vllm_server_env=slow)
     run.until(r"\[node1\] starting container")
     run.kill()
