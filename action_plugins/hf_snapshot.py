@@ -43,12 +43,12 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         args = {key: value for key, value in self._task.args.items() if key not in ("wait", "follow")}
-        if task_vars.get("__answered"):
-            facts = (task_vars.get("ansible_facts") or {}).get(questions.FACT)
-            known = questions.answer_to(facts, self._task.action, args)
-            if known:
-                result.update(known)
-                return result
+        known = None
+        if self._templar.template(task_vars.get("__answered", False)):
+            known = questions.answer_to(task_vars.get("ansible_facts"), self._task.action, args)
+        if known:
+            result.update(known)
+            return result
         if not takes_long(args) or self._task.check_mode:
             result.update(self._call(args, task_vars))
             return result

@@ -202,21 +202,19 @@ class ActionModule(ActionBase):
     def _ask(self, args: dict[str, Any], facts: dict[str, str], variables: dict[str, Any]) -> dict[str, Any]:
         """Ask the module, and in the same process what later tasks will ask (`ask`, names of variables)."""
         more = self._questions(args.pop("ask", None) or [], facts, variables)
-        if not more:
-            answer: dict[str, Any] = self._execute_module(
-                module_name="preflight_host", module_args=args, task_vars=variables
-            )
+
+        def call(module: str, options: dict[str, Any]) -> dict[str, Any]:
+            answer: dict[str, Any] = self._execute_module(module_name=module, module_args=options, task_vars=variables)
             return answer
-        every = [{"module": "preflight_host", "args": args}, *more]
-        text = questions.pack(every, lambda name: str(module_loader.find_plugin(name, mod_type=".py")))
-        told: dict[str, Any] = self._execute_module(
-            module_name="node_survey", module_args={"questions": text}, task_vars=variables
+
+        if not more:
+            return call("preflight_host", args)
+        return questions.survey(
+            {"module": "preflight_host", "args": args},
+            more,
+            lambda name: str(module_loader.find_plugin(name, mod_type=".py")),
+            lambda text: call("node_survey", {"questions": text}),
         )
-        if not told.get("answers"):
-            return told
-        own: dict[str, Any] = told["answers"][0]
-        own["ansible_facts"] = {questions.FACT: questions.kept(more, told["answers"][1:])}
-        return own
 
     def _questions(self, names: list[str], facts: dict[str, str], variables: dict[str, Any]) -> list[dict[str, Any]]:
         """Those that can be put now: some lean on what a task before finds out."""

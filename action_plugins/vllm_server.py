@@ -68,7 +68,8 @@ class ActionModule(ActionBase):
         host = str(variables.get("inventory_hostname", "localhost"))
         given = dict(self._task.args)
         place = given.pop("place", None) or {}
-        given |= {key: value for key, value in place.items() if value not in (None, [], "")}
+        # An empty list is an answer, too: no devices at all.
+        given |= {key: value for key, value in place.items() if value is not None}
         args = {"reported_host": host, "watch_slice": SLICE, **given}
         replica = args.get("replica") or {}
         several = replica.get("size", 1) > 1
@@ -105,17 +106,15 @@ class ActionModule(ActionBase):
         if not (wanted and variables.get("__vllm_server_asked") and self._task.check_mode):
             return None
         try:
-            question = {**self._templar.template(wanted), "check_mode": False}
+            question = self._templar.template(wanted)
         except AnsibleError:
             return None
-        every = [{"module": "vllm_server", "args": call}, question]
-        text = questions.pack(every, lambda name: str(module_loader.find_plugin(name, mod_type=".py")))
-        told = self._call(host, "node_survey", {"questions": text}, variables)
-        if not told.get("answers"):
-            return told
-        answer: dict[str, Any] = told["answers"][0]
-        answer["ansible_facts"] = {questions.FACT: questions.kept([question], told["answers"][1:])}
-        return answer
+        return questions.survey(
+            {"module": "vllm_server", "args": call},
+            [question],
+            lambda name: str(module_loader.find_plugin(name, mod_type=".py")),
+            lambda text: self._call(host, "node_survey", {"questions": text}, variables),
+        )
 
     def _with_partners(
         self, host: str, replica: dict[str, Any], args: dict[str, Any], variables: dict[str, Any]

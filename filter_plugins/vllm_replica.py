@@ -60,7 +60,8 @@ def _options(found: dict[str, Any], given: Mapping[str, Any], replica: Any, spec
         "args": replica.args(given["args"], found),
         # What the user says about one host wins over what follows from its place.
         "env": {**replica.environment(found), **given["env"]},
-        "entrypoint": replica.entrypoint(found, given["entrypoint"] or [], ident),
+        # None is the image's own.
+        "entrypoint": replica.entrypoint(found, given["entrypoint"] or [], ident) or None,
         "devices": replica.devices(found, given["devices"], spec.ROCM_DEVICES if rocm else ()),
         "capabilities": replica.capabilities(found, given["capabilities"], spec.ROCM_CAPABILITIES if rocm else ()),
         "volumes": [*given["volumes"], *replica.volumes(found, str(given["state_dir"]))],

@@ -12,7 +12,7 @@ description:
 options:
   questions:
     description:
-      - JSON, a list of C({module, source, args, check_mode}). Each is asked in check mode unless its C(check_mode) is V(false).
+      - JSON, a list of C({module, source, args}). Each is asked in check mode.
       - A text, and secret as a whole, for the options of a module may be.
     type: str
     required: true
@@ -34,7 +34,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 answers:
-  description: What each module answered, up to the first that failed or would change something.
+  description: What each module answered, up to the first that has something to do.
   type: list
   elements: dict
   returned: always

@@ -213,7 +213,7 @@ options:
   place:
     description:
       - Several of these options at once, as the filter C(vllm_replica) works them out from the inventory - O(args), O(env), O(entrypoint), O(devices),
-        O(capabilities), O(volumes), O(network_mode), O(bind), O(replica). What is empty counts as not given. The action plugin takes it apart.
+        O(capabilities), O(volumes), O(network_mode), O(bind), O(replica). What is null counts as not given. The action plugin takes it apart.
     type: dict
   replica_step:
     description: Where a node of a replica stands in that run. Set by the action plugin.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ RIGHT = {"docker_engine": "right", "vllm_image": "present", "hf_snapshot": "comp
 
 
 def pack(questions: Sequence[Mapping[str, Any]], find: Callable[[str], str]) -> str:
-    """Write questions ({module, args, check_mode}) with the sources of their modules, whose paths ``find`` gives.
+    """Write questions ({module, args}) with the sources of their modules, whose paths ``find`` gives.
 
     One text, so that whoever logs a module's options takes it for one secret.
     """
@@ -31,7 +32,9 @@ def pack(questions: Sequence[Mapping[str, Any]], find: Callable[[str], str]) -> 
 
 
 def ask_all(text: str, basic: Any) -> list[dict[str, Any]]:
-    """Ask one after the other, up to the first that failed or would change something; gives their answers.
+    """Ask one after the other, in check mode, up to the first that has something to do; gives their answers.
+
+    What comes after that one may find another node: an engine whose data moves, an image that is pulled.
 
     ``basic``: Ansible's module of that name, through which a module gets its options.
     """
@@ -40,11 +43,10 @@ def ask_all(text: str, basic: Any) -> list[dict[str, Any]]:
     answers: list[dict[str, Any]] = []
     try:
         for question in json.loads(text):
-            mode = {"_ansible_check_mode": question.get("check_mode", True)}
-            options = {**common, **question["args"], **mode}
+            options = {**common, **question["args"], "_ansible_check_mode": True}
             basic._ANSIBLE_ARGS = json.dumps({"ANSIBLE_MODULE_ARGS": options}).encode()
             answers.append(_ask(question["module"], question["source"]))
-            if answers[-1].get("failed") or answers[-1].get("changed"):
+            if not settled(question["module"], answers[-1]):
                 break
     finally:
         basic._ANSIBLE_ARGS = given
@@ -58,32 +60,45 @@ def _ask(name: str, source: str) -> dict[str, Any]:
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
             exec(compile(source, f"{name}.py", "exec", dont_inherit=True), {"__name__": "__main__"})  # noqa: S102  our own
         answer: dict[str, Any] = json.loads(said.getvalue())
-    except Exception as exc:  # noqa: BLE001  the module's own task will meet it, and tell it whole
-        return {"failed": True, "msg": f"{name}: {type(exc).__name__}: {exc}"}
+    except Exception as exc:  # noqa: BLE001  whatever a module may raise
+        return {"failed": True, "msg": f"{name}: {type(exc).__name__}: {exc}", "exception": traceback.format_exc()}
     answer.pop("invocation", None)
     return answer
 
 
-def kept(questions: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Put questions and answers together as the fact has them."""
-    pairs = zip(questions, answers, strict=False)
-    return [{"module": q["module"], "args": _shown(q["args"]), "answer": dict(a)} for q, a in pairs]
+def settled(module: str, answer: Mapping[str, Any]) -> bool:
+    """Whether an answer says that there is nothing to do."""
+    return not answer.get("failed") and not answer.get("changed") and bool(answer.get(RIGHT.get(module, ""), True))
 
 
-def answer_to(kept_answers: Any, module: str, args: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Give the answer to just this question, if it says that there is nothing to do."""
-    for row in kept_answers or []:
-        answer = row["answer"]
-        if row["module"] != module or _plain(row["args"]) != _plain(_shown(args)):
-            continue
-        if not answer.get("failed") and not answer.get("changed") and answer.get(RIGHT.get(module, ""), True):
-            return dict(answer)
+def survey(
+    first: Mapping[str, Any], more: Sequence[Mapping[str, Any]], find: Callable[[str], str], call: Callable[[str], Any]
+) -> dict[str, Any]:
+    """Ask ``first`` and, with it, ``more``: gives the first's answer, with the others' as a fact.
+
+    ``call`` runs the module `node_survey` with the packed questions; what it gives without answers is given as it is.
+    """
+    told: dict[str, Any] = call(pack([first, *more], find))
+    if not told.get("answers"):
+        return told
+    own, *others = told["answers"]
+    pairs = zip(more, others, strict=False)
+    rows = [{"module": q["module"], "args": _shown(q["args"]), "answer": answer} for q, answer in pairs]
+    return {**own, "ansible_facts": {FACT: rows}}
+
+
+def answer_to(facts: Mapping[str, Any] | None, module: str, args: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Give what the host's ``facts`` have as the answer to just this question, if there is nothing to do."""
+    for row in (facts or {}).get(FACT) or []:
+        same = row["module"] == module and _plain(row["args"]) == _plain(_shown(args))
+        if same and settled(module, row["answer"]):
+            return dict(row["answer"])
     return None
 
 
 def _shown(args: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in args.items() if name not in SECRET}
+    return {name: value for name, value in args.items() if name not in SECRET and value is not None}
 
 
 def _plain(args: Mapping[str, Any]) -> str:
-    return json.dumps({k: v for k, v in args.items() if v is not None}, sort_keys=True, default=str)
+    return json.dumps(args, sort_keys=True, default=str)

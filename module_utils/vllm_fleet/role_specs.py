@@ -1,6 +1,6 @@
-"""A host's variables against the specifications of the roles (meta/argument_specs.yml), all at once. Pure.
+"""A host's variables against the specifications of the roles (meta/argument_specs.yml), all at once.
 
-Ansible does this too, in a task for each role on each host, and ends at the first that is wrong.
+Ansible does this too, in a task for each role on each host, and ends at the first that is wrong. The judge is its own.
 """
 
 from __future__ import annotations

@@ -55,10 +55,19 @@ def survey(tmp_path, *asked):
 
 
 def test_each_is_asked_as_its_own_process_would_be(tmp_path):
-    one, two = survey(tmp_path, {"args": {"say": "a", "secret": "s3"}}, {"args": {"say": "b"}, "check_mode": False})
+    one, two = survey(tmp_path, {"args": {"say": "a", "secret": "s3"}}, {"args": {"say": "b"}})
     assert (one["changed"], one["dry"], one["said"]) == (False, True, ["a", "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"])
-    assert (two["dry"], two["said"]) == (False, ["b", None])
+    assert (two["dry"], two["said"]) == (True, ["b", None])
     assert "invocation" not in one
+
+
+def test_after_an_engine_that_is_not_right_no_image_is_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(questions, "_ask", lambda name, _: {"right": False} if name == "docker_engine" else {})
+    text = json.dumps(
+        [{"module": m, "args": {}, "source": ""} for m in ("preflight_host", "docker_engine", "vllm_image")]
+    )
+    basic = type("basic", (), {"_ANSIBLE_ARGS": b'{"ANSIBLE_MODULE_ARGS": {}}'})
+    assert questions.ask_all(text, basic) == [{}, {"right": False}]
 
 
 @pytest.mark.parametrize(("say", "told"), [("change", {"changed": True}), ("fail", {"failed": True, "msg": "no"})])
@@ -69,7 +78,9 @@ def test_after_one_that_has_something_to_do_none_is_asked(tmp_path, say, told):
 
 
 def test_one_that_crashes_or_is_asked_wrongly_has_failed(tmp_path):
-    assert survey(tmp_path, {"args": {"say": "crash"}})[0] == {"failed": True, "msg": "m: ValueError: oh"}
+    crashed = survey(tmp_path, {"args": {"say": "crash"}})[0]
+    assert (crashed["failed"], crashed["msg"]) == (True, "m: ValueError: oh")
+    assert 'raise ValueError("oh")' in crashed["exception"] or "in main" in crashed["exception"]
     assert "missing required arguments: say" in survey(tmp_path, {"args": {}})[0]["msg"]
 
 
@@ -89,18 +100,33 @@ def test_one_that_crashes_or_is_asked_wrongly_has_failed(tmp_path):
     ],
 )
 def test_an_answer_is_taken_where_nothing_is_to_be_done(module, answer, taken):
-    kept = questions.kept([{"module": module, "args": {"a": [1], "b": None}}], [answer])
-    assert questions.answer_to(kept, module, {"a": [1]}) == (answer if taken else None)
+    facts = asked({"module": module, "args": {"a": [1], "b": None}}, answer)
+    assert questions.settled(module, answer) is taken
+    assert questions.answer_to(facts, module, {"a": [1]}) == (answer if taken else None)
     # Only for just this question.
-    assert questions.answer_to(kept, module, {"a": [2]}) is None
-    assert questions.answer_to(kept, "other", {"a": [1]}) is None
+    assert questions.answer_to(facts, module, {"a": [2]}) is None
+    assert questions.answer_to(facts, "other", {"a": [1]}) is None
     assert questions.answer_to(None, module, {"a": [1]}) is None
 
 
+def asked(question, answer):
+    """Facts of a host that was asked something first, and ``question`` with it."""
+    first = {"module": "first", "args": {}}
+    here = lambda _: __file__  # noqa: E731
+    told = questions.survey(first, [question], here, lambda _: {"answers": [{"changed": False}, answer]})
+    assert told.pop("changed") is False
+    return told["ansible_facts"]
+
+
 def test_a_key_is_not_kept():
-    kept = questions.kept([{"module": "vllm_chat", "args": {"url": "u", "api_key": "s3cret"}}], [{"results": [1]}])
-    assert "s3cret" not in json.dumps(kept)
-    assert questions.answer_to(kept, "vllm_chat", {"url": "u", "api_key": "s3cret"}) == {"results": [1]}
+    facts = asked({"module": "vllm_chat", "args": {"url": "u", "api_key": "s3cret"}}, {"results": [1]})
+    assert "s3cret" not in json.dumps(facts)
+    assert questions.answer_to(facts, "vllm_chat", {"url": "u", "api_key": "s3cret"}) == {"results": [1]}
+
+
+def test_a_node_that_does_not_answer_is_told_as_it_is():
+    lost = {"unreachable": True, "msg": "no route"}
+    assert questions.survey({"module": "m", "args": {}}, [], lambda _: __file__, lambda _: lost) == lost
 
 
 def imports(path):

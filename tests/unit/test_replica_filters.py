@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "filter_plugins"))
 
 from vllm_replica import (
+    vllm_replica,
     vllm_replica_findings,
     vllm_replica_offers,
     vllm_replica_partners,
@@ -27,6 +28,20 @@ SETTINGS = {"backend": "mp", "master_addr": "", "master_port": 0}
 
 def seen(host, args=None, **changes):
     return vllm_replica_seen(PAIR | changes, host, list(PAIR), {"tensor-parallel-size": 2, **(args or {})}, SETTINGS)
+
+
+def test_an_empty_list_is_an_answer_and_none_is_left_to_the_module():
+    given = {"args": {}, "env": {}, "entrypoint": [], "devices": [], "capabilities": None, "volumes": [], "bind": "::1"}
+    given |= {
+        "network_mode": "bridge",
+        "accelerator": "rocm",
+        "image": "i",
+        "model": "m",
+        "state_dir": "/s",
+        **SETTINGS,
+    }
+    place = vllm_replica(PAIR, "n3", list(PAIR), given)
+    assert (place["devices"], place["capabilities"], place["entrypoint"]) == ([], None, None)
 
 
 def test_a_place_in_a_replica_or_what_is_wrong_with_it():
