@@ -153,27 +153,51 @@ class Engine:
         restart by its policy comes sooner. Docker writes a death's event after the last of the output, and starts
         again after it, so two deaths' times give exactly one start.
         """
+        return b"".join(text for _, text in self._pieces(container, since, until))
+
+    def log_before(
+        self, container: str, word: bytes, since: float | None = None, until: float | None = None
+    ) -> tuple[bytes, bool]:
+        """Of both streams what came before the line with ``word``, and whether both have such a line by now.
+
+        For a word that was written into both: Docker copies the two side by side, so on a busy machine what was written
+        to one of them before may have come after what was written to the other.
+        """
+        before: list[tuple[bytes, bytes]] = []
+        ends = 0
+        for stream in ("stdout", "stderr"):
+            pieces = list(self._pieces(container, since, until, (stream,)))
+            end = next((number for number, (_, text) in enumerate(pieces) if word in text), None)
+            before += pieces[:end]
+            ends += end is not None
+        return b"".join(text for _, text in sorted(before, key=lambda piece: piece[0])), ends == 2
+
+    def _pieces(
+        self,
+        container: str,
+        since: float | None,
+        until: float | None,
+        streams: tuple[str, ...] = ("stdout", "stderr"),
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Give the timestamp and text of each piece of a log."""
         from docker.errors import APIError  # noqa: PLC0415
 
         low = _stamp(since) if since and since > 0 else b""
         high = _stamp(until + 0.001) if until else b"9"
         kwargs: dict[str, Any] = {"since": int(since)} if low and since else {}
-        pieces = []
+        kwargs |= {name: name in streams for name in ("stdout", "stderr")}
         try:
             # Piece by piece: each has its own timestamp, also within a line that Docker had to cut (16 KiB).
-            for piece in self._api.logs(
-                container, stdout=True, stderr=True, stream=True, follow=False, timestamps=True, **kwargs
-            ):
+            for piece in self._api.logs(container, stream=True, follow=False, timestamps=True, **kwargs):
                 stamp, _, text = piece.partition(b" ")
                 if low < stamp[: len(low)] or not low:
                     if stamp[: len(high)] > high:
                         continue
-                    pieces.append(text)
+                    yield stamp, text
         except APIError as exc:
-            return f"(the log could not be read: {_explain(exc)})\n".encode()
+            yield b"", f"(the log could not be read: {_explain(exc)})\n".encode()
         except OSError as exc:  # the engine went away; what came is better than nothing
-            pieces.append(f"(the log could not be read to its end: {exc})\n".encode())
-        return b"".join(pieces)
+            yield b"9", f"(the log could not be read to its end: {exc})\n".encode()
 
     def deaths(self, container: str, since: float) -> list[tuple[float, int]]:
         """Times (seconds since 1970) and exit codes of a container's ends from ``since`` on, oldest first.

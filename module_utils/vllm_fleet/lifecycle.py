@@ -412,10 +412,8 @@ class Lifecycle:
     def _failed(self, current: Mapping[str, Any] | None, outcome: Outcome) -> dict[str, Any]:
         """Say why, keep the log, and put the better container back."""
         p = self.passage
-        if current and self.node.rank(str(current["Id"])) is Rank.UNKNOWN:
-            previous = self.engine.container(self.name + PREVIOUS_SUFFIX)
-            with self._remembering():
-                self._note(str(current["Id"]), Rank.FAILED, tuple(str(c["Id"]) for c in (current, previous) if c))
+        if current:
+            self._note_failed(current)
         if p.failure:
             # The restore itself failed: both are told, the first is what the user must mend.
             p.msg = (
@@ -434,23 +432,37 @@ class Lifecycle:
         self._diagnose(outcome, log.decode(errors="replace"), one_start=alone)
         return self._put_back(outcome)
 
+    def _note_failed(self, current: Mapping[str, Any]) -> None:
+        """Remember that this container never became ready, unless more is known of it."""
+        if self.node.rank(str(current["Id"])) is Rank.UNKNOWN:
+            previous = self.engine.container(self.name + PREVIOUS_SUFFIX)
+            with self._remembering():
+                self._note(str(current["Id"]), Rank.FAILED, tuple(str(c["Id"]) for c in (current, previous) if c))
+
     def _log_of_start(self, current: Mapping[str, Any], outcome: Outcome) -> tuple[bytes, bool]:
         """Log of the start that was watched, and whether it holds that one alone.
 
         Docker's restart policy may have left it behind already, and others may have come before it.
         """
-        ident = str(current["Id"])
+        since, until = self._span_of_start(current, outcome)
+        log = self._scrubbed(self.engine.log(str(current["Id"]), since=since, until=until))
+        return log, until is not None or outcome.verdict != "restarting" or since is None
+
+    def _span_of_start(self, current: Mapping[str, Any], outcome: Outcome) -> tuple[float | None, float | None]:
+        """Say when the start that was watched began and ended, in seconds since 1970; None for never and not yet.
+
+        Notes its exit code in ``outcome``.
+        """
         begun = epoch(outcome.token.started_at if outcome.token else str(current["State"]["StartedAt"]))
-        if not begun:  # it was never started
-            return self._scrubbed(self.engine.log(ident)), True
-        deaths = self.engine.deaths(ident, begun - 60)
+        if not begun:
+            return None, None
+        deaths = self.engine.deaths(str(current["Id"]), begun - 60)
         # Docker notes a start a moment after the process began to write.
         since = max((at for at, _ in deaths if at < begun), default=begun - 2)
         until, code = next(((at, code) for at, code in deaths if at > begun), (outcome.died_at, None))
         if outcome.exit_code is None:
             outcome.exit_code = code
-        log = self._scrubbed(self.engine.log(ident, since=since, until=until))
-        return log, until is not None or outcome.verdict != "restarting"
+        return since, until
 
     def _put_back(self, outcome: Outcome) -> dict[str, Any]:
         """Bring back what served before; without it, leave the failed container stopped for whoever looks into it."""

@@ -22,10 +22,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import TextIO
 
 #: Exit code when another rank was lost (EX_TEMPFAIL): try again.
 LOST = 75
-#: What the log says when another rank is lost; who watches the start waits for it.
+#: What both streams of the log say when another rank is lost, before the server is ended; who watches waits for it.
 ENDING = "ending, so that all ranks start again together"
 #: Seconds between two attempts to reach the head, and between two lines that say who is waited for.
 RETRY, SAY = 0.5, 30.0
@@ -41,9 +42,9 @@ class Broken(Exception):
     """A rank is lost; the text says which."""
 
 
-def say(options: argparse.Namespace, text: str) -> None:
+def say(options: argparse.Namespace, text: str, stream: TextIO | None = None) -> None:
     """Print a line into the container's log."""
-    print(f"[replica] rank {options.rank} of {options.size}: {text}", flush=True)
+    print(f"[replica] rank {options.rank} of {options.size}: {text}", file=stream, flush=True)
 
 
 def keep_alive(link: socket.socket) -> None:
@@ -82,6 +83,8 @@ class Guard:
             return self._watch(child)
         except Broken as broken:
             say(self.options, f"{broken}; {ENDING}")
+            # Docker copies the streams side by side: what the server itself said before stands before this in each.
+            say(self.options, ENDING, sys.stderr)
             self._end()
             return LOST
 

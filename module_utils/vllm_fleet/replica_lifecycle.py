@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from ansible.module_utils.vllm_fleet.watch import News, Outcome, Token
 
 #: Seconds beyond the head's patience that a worker waits for the head's verdict.
 WORKER_SLACK = 120.0
+#: Seconds that the guard's word may take into both streams of Docker's log, and between two looks for it.
+LATE, LOOK = 5.0, 0.1
 #: Name of the difference on a node that has none of its own.
 WITH_PARTNERS = "replica"
 
@@ -101,19 +104,37 @@ class ReplicaLifecycle(Lifecycle):
             found = self._own_reason(current, replace(outcome, verdict="exited"))
         return found or super()._pending(current, outcome)
 
-    def _own_reason(self, current: Mapping[str, Any], ended: Outcome) -> dict[str, Any] | None:
-        """Read in this rank's log what it failed of, if it did."""
-        log, alone = self._log_of_start(current, ended)
-        # What comes after the guard's word comes of its ending the server.
-        said, _, _ = log.partition(replica_guard.ENDING.encode())
-        self._diagnose(ended, said.decode(errors="replace"), one_start=alone)
+    def _failed(self, current: Mapping[str, Any] | None, outcome: Outcome) -> dict[str, Any]:
+        """Where the guard ended the server, what the server failed of before that is the reason, if it did."""
+        found = None
+        if current and not self.passage.failure and outcome.exit_code == replica_guard.LOST:
+            found = self._own_reason(current, outcome)
+        return found or super()._failed(current, outcome)
+
+    def _own_reason(self, current: Mapping[str, Any], ended: Outcome, *, word: bool = True) -> dict[str, Any] | None:
+        """Read in this rank's log what it failed of, if it did. ``word``: the guard's word is there, or is to come."""
+        said = self._said_before_the_word(current, ended, LATE if word else 0.0)
+        # Without a death Docker has not restarted it, so this is one start in any case.
+        self._diagnose(ended, said.decode(errors="replace"), one_start=True)
         failure = self.passage.failure or {}
         if failure.get("class") not in CONSEQUENCES:
             failure["lost"] = True
-            self._save_log(log, str(current["Id"]))
+            self._note_failed(current)
+            self._save_log(self._log_of_start(current, ended)[0], str(current["Id"]))
             return self._put_back(ended)
         self.passage.failure, self.passage.msg = None, ""
         return None
+
+    def _said_before_the_word(self, current: Mapping[str, Any], ended: Outcome, patience: float) -> bytes:
+        """Give this start's log up to the guard's word: what comes after it comes of the guard's ending the server."""
+        deadline = time.monotonic() + patience
+        while True:
+            since, until = self._span_of_start(current, ended)
+            word = replica_guard.ENDING.encode()
+            said, whole = self.engine.log_before(str(current["Id"]), word, since, until)
+            if whole or until is not None or time.monotonic() >= deadline:
+                return self._scrubbed(said)
+            time.sleep(LOOK)  # nothing tells that Docker has written down what was said
 
     def _feed(self, file: Path, news: Sequence[News]) -> None:
         with contextlib.suppress(OSError):  # it is for the eye alone; a full disk is told by the server's own end
@@ -196,7 +217,8 @@ class ReplicaLifecycle(Lifecycle):
         """Answer for a rank that was still going when a partner failed: perhaps it was the first to fail."""
         p = self.passage
         ended = Outcome("exited", 0.0, token=Token(**p.watch) if p.watch else None)
-        found = self._own_reason(current, ended) if current else None
+        # A partner that ended was missed by this rank's guard at once; one that stalled was not.
+        found = self._own_reason(current, ended, word=bool(self.step.get("ended"))) if current else None
         return found or self._result(current) | {"pending": True, "token": asdict(p)}
 
     # -- failure -----------------------------------------------------------------------------------------------

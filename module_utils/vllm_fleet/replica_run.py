@@ -231,7 +231,7 @@ class ReplicaRun:
                 return self._down(answer, token)
             elif self._bad():
                 # This rank may have failed first, and not have ended yet: what it failed of is in its log.
-                answer = self._step("why", token=token)
+                answer = self._step("why", token=token, ended=self._partner_ended())
                 return self._down(answer, answer.get("token") or token)
             elif not answer.get("pending"):
                 return self._all_ready(answer, token)
@@ -353,6 +353,11 @@ class ReplicaRun:
         if any(v and ("failure" in v or v.get("ready") is False) for h, v in told.items() if h != self.host):
             return True
         return any(self.meeting.lost(h, topic) for h in self.meeting.partners)
+
+    def _partner_ended(self) -> bool:
+        """Whether a partner's server failed by ending: then it has an exit code."""
+        told = [(v or {}).get("failure") or {} for v in self.meeting.told("verdict").values()]
+        return any(failure.get("exit_code") is not None for failure in told)
 
     def _head_is(self, topic: str, word: str) -> bool:
         told = self.meeting.read(str(self.replica["head"]), topic)

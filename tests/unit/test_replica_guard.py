@@ -20,10 +20,10 @@ SLEEP = [sys.executable, "-c", "import time; print('serving', flush=True); time.
 class Rank:
     """One guard with what it runs."""
 
-    def __init__(self, rank, port, command=SLEEP, ident="r1", size=2, script=""):
+    def __init__(self, rank, port, command=SLEEP, ident="r1", size=2, script="", stderr=subprocess.STDOUT):
         words = [sys.executable, str(GUARD), "--rank", str(rank), "--size", str(size), "--head", "127.0.0.1"]
         words += ["--port", str(port), "--id", ident, *(["--exec", script] if script else []), "--", *command]
-        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stderr, text=True)
         self.said = ""
 
     def hears(self, text):
@@ -82,6 +82,19 @@ def test_a_rank_that_dies_takes_the_others_with_it(start, port, dies, other):
     assert ranks[dies].ends() == 128 + signal.SIGKILL
     assert ranks[other].ends() == 75
     assert f"rank {dies} has ended; ending, so that all ranks start again together" in ranks[other].said
+
+
+def test_the_word_is_in_both_streams_before_the_server_hears_of_it(start, port):
+    """Docker copies the streams side by side: in each of them it must stand before what its ending makes the server say."""
+    words = "import signal,sys,time; signal.signal(15, lambda *_: (print('bye', file=sys.stderr), sys.exit(1)));"
+    talks = [sys.executable, "-c", f"{words} print('serving', flush=True); time.sleep(60)"]
+    head, worker = start(0, port, talks, stderr=subprocess.PIPE), start(1, port)
+    head.hears("serving")
+    worker.process.kill()
+    assert head.ends() == 75
+    first, second = head.process.stderr.read().splitlines()
+    assert (first, second) == ("[replica] rank 0 of 2: ending, so that all ranks start again together", "bye")
+    head.process.stderr.close()
 
 
 def test_restarted_they_meet_again(start, port):

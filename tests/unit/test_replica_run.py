@@ -176,9 +176,13 @@ def test_what_a_slice_has_to_tell_is_shown_while_it_goes_on_and_once(tmp_path, m
     assert (early, head.shown) == (news[:2], news)
 
 
-def test_a_rank_that_was_still_going_is_asked_whether_it_failed_first(tmp_path):
-    """Its head lost it, ended and said so, before the rank itself had ended or its guard had said a word."""
-    consequence = {"class": "collective_init", "cause": "no group"}
+@pytest.mark.parametrize("code", [1, None])
+def test_a_rank_that_was_still_going_is_asked_whether_it_failed_first(tmp_path, code):
+    """Its head lost it, ended and said so, before the rank itself had ended or its guard had said a word.
+
+    Where the head ended, that word is to come and is waited for.
+    """
+    consequence = {"class": "collective_init", "cause": "no group", "exit_code": code}
     reason = {"class": "disk_full", "cause": "no space", "lost": True}
     over = threading.Event()
 
@@ -188,13 +192,20 @@ def test_a_rank_that_was_still_going_is_asked_whether_it_failed_first(tmp_path):
 
     back = {"give_up": {"failed": True, "rolled_back": True}}
     head = node("n1", tmp_path, go={**WATCHING, "failure": consequence, "msg": "n1 failed"}, **back)
-    worker = node("n2", tmp_path, go=goes, why={**WATCHING, "failure": reason, "msg": "n2 failed"}, **back)
+    ended = []
+
+    def why(args):
+        ended.append(args["replica_step"]["ended"])
+        return {**WATCHING, "failure": reason, "msg": "n2 failed"}
+
+    worker = node("n2", tmp_path, go=goes, why=why, **back)
     worker.run.wake = lambda _: over.set()
     asked = []
     head.answers["give_up"] = lambda args: asked.append(args["replica_step"]["failure"]) or back["give_up"]
     together(head, worker)
     assert asked == [{"class": "disk_full", "cause": "no space", "host": "n2"}]
-    assert "why" in worker.steps and "why" not in head.steps
+    assert ended == [code is not None]
+    assert "why" not in head.steps
     assert worker.said == ["[n2] failed, disk_full: no space; all nodes of pair go back"]
     assert head.said == []
 
