@@ -75,12 +75,20 @@ def hf_cache_by_rsync(team: Mapping[str, Any], hostvars: Mapping[str, Any]) -> l
 
 
 def hf_cache_missed(team: Mapping[str, Any], hostvars: Mapping[str, Any], me: str) -> str:
-    """Return why the blobs that ``me`` lacks have not arrived; an empty string when they have or none are lacking."""
+    """Return why the blobs that ``me`` lacks have not arrived; an empty string when they have or none are lacking.
+
+    What stands still is seen by the receivers; why, often by the seed alone: what ended it is said with it.
+    """
     if not _registered(hostvars, me, "__hf_cache_lack").get("wanted"):
         return ""
     if team["way"] == "swarm" and me in hf_cache_followers(team, hostvars):
         followed = _registered(hostvars, me, "__hf_cache_followed")
-        return "" if followed.get("finished") else str(followed.get("reason") or followed.get("msg") or "unreachable")
+        if followed.get("finished"):
+            return ""
+        why = str(followed.get("reason") or followed.get("msg") or "unreachable")
+        seed = _registered(hostvars, team["seed"], "__hf_cache_followed")
+        ended = seed.get("reason") if seed.get("ok") is False else ""
+        return f"{why}; {team['seed']}, which has all of it: {ended}" if ended else why
     copied = _registered(hostvars, me, "__hf_cache_copied")
     if copied.get("rc") == 0 and not copied.get("unreachable"):
         return ""

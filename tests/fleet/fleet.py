@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ipaddress
+import fcntl
 import itertools
 import json
 import os
@@ -24,12 +24,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from pathlib import Path
 
+import owner
 import yaml
+from addresses import ADDRESS_BLOCK, free_blocks, uplink_mtu
+from cut import Cut, cut_script
 from node_image import SUITES, VARIANTS, FleetError, cache_directory, docker, ensure_image, run, tar_of
 
 LABEL = "io.vllm-fleet.testbed"
@@ -37,15 +40,15 @@ LABEL_NODE = "io.vllm-fleet.testbed.node"
 LABEL_GROUP = "io.vllm-fleet.testbed.group"
 LABEL_SUITE = "io.vllm-fleet.testbed.suite"
 LABEL_DIRECTORY = "io.vllm-fleet.testbed.directory"
+LABEL_OWNER = "io.vllm-fleet.testbed.owner"
+# Of volumes that nodes mount and that a fleet's maker filled.
+LABEL_FILES = "io.vllm-fleet.testbed.files"
 
 USER = "ops"
 # Seconds from power-on to "running" and an answering sshd; about 3 here for one node, 10 for five at once.
 BOOT_DEADLINE = 120.0
 # Written by `up` into its directory, removed by `down`.
 FILES = ("inventory.yml", "ssh_config", "known_hosts", "id_ed25519", "id_ed25519.pub")
-# A /24 of this block per fleet; skipped where the machine or another Docker network uses it.
-ADDRESS_BLOCK = ipaddress.IPv4Network("10.213.0.0/16")
-
 # Linux capabilities by number, as Docker spells them. 38 to 40 (PERFMON, BPF, CHECKPOINT_RESTORE) are left out:
 # Docker 20.10 refuses a container that names them.
 CAPABILITIES = (
@@ -92,28 +95,6 @@ def parse_nodes(text: str) -> list[str]:
     return suites
 
 
-def used_networks() -> list[ipaddress.IPv4Network]:
-    """Networks that this machine routes to or that Docker has given away."""
-    used = []
-    for route in json.loads(run(["ip", "-j", "-4", "route", "show", "table", "all"]).stdout or "[]"):
-        with contextlib.suppress(ValueError):  # "default" and route types are no networks
-            used.append(ipaddress.IPv4Network(route["dst"], strict=False))
-    ids = docker("network", "ls", "-q").split()
-    for network in json.loads(docker("network", "inspect", *ids)) if ids else []:
-        for pool in network["IPAM"]["Config"] or []:
-            with contextlib.suppress(ValueError):  # IPv6
-                used.append(ipaddress.IPv4Network(pool["Subnet"]))
-    return used
-
-
-def uplink_mtu() -> int:
-    """MTU of the machine's default route, in bytes: a bridge with a larger one loses packets behind a tunnel."""
-    for route in json.loads(run(["ip", "-j", "-4", "route", "show", "default"]).stdout or "[]"):
-        with contextlib.suppress(OSError):
-            return int(Path(f"/sys/class/net/{route['dev']}/mtu").read_text(encoding="ascii"))
-    return 1500
-
-
 @dataclass(frozen=True)
 class Node:
     """One machine of a fleet."""
@@ -137,47 +118,6 @@ def greeted(address: str) -> bool:
             return connection.recv(4) == b"SSH-"
     except OSError:
         return False
-
-
-class Cut:
-    """An SSH cut that is in force; ends by itself, also when this process is gone."""
-
-    def __init__(self, node: Node, process: subprocess.Popen[str], rule: str) -> None:
-        """Remember what to wait for and which rule to take back."""
-        self._node, self._process, self._rule = node, process, rule
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Block until the link is whole again."""
-        self._process.wait(timeout)
-        if self._process.stdout:
-            self._process.stdout.close()
-
-    def restore(self) -> None:
-        """Mend the link now; nothing happens if that is done."""
-        wake = f"[ ! -p /run/{self._rule} ] || echo >/run/{self._rule}"
-        docker("exec", self._node.container, "sh", "-c", wake, check=False, timeout=30)
-        self.wait(30)
-
-    def __enter__(self) -> Cut:
-        """Use the cut for the length of a block."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Mend the link at the end of the block."""
-        self.restore()
-
-
-def cut_script(rule: str, seconds: float) -> str:
-    """Shell script which drops SSH packets in and out, says so, and mends after the time or a line in /run/<rule>."""
-    drops = [
-        f"{chain} -p tcp {port} 22 -m comment --comment {rule} -j DROP"
-        for chain, port in (("INPUT", "--dport"), ("OUTPUT", "--sport"))
-    ]
-    lines = ["set -e", f"mkfifo /run/{rule}", f"trap 'rm -f /run/{rule}' EXIT"]
-    lines += [f"iptables -w -I {drop}" for drop in drops]
-    lines += ["echo cut", f"read -r -t {seconds} <>/run/{rule} || true"]
-    lines += [f"iptables -w -D {drop}" for drop in drops]
-    return "\n".join(lines)
 
 
 class Fleet:
@@ -245,13 +185,16 @@ class Fleet:
         gpus: int = 1,
         mounts: Sequence[str] = (),
         keep_on_failure: bool = False,
+        lasting: bool = False,
     ) -> list[Node]:
         """Boot one node per suite, plus gateways (always bare), and write what Ansible needs into ``directory``.
 
         ``gpus`` is the number of stand-in GPU device files per node, ``mounts`` are more mounts of group vllm's nodes,
         as docker's --volume takes them. Returns when systemd has finished booting and
         sshd lets the user in on every node. A fleet that does not come up is removed again, unless asked to keep it.
+        Unless it is ``lasting``, a fleet is this process's: when that is gone, the next `up` of any fleet removes it.
         """
+        remove_orphans(self.say)
         if self.leftovers():
             raise FleetError(f"Fleet {self.name} is there already; `fleet.py down --name {self.name}` removes it.")
         images = {suite: ensure_image(suite, variant, say=self.say) for suite in dict.fromkeys(suites)}
@@ -260,7 +203,7 @@ class Fleet:
         directory.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
         try:
-            subnet = self._create_network(directory)
+            subnet = self._create_network(directory, "" if lasting else owner.of())
             addresses = (str(address) for address in itertools.islice(subnet.hosts(), 9, None))
             plan = [(f"node{n}", "vllm", suite, images[suite], gpus) for n, suite in enumerate(suites, 1)]
             plan += [(f"gateway{n}", "gateway", suite, gateway_images[suite], 0) for n, suite in enumerate(gateways, 1)]
@@ -295,11 +238,12 @@ class Fleet:
         directory = self.directory
         self._close_connections()
         for kind, listing, removal in (
-            ("container", ("ps", "-aq"), ("rm", "--force", "--volumes")),
-            ("volume", ("volume", "ls", "-q"), ("volume", "rm")),
-            ("network", ("network", "ls", "-q"), ("network", "rm")),
+            ("container", ("ps", "-aq", *self._filter), ("rm", "--force", "--volumes")),
+            ("volume", ("volume", "ls", "-q", *self._filter), ("volume", "rm")),
+            ("volume", ("volume", "ls", "-q", "--filter", f"label={LABEL_FILES}={self.name}"), ("volume", "rm")),
+            ("network", ("network", "ls", "-q", *self._filter), ("network", "rm")),
         ):
-            if ids := docker(*listing, *self._filter).split():
+            if ids := docker(*listing).split():
                 docker(*removal, *ids)
                 self.say(f"{self.name}: removed {len(ids)} {kind}{'s' * (len(ids) > 1)}")
         if directory and directory.is_dir():
@@ -376,20 +320,16 @@ class Fleet:
         if process.stdout.readline().strip() != "cut":
             raise FleetError(f"{node.name}: could not cut SSH: {process.stderr.read().strip()}")
         process.stderr.close()
-        return Cut(node, process, rule)
+        return Cut(node.container, process, rule)
 
     # -- parts of up
 
-    def _create_network(self, directory: Path) -> ipaddress.IPv4Network:
+    def _create_network(self, directory: Path, mine: str) -> IPv4Network:
         """Create the fleet's network on the first free /24; another fleet may take one at the same moment."""
-        used = used_networks()
-        blocks = list(ADDRESS_BLOCK.subnets(new_prefix=24))
-        offset = zlib.crc32(self.name.encode()) % len(blocks)
         options = ["--label", f"{LABEL}={self.name}", "--label", f"{LABEL_DIRECTORY}={directory}"]
+        options += ["--label", f"{LABEL_OWNER}={mine}"]
         options += ["--opt", f"com.docker.network.driver.mtu={min(1500, uplink_mtu())}"]
-        for block in blocks[offset:] + blocks[:offset]:
-            if any(block.overlaps(network) for network in used):
-                continue
+        for block in free_blocks(self.name):
             made = run(["docker", "network", "create", "--subnet", str(block), *options, self.name], check=False)
             if made.returncode == 0:
                 return block
@@ -538,6 +478,21 @@ def fleets() -> list[str]:
     return sorted(set(names))
 
 
+def remove_orphans(say: Say = say_now) -> None:
+    """Remove the fleets whose process was killed: their nodes come back with every start of the engine."""
+    directory = cache_directory()
+    directory.mkdir(parents=True, exist_ok=True)
+    template = f'{{{{.Label "{LABEL}"}}}} {{{{.Label "{LABEL_OWNER}"}}}}'
+    with (directory / "orphans.lock").open("a") as lock:  # two runs would remove the same
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # The network is made first and removed last: a fleet that was left half-way has it.
+        for line in docker("network", "ls", "--filter", f"label={LABEL_OWNER}", "--format", template).splitlines():
+            name, _, whose = line.partition(" ")
+            if owner.is_gone(whose):
+                say(f"{name}: its process is gone")
+                Fleet(name, say).down()
+
+
 def chosen(name: str | None) -> Fleet:
     """The fleet asked for, by name or because it is the only one."""
     there = fleets()
@@ -628,6 +583,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 variant=options.variant,
                 gpus=options.gpus,
                 keep_on_failure=options.keep_on_failure,
+                lasting=True,
             )
             say_now(f"ansible -i {options.dir / 'inventory.yml'} all -m ansible.builtin.ping")
         case "load":

@@ -4,14 +4,17 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import owner
 import pytest
-from fleet import Fleet, capabilities, cut_script, fleets, parse_nodes
+from cut import cut_script
+from fleet import Fleet, capabilities, fleets, parse_nodes, remove_orphans
 from node_image import FleetError, docker, tar_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,6 +248,56 @@ def test_down_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "fleet").exists()
     assert set(Path("/sys/fs/cgroup").iterdir()) == groups
     fleet.down()
+
+
+@pytest.mark.engine
+def test_a_fleet_whose_maker_was_killed_is_removed_by_the_next(tmp_path: Path) -> None:
+    """A lasting one stays, as does one whose maker lives."""
+    made = {name: f"selftest-{name}-{os.getpid()}" for name in ("lasting", "killed", "mine")}
+    script = "import sys; from fleet import *; from pathlib import Path; name, folder, lasting = sys.argv[1:]\n"
+    script += "Fleet(name).up(Path(folder), [], gateways=['bookworm'], lasting=bool(lasting))\n"
+    script += "print('made', flush=True); sys.stdin.read()"
+    lines: list[str] = []
+    try:
+        for name in ("lasting", "killed"):  # the last, as the next `up` removes it
+            maker = subprocess.Popen(
+                [sys.executable, "-c", script, made[name], str(tmp_path / name), "yes" if name == "lasting" else ""],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            )
+            assert maker.stdout
+            assert any(line == "made\n" for line in maker.stdout)
+            maker.send_signal(signal.SIGKILL)
+            maker.communicate()
+        Fleet(made["mine"], lines.append).up(tmp_path / "mine", [], gateways=["bookworm"])
+        assert Fleet(made["killed"]).leftovers() == []
+        assert not (tmp_path / "killed").exists()
+        remove_orphans(lines.append)
+        assert {made["lasting"], made["mine"]} <= set(fleets())
+        assert f"{made['lasting']}: its process is gone" not in lines
+    finally:
+        for name in made.values():
+            Fleet(name, lines.append).down()
+
+
+def test_an_owner_is_gone_when_its_number_was_given_to_another() -> None:
+    me = owner.of()
+    boot, process, begun = me.split(":")
+    assert not owner.is_gone(me)
+    for other in (f"{boot}:{process}:{int(begun) + 1}", f"before:{process}:{begun}", f"{boot}:{2**22 + 1}:{begun}"):
+        assert owner.is_gone(other), other
+    for none in ("", "no owner", f"{boot}:x:1"):
+        assert not owner.is_gone(none), none
+    ended = subprocess.Popen(["sleep", "100"])
+    whose = owner.of(ended.pid)
+    assert not owner.is_gone(whose)
+    ended.kill()
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # a zombie has ended
+    assert owner.is_gone(whose)
+    ended.wait()
+    assert owner.is_gone(whose)
 
 
 def test_tar_keeps_modes_and_owners() -> None:

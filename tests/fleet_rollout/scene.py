@@ -110,15 +110,15 @@ class Scene:
 
     # -- life
 
-    def up(self) -> None:
-        """Boot it, give it image and variables."""
+    def up(self, *, lasting: bool = False) -> None:
+        """Boot it, give it image and variables. ``lasting``: it is to outlive this process."""
         import docker
         import standin
 
         client = docker.from_env()
         image = standin.build_image(client)
         identity = client.images.get(image).id
-        self.fleet.up(self.dir, NODES, gateways=["bookworm"])
+        self.fleet.up(self.dir, NODES, gateways=["bookworm"], lasting=lasting)
         self.fleet.load([image])
         seed = FakeCache(self.dir / "seed", repo_id=MODEL)
         name, _, tag = image.partition(":")
@@ -216,7 +216,7 @@ def main() -> None:
     """The command line."""
     verb, name, *rest = sys.argv[1:]
     if verb == "up":
-        Scene(name, Path(rest[0]).resolve()).up()
+        Scene(name, Path(rest[0]).resolve()).up(lasting=True)
     else:
         Fleet(name).down()
 

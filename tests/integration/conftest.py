@@ -12,6 +12,16 @@ from typing import Any
 import pytest
 
 
+def remove_servers(client: Any) -> None:
+    """Remove all containers of the stand-in: with their restart policy they come back with every start of the engine."""
+    from docker.errors import APIError
+
+    for container in client.containers.list(all=True, ignore_removed=True):
+        if container.attrs["Config"]["Image"].startswith("vllm-standin:"):
+            with contextlib.suppress(APIError):
+                container.remove(force=True, v=True)
+
+
 @pytest.fixture(scope="session")
 def docker_client() -> Iterator[Any]:
     """The machine's Docker engine, through the SDK."""
@@ -19,8 +29,11 @@ def docker_client() -> Iterator[Any]:
 
     client = docker.from_env()
     client.ping()
-    # Several runs on one machine share the images; the last one takes them away.
+    # Several runs on one machine share the images; the first one takes away what killed runs left, the last one these.
     with (Path(tempfile.gettempdir()) / "vllm-fleet-tests.lock").open("a") as users:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_servers(client)
         fcntl.flock(users, fcntl.LOCK_SH)
         yield client
         with contextlib.suppress(BlockingIOError):

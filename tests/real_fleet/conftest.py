@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from fleet import LABEL, Fleet
+from fleet import LABEL_FILES, Fleet
 from node_image import docker
 from real_nodes import IMAGE, TREE, RealNodes, give_image
 
@@ -20,7 +20,7 @@ def real_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNodes]:
     volume = f"{name}-tree"
     begun = time.monotonic()
     try:
-        docker("volume", "create", "--label", f"{LABEL}.files={name}", volume)
+        docker("volume", "create", "--label", f"{LABEL_FILES}={name}", volume)
         # Docker fills an empty volume with what the image has at that place.
         docker("run", "--rm", "--volume", f"{volume}:{TREE}", "--entrypoint", "true", IMAGE)
         copied = time.monotonic()
@@ -36,4 +36,3 @@ def real_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNodes]:
         yield RealNodes(fleet, folder, identity, models)
     finally:
         fleet.down()
-        docker("volume", "rm", "--force", volume)

@@ -83,8 +83,22 @@ WANT = {"wanted": ["x"]}
 )  # fmt: skip
 def test_what_became_of_a_receiver(found: dict[str, Any], by_rsync: bool, missed: str) -> None:
     group = {"receivers": ["b"], "way": "swarm", "seed": "a"}
-    hostvars = results(b=found)
+    hostvars = results(a={}, b=found)
     assert filters.hf_cache_by_rsync(group, hostvars) == (["b"] if by_rsync else [])
     said = filters.hf_cache_missed(group, hostvars, "b")
     assert missed in said
     assert bool(said) is bool(missed)
+
+
+@pytest.mark.parametrize(
+    ("seed", "said"),
+    [
+        ({"followed": {"ok": True, "seed": True}}, "stood still"),
+        ({}, "stood still"),
+        ({"followed": {"ok": False, "reason": "the seed ended: no space"}}, "stood still; a, which has all of it: the seed ended: no space"),
+    ],
+)  # fmt: skip
+def test_what_stands_still_is_said_with_what_ended_the_seed(seed: dict[str, Any], said: str) -> None:
+    group = {"receivers": ["b"], "way": "swarm", "seed": "a"}
+    stuck = {"lack": WANT, "joined": {"ok": True, "total": 1}, "followed": {"ok": False, "reason": "stood still"}}
+    assert filters.hf_cache_missed(group, results(a=seed, b=stuck), "b") == said
