@@ -96,6 +96,7 @@ options:
     suboptions:
       args: {description: Flags of C(vllm serve)., type: dict, default: {}}
       env: {description: The server's environment., type: dict, default: {}}
+      devices: {description: Devices of the container; all GPUs without them., type: list, elements: str}
       revision: {description: "Commit, branch or tag of the model.", type: str, default: ""}
       config: {description: "Fields of the model's config.json.", type: dict, default: {}}
       weights_bytes: {description: "Bytes of all weights; V(0) when not known.", type: int, default: 0}
@@ -249,6 +250,7 @@ from ansible.module_utils.vllm_fleet.docker_api import DockerApi
 SIZING: dict[str, Any] = {
     "args": {"type": "dict", "default": {}},
     "env": {"type": "dict", "default": {}},
+    "devices": {"type": "list", "elements": "str"},
     "revision": {"type": "str", "default": ""},
     "config": {"type": "dict", "default": {}},
     "weights_bytes": {"type": "int", "default": 0},
@@ -331,6 +333,7 @@ def look(options: dict[str, Any]) -> tuple[dict[str, Any], list[findings.Finding
             rocm_probe.Roots(
                 options["sysfs_root"],
                 options["proc_root"],
+                docker_socket=options["docker_socket"],
                 own_container=options["name"],
                 allowed_driver_versions=allowed,
             )
@@ -368,9 +371,9 @@ def look(options: dict[str, Any]) -> tuple[dict[str, Any], list[findings.Finding
 
 def wants(options: dict[str, Any], node: dict[str, Any] | None) -> tuple[float, list[int] | None]:
     """Tell the share of each GPU's memory that the server will ask for, and of which GPUs (None: of all)."""
-    asked = options["sizing"] or {"args": {}, "env": {}}
+    asked = options["sizing"] or {"args": {}, "env": {}, "devices": None}
     try:
-        share, used = sizing.wants((node or {}).get("gpus") or [], asked["args"], asked["env"])
+        share, used = sizing.wants((node or {}).get("gpus") or [], asked["args"], asked["env"], asked["devices"])
     except (CommandError, ValueError):  # told by the arithmetic of what fits
         share, used = memory.DEFAULT_UTILIZATION, None
     given = options["utilization"]

@@ -8,8 +8,8 @@ module: rocm_info
 short_description: Tell which AMD GPUs a node has, who holds their memory and which driver runs them
 description:
   - Reads C(/sys), C(/proc) and C(/lib/modules). Needs no ROCm tool on the node and no Docker SDK.
-  - Where C(amd-smi) is installed, ECC error counts and bad pages are added from its JSON; where C(modinfo) is, the version of a
-    compressed driver module on disk.
+  - Where C(amd-smi) is installed, ECC error counts and bad pages are added from its JSON; without it the kernel's own counts of
+    errors. Where C(modinfo) is, the version of a compressed driver module on disk.
   - A file that is missing or cannot be read gives C(null) and a sentence in RV(notes) or in the GPU's own C(notes), never a failure.
 options:
   sysfs_root:
@@ -34,10 +34,19 @@ options:
     description: Directory that stands for C(/etc), for C(modprobe.d), C(sysctl.d) and C(os-release).
     type: path
     default: /etc
-  docker_root:
-    description: Docker's data directory, from which the names of containers are read.
+  boot_root:
+    description: Directory that stands for C(/boot), where the kernels are of which the next boot takes one.
     type: path
-    default: /var/lib/docker
+    default: /boot
+  docker_root:
+    description:
+      - Docker's data directory, from which the names of containers are read. By default the one that the engine at O(docker_socket)
+        tells, else C(data-root) of C(docker/daemon.json) under O(etc_root), else C(/var/lib/docker).
+    type: path
+  docker_socket:
+    description: Socket of the engine that is asked for its data directory.
+    type: path
+    default: /var/run/docker.sock
   amd_smi:
     description:
       - Program to ask for ECC errors and bad pages. V(auto) looks in C(PATH) and under C(/opt/rocm*); an empty string asks none.
@@ -127,6 +136,7 @@ driver:
     on_disk_version: {description: Its version., type: str}
     on_disk_srcversion: {description: Its source checksum., type: str}
     reboot_required: {description: The loaded and the on-disk module differ; null when that cannot be known., type: bool}
+    lost_at_boot: {description: The next boot takes a kernel (C(kernel.next)) that AMD's module was not built for., type: bool}
     package: {description: Version of the installed package C(amdgpu-dkms)., type: str}
     package_release: {description: AMD's driver release of that package., type: str}
     package_allowed: {description: The installed package is one of O(allowed_driver_versions)., type: bool}
@@ -135,7 +145,8 @@ kernel:
   description: >-
     C(release), C(cmdline), C(missing) settings that AMD requires, C(blacklisted_by) what keeps amdgpu from loading, C(load_unit) the
     SHA-256 of the role rocm's unit that loads it all the same (null without one), C(numa_balancing) now and
-    C(numa_balancing_persistent) after a boot, C(secure_boot), C(memory_total) in bytes.
+    C(numa_balancing_persistent) after a boot by C(numa_balancing_set_by), C(secure_boot), C(memory_total) in bytes, C(next) the kernel of the next boot
+    (null where the boot loader is told to take another one than the newest).
   returned: always
   type: dict
 os:
@@ -190,7 +201,9 @@ def main() -> None:
             "modules_root": {"type": "path", "default": "/lib/modules"},
             "dev_root": {"type": "path", "default": "/dev"},
             "etc_root": {"type": "path", "default": "/etc"},
-            "docker_root": {"type": "path", "default": "/var/lib/docker"},
+            "boot_root": {"type": "path", "default": "/boot"},
+            "docker_root": {"type": "path"},
+            "docker_socket": {"type": "path", "default": "/var/run/docker.sock"},
             "amd_smi": {"type": "str", "default": "auto"},
             "own_container": {"type": "str"},
             "allowed_driver_versions": {"type": "list", "elements": "str", "default": []},

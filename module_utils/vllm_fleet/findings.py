@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ansible.module_utils.vllm_fleet import memory
+from ansible.module_utils.vllm_fleet.gpu import INBOX, REQUIRED_ON_INTEL
 
 LEVELS = ("ok", "unknown", "warning", "unseen", "refused")
 """In rising order. ``refused`` is what a server cannot work with, ``warning`` what makes it slower or less certain.
@@ -172,13 +173,16 @@ def _driver(driver: Mapping[str, Any], expected: Expected) -> list[Finding]:
     elif not driver["allowed"]:
         keep = "add it to rocm_allowed_driver_versions"
         boot = "and reboots" if expected.allows_reboot else "and stops before the reboot (rocm_allow_reboot)"
-        remedy = f"the role rocm replaces it {boot}; to keep it, {keep}" if by_role else keep
+        newer = "" if driver.get("release") == INBOX else "unless it is newer than rocm_driver_version, "
+        remedy = f"{newer}the role rocm replaces it {boot}; to keep it, {keep}" if by_role else keep
         found = Finding(mended, "driver", wanted, f"{name}, not on the list", remedy)
     else:
         found = Finding("ok", "driver", wanted, str(name))
     if driver.get("loaded") and driver.get("reboot_required"):
-        which = driver.get("on_disk_version") or "of unknown version"
-        unwanted = driver.get("allowed") and driver.get("package") and driver.get("package_allowed") is False
+        which = driver.get("on_disk_version") or "without a version"
+        not_listed = driver.get("package") and driver.get("package_allowed") is False
+        of_the_kernel = driver.get("lost_at_boot") and driver.get("on_disk_version") is None
+        unwanted = driver.get("allowed") and (not_listed or of_the_kernel)
         waiting = Finding(
             "warning",
             "driver on disk",
@@ -371,7 +375,9 @@ def _kernel(node: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], expected
     if kernel.get("cmdline") is None:
         found = [Finding("unknown", what, wanted, "not known", "see /proc/cmdline")]
     elif missing:
-        remedy = "set rocm_manage_kernel_cmdline: true and reboot, or add it to the boot loader"
+        own = [word for word in missing if word in REQUIRED_ON_INTEL]
+        listed = f" with {' '.join(own)} in rocm_kernel_cmdline" if own else ""
+        remedy = f"set rocm_manage_kernel_cmdline: true{listed} and reboot, or add it to the boot loader"
         found = [Finding("warning", what, wanted, f"without {' '.join(missing)}", remedy)]
     else:
         found = [Finding("ok", what, wanted, "complete")]
@@ -382,6 +388,17 @@ def _kernel(node: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], expected
             Finding("ok", what, wanted, f"{got}, loaded by our own unit")
             if kernel.get("load_unit")
             else Finding("warning", what, wanted, got, remedy)
+        )
+    elif (node.get("driver") or {}).get("lost_at_boot"):
+        remedy = "have DKMS build amdgpu for it (dkms autoinstall --kernelver), or take that kernel away"
+        found.append(
+            Finding(
+                "warning",
+                "driver at boot",
+                "there",
+                f"not built for {kernel.get('next') or kernel.get('release')}",
+                remedy,
+            )
         )
     if kernel.get("numa_balancing") is None:
         found.append(Finding("unknown", "kernel.numa_balancing", "0", "not known", "the kernel may lack it"))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ MODULE_RELEASES: Mapping[str, str] = {
 
 # "Required" in AMD's system acceptance documents for Instinct nodes. The bare `pci=realloc` is the opposite.
 REQUIRED_CMDLINE = ("pci=realloc=off", "pci=bfsort", "iommu=pt")
+REQUIRED_ON_INTEL = ("intel_iommu=on",)
 
 INBOX = "inbox"
 
@@ -122,7 +123,7 @@ class Driver:
     """The amdgpu module in memory and the one that the next boot would load.
 
     ``release`` is AMD's driver line as far as the loaded module's version tells (``30.30``), ``inbox`` for the
-    distribution's own module (it carries no version). ``reboot_required`` is None when either srcversion is unknown.
+    distribution's own module (it carries no version). ``reboot_required`` is None where nothing tells them apart.
     """
 
     loaded: bool
@@ -237,15 +238,15 @@ def read(
     modules_root: Path = Path("/lib/modules"),
     *,
     modprobe_dirs: Sequence[Path] = (),
-    docker_root: Path | None = None,
+    docker_root: Path | Callable[[], Path] | None = None,
     container_names: Mapping[str, str] | None = None,
 ) -> Inventory:
     """Read a node.
 
     ``sysfs_root``, ``proc_root`` and ``modules_root`` stand for /sys, /proc and /lib/modules; ``modprobe_dirs`` are
     searched for a blacklist of amdgpu. Container names come from ``container_names`` (id to name) or, where
-    ``docker_root`` is given, from Docker's own ``containers/<id>/config.v2.json``. What the tree lacks is never an
-    error.
+    ``docker_root`` is given (as a function: asked only when there is a container to name), from Docker's own
+    ``containers/<id>/config.v2.json``. What the tree lacks is never an error.
     """
     files = _Files()
     nodes = _gpu_nodes(files, sysfs_root)
@@ -371,7 +372,7 @@ def _pci_devices(files: _Files, sysfs: Path) -> list[PciDevice]:
 class _ContainerNames:
     """Names of containers by id: given by the caller, else from Docker's own files, else unknown."""
 
-    def __init__(self, files: _Files, docker_root: Path | None, given: Mapping[str, str]) -> None:
+    def __init__(self, files: _Files, docker_root: Path | Callable[[], Path] | None, given: Mapping[str, str]) -> None:
         self._files, self._docker_root, self._given = files, docker_root, given
 
     def of(self, container: str) -> str | None:
@@ -380,6 +381,8 @@ class _ContainerNames:
             return self._given[container]
         if self._docker_root is None:
             return None
+        if not isinstance(self._docker_root, Path):
+            self._docker_root = self._docker_root()
         content = self._files.text(self._docker_root / "containers" / container / "config.v2.json", expected=False)
         try:
             name = json.loads(content or "{}").get("Name")
@@ -573,40 +576,50 @@ def _driver(files: _Files, sysfs: Path, proc: Path, modules_root: Path) -> Drive
         release = INBOX if version is None else MODULE_RELEASES.get(version)
 
     kernel = files.text(proc / "sys/kernel/osrelease", expected=False)
-    on_disk = _module_file(files, modules_root / kernel) if kernel else None
-    info: dict[str, str] = {}
+    on_disk = module_file(modules_root / kernel, files) if kernel else None
+    info: dict[str, str] | None = None
     if on_disk is not None:
         try:
             info = module_info(on_disk)
         except (OSError, ValueError) as error:
             files.notes.append(f"version of {on_disk} unknown without modinfo: {error}")
-    disk_srcversion = info.get("srcversion")
+    known = info or {}
     return Driver(
         loaded=loaded,
         version=version,
         srcversion=srcversion,
         release=release,
         on_disk=str(on_disk) if on_disk else None,
-        on_disk_version=info.get("version"),
-        on_disk_srcversion=disk_srcversion,
-        reboot_required=reboot_required(loaded, srcversion, disk_srcversion),
+        on_disk_version=known.get("version"),
+        on_disk_srcversion=known.get("srcversion"),
+        reboot_required=reboot_required(loaded, version, srcversion, info),
     )
 
 
-def reboot_required(loaded: bool, srcversion: str | None, on_disk_srcversion: str | None) -> bool | None:
+def reboot_required(
+    loaded: bool, version: str | None, srcversion: str | None, on_disk: Mapping[str, str] | None
+) -> bool | None:
     """Tell whether the module in memory is another than the one on disk; None when that cannot be known.
 
-    /run/reboot-required does not tell: it is not written when DKMS replaces a module that is in use.
+    ``on_disk`` are the fields of the module on disk, None when they cannot be read. /run/reboot-required does not
+    tell: it is not written when DKMS replaces a module that is in use.
     """
     if not loaded:
         return False
-    if srcversion is None or on_disk_srcversion is None:
+    if on_disk is None:
         return None
-    return srcversion != on_disk_srcversion
+    # A kernel without MODULE_SRCVERSION_ALL (Debian's) has srcversions only of modules with a version, such as AMD's;
+    # its own amdgpu has neither.
+    if version != on_disk.get("version"):
+        return True
+    if srcversion is None or "srcversion" not in on_disk:
+        return None
+    return srcversion != on_disk["srcversion"]
 
 
-def _module_file(files: _Files, modules: Path) -> Path | None:
+def module_file(modules: Path, files: _Files | None = None) -> Path | None:
     """Return the amdgpu module that modprobe would take: depmod's choice, else depmod's search order by hand."""
+    files = files or _Files()
     for line in (files.text(modules / "modules.dep", expected=False) or "").splitlines():
         name = line.partition(":")[0]
         if name.rpartition("/")[2].startswith("amdgpu.ko"):
@@ -655,16 +668,26 @@ def _kernel(files: _Files, sysfs: Path, proc: Path, modprobe_dirs: Sequence[Path
                 for line in (files.text(path, expected=False) or "").splitlines()
             ):
                 blacklisted.append(str(path))
+    required = REQUIRED_CMDLINE + (REQUIRED_ON_INTEL if _is_intel(proc / "cpuinfo") else ())
     memory = re.search(r"^MemTotal:\s+(\d+) kB", files.text(proc / "meminfo", expected=False) or "", re.MULTILINE)
     return Kernel(
         release=files.text(proc / "sys/kernel/osrelease", expected=False),
         cmdline=cmdline,
-        missing=missing_cmdline(cmdline) if cmdline is not None else [],
+        missing=missing_cmdline(cmdline, required) if cmdline is not None else [],
         blacklisted_by=blacklisted,
         numa_balancing=files.number(proc / "sys/kernel/numa_balancing", expected=False),
         secure_boot=_secure_boot(files, sysfs),
         memory_total=int(memory[1]) * 1024 if memory else None,
     )
+
+
+def _is_intel(cpuinfo: Path) -> bool:
+    """Tell by the first processor: the whole file of a large node takes the kernel a while to make."""
+    try:
+        with cpuinfo.open("rb") as file:
+            return b"GenuineIntel" in file.read(1024)
+    except OSError:
+        return False
 
 
 def _blacklists(word: str) -> bool:

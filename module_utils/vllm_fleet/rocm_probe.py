@@ -1,13 +1,14 @@
 """What one look at a node tells about its AMD GPUs: returned by ``rocm_info``, judged by ``preflight_host``.
 
-Reads files (see gpu.py) and asks, where they are installed, amd-smi, modinfo and dpkg-query. Changes nothing, and what
-cannot be read is None and a note.
+Reads files (see gpu.py) and asks, where they are there, amd-smi, modinfo, dpkg-query and the Docker engine. Changes
+nothing, and what cannot be read is None and a note.
 """
 
 from __future__ import annotations
 
 import grp
 import hashlib
+import json
 import os
 import platform
 import pwd
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.vllm_fleet import amdsmi, gpu, memory
+from ansible.module_utils.vllm_fleet.docker_api import DEFAULT_SOCKET, DockerApi, DockerRefused, DockerUnavailable
 
 AMD_SMI_TIMEOUT = 60  # s; it queries every GPU one after the other, and a hung GPU hangs it
 GROUPS = ("video", "render")
 #: Written by the role rocm where something keeps amdgpu from loading by itself.
 LOAD_UNIT = "vllm-fleet-amdgpu.service"
+_NO_ANSWER = (OSError, ValueError, subprocess.SubprocessError)
 #: Where modinfo and dpkg-query are, also for a connecting user whose PATH lacks the sbin folders.
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"])
 
@@ -39,7 +42,9 @@ class Roots:
     modules_root: str = "/lib/modules"
     dev_root: str = "/dev"
     etc_root: str = "/etc"
-    docker_root: str = "/var/lib/docker"
+    boot_root: str = "/boot"
+    docker_root: str | None = None
+    docker_socket: str = DEFAULT_SOCKET
     amd_smi: str = "auto"
     own_container: str | None = None
     allowed_driver_versions: Sequence[str] = ()
@@ -56,13 +61,19 @@ def look(roots: Roots) -> dict[str, Any]:
         Path(roots.proc_root),
         Path(roots.modules_root),
         modprobe_dirs=[etc / "modprobe.d", Path("/usr/lib/modprobe.d")],
-        docker_root=Path(roots.docker_root),
+        docker_root=lambda: Path(roots.docker_root or docker_root(etc, DockerApi(roots.docker_socket, timeout=20))),
     )
     result = inventory.as_dict()
     notes: list[str] = result["notes"]
     result["driver"] = driver(inventory.driver, roots.allowed_driver_versions, notes)
-    result["kernel"]["numa_balancing_persistent"] = persistent_sysctl(etc, "kernel.numa_balancing")
+    value, path = persistent_sysctl(etc, "kernel.numa_balancing")
+    result["kernel"].update(numa_balancing_persistent=value, numa_balancing_set_by=path)
     result["kernel"]["load_unit"] = load_unit(etc)
+    following = next_kernel(Path(roots.boot_root), etc)
+    result["kernel"]["next"] = following
+    result["driver"]["lost_at_boot"] = lost_at_boot(
+        result["driver"], inventory.kernel.release, following, Path(roots.modules_root)
+    )
     result["os"] = operating_system(etc)
     result["devices"] = devices(Path(roots.dev_root))
     result["groups"] = {name: group_id(name) for name in GROUPS}
@@ -70,6 +81,7 @@ def look(roots: Roots) -> dict[str, Any]:
     result["user"] = connecting_user()
     result.update(free_memory(inventory.gpus, roots.own_container, notes))
     add_health(result["gpus"], amd_smi_program(roots.amd_smi, roots.sysfs_root), notes)
+    add_counts(result["gpus"], Path(roots.sysfs_root))
     return result
 
 
@@ -78,11 +90,12 @@ def driver(found: gpu.Driver, allowed: Sequence[str], notes: list[str]) -> dict[
     facts = asdict(found)
     modinfo = shutil.which("modinfo", path=_PATH)
     if found.on_disk and found.on_disk_srcversion is None and modinfo:
-        for field in ("version", "srcversion"):
-            facts[f"on_disk_{field}"] = _first_line([modinfo, "-F", field, found.on_disk])
-        if facts["on_disk_srcversion"]:
+        # All fields at once: a module without srcversion is another answer than none.
+        fields = dict(re.findall(r"^(\w+): +(\S.*)$", _output([modinfo, found.on_disk]) or "", re.MULTILINE))
+        if fields:
+            facts.update(on_disk_version=fields.get("version"), on_disk_srcversion=fields.get("srcversion"))
             notes[:] = [note for note in notes if "without modinfo" not in note]
-        facts["reboot_required"] = gpu.reboot_required(found.loaded, found.srcversion, facts["on_disk_srcversion"])
+            facts["reboot_required"] = gpu.reboot_required(found.loaded, found.version, found.srcversion, fields)
     facts["package"] = installed_version("amdgpu-dkms")
     # The package tells the exact release only of the module that it installed: versions must agree, and no other
     # module may be waiting on disk.
@@ -102,38 +115,85 @@ def installed_version(package: str) -> str | None:
     dpkg_query = shutil.which("dpkg-query", path=_PATH)
     if not dpkg_query:
         return None
-    answer = _first_line([dpkg_query, "-W", "-f", "${db:Status-Status} ${Version}", package])
-    status, _, version = (answer or "").partition(" ")
+    answer = _output([dpkg_query, "-W", "-f", "${db:Status-Status} ${Version}\n", package]) or ""
+    status, _, version = answer.partition("\n")[0].partition(" ")
     return version if status == "installed" else None
 
 
-def _first_line(command: list[str]) -> str | None:
-    """Return the first line that a program prints, None when it fails or prints nothing."""
+def docker_root(etc: Path, engine: DockerApi) -> str:
+    """Return Docker's data directory as the engine says it; without one by daemon.json, else Docker's default."""
+    try:
+        told = engine.info().get("DockerRootDir")
+    except (DockerUnavailable, DockerRefused):
+        told = None
+    if not told:
+        try:
+            told = json.loads((etc / "docker/daemon.json").read_text(encoding="utf-8")).get("data-root")
+        except (OSError, ValueError, AttributeError):
+            told = None
+    return str(told or "/var/lib/docker")
+
+
+def next_kernel(boot: Path, etc: Path) -> str | None:
+    """Return the kernel that the next boot takes: GRUB's first entry is the newest. None where another is chosen."""
+    for path in [etc / "default/grub", *sorted((etc / "default/grub.d").glob("*.cfg"))]:
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        chosen = re.findall(r"^\s*GRUB_DEFAULT=[\"']?([^\"'\n]*)", text, re.MULTILINE)
+        if chosen and chosen[-1].strip() != "0":
+            return None
+    releases = [path.name.removeprefix("vmlinuz-") for path in boot.glob("vmlinuz-*")]
+    return max(releases, key=_by_version, default=None)
+
+
+def _by_version(release: str) -> list[tuple[int, str]]:
+    """Sort as `sort -V`, which GRUB asks: numbers as numbers."""
+    return [(int(number or 0), text) for number, text in re.findall(r"(\d+)|(\D+)", release)]
+
+
+def lost_at_boot(found: dict[str, Any], running: str | None, following: str | None, modules: Path) -> bool:
+    """Tell whether a node with AMD's module would come up without it: the next kernel has only its own, or none."""
+    if found["version"] is None and found["on_disk_version"] is None:
+        return False
+    if following in (None, running):
+        # In memory, but no longer on disk.
+        return found["on_disk"] is not None and (modules / str(running) / "kernel") in Path(found["on_disk"]).parents
+    path = gpu.module_file(modules / str(following))
+    return path is None or (modules / str(following) / "kernel") in path.parents
+
+
+def _output(command: list[str]) -> str | None:
+    """Return what a program prints, None when it fails."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=60, check=False, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return next(iter(done.stdout.strip().splitlines()), None) if done.returncode == 0 else None
+    return done.stdout if done.returncode == 0 else None
 
 
-def persistent_sysctl(etc: Path, name: str) -> str | None:
-    """Return the value that the next boot gives a sysctl; later files win, /etc shadows a file of the same name."""
+def persistent_sysctl(etc: Path, name: str) -> tuple[str | None, str | None]:
+    """Return the value that the next boot gives a sysctl, and the file that says so.
+
+    Later files win, /etc shadows a file of the same name.
+    """
     files: dict[str, Path] = {}
     for folder in (Path("/usr/lib/sysctl.d"), Path("/run/sysctl.d"), etc / "sysctl.d"):
         if folder.is_dir():
             files.update({path.name: path for path in folder.glob("*.conf")})
     ordered = [files[key] for key in sorted(files)]
-    value = None
+    value, said_by = None, None
     for path in [*ordered, etc / "sysctl.conf"]:
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
         for match in re.finditer(rf"^\s*-?\s*{re.escape(name)}\s*=\s*(\S+)", text.replace("/", "."), re.MULTILINE):
-            value = match[1]
-    return value
+            value, said_by = match[1], str(path)
+    return value, said_by
 
 
 def load_unit(etc: Path) -> str | None:
@@ -248,11 +308,20 @@ def add_health(gpus: list[dict[str, Any]], program: str | None, notes: list[str]
         return
     try:
         rows = amdsmi.identities(ask(program, "list"))
-        errors = amdsmi.ecc(ask(program, "metric", "--ecc"))
-        pages = amdsmi.bad_pages(ask(program, "bad-pages"))
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+    except _NO_ANSWER as error:
         notes.append(f"ECC errors and bad pages are not known: {error}")
         return
+    errors: dict[int, amdsmi.Ecc] = {}
+    pages: dict[int, amdsmi.BadPages] = {}
+    # Each on its own: what one of them says does not depend on the other's answer.
+    try:
+        errors = amdsmi.ecc(ask(program, "metric", "--ecc"))
+    except _NO_ANSWER as error:
+        notes.append(f"ECC errors are not known: {error}")
+    try:
+        pages = amdsmi.bad_pages(ask(program, "bad-pages"))
+    except _NO_ANSWER as error:
+        notes.append(f"bad pages are not known: {error}")
     by_kfd = {row.kfd_id: row.gpu for row in rows if row.kfd_id is not None}
     by_bdf = {row.bdf: row.gpu for row in rows if row.bdf is not None}
     for one in gpus:
@@ -262,6 +331,29 @@ def add_health(gpus: list[dict[str, Any]], program: str | None, notes: list[str]
             continue
         one["ecc"] = asdict(errors[number]) if number in errors else None
         one["bad_pages"] = asdict(pages[number]) if number in pages else None
+
+
+def add_counts(gpus: list[dict[str, Any]], sysfs: Path) -> None:
+    """Take the errors that amd-smi did not tell from the kernel's own counters; partitions have none of their own."""
+    for one in gpus:
+        if one["ecc"] is None and one["pci"] and not one["partition_id"]:
+            counts = ras_counts(sysfs / "bus/pci/devices" / one["pci"] / "ras")
+            one["ecc"] = asdict(counts) if counts else None
+
+
+def ras_counts(folder: Path) -> amdsmi.Ecc | None:
+    """Sum the counters of a GPU's blocks ("ue: 0", "ce: 3", newer drivers "de: 0"); None where any cannot be read.
+
+    Linux, Documentation/gpu/amdgpu/ras: ras/<block>_err_count.
+    """
+    sums: dict[str, int] = {}
+    try:
+        for path in folder.glob("*_err_count"):
+            for kind, count in re.findall(r"^(ue|ce|de): *(\d+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+                sums[kind] = sums.get(kind, 0) + int(count)
+    except (OSError, ValueError):
+        return None
+    return amdsmi.Ecc(sums.get("ce"), sums.get("ue"), sums.get("de")) if sums else None
 
 
 def ask(program: str, *arguments: str) -> str:

@@ -176,6 +176,8 @@ def docker_ce(bed: Bed) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="key") as home:
         key = aptrepo.make_key(Path(home))
         aptrepo.build_docker_ce(root, key, programs, "debian", SUITE)
+        aptrepo.make_key(Path(home), "Somebody else <else@example.invalid>")
+        (root / "both.asc").write_text(key.gpg("--armor", "--export"))
         subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=True, timeout=30)
     handler = partial(SimpleHTTPRequestHandler, directory=str(root))
     handler.func.log_message = lambda *_: None  # type: ignore[attr-defined]
@@ -190,11 +192,11 @@ def docker_ce(bed: Bed) -> Iterator[dict[str, Any]]:
     server.server_close()
 
 
-def role(bed: Bed, **variables: Any) -> subprocess.CompletedProcess[str]:
+def role(bed: Bed, *flags: str, **variables: Any) -> subprocess.CompletedProcess[str]:
     tasks = [play.role("docker_engine")]
     path = bed.folder / "play.yml"
     path.write_text(json.dumps([{"name": "Test", "hosts": "vllm", "gather_facts": False, "tasks": tasks}]))
-    return bed.run(play.PLAYBOOK, str(path), **variables)
+    return bed.run(play.PLAYBOOK, str(path), *flags, **variables)
 
 
 def test_dockers_repository_is_trusted_by_its_key_and_told_off_in_one_sentence(
@@ -203,6 +205,9 @@ def test_dockers_repository_is_trusted_by_its_key_and_told_off_in_one_sentence(
     cases = {
         "the key at .* has the fingerprint [0-9A-F]{40}, expected A{40}: it is not trusted": {
             "docker_engine_repo_key_fingerprint": "A" * 40
+        },
+        "the key at .*/both.asc has the fingerprint [0-9A-F]{40}, [0-9A-F]{40}, expected [0-9A-F]{40}: it is not": {
+            "docker_engine_repo_key_url": docker_ce["docker_engine_repo_url"] + "/both.asc"
         },
         "the key of Docker's repository cannot be had from http://127.0.0.1:9/debian/gpg": {
             "docker_engine_repo_url": "http://127.0.0.1:9"
@@ -226,6 +231,10 @@ def test_docker_ce_is_installed_from_a_mirror_and_configured(bed: Bed, docker_ce
         'mkdir -p /etc/docker; echo \'{"max-concurrent-downloads": 5, "log-opts": {"tag": "x"}}\' > /etc/docker/daemon.json'
     )
     wanted = {**docker_ce, "docker_engine_registry_mirrors": ["https://mirror.example"]}
+    dry = role(bed, "--check", **wanted)
+    assert dry.returncode == 0, dry.stdout + dry.stderr
+    assert "Would install docker-ce, docker-ce-cli, containerd.io, docker-buildx-plugin" in dry.stdout
+    assert bed.sh("command -v dockerd || true") == ""
     done = role(bed, **wanted)
     assert done.returncode == 0, done.stdout + done.stderr
     assert bed.sh("dpkg-query -W -f '${Package} ${Version} ' docker-ce containerd.io") == (

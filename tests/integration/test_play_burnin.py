@@ -26,6 +26,8 @@ def row(busbw: float) -> str:
 def test_figures_skips_and_refusals(tmp_path: Path) -> None:
     """One node slow, one without programs, one on which somebody computes: it is told of each, and nothing runs there."""
     rvs = program(tmp_path / "slow/opt/bin/rvs", "\n".join(f"[RESULT] gst {n} met: TRUE pass: TRUE" for n in range(8)))
+    (tmp_path / "slow/opt/share/rocm-validation-suite").mkdir(parents=True)
+    halved = program(tmp_path / "slow/halved/bin/rvs", "no configurations here")
     reduce = program(tmp_path / "slow/opt/all_reduce_perf", row(250.0))
     bench = program(
         tmp_path / "slow/opt/TransferBench", "Average   bandwidth (GPU Timed):   46.552 GB/s\nAggregate bandwidth"
@@ -35,7 +37,7 @@ def test_figures_skips_and_refusals(tmp_path: Path) -> None:
     hosts = {
         "slow": {
             "burnin_sysfs_root": str(trees.mi300x(tmp_path / "slow/tree").sys),
-            "burnin_rvs_prefixes": [str(tmp_path / "slow/opt")],
+            "burnin_rvs_prefixes": [str(tmp_path / "slow/halved"), str(tmp_path / "slow/opt")],
             "burnin_all_reduce_perf": [str(tmp_path / "slow/none"), str(reduce)],
             "burnin_transfer_bench": [str(bench)],
         },
@@ -86,6 +88,7 @@ def test_figures_skips_and_refusals(tmp_path: Path) -> None:
         f"-c {conf}/gst_single.conf",
         f"-c {conf}/iet_single.conf",
     ]
+    assert not Path(f"{halved}.called").exists()
     assert Path(f"{bench}.called").read_text() == "a2a\n"
     assert Path(f"{reduce}.called").read_text() == "-b 8 -e 8G -f 2 -g 8\n"
     assert not Path(f"{spared}.called").exists()

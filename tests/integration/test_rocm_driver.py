@@ -6,6 +6,7 @@ the driver in memory is the tree's; a unit of the node takes over what lies on d
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -175,7 +176,7 @@ def bed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rocm")
     tree = trees.Tree(folder / "node")
     tree.host()
-    tree.driver(version=None, srcversion="D" * 23)  # Debian's own module
+    tree.driver(version=None, srcversion=None)  # Debian's own module
     tree.add_gpus(2)
     # gpg-agent's socket needs a short path.
     with tempfile.TemporaryDirectory(prefix="key") as home:
@@ -223,7 +224,15 @@ def bed(tmp_path_factory):
 PROBE = {
     "os": {"id": "debian", "version_id": "12", "architecture": "x86_64"},
     "pci_devices": [{"pci": "0000:05:00.0"}],
-    "driver": {"loaded": False, "allowed": False, "package_allowed": False, "on_disk": None, "reboot_required": False},
+    "driver": {
+        "loaded": False,
+        "version": None,
+        "release": None,
+        "allowed": False,
+        "package_allowed": False,
+        "on_disk": None,
+        "reboot_required": False,
+    },
     "kernel": {"release": KERNEL, "missing": [], "blacklisted_by": [], "numa_balancing": None, "secure_boot": None},
     "groups": {"video": 44, "render": 104},
     "user": {"name": "root", "missing_groups": []},
@@ -249,6 +258,10 @@ def test_refusals_change_nothing_and_say_why(bed):
             "bookworm",
             {"rocm_probe": {**PROBE, "os": {"id": "rhel", "version_id": "9", "architecture": "x86_64"}}},
         ),
+        "newer": (
+            "trixie",
+            {"rocm_probe": {**PROBE, "driver": {**PROBE["driver"], "loaded": True, "version": "6.20.1"}}},
+        ),
         "cpu": ("trixie", {"vllm_server_accelerator": "cpu"}),
         "keep": ("bookworm", {"rocm_allowed_driver_versions": ["inbox"], "rocm_users": []}),
     }
@@ -263,6 +276,7 @@ def test_refusals_change_nothing_and_say_why(bed):
         "gpu": "there is no AMD accelerator on the PCI bus",
         "secure": "Secure Boot is on and would not load the module that DKMS builds here.",
         "distribution": "no driver packages are known for rhel-9; known are debian-12, debian-13, ubuntu-22.04",
+        "newer": "the driver here is version 6.20.1, of no known release, and 30.30.4 would replace it. Keep it by",
     }
     for name, text in expected.items():
         assert text in results[name]["msg"], output
@@ -277,8 +291,34 @@ def test_refusals_change_nothing_and_say_why(bed):
     assert {suite: bed.files(suite) for suite in SUITES} == before
 
 
-def test_a_key_with_another_fingerprint_is_refused(bed):
-    results, output = bed.play(both(rocm_repo_key_fingerprints=["A" * 40]))
+@pytest.fixture
+def unknown_to_all(bed):
+    """An HTTPS server of which nobody knows the certificate; its address."""
+    paths = [bed.folder / "tls.key", bed.folder / "tls.crt"]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-nodes", "-subj", "/CN=mirror", "-keyout", str(paths[0]), "-out", str(paths[1])],
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(paths[1], paths[0])
+    address = bed.nodes["trixie"].address.rpartition(".")[0] + ".1"
+    server = ThreadingHTTPServer((address, 0), SimpleHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"https://{address}:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_key_with_another_fingerprint_is_refused(bed, unknown_to_all):
+    unknown = {"unknown": ("trixie", {"rocm_repo_url": unknown_to_all})}
+    results, output = bed.play({**both(rocm_repo_key_fingerprints=["A" * 40]), **unknown})
+    # What a node knows no certificate for is asked again with the distribution's certificates.
+    result = results.pop("unknown")
+    assert f"the package repository {unknown_to_all}/dists/noble/Release cannot be had" in result["msg"], output
+    assert "Install ca-certificates" in result["tasks"]
     for suite, result in results.items():
         assert (
             f"the key of {bed.url}/amdgpu/30.30.4/ubuntu is {bed.fingerprint}; {'A' * 40} is expected" in result["msg"]
@@ -294,6 +334,7 @@ def test_driver_is_installed_and_asks_for_its_boot(bed):
     for suite, result in results.items():
         assert (result["failures"], result["changed"] >= 1) == (0, True), output
         assert bed.version(suite) == ""
+    assert output.count("the run would end there, for only a reboot brings it into the kernel") == len(SUITES), output
 
     # One fetches the key, the other has it in its inventory and no way to fetch it.
     key = (bed.folder / "repo/rocm/rocm.gpg.key").read_text()
@@ -373,8 +414,8 @@ def test_a_node_that_serves_is_rebooted_in_its_wave_and_serves_again(bed, fleet_
     assert rc != 0, said
     assert "Not rebooted now, 1 container(s) run: that follows when the node has been drained." in said
     assert (
-        "trixie: rebooted, but amdgpu is still that of the distribution where 6.16.13 lies on disk. Look for a blacklist"
-        in said
+        f"trixie: rebooted into kernel {KERNEL}, but amdgpu is still that of the distribution where 6.16.13 lies on disk"
+        " (allowed: 30.30.4). Look for a blacklist" in said
     )
     assert "for a stale initramfs. Replaced before: bookworm." in said
     for suite in SUITES:
@@ -415,6 +456,19 @@ def test_the_reboot_of_a_node_is_refused_undrained_and_under_other_work(bed):
     assert "which is not our server: stop the process first" in results["in_use"]["msg"]
     for name in ("no_leave", "no_need"):
         assert (results[name]["failures"], results[name]["changed"]) == (0, 0), output
+    # A newer kernel without the driver, and a driver that somebody loaded by hand.
+    bed.sh("trixie", "mkdir -p /boot; touch /boot/vmlinuz-999.0-test")
+    bed.sh("bookworm", "echo 'blacklist amdgpu' > /etc/modprobe.d/vendor.conf")
+    drained = {**due, "rocm_drained": True}
+    results, output = bed.play({"kernel": ("trixie", drained), "kept_out": ("bookworm", drained)}, entry="reboot")
+    bed.sh("trixie", "rm /boot/vmlinuz-999.0-test")
+    bed.sh("bookworm", "rm /etc/modprobe.d/vendor.conf")
+    assert (
+        "because of a reason, but the next boot takes kernel 999.0-test, which amdgpu was not built for"
+        in results["kernel"]["msg"]
+    ), output
+    assert "but amdgpu is kept out by /etc/modprobe.d/vendor.conf and nothing here" in results["kept_out"]["msg"]
+    assert all(result["msg"].endswith("Nothing was stopped.") for result in results.values())
     assert {suite: bed.booted(suite) for suite in SUITES} == before
     assert [bed.server(suite)[0] for suite in SUITES]
 
@@ -434,7 +488,7 @@ def test_after_the_boot_nothing_is_left_to_do_and_a_newer_release_does_not_tempt
 
 def test_a_kernel_that_came_without_the_driver_gets_it_built(bed):
     """The package is installed and allowed, but nothing of it is there for this kernel: DKMS is asked, and says why not."""
-    keep = f"mv {MODULE} /amdgpu.ko; cp -r /node/sys /inbox; rm /inbox/module/amdgpu/version; echo {'D' * 23} > /inbox/module/amdgpu/srcversion"
+    keep = f"mv {MODULE} /amdgpu.ko; cp -r /node/sys /inbox; rm /inbox/module/amdgpu/version /inbox/module/amdgpu/srcversion"
     broken = "printf '#!/bin/sh\\necho \"Error! Bad return status\" >&2; exit 10\\n' > /usr/sbin/dkms; chmod +x /usr/sbin/dkms"
     bed.sh("bookworm", f"{keep}; {broken}")
     hosts = {"bookworm": ("bookworm", {"rocm_sysfs_root": "/inbox"})}
@@ -456,18 +510,36 @@ def test_a_driver_that_is_kept_out_is_named_and_loaded_before_docker_on_request(
     """modprobe is a program of the test: no kernel takes the module. What the role writes and starts is real."""
     bed.sh(
         "bookworm",
-        "echo 'blacklist amdgpu' > /etc/modprobe.d/vendor.conf; mv /sbin/modprobe /sbin/modprobe.real;"
-        "printf '#!/bin/sh\\ncp -r /node/sys/module /unloaded/\\n' > /sbin/modprobe; chmod +x /sbin/modprobe",
+        "echo 'install amdgpu /bin/false' > /etc/modprobe.d/vendor.conf; mv /sbin/modprobe /sbin/modprobe.real;"
+        'printf \'#!/bin/sh\\n[ "$*" != "--ignore-install amdgpu" ] || cp -r /node/sys/module /unloaded/\\n\' > /sbin/modprobe;'
+        "chmod +x /sbin/modprobe; cp -r /unloaded /deaf",
     )
     unloaded = {"rocm_sysfs_root": "/unloaded"}
-    results, output = bed.play({"bookworm": ("bookworm", unloaded)})
+    word = "kernel command line: module_blacklist=amdgpu"
+    barred = {
+        **PROBE,
+        "driver": {**PROBE["driver"], "on_disk": MODULE},
+        "kernel": {**PROBE["kernel"], "blacklisted_by": [word]},
+    }
+    hosts = {
+        "bookworm": ("bookworm", unloaded),
+        "barred": (
+            "bookworm",
+            {"rocm_probe": barred, "rocm_install_driver": False, "rocm_load_blacklisted_driver": True},
+        ),
+    }
+    results, output = bed.play(hosts)
+    assert f"kept out by {word}, which the kernel holds to however it is loaded" in results["barred"]["msg"], output
     assert (
         "amdgpu is installed but kept out by /etc/modprobe.d/vendor.conf. Some vendors do that on purpose"
         in results["bookworm"]["msg"]
     ), output
     wanted = {**unloaded, "rocm_load_blacklisted_driver": True}
-    results, output = bed.play({"bookworm": ("bookworm", wanted)})
+    # Beside one whose kernel does not take it.
+    deaf = {**wanted, "rocm_sysfs_root": "/deaf"}
+    results, output = bed.play({"bookworm": ("bookworm", wanted), "deaf": ("bookworm", deaf)})
     assert results["bookworm"]["failures"] == 0, output
+    assert f"deaf: amdgpu ({MODULE}) was told to load and is not in the kernel." in results["deaf"]["msg"], output
     assert "Before=docker.service" in bed.sh("bookworm", "systemctl cat vllm-fleet-amdgpu.service")
     assert bed.sh("bookworm", "systemctl is-enabled vllm-fleet-amdgpu.service; ls /unloaded/module").split() == [
         "enabled",
@@ -478,17 +550,26 @@ def test_a_driver_that_is_kept_out_is_named_and_loaded_before_docker_on_request(
     assert results["bookworm"]["tasks"] == ["Probe GPUs, driver and kernel"], output
     bed.sh(
         "bookworm",
-        "rm /etc/modprobe.d/vendor.conf; mv /sbin/modprobe.real /sbin/modprobe; systemctl disable -q vllm-fleet-amdgpu",
+        "rm -r /etc/modprobe.d/vendor.conf /deaf; mv /sbin/modprobe.real /sbin/modprobe; systemctl disable -q vllm-fleet-amdgpu",
     )
+
+
+# As much of update-grub as the command line takes.
+UPDATE_GRUB = """\
+#!/bin/sh
+mkdir -p /boot/grub
+GRUB_CMDLINE_LINUX_DEFAULT=quiet
+for file in /etc/default/grub.d/*.cfg; do . "$file"; done
+echo "linux /vmlinuz ro $GRUB_CMDLINE_LINUX_DEFAULT" > /boot/grub/grub.cfg
+"""
 
 
 def test_access_and_kernel_settings(bed):
     """Users into the groups, a rule for device nodes with a wrong group, GRUB's drop-in; then nothing more to do."""
     bed.sh(
         "bookworm",
-        "chgrp root /dev/kfd; chmod 600 /dev/kfd; useradd other; rm -rf /tmp/grub /etc/default/grub.d;"
-        "printf '#!/bin/sh\\ncat /etc/default/grub.d/*.cfg > /tmp/grub\\n' > /usr/sbin/update-grub;"
-        "chmod +x /usr/sbin/update-grub",
+        "chgrp root /dev/kfd; chmod 600 /dev/kfd; useradd other; rm -rf /boot/grub /etc/default/grub.d;"
+        "printf '#!/bin/sh\\nexit 1\\n' > /usr/sbin/update-grub; chmod +x /usr/sbin/update-grub",
     )
     settings = {
         "rocm_users": ["other"],
@@ -502,14 +583,18 @@ def test_access_and_kernel_settings(bed):
     results, output = bed.play(hosts, "--check")
     assert results["bookworm"]["failures"] == 0, output
     assert "and GRUB (update-grub) is not there to add it" in results["trixie"]["msg"]
-    assert bed.sh("bookworm", "ls /tmp/grub 2>/dev/null || true") == ""
+    # What a failed update-grub did not do is still owed, although the drop-in is there.
+    results, output = bed.play({"bookworm": ("bookworm", settings)})
+    assert (results["bookworm"]["failures"], results["bookworm"]["tasks"][-1]) == (
+        1,
+        "Write the boot loader's configuration",
+    ), output
+    bed.sh("bookworm", f"printf '%s' '{UPDATE_GRUB}' > /usr/sbin/update-grub")
     results, output = bed.play({"bookworm": ("bookworm", settings)})
     assert results["bookworm"]["reasons"] == ["the kernel runs without pci=bfsort intel_iommu=on"], output
     assert sorted(bed.sh("bookworm", "id -nG other").split()) == ["other", "render", "video"]
     assert 'GROUP="render", MODE="0660"' in bed.sh("bookworm", "cat /etc/udev/rules.d/70-amdgpu.rules")
-    assert 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT pci=bfsort intel_iommu=on"' in bed.sh(
-        "bookworm", "cat /tmp/grub"
-    )
+    assert "linux /vmlinuz ro quiet pci=bfsort intel_iommu=on" in bed.sh("bookworm", "cat /boot/grub/grub.cfg")
     if NUMA_BALANCING == "0":
         assert bed.sh("bookworm", "cat /etc/sysctl.d/60-vllm-fleet-rocm.conf") == "kernel.numa_balancing=0"
     # What udev does with the rule, which no container has.
@@ -527,8 +612,22 @@ def test_another_release_when_told_and_a_node_that_serves_nobody_is_rebooted_for
     told = {"rocm_allowed_driver_versions": [], "rocm_allow_reboot": True}
     hosts = {
         "bookworm": ("bookworm", {**told, "rocm_driver_version": "31.40"}),
-        "trixie": ("trixie", {**told, "rocm_driver_version": "30.10.2"}),
+        "trixie": ("trixie", {**told, "rocm_driver_version": "30.10.2", "rocm_allow_driver_downgrade": True}),
     }
+    # A boot that comes up, but with the driver of nobody's choice.
+    bed.sh(
+        "bookworm",
+        f"mv /usr/local/sbin/load-amdgpu /; printf '#!/bin/sh\\nmv {MODULE} /\\n' > /usr/local/sbin/load-amdgpu",
+    )
+    bed.sh("bookworm", "chmod +x /usr/local/sbin/load-amdgpu")
+    unasked = ("trixie", {**told, "rocm_driver_version": "30.10.2"})
+    results, output = bed.play({"bookworm": hosts["bookworm"], "unasked": unasked})
+    assert (
+        f"bookworm: rebooted into kernel {KERNEL}, but amdgpu is 6.16.13 where that of the distribution lies on disk"
+        " (allowed: 31.40)." in results["bookworm"]["msg"]
+    ), output
+    assert "the driver here is release 30.30.4 and 30.10.2 would replace it." in results["unasked"]["msg"]
+    bed.sh("bookworm", f"mv /load-amdgpu /usr/local/sbin/; mv /amdgpu.ko {MODULE}")
     before = {suite: bed.booted(suite) for suite in SUITES}
     results, output = bed.play(hosts)
     assert [result["failures"] + result["unreachable"] for result in results.values()] == [0, 0], output

@@ -127,6 +127,24 @@ def test_amd_smi_that_fails_is_a_note(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("fails", "word", "kept"), [("metric", "ECC errors are", "bad_pages"), ("bad-pages", "bad pages are", "ecc")]
+)
+def test_what_amd_smi_told_before_it_failed_is_kept(tmp_path, fails, word, kept):
+    tree = trees.mi300x(tmp_path / "node")
+    rows = {
+        "list": [{"gpu": 0, "bdf": "N/A", "kfd_id": tree.kfd_ids[0]}],
+        "metric": [{"gpu": 0, "ecc": {"total_uncorrectable_count": 2}}],
+        "bad-pages": [{"gpu": 0, "retired": "No bad pages found."}],
+    }
+    program = amd_smi(tmp_path / "bin", rows)
+    (tmp_path / "bin" / f"{fails}.json").unlink()
+    result = rocm_info(**roots(tree, amd_smi=program))
+    first = result["gpus"][0]
+    assert [name for name in ("ecc", "bad_pages") if first[name]] == [kept]
+    assert [note for note in result["notes"] if note.startswith(f"{word} not known: ")] == result["notes"]
+
+
 def test_machine_without_gpu_and_a_wrong_root(tmp_path):
     result = rocm_info()
     assert (result["gpus"], result["safe_gpu_memory_utilization"]) == ([], None)
@@ -152,7 +170,7 @@ def test_holder_in_a_real_container(tmp_path):
         pid = int(docker("inspect", "-f", "{{.State.Pid}}", container))
         tree = trees.mi300x(tmp_path)
         tree.hold(0, pid, 20 << 30)
-        result = rocm_info(sysfs_root=str(tree.sys), docker_root=docker("info", "-f", "{{.DockerRootDir}}"))
+        result = rocm_info(sysfs_root=str(tree.sys))
     finally:
         docker("rm", "-f", container)
     assert result["gpus"][0]["holders"] == [

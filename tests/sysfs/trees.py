@@ -89,14 +89,15 @@ class Tree:
         self.write(self.kfd / "topology/nodes/0/gpu_id", 0)
         self.write(self.kfd / "topology/nodes/0/properties", "cpu_cores_count 96\nsimd_count 0\ngfx_target_version 0")
 
-    def driver(self, version: str | None = LOADED_VERSION, srcversion: str = LOADED_SRCVERSION) -> None:
-        """Load amdgpu; the distribution's own module has no version."""
+    def driver(self, version: str | None = LOADED_VERSION, srcversion: str | None = LOADED_SRCVERSION) -> None:
+        """Load amdgpu; the distribution's own module has no version, and Debian's no srcversion either."""
         self.write(self.sys / "module/amdgpu/initstate", "live")
-        self.write(self.sys / "module/amdgpu/srcversion", srcversion)
+        if srcversion is not None:
+            self.write(self.sys / "module/amdgpu/srcversion", srcversion)
         if version is not None:
             self.write(self.sys / "module/amdgpu/version", version)
 
-    def on_disk(self, version: str | None = LOADED_VERSION, srcversion: str = LOADED_SRCVERSION) -> Path:
+    def on_disk(self, version: str | None = LOADED_VERSION, srcversion: str | None = LOADED_SRCVERSION) -> Path:
         """Put the module where DKMS puts it, and into modules.dep."""
         folder = self.modules / KERNEL
         self.write(folder / "modules.dep", "updates/dkms/amdgpu.ko: kernel/drivers/gpu/drm/ttm/ttm.ko")
@@ -193,9 +194,11 @@ class Tree:
         path.symlink_to("/proc/self/mem")
 
 
-def write_module(path: Path, version: str | None, srcversion: str) -> Path:
+def write_module(path: Path, version: str | None, srcversion: str | None) -> Path:
     """Write the smallest ELF file that modinfo reads: a null section, .modinfo and the section names."""
-    fields = [f"srcversion={srcversion}", "license=GPL and additional rights", "name=amdgpu"]
+    fields = ["license=GPL and additional rights", "name=amdgpu"]
+    if srcversion is not None:
+        fields.insert(0, f"srcversion={srcversion}")
     if version is not None:
         fields.insert(0, f"version={version}")
     info = "".join(f"{field}\0" for field in fields).encode()

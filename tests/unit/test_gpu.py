@@ -259,6 +259,28 @@ def test_inbox_driver(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("memory", "disk", "required"),
+    [
+        # Debian's kernel: no srcversion of modules without a version, as its own amdgpu is.
+        ((None, None), ("6.16.13", "F" * 23), True),
+        (("6.16.13", "F" * 23), (None, None), True),
+        ((None, None), (None, None), None),
+        (("6.16.13", "F" * 23), ("6.19.14", None), True),
+        (("6.16.13", "F" * 23), ("6.16.13", None), None),
+        (("6.16.13", "F" * 23), ("6.16.13", "E" * 23), True),
+        ((None, "D" * 23), (None, "D" * 23), False),
+        ((None, "D" * 23), (None, "C" * 23), True),
+    ],
+)
+def test_whether_the_module_on_disk_is_another(tmp_path, memory, disk, required):
+    tree = trees.Tree(tmp_path)
+    tree.host()
+    tree.driver(*memory)
+    tree.on_disk(*disk)
+    assert read(tree).driver.reboot_required is required
+
+
 @pytest.mark.parametrize("content", [b"\x28\xb5\x2f\xfd compressed", b"", b"\x7fELF\x02\x01" + bytes(70)])
 def test_module_file_that_cannot_be_parsed(tmp_path, content):
     tree = trees.mi300x(tmp_path)
@@ -281,6 +303,33 @@ def test_module_file_that_cannot_be_parsed(tmp_path, content):
 )
 def test_kernel_command_line(cmdline, missing):
     assert gpu.missing_cmdline(cmdline) == missing
+
+
+@pytest.mark.parametrize(("vendor", "missing"), [("GenuineIntel", ["intel_iommu=on"]), ("AuthenticAMD", [])])
+def test_an_intel_host_needs_its_iommu_switched_on(tmp_path, vendor, missing):
+    tree = trees.mi300x(tmp_path)
+    tree.write(tree.proc / "cpuinfo", f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: " + "fpu " * 4000)
+    assert read(tree).kernel.missing == missing
+    tree.write(tree.proc / "cmdline", trees.GOOD_CMDLINE + " intel_iommu=on")
+    assert read(tree).kernel.missing == []
+
+
+def test_dockers_folder_is_asked_for_once_and_only_for_a_container(tmp_path):
+    asked = []
+    tree = trees.foreign_holder(tmp_path)
+    tree.process(9, ["x"], "ab" * 32, "other")
+    tree.hold(0, 9, 1)
+
+    def root():
+        asked.append(1)
+        return tree.docker
+
+    found = gpu.read(tree.sys, tree.proc, tree.modules, docker_root=root)
+    assert [one.container_name for one in found.processes] == ["other", "trainer"]
+    assert asked == [1]
+    tree = trees.mi300x(tmp_path / "idle")
+    gpu.read(tree.sys, tree.proc, tree.modules, docker_root=root)
+    assert asked == [1]
 
 
 def test_blacklists_are_found(tmp_path):

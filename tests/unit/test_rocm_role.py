@@ -1,5 +1,6 @@
 """Role rocm as data: what it would write on each distribution, rendered by Ansible itself."""
 
+import base64
 import hashlib
 import json
 import os
@@ -54,7 +55,8 @@ def rendering(folder, cases, wanted):
     """Evaluate expressions of the role for every case (name -> variables), in one run of Ansible; {case: {name: value}}."""
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
     # Role defaults are the weakest of all variables; group_vars of the inventory come nearest to that.
-    inventory = {"all": {"hosts": cases, "vars": defaults}}
+    gateways = {"hosts": {case: {} for case in cases if case.startswith("gateway")}}
+    inventory = {"all": {"hosts": cases, "vars": defaults, "children": {"gateway": gateways}}}
     message = "{{ {" + ", ".join(f"'{name}': {expression}" for name, expression in wanted.items()) + "} }}"
     play = {
         "hosts": "all",
@@ -235,6 +237,18 @@ DECISIONS = {
         [],
         [],
     ),
+    "good in memory, the distribution's on disk": (
+        {"driver": {"reboot_required": True, "on_disk_version": None}},
+        {},
+        [],
+        [],
+    ),
+    "good in memory, the distribution's on disk and allowed": (
+        {"driver": {"reboot_required": True, "on_disk_version": None}},
+        {"rocm_allowed_driver_versions": ["inbox", "30.30"]},
+        [],
+        ["the amdgpu module on disk (of the distribution) is not the one in memory (6.16.13)"],
+    ),
     "good in memory, one built by hand on disk": (
         {"driver": {"reboot_required": True, "package": None, "package_allowed": False, "version": "6.10.5"}},
         {},
@@ -305,3 +319,128 @@ def test_what_is_left_to_do(decided, case):
     assert [part for part in ("install", "load", "access", "kernel") if got[part]] == parts
     assert got["reasons"] == reasons
     assert got["work"] == bool(parts or reasons)
+
+
+# --- what is refused and why, a variable of the role a case
+
+OLD, NEW = {"rocm_driver_version": "30.10.2"}, {"rocm_driver_version": "31.40"}
+GRUB = """
+menuentry 'Debian' {
+\tlinux\t/vmlinuz-6.1.0-41-amd64 root=UUID=1 ro quiet pci=bfsort
+}
+# iommu=pt
+"""
+
+
+def driver(release, version, package_release=None):
+    return {"rocm_probe": {"driver": {"release": release, "version": version, "package_release": package_release}}}
+
+
+def before_reboot(*, lost=False, kept_out=(), unit=None, **variables):
+    kernel = {"next": "6.9", "blacklisted_by": list(kept_out), "load_unit": unit}
+    return {"__rocm_before_reboot": {"driver": {"lost_at_boot": lost}, "kernel": kernel}, **variables}
+
+
+def idle(containers=0, processes=()):
+    return {"__rocm_before_reboot": {"processes": list(processes)}, "__rocm_engine": {"live_containers": containers}}
+
+
+def kernel_cmdline(grub):
+    """A node that runs without pci=bfsort and iommu=pt, and what its grub.cfg has."""
+    probe = changed({"kernel": {"missing": ["pci=bfsort", "iommu=pt"], "cmdline": "ro"}})
+    config = {"content": base64.b64encode(grub.encode()).decode()} if grub else {"failed": True}
+    return {"rocm_probe": probe, "rocm_manage_kernel_cmdline": True, "__rocm_grub_config": config}
+
+
+LOST = (
+    "the next boot takes kernel 6.9, which amdgpu was not built for: install its headers and have DKMS build it"
+    " (dkms autoinstall --kernelver), or take that kernel away"
+)
+OUT = (
+    "amdgpu is kept out by vendor.conf and nothing here loads it at boot: take the entry away, or set"
+    " rocm_load_blacklisted_driver to true"
+)
+ANSWERS = {
+    "newer: an exact release": ("newer", {**driver("30.30.4", "6.16.13"), **OLD}, ["release 30.30.4"]),
+    "newer: the wanted line itself": ("newer", {**driver("30.30", "6.16.13"), "rocm_driver_version": "30.30.4"}, []),
+    "newer: an older one": ("newer", {**driver("30.30.4", "6.16.13"), **NEW}, []),
+    "newer: one that waits for its boot": ("newer", {**driver("inbox", None, "31.50"), **NEW}, ["release 31.50"]),
+    "newer: none": ("newer", {**driver(None, None), **NEW}, []),
+    "newer: from before the releases": ("newer", {**driver(None, "6.10.5"), **OLD}, []),
+    "newer: who knows": ("newer", {**driver(None, "6.20.1"), **NEW}, ["version 6.20.1, of no known release,"]),
+    "boot: nothing to lose": ("foreseen", before_reboot(), ""),
+    "boot: a kernel without the driver": ("foreseen", before_reboot(lost=True), LOST),
+    "boot: a kernel without the driver, allowed": (
+        "foreseen",
+        before_reboot(lost=True, rocm_allowed_driver_versions=["inbox"]),
+        "",
+    ),
+    "boot: kept out": ("foreseen", before_reboot(kept_out=["vendor.conf"]), OUT),
+    "boot: kept out, our unit loads it": ("foreseen", before_reboot(kept_out=["vendor.conf"], unit=UNIT), ""),
+    "boot: kept out, the unit is to come": (
+        "foreseen",
+        before_reboot(kept_out=["vendor.conf"], rocm_load_blacklisted_driver=True),
+        "",
+    ),
+    "idle": ("busy_with", idle(), ""),
+    "idle: containers": ("busy_with", idle(2), "2 container(s) run"),
+    "gateway: not idle": ("busy_with", idle(), "it is a gateway"),
+    "barred": (
+        "barred",
+        {
+            "rocm_probe": changed(
+                {"kernel": {"blacklisted_by": ["a.conf", "kernel command line: module_blacklist=amdgpu"]}}
+            )
+        },
+        ["kernel command line: module_blacklist=amdgpu"],
+    ),
+    "barred: not by what modprobe reads": (
+        "barred",
+        {"rocm_probe": changed({"kernel": {"blacklisted_by": ["kernel command line: modprobe.blacklist=amdgpu"]}})},
+        [],
+    ),
+    "grub: has one of two words": ("unwritten_cmdline", kernel_cmdline(GRUB), ["iommu=pt"]),
+    "grub: not there": ("unwritten_cmdline", kernel_cmdline(""), ["pci=bfsort", "iommu=pt"]),
+    "certificates: missing": (
+        "untrusted",
+        {
+            "__rocm_release_file": {"skipped": True},
+            "__rocm_key_answer": {"msg": "<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"},
+        },
+        ["<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"],
+    ),
+    "certificates: not the fault": (
+        "untrusted",
+        {"__rocm_release_file": {"msg": "Status code was 404"}, "__rocm_key_answer": {"skipped": True}},
+        [],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory):
+    cases = {
+        f"{'gateway' if name.startswith('gateway') else 'case'}{n}": {"asked": f"__rocm_{asked}", **variables}
+        for n, (name, (asked, variables, _)) in enumerate(ANSWERS.items())
+    }
+    found = rendering(tmp_path_factory.mktemp("answered"), cases, {"answer": "lookup('vars', asked)"})
+    return dict(zip(ANSWERS, found.values(), strict=True))
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_what_is_refused_and_why(answered, case):
+    assert answered[case]["answer"] == ANSWERS[case][2]
+
+
+def test_drivers_without_a_release_are_older_than_the_first_that_has_one():
+    def by_number(version):
+        return [int(part) for part in version.split(".")]
+
+    own = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__rocm_first_numbered"]
+    assert own == min(gpu.MODULE_RELEASES, key=by_number)
+
+
+def test_the_unit_gets_past_an_install_line_of_modprobe():
+    assert "ExecStart=/sbin/modprobe --ignore-install amdgpu" in (
+        (ROLE / "templates/vllm-fleet-amdgpu.service.j2").read_text().splitlines()
+    )
