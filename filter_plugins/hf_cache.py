@@ -19,15 +19,30 @@ def _held(probe: Mapping[str, Any]) -> int:
     return int(probe.get("files") or 0) - len(probe.get("missing") or []) - len(probe.get("corrupt") or [])
 
 
+def _takes_part(hostvars: Mapping[str, Any], host: str) -> bool:
+    """Say whether a host gives and takes, as the role's __hf_cache_between_nodes says it of the host that is asked.
+
+    A role's defaults are not in ``hostvars``, and the play's variables are everybody's: what tells hosts apart is in
+    the inventory.
+    """
+    return (
+        hostvars[host].get("hf_cache_source") != "shared"
+        and hostvars[host].get("hf_cache_distribution") != "hub"
+        and hostvars[host].get("ansible_connection") != "local"
+    )
+
+
 def hf_cache_team(hosts: Sequence[str], hostvars: Mapping[str, Any], me: str, way: str = "swarm") -> dict[str, Any]:
     """Return who has the snapshot that ``me`` asked for, who lacks it, who seeds, and how it travels.
 
-    ``hosts`` are the hosts of the play in their order, ``way`` what the user wants. The seed is the first host that
-    has the snapshot whole, otherwise the one that has most of it. ``way`` becomes rsync where one host receives only,
-    and none where nobody does. ``conflict`` is a sentence when hosts have different commits under one name.
+    ``hosts`` are the hosts of the play in their order, ``way`` what the user wants. Those that neither give nor take
+    (a shared cache, a local connection, each for itself) are left out. The seed is the first host that has the snapshot
+    whole, otherwise the one that has most of it. ``way`` becomes rsync where one host receives only, and none where
+    nobody does. ``conflict`` is a sentence when hosts have different commits under one name.
     """
     mine = _probe(hostvars, me)
     asked = (mine.get("repo_id"), mine.get("revision"))
+    hosts = [host for host in hosts if _takes_part(hostvars, host)]
     team = {host: probe for host in hosts if (probe := _probe(hostvars, host)) and "complete" in probe}
     team = {host: probe for host, probe in team.items() if (probe.get("repo_id"), probe.get("revision")) == asked}
     holders = [host for host, probe in team.items() if probe["complete"]]

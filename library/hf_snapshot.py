@@ -42,7 +42,8 @@ options:
       - V(present) brings in what is missing or wrong.
       - V(verified) only looks, and fails when the snapshot is not complete.
       - V(absent) removes the snapshot and those blobs that no other one uses.
-      - V(pruned) removes the model's other snapshots, except those in O(keep) and the newest of the rest.
+      - V(pruned) removes the model's other snapshots, except those in O(keep) and the newest of the rest, and what was
+        on its way from other nodes and never made a snapshot.
     type: str
     choices: [present, absent, verified, pruned]
     default: present
@@ -215,6 +216,10 @@ actions:
   returned: always
 hashed:
   description: Whether the contents are known to hash right, now or when last written and not touched since.
+  type: bool
+  returned: always
+hashed_now:
+  description: Whether O(state=present) hashed all contents in this run, not only what it brought in.
   type: bool
   returned: always
 wanted:

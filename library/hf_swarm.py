@@ -28,10 +28,14 @@ options:
     type: str
     required: true
   programs:
-    description: Programs that the node needs, for V(ready).
+    description: Programs that the node needs, for V(ready), V(shared) and V(joined).
     type: list
     elements: str
     default: []
+  lacking_because:
+    description: What installing O(programs) failed with, for the reason of V(shared) and V(joined).
+    type: str
+    default: ""
   address:
     description: Address to bind to; by default found out, see the role.
     type: str
@@ -64,7 +68,7 @@ options:
     description: The torrent in base64, for V(joined).
     type: str
   staging:
-    description: Folder to receive into, C(<cache>/.vllm-fleet/staging/<name>).
+    description: Folder to receive into, called O(name).
     type: path
   upload_limit:
     description: Bytes per second that the node sends at most; 0 for no bound.
@@ -185,6 +189,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "name": {"type": "str", "required": True},
     "programs": {"type": "list", "elements": "str", "default": []},
+    "lacking_because": {"type": "str", "default": ""},
     "address": {"type": "str", "default": ""},
     "hint": {"type": "str", "default": ""},
     "seed": {"type": "str", "default": ""},
@@ -215,12 +220,16 @@ def act(options: dict[str, Any], place: swarm_node.Place) -> dict[str, Any]:
     address = swarm_node.own_address(options["address"], options["hint"], options["seed"])
     if state == "ready":
         return {"address": address, "lacking": swarm_node.lacking(options["programs"])}
+    swarm_node.insist_on(options["programs"], options["lacking_because"])
     if state == "shared":
-        swarm_node.stop(place)
-        total = swarm_node.link_blobs(place, Path(options["folder"]), options["blobs"])
+        origins = swarm_node.origins(Path(options["folder"]), options["blobs"])
+        total = sum(origin.stat().st_size for origin in origins.values())
         announce = f"http://{address}:{place.tracker_port}/announce"
         folder = str(place.share / place.name)
         argv = swarm.mktorrent_argv(place.name, announce, total, folder, str(place.torrent))
+        if not swarm_node.hashing(place, argv, options["blobs"]):
+            swarm_node.stop(place)
+            swarm_node.link_blobs(place, origins)
         return {"address": address, "argv": argv, "changed": True}
     if state == "seeding":
         swarm_node.start_seed(place, address)

@@ -27,6 +27,13 @@ options:
       - Name of the job on the node. Two runs with the same name never run side by side.
       - By default made from the command.
     type: str
+  identity:
+    description:
+      - What makes the command what it is, where O(argv) has words that every run makes anew, such as the path of a key.
+      - A run with the same O(job) and identity is joined, one with another identity is refused while it goes on.
+      - By default O(argv).
+    type: list
+    elements: str
   chdir:
     description: Folder to run in.
     type: path
@@ -151,6 +158,7 @@ def main() -> None:
             "argv": {"type": "list", "elements": "str", "required": True},
             "label": {"type": "str"},
             "job": {"type": "str"},
+            "identity": {"type": "list", "elements": "str"},
             "chdir": {"type": "path"},
             "environment": {"type": "dict", "default": {}},
             "creates": {"type": "path"},
@@ -188,7 +196,8 @@ def _run(module: AnsibleModule, result: dict[str, Any]) -> None:
     p = module.params
     label = p["label"] or Path(p["argv"][0]).name
     environment = {str(k): str(v) for k, v in p["environment"].items()}
-    name = p["job"] or f"{Path(p['argv'][0]).name}-{fingerprint(p['argv'], p['chdir'], environment)}"
+    same = p["identity"] or p["argv"]
+    name = p["job"] or f"{Path(p['argv'][0]).name}-{fingerprint(same, p['chdir'], environment)}"
     job = Job(Path(p["jobs_dir"]) / name, Path(p["log"]) if p["log"] else None)
     if p["follow"]:
         run_id = p["follow"]
@@ -197,7 +206,7 @@ def _run(module: AnsibleModule, result: dict[str, Any]) -> None:
         problem = short_of_space(wanted, {path: free_bytes(path) for path in wanted}, label)
         if problem:
             raise JobError(problem)
-        run_id, result["joined"] = job.begin(p["argv"], p["chdir"], environment)
+        run_id, result["joined"] = job.begin(p["argv"], p["chdir"], environment, same)
     state = job.wait(run_id, p["wait"])
     over_time = 0 < p["timeout"] < state.elapsed and state.running
     if over_time:

@@ -64,6 +64,8 @@ class Outcome:
     wanted: list[str] | None = None
     owner: tuple[int, int] | None = None
     changed: bool = False
+    hashed_now: bool = False
+    """All contents were hashed in this very run, on their way in or where they lay."""
     revision: str = ""
     """What was asked for; the report may be one of a commit that it stands for."""
 
@@ -86,6 +88,7 @@ class Outcome:
             "notes": report.notes + self.plan.notes,
             "actions": self.plan.actions() if self.changed else [],
             "hashed": report.hashed,
+            "hashed_now": self.hashed_now,
         }
         if self.wanted is not None:
             result["wanted"] = self.wanted
@@ -109,7 +112,7 @@ class Outcome:
 
 def export(root: Path, report: Report) -> dict[str, Any]:
     """Return the file list of a complete snapshot at `root` in the form that travels to another machine."""
-    manifest = report.manifest or Manifest("", (), "links")
+    manifest = snapshot.without_copies(report.manifest or Manifest("", (), "links"))
     absent = set(report.optional)
     entries = tuple(filled(entry, root) for entry in manifest.entries if entry.path not in absent)
     # Without all of its files the list is not the repository's own, see cache_source.
@@ -192,7 +195,7 @@ def _open_source(wish: Wish) -> Source | None:
     if wish.source is None:
         return None
     if wish.source == "hub":
-        return hub_source(wish.cache, wish.repo_id, wish.revision, wish.client)
+        return hub_source(wish.cache, wish.repo_id, wish.revision, wish.client, wish.meter)
     path = Path(wish.source).expanduser()
     if not path.is_absolute():
         raise FetchError(f"Source {wish.source!r} is neither 'hub' nor an absolute path.", "bad_argument")
@@ -268,7 +271,8 @@ def _conclude(wish: Wish, outcome: Outcome, source: Source) -> None:
         raise _incomplete(wish, outcome.report, "something else writes into this cache; run again")
     written = {entry.blob for entry in outcome.plan.blobs}
     everything = all(entry.blob in written for entry in source.manifest.entries)
-    outcome.report.hashed = outcome.report.hashed or everything or before.hashed
+    outcome.hashed_now = everything or wish.verify == "full"
+    outcome.report.hashed = outcome.report.hashed or outcome.hashed_now or before.hashed
     refresh_marker(wish.cache, outcome.report)
 
 

@@ -91,11 +91,14 @@ def plan_present(cache: Path, report: Report, source: Source, *, revision: str, 
         if content_wrong or not _blob_usable(repo / "blobs" / str(entry.blob), entry, verify):
             plan.blobs.append(entry)
     tree = repo / "trees" / f"{manifest.commit}.json"
-    if manifest.origin == "tree" and not _tree_usable(tree, manifest.commit):
+    if manifest.origin == "tree" and not optional and not _tree_usable(tree, manifest.commit):
         plan.tree = tree_json(manifest)
     plan.refs = _plan_refs(repo, revision, manifest.commit, source.refs)
     if plan.blobs or plan.links:
         plan.remove = _stale_litter(cache, repo, report.litter)
+    if optional and os.path.lexists(tree):
+        # Offline huggingface_hub, and so vLLM, refuses a snapshot that lacks a file of this list.
+        plan.remove.append(tree.relative_to(cache).as_posix())
     device = nearest_existing(repo / "blobs").stat().st_dev
     plan.copy_bytes = sum(
         -(-(entry.size or 0) // BLOCK) * BLOCK
@@ -189,6 +192,7 @@ def plan_absent(cache: Path, repo_id: str, revision: str) -> Plan:
                 alone = False
                 others |= _blobs_of(folder)
     places = [root / commit, repo / "trees" / f"{commit}.json", repo / ".no_exist" / commit]
+    places.append(repo / snapshot.STATE_FOLDER / commit)
     places += [repo / "refs" / name for name in refs_to(repo, commit)]
     places += [repo / "blobs" / name for name in sorted(mine - others)]
     places.append(snapshot.marker_path(cache, repo_id, commit))
@@ -207,6 +211,7 @@ def plan_pruned(cache: Path, repo_id: str, keep: set[str]) -> Plan:
     """List what belongs to snapshots of a repository that are not in `keep`, except the newest of these.
 
     That one is what was served before, or what a failed roll-out left: going back must not need a download.
+    What is wanted is there, so whatever was on its way and has stayed there was of a run that nobody took up.
     """
     repo = snapshot.repo_folder(cache, repo_id)
     root = repo / "snapshots"
@@ -224,6 +229,7 @@ def plan_pruned(cache: Path, repo_id: str, keep: set[str]) -> Plan:
         places += [repo / "refs" / name for name in refs_to(repo, path.name)]
         places.append(snapshot.marker_path(cache, repo_id, path.name))
     places += [repo / "blobs" / name for name in sorted(gone - kept)]
+    places.append(repo / snapshot.STATE_FOLDER)
     there = [path for path in places if os.path.lexists(path)]
     return Plan(commit=", ".join(path.name for path in old), remove=[p.relative_to(cache).as_posix() for p in there])
 

@@ -59,10 +59,11 @@ def cache_source(path: Path, repo_id: str, revision: str, target: Path) -> Sourc
     repo = snapshot.repo_folder(path, repo_id)
     root = repo / "snapshots" / report.manifest.commit
     absent = set(report.optional)
-    entries = [filled(entry, root) for entry in report.manifest.entries if entry.path not in absent]
+    listed = snapshot.without_copies(report.manifest)
+    entries = [filled(entry, root) for entry in listed.entries if entry.path not in absent]
     # A list made from links is not the repository's own: it must not become a trees file.
-    origin = report.manifest.origin if not absent else "links"
-    manifest = Manifest(report.manifest.commit, tuple(entries), origin)
+    origin = listed.origin if not absent else "links"
+    manifest = Manifest(listed.commit, tuple(entries), origin)
     return Source(str(path), manifest, lambda entry: root / entry.path, refs_to(repo, manifest.commit))
 
 

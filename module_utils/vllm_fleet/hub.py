@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,16 +29,26 @@ from ansible.module_utils.vllm_fleet.cache_files import (
 from ansible.module_utils.vllm_fleet.fetch_apply import write_tree_links_refs
 from ansible.module_utils.vllm_fleet.fetch_plan import Plan
 from ansible.module_utils.vllm_fleet.fetch_source import Source
-from ansible.module_utils.vllm_fleet.manifest import SnapshotError, blob_hash, given_manifest
+from ansible.module_utils.vllm_fleet.manifest import SnapshotError, blob_hash, given_manifest, tree_manifest
 from ansible.module_utils.vllm_fleet.meter import Meter
 
 TRIES = 4
-"""Tries in a row that may bring no whole file before a download is given up."""
+"""Tries in a row that may bring no whole file, or no file list, before a download is given up."""
+
+LIST_TIMEOUT = 30.0
+"""Seconds without a byte after which the file list is asked for anew; huggingface_hub itself would wait for ever."""
+
+LONGEST_PAUSE = 300.0
+"""Seconds that a Hub which asks to be left alone is left alone at most; it counts by five minutes."""
 
 # Runs in a process of its own: huggingface_hub reads its environment once, at import, and the token must reach
 # neither this process's arguments nor its environment.
 _HUB_SCRIPT = """
-import json, sys
+import ctypes, json, os, signal, sys
+# Not to outlive who began it: what comes after a download, as owner and hashes, would be left undone.
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[2]):
+    sys.exit(1)
 try:
     import huggingface_hub as hub
 except ImportError:
@@ -43,7 +56,9 @@ except ImportError:
 task = json.loads(sys.argv[1])
 try:
     if task["do"] == "list":
-        info = hub.HfApi().model_info(task["repo_id"], revision=task["revision"], files_metadata=True)
+        info = hub.HfApi().model_info(
+            task["repo_id"], revision=task["revision"], files_metadata=True, timeout=task["timeout"]
+        )
         files = {f.rfilename: {"size": f.size, "blob": f.lfs.sha256 if f.lfs else f.blob_id} for f in info.siblings}
         print(json.dumps({"commit": info.sha, "files": files}))
     else:
@@ -52,7 +67,9 @@ try:
         print(json.dumps({}))
 except Exception as error:
     names = [kind.__name__ for kind in type(error).__mro__]
-    print(json.dumps({"error": names, "message": str(error)[-2000:]}))
+    response = getattr(error, "response", None)
+    said = {} if response is None else {"status": response.status_code, "headers": dict(response.headers)}
+    print(json.dumps({"error": names, "message": str(error)[-2000:], **said}))
 """
 
 
@@ -70,25 +87,35 @@ class Client:
         """Return the Python to start."""
         return self.python or sys.executable
 
-    def environment(self, cache: Path, *, xet: bool) -> dict[str, str]:
-        """Return the environment of the process that downloads into `cache`."""
+    def environment(self, cache: Path, scratch: Path, *, xet: bool) -> dict[str, str]:
+        """Return the environment of the process that downloads into `cache`; what Xet keeps goes into `scratch`."""
         environment = {
             **os.environ,
             "HF_HOME": str(cache),
+            "HF_XET_CACHE": str(scratch),  # by default in HF_HOME, where as root's it would be in its user's way
             "HF_HUB_DISABLE_SHARED_BLOBS": "1",  # otherwise blobs become links that a copy of the repository would miss
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_XET_HIGH_PERFORMANCE": "1",
         }
-        for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_IMPLICIT_TOKEN"):
             environment.pop(name, None)
         if not xet:
             environment["HF_HUB_DISABLE_XET"] = "1"
         if self.token:
             environment["HF_TOKEN"] = self.token
+        elif not environment.get("HF_TOKEN") and not environment.get("HUGGING_FACE_HUB_TOKEN"):
+            # Otherwise the token of the cache's user is taken (and, if it expires, written anew), which is not ours.
+            environment |= {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
         if self.endpoint:
             environment["HF_ENDPOINT"] = self.endpoint
         return environment
+
+
+class _Refused(FetchError):
+    """What the Hub may answer when asked again; `after` are the seconds that it asks to be left alone, 0 for none."""
+
+    after = 0.0
 
 
 class _Standstill(Exception):
@@ -111,12 +138,12 @@ def _hub(
     """
     try:
         process = subprocess.Popen(
-            [client.program, "-c", _HUB_SCRIPT, json.dumps(task)],
+            [client.program, "-c", _HUB_SCRIPT, json.dumps(task), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=client.environment(cache, xet=xet),
+            env=client.environment(cache, _scratch(cache, task["repo_id"]), xet=xet),
             start_new_session=True,
         )
     except OSError as error:
@@ -135,8 +162,12 @@ def _hub(
             evidence=stderr.strip()[-2000:],
         ) from error
     if answer.get("error"):
-        raise _hub_error(task, answer, client.program)
+        raise answered(task, answer, client.program)
     return answer
+
+
+def _scratch(cache: Path, repo_id: str) -> Path:
+    return snapshot.repo_folder(cache, repo_id) / snapshot.STATE_FOLDER / "xet"
 
 
 def _communicate(
@@ -195,7 +226,8 @@ def _download(
             time.sleep(min(30.0, 2.0**failures))
 
 
-def _hub_error(task: dict[str, Any], answer: dict[str, Any], python: str) -> FetchError:
+def answered(task: dict[str, Any], answer: dict[str, Any], python: str) -> FetchError:
+    """Say what an answer of `_HUB_SCRIPT` means that tells of an error."""
     names, message = answer["error"], str(answer["message"])
     model = task["repo_id"]
     if "ImportError" in names:
@@ -220,19 +252,62 @@ def _hub_error(task: dict[str, Any], answer: dict[str, Any], python: str) -> Fet
         return FetchError(
             f"The disk got full while {model} was downloaded; make room and run again.", "disk_full", message
         )
-    first = message.strip().splitlines()[0] if message.strip() else names[0]
-    return FetchError(f"Model {model} could not be had from the Hub: {first}", evidence=message)
+    return _trouble(model, answer, message.strip() or names[0])
 
 
-def hub_source(cache: Path, repo_id: str, revision: str, client: Client) -> Source:
+def _trouble(model: str, answer: dict[str, Any], message: str) -> FetchError:
+    """Tell what passes (a busy or broken server, a connection) from what does not."""
+    said = f"Model {model} could not be had from the Hub: {message.splitlines()[0]}"
+    status = answer.get("status")
+    passes = status in (408, 429) or status >= 500 if status else {"TransportError", "OSError"} & set(answer["error"])
+    if passes:
+        refused = _Refused(said, evidence=message)
+        refused.after = asked_pause(answer.get("headers") or {})
+        return refused
+    return FetchError(said, evidence=message)
+
+
+def asked_pause(headers: Mapping[str, str]) -> float:
+    """Return the seconds for which an answer's headers ask to be left alone, 0 when they do not say."""
+    lower = {name.lower(): value for name, value in headers.items()}
+    found = re.fullmatch(r"\s*(\d+)\s*", lower.get("retry-after", "")) or re.search(
+        r";\s*t=(\d+)", lower.get("ratelimit", "")
+    )
+    return float(found[1]) if found else 0.0
+
+
+def _listing(task: dict[str, Any], cache: Path, client: Client) -> Any:
+    """Ask for the file list with patience: for what the Hub refuses for the moment, breaks off or leaves unanswered."""
+    for failures in range(1, TRIES):
+        try:
+            return _hub(task, cache, client)
+        except _Refused as error:
+            time.sleep(min(LONGEST_PAUSE, error.after or 2.0**failures))
+    return _hub(task, cache, client)
+
+
+def hub_source(cache: Path, repo_id: str, revision: str, client: Client, meter: Meter) -> Source:
     """Ask the Hub for the file list of a revision; the commit it stands for now is pinned for all that follows."""
-    task = {"do": "list", "repo_id": repo_id, "revision": revision}
-    answer = _hub(task, cache, client)
+    timeout = min(LIST_TIMEOUT, client.stall)
+    meter.begin("asking the Hub for the list of files")
+    answer = _listing({"do": "list", "repo_id": repo_id, "revision": revision, "timeout": timeout}, cache, client)
     try:
         manifest = replace(given_manifest(answer["commit"], answer["files"]), origin="tree")
     except SnapshotError as error:
         raise FetchError(f"The Hub's file list of {repo_id} is not usable: {error}") from error
-    return Source("hub", manifest, lambda entry: Path())
+    return Source("hub", snapshot.without_copies(manifest), lambda entry: Path())
+
+
+def _forget_list(repo: Path, plan: Plan) -> None:
+    """Remove the repository's file list, as huggingface_hub wrote it, where it names more than was brought in.
+
+    Offline it refuses a snapshot that lacks a file of this list, and so does vLLM, which asks it for the whole.
+    """
+    tree, root = repo / "trees" / f"{plan.commit}.json", repo / "snapshots" / plan.commit
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        listed = {entry.path for entry in tree_manifest(tree.read_bytes(), plan.commit).entries}
+        if not all(os.path.lexists(root / path) for path in listed - {entry.path for entry in plan.links}):
+            tree.unlink()
 
 
 def apply_hub(cache: Path, repo_id: str, plan: Plan, client: Client, meter: Meter) -> None:
@@ -263,14 +338,21 @@ def apply_hub(cache: Path, repo_id: str, plan: Plan, client: Client, meter: Mete
         }
         wanted, there = sum(entry.size or 0 for entry in plan.blobs), allocated_below(repo / "blobs")
         meter.begin("downloading", wanted)
-        _download(
-            task,
-            cache,
-            client,
-            repo / "blobs",
-            notes=plan.notes,
-            grown=lambda now: meter.reach(now - there),
-        )
+        scratch = _scratch(cache, repo_id)
+        try:
+            _download(
+                task,
+                cache,
+                client,
+                repo / "blobs",
+                notes=plan.notes,
+                grown=lambda now: meter.reach(now - there),
+            )
+            _forget_list(repo, plan)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                scratch.parent.rmdir()  # unless something is on its way from another node
         meter.begin("hashing", wanted)
     for entry in plan.blobs:
         blob = repo / "blobs" / str(entry.blob)

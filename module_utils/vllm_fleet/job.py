@@ -100,13 +100,27 @@ class Job:
         self.log = log or folder / "log"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def begin(self, argv: Sequence[str], chdir: str | None, environment: Mapping[str, str]) -> tuple[str, bool]:
-        """Start the command, or join the run of it that is going on: (run id, joined). Raises JobError."""
+    def begin(
+        self,
+        argv: Sequence[str],
+        chdir: str | None,
+        environment: Mapping[str, str],
+        identity: Sequence[str] | None = None,
+    ) -> tuple[str, bool]:
+        """Start the command, or join the run of it that is going on: (run id, joined). Raises JobError.
+
+        `identity` stands for `argv` where not all of that makes the command what it is.
+        """
 
         def start(run_id: str) -> None:
             self._start(run_id, argv, chdir, environment)
 
-        return self._begin(fingerprint(argv, chdir, environment), start)
+        return self._begin(fingerprint(identity or argv, chdir, environment), start)
+
+    def running(self) -> tuple[str, str] | None:
+        """Return run id and fingerprint of the command that is going on, None when there is none."""
+        run = self._read()
+        return (str(run["id"]), str(run["fingerprint"])) if run and self._alive(str(run["id"])) else None
 
     def _begin(self, identity: str, start: Callable[[str], None]) -> tuple[str, bool]:
         with self._mutex():

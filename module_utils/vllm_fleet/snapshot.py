@@ -41,7 +41,10 @@ SnapshotError = lists.SnapshotError
 
 MARKER_FORMAT = 1
 STATE_FOLDER = ".vllm-fleet"
-"""Folder in the cache, beside `hub`, for markers and the lock: huggingface_hub never looks there."""
+"""Folder in the cache, beside `hub`, for markers and the lock: huggingface_hub never looks there.
+
+In a repository's folder, one of the same name holds what is on its way, on the disk that it goes to.
+"""
 
 PART_SUFFIX = ".vllm-fleet.incomplete"
 """Ending of the temporary files of this project inside `blobs`."""
@@ -56,9 +59,17 @@ _REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_./-]*[A-Za-z0-9_])?")
 # What `vllm serve` does not read when safetensors are there. A cache filled with patterns (vLLM's own download does
 # so) lacks these and still serves; they count only as long as nothing else of the snapshot is there.
 _UNREAD = (
-    "original/*", "*.pth", "*.pt", "*.bin", "*.bin.index.json", "*.gguf", "*.onnx", "*.onnx_data", "onnx/*", "*.h5",
-    "*.msgpack", "*.tflite", "*.md", "*.pdf", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", ".gitattributes",
-    ".gitignore", "LICENSE*", "NOTICE*", "figures/*", "assets/*",
+    "original/*", "metal/*", "*.pth", "*.pt", "*.bin", "*.bin.index.json", "*.gguf", "*.onnx", "*.onnx_data",
+    "onnx/*", "*.h5", "*.msgpack", "*.tflite", "*.md", "*.pdf", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg",
+    ".gitattributes", ".gitignore", "LICENSE*", "NOTICE*", "figures/*", "assets/*",
+)  # fmt: skip
+
+# The same weights once more in other formats, which can make a repository thrice as large: folders, and names of files
+# beside safetensors. Elsewhere such a file may be all that there is of a part (2_Dense of a sentence transformer).
+_COPY_FOLDERS = ("original", "metal", "onnx", "openvino", "coreml")
+_COPIES = (
+    "pytorch_model*.bin", "pytorch_model.bin.index.json", "consolidated.*.pth", "*.gguf", "*.onnx", "*.onnx_data",
+    "tf_model*.h5", "flax_model*.msgpack", "rust_model.ot", "*.tflite",
 )  # fmt: skip
 
 
@@ -503,6 +514,25 @@ def _check_hashes(snapshot: Path, entries: list[Entry], workers: int | None, rep
 def is_unread(path: str) -> bool:
     """Return whether `path` is one of the files that no server reads when safetensors are there."""
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in _UNREAD)
+
+
+def without_copies(manifest: Manifest) -> Manifest:
+    """Return a file list without the copies of its weights that vLLM leaves aside; they need not be brought in.
+
+    What is left is not the repository's own list any more, and must not become a trees file: where one names a file
+    that is absent, huggingface_hub refuses the snapshot offline.
+    """
+    folders = {entry.path.rpartition("/")[0] for entry in manifest.entries if entry.path.endswith(".safetensors")}
+    if "" not in folders:
+        return manifest
+
+    def copied(path: str) -> bool:
+        folder, _, name = path.rpartition("/")
+        inside = folder.partition("/")[0] in _COPY_FOLDERS
+        return inside or (folder in folders and any(fnmatch.fnmatchcase(name, pattern) for pattern in _COPIES))
+
+    kept = tuple(entry for entry in manifest.entries if not copied(entry.path))
+    return manifest if len(kept) == len(manifest.entries) else Manifest(manifest.commit, kept, "links")
 
 
 def _size(path: Path) -> int:

@@ -104,7 +104,8 @@ def service_argv(
     """Return the command that starts `argv` as the transient unit `name`, ended after `seconds` at the latest.
 
     It sees the file system read-only except `writable`, and has no right but to read and write others' files there.
-    A program that dies by a signal is started again and finds its pieces; one that gives up is not.
+    A program that dies by a signal is started again and finds its pieces; one that gives up, or whose time is over, is
+    not (`on-abnormal` would count the end of RuntimeMaxSec, a `timeout`, as a reason too).
     """
     properties = [
         f"RuntimeMaxSec={seconds}",
@@ -113,7 +114,7 @@ def service_argv(
         "NoNewPrivileges=yes",
         "RestrictAddressFamilies=AF_INET AF_UNIX",
         "LimitNOFILE=65536",
-        "Restart=on-abnormal",
+        "Restart=on-abort",
         "RestartSec=1",
         f"StandardOutput=append:{log}",
         f"StandardError=append:{log}",

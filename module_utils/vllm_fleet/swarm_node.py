@@ -14,13 +14,15 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.vllm_fleet import swarm
 from ansible.module_utils.vllm_fleet.cache_files import allocated_below, make_folder, owner_of
+from ansible.module_utils.vllm_fleet.detached import JOBS
+from ansible.module_utils.vllm_fleet.job import Job, fingerprint
 from ansible.module_utils.vllm_fleet.swarm import SwarmError
 
 RUN = Path("/run/vllm-fleet")
@@ -88,6 +90,13 @@ def lacking(programs: Sequence[str]) -> list[str]:
     if not Path("/run/systemd/system").is_dir():
         raise SwarmError("a swarm runs in systemd's transient units, and systemd does not run here")
     return [program for program in programs if not shutil.which(program)]
+
+
+def insist_on(programs: Sequence[str], because: str) -> None:
+    """Raise SwarmError when one of `programs` is lacking; `because` is what installing it failed with."""
+    if missing := lacking(programs):
+        why = f" ({because.strip().splitlines()[0][:200]})" if because.strip() else ""
+        raise SwarmError(f"{', '.join(missing)} not installed, and apt did not change that{why}; install by hand")
 
 
 # Addresses
@@ -198,19 +207,40 @@ def stop(place: Place) -> bool:
     return there
 
 
-def link_blobs(place: Place, folder: Path, blobs: Sequence[str]) -> int:
-    """Make the folder that is shared: links to `blobs` in `folder`, whatever they themselves link to; return bytes."""
+def origins(folder: Path, blobs: Sequence[str]) -> dict[str, Path]:
+    """Return where the contents of `blobs` in `folder` lie, wherever they link; raise SwarmError for an absent one."""
+    found = {blob: (folder / blob).resolve() for blob in blobs}
+    for blob, origin in found.items():
+        if not origin.is_file():
+            raise SwarmError(f"blob {blob} is not in {folder}")
+    return found
+
+
+def link_blobs(place: Place, found: Mapping[str, Path]) -> None:
+    """Make the folder that is shared: links to the blobs."""
     share = place.share / place.name
     shutil.rmtree(place.share, ignore_errors=True)
     share.mkdir(parents=True)
-    total = 0
-    for blob in blobs:
-        origin = (folder / blob).resolve()
-        if not origin.is_file():
-            raise SwarmError(f"blob {blob} is not in {folder}")
-        total += origin.stat().st_size
+    for blob, origin in found.items():
         (share / blob).symlink_to(origin)
-    return total
+
+
+def hashing(place: Place, argv: Sequence[str], blobs: Sequence[str]) -> bool:
+    """Return whether the mktorrent of a run that was interrupted is still at this very torrent; end it at another one.
+
+    It opens its output before it hashes: with the folder gone it would end well and leave nothing.
+    """
+    folder = Path(JOBS).expanduser() / f"torrent-{place.name}"
+    job = Job(folder) if folder.is_dir() else None
+    running = job.running() if job else None
+    if job is None or running is None:
+        return False
+    share = place.share / place.name
+    shared = {path.name for path in share.iterdir()} if share.is_dir() else set()
+    if running[1] == fingerprint(argv, None, {}) and shared == set(blobs):
+        return True
+    job.stop(running[0])
+    return False
 
 
 def start_seed(place: Place, address: str) -> swarm.Torrent:
@@ -271,8 +301,8 @@ def join(place: Place, torrent: bytes, address: str, *, seed: str, staging: Path
         _save(place, {"seed": True})
         _start_peer(place, address, place.share, seed="held")
         return 0
-    cache = staging.parents[2]
-    make_folder(staging, owner_of(cache))
+    make_folder(staging, owner_of(staging))
+    staging = staging.resolve()  # a hub may be a link; what the unit may write to is named by where it lies
     note = staging.parent / f"{place.name}.torrent-hash"
     if not note.exists() or note.read_text(encoding="ascii") != parsed.info_hash:
         # Which pieces are there is told by hashing; a control file of other pieces would be refused.

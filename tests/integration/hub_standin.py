@@ -43,7 +43,8 @@ class Hub(ThreadingHTTPServer):
     """The part of the Hub's HTTP that a pinned download uses, over one model in memory, with a token required.
 
     `trouble` holds for a file what becomes of the next requests for it: 429, stall (half of it, then nothing until
-    `release` is set) or drop (half of it, then the connection ends). `callers` are the addresses that asked.
+    `release` is set) or drop (half of it, then the connection ends); for the file list, under the name `listing`: 429,
+    503 or stall (no answer). `callers` are the addresses that asked.
     With `xet`, large files are told to lie in Xet's storage, whose server takes every question and never answers;
     `asked_xet` are the questions.
     """
@@ -100,6 +101,8 @@ class HubHandler(BaseHTTPRequestHandler):
         if path.startswith(f"/api/models/{REPO}/revision/"):
             if path.rsplit("/", 1)[1] not in ("main", COMMIT):
                 return self.answer(404, b"{}", X_Error_Code="RevisionNotFound")
+            if trouble := self.server.trouble.get("listing"):
+                return self.misbehave(trouble.pop(0), "listing", b"")
             siblings = [
                 {"rfilename": item["path"], "size": item["size"], "blobId": item["oid"]}
                 | ({"lfs": item["lfs"] | {"sha256": item["lfs"]["oid"]}} if "lfs" in item else {})
@@ -115,7 +118,8 @@ class HubHandler(BaseHTTPRequestHandler):
             return self.json(listing)
         name = path.removeprefix(f"/{REPO}/resolve/{COMMIT}/")
         if name not in self.server.files:
-            return self.answer(404, b"{}", X_Error_Code="EntryNotFound")
+            known = path.startswith(f"/{REPO}/resolve/{COMMIT}/")
+            return self.answer(404, b"{}", X_Error_Code="EntryNotFound" if known else "RevisionNotFound")
         content = self.server.files[name]
         if self.command == "GET":
             if trouble := self.server.trouble.get(name):
@@ -137,6 +141,12 @@ class HubHandler(BaseHTTPRequestHandler):
     def misbehave(self, how: str, name: str, content: bytes) -> None:
         if how == "429":
             return self.answer(429, b"{}", Retry_After="1", RateLimit='"api";r=0;t=1')
+        if how == "503":
+            return self.answer(503, b"{}")
+        if name == "listing":
+            self.server.release.wait(60)
+            self.close_connection = True
+            return None
         self.send_response(200)
         for header, value in (("Content-Length", str(len(content))), ("ETag", f'"{blob_name(name, content)}"')):
             self.send_header(header, value)

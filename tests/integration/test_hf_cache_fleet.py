@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ import pytest
 from fake_hf_cache import COMMIT, FakeCache, model_files
 from hub_standin import CANARY, Hub, hub_reads
 
+from ansible.module_utils.vllm_fleet.swarm import service_argv
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "fleet"))
 from fleet import Fleet  # noqa: E402
@@ -29,8 +32,9 @@ from node_image import docker, tar_of  # noqa: E402
 
 HF = "/home/ops/.cache/huggingface"
 NODES = ["node1", "node2", "node3"]
-SMALL = "/mnt/small/hf"
+SMALL = "/srv/hf"
 SHARD = "model-00002-of-00008.safetensors"
+ABSENT = "model-00003-of-00008.safetensors"
 MB = 10**6
 
 pytestmark = pytest.mark.engine
@@ -127,12 +131,13 @@ class Bed:
         return int(self.sh(node, "cat /sys/class/net/eth0/statistics/rx_bytes"))
 
     def staged(self, node: str, cache: str = HF) -> int:
-        return int(self.sh(node, f"du -sB1 {cache}/.vllm-fleet/staging 2>/dev/null | cut -f1 || true") or 0)
+        return int(self.sh(node, f"du -scB1 {cache}/hub/*/.vllm-fleet 2>/dev/null | tail -1 | cut -f1 || true") or 0)
 
     @contextlib.contextmanager
     def small_disk(self, node: str, size: str) -> Iterator[None]:
-        """Give a node's cache a disk of this size, all of which may be used."""
-        self.sh(node, f"mkdir -p /mnt/small && mount -t tmpfs -o size={size} none /mnt/small && mkdir {SMALL}")
+        """Give a node a cache whose hub is a link to a disk of this size, all of which may be used."""
+        self.sh(node, f"mkdir -p /mnt/small {SMALL} && mount -t tmpfs -o size={size} none /mnt/small")
+        self.sh(node, f"mkdir /mnt/small/hub && ln -s /mnt/small/hub {SMALL}/hub")
         host_vars = Path(str(self.fleet.directory)) / "host_vars"
         host_vars.mkdir()
         (host_vars / f"{node}.yml").write_text(f"hf_cache_path: {SMALL}\n")
@@ -141,11 +146,11 @@ class Bed:
         finally:
             (host_vars / f"{node}.yml").unlink()
             host_vars.rmdir()
-            self.sh(node, "umount /mnt/small")
+            self.sh(node, f"umount /mnt/small && rm -r {SMALL}")
 
-    def slow(self, rate: str) -> None:
+    def slow(self, rate: str, *nodes: str) -> None:
         """What a node sends is slow, so that half-way is a state that lasts."""
-        for node in NODES:
+        for node in nodes or NODES:
             self.sh(node, f"tc qdisc replace dev eth0 root tbf rate {rate} burst 32kb latency 400ms")
 
     def fast(self) -> None:
@@ -206,6 +211,8 @@ def test_a_swarm_brings_it_to_every_node_and_a_second_run_finds_it(bed: Bed, tmp
     there.share(SHARD)
     (there.cache / "token").write_text(CANARY)
     bed.put("node1", there)
+    # What the time of a unit has ended is not started again: at the end there is none.
+    bed.sh("node1", shlex.join(service_argv("vllm-fleet-over", ["sleep", "99"], seconds=1, log="/tmp/over")))
     before = bed.sh("node1", f"cd {HF} && find . -path ./.vllm-fleet -prune -o -printf '%p %i %T@ %m %s %l\\n' | sort")
     output = bed.run(model.repo_id)
     for node in ("node2", "node3"):
@@ -280,10 +287,12 @@ def test_peer_killed_run_interrupted_seed_gone_and_taken_up_each_time(bed: Bed) 
 
 def test_a_corrupt_seed_is_named_and_nothing_is_spread_until_it_is_repaired(bed: Bed, tmp_path: Path) -> None:
     model = bed.model(3)
+    # One file is absent and one is wrong: what the first is repaired with says nothing of the other.
     spoilt = FakeCache(tmp_path / "spoilt", model.files, repo_id=model.repo_id, commit=model.commit)
     content = bytearray(model.files[SHARD])
     content[-1] ^= 1
     spoilt.blob(SHARD).write_bytes(content)
+    spoilt.blob(ABSENT).unlink()
     bed.put("node1", spoilt)
     output = bed.run(model.repo_id, code=2)
     assert f"{SHARD}: its content hashes to" in output
@@ -301,7 +310,7 @@ def test_a_corrupt_seed_is_named_and_nothing_is_spread_until_it_is_repaired(bed:
         bed.sh("node1", "iptables -D INPUT 1")
     assert re.search(r"\[node2\] no swarm here: TCP port 6969 \(tracker\) of \S+ cannot be reached", output), output
     assert "The weights go by rsync over SSH instead" in output
-    assert re.search(r"The disk of /mnt/small/hf has \d+ bytes free", output)
+    assert re.search(rf"The disk of {SMALL} has \d+ bytes free", output)
     for node in ("node1", "node2"):
         assert bed.complete(node, model), node
     assert not bed.complete("node3", model)
@@ -331,7 +340,7 @@ def test_the_seed_alone_downloads_through_a_bad_hub_and_a_disk_fills_up_meanwhil
     host = gateway.get("Gateway") or re.sub(r"\.0/24$", ".1", gateway["Subnet"])
     files = model_files(4, MB)
     total = sum(map(len, files.values()))
-    source: dict[str, Any] = {"hf_cache_source": "hub", "hf_cache_revision": COMMIT, "hf_cache_hub_stall": 4}
+    source: dict[str, Any] = {"hf_cache_source": "hub", "hf_cache_hub_stall": 4, "hf_cache_prune": True}
     bed.slow("16mbit")
     with serving(Hub(files, host=host)) as hub, bed.small_disk("node3", f"{total + 6 * MB}"):
         source |= {"hf_cache_hub_endpoint": hub.url, "hf_token": CANARY}
@@ -339,6 +348,7 @@ def test_the_seed_alone_downloads_through_a_bad_hub_and_a_disk_fills_up_meanwhil
             "model-00001-of-00004.safetensors": ["429"],
             "model-00002-of-00004.safetensors": ["stall"],
             "model-00003-of-00004.safetensors": ["drop", "drop"],
+            "listing": ["503"],
         }
         process = bed.start("org/model", **source, fatal=False)
         # Room enough at first; then something else fills the disk while the weights arrive.
@@ -346,6 +356,7 @@ def test_the_seed_alone_downloads_through_a_bad_hub_and_a_disk_fills_up_meanwhil
         bed.sh("node3", "dd if=/dev/zero of=/mnt/small/other bs=1M status=none 2>/dev/null || true")
         output, _ = process.communicate(timeout=240)
         assert process.returncode, output
+        assert [host for host in NODES if re.search(rf"^{host} .* failed=0 ", output, re.MULTILINE)] == NODES[:2]
         assert not any(hub.trouble.values())
         assert set(hub.callers) == {bed.fleet.node("node1").address}
         assert re.search(r"\[node1\] org/model: downloading \d+ % of ", output), output
@@ -359,11 +370,29 @@ def test_the_seed_alone_downloads_through_a_bad_hub_and_a_disk_fills_up_meanwhil
             assert bed.sh(name, f"find {base} -type l -lname '*/blobs/??/*'") == ""
         bed.nothing_is_left()
 
-        # With room again the rest comes; for one node, rsync without a swarm.
+        # With room again the rest comes; for one node, rsync without a swarm, from the address for these things.
+        # Interrupted, the copy goes on by itself, and the next run joins it.
         bed.sh("node3", "rm /mnt/small/other && apt-get install -qqy rsync >/dev/null")
+        bed.sh("node1", "ip address add 198.18.0.1/32 dev lo")
+        bed.sh("node3", f"ip route add 198.18.0.1 via {bed.fleet.node('node1').address}")
+        source["hf_cache_swarm_address"] = "198.18.0.1"
         bed.fast()
+        # Where there is something of a file, rsync needs little of these numbers; of one it needs all, for two minutes.
+        bed.sh("node3", f"rm $(ls -S {SMALL}/hub/models--org--model/.vllm-fleet/{COMMIT}/* | head -1)")
+        bed.slow("256kbit", "node1")
         begin = bed.received("node3")
-        output = bed.run("org/model", **source)
+        process = bed.start("org/model", **source)
+        until(lambda: bed.sh("node3", "pgrep -f '^rsync .* 198.18.0.1::blobs' || true"), 90, process)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+        job = f"/root/.cache/vllm-fleet/jobs/rsync-{COMMIT}"
+        asked, copy = (bed.sh("node3", look) for look in (f"stat -c %y {job}/mutex", f"cat {job}/current.json"))
+        process = bed.start("org/model", **source)
+        until(lambda: bed.sh("node3", f"stat -c %y {job}/mutex") != asked, 90, process)
+        bed.fast()
+        output, _ = process.communicate(timeout=240)
+        assert not process.returncode, output
+        assert bed.sh("node3", f"cat {job}/current.json") == copy, output
         assert "Start tracker" not in output
         assert bed.received("node3") - begin < total
         assert int(bed.sh("node3", f"ls {SMALL}/hub/models--org--model/snapshots/{COMMIT} | wc -l")) == len(files)

@@ -52,6 +52,7 @@ def test_the_role_looks_copies_once_and_is_quiet_afterwards(seed: FakeCache, tar
     def run(*arguments: str) -> str:
         command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "node,", "-c", "local", *arguments]
         environment = {**os.environ, "ANSIBLE_PYTHON_INTERPRETER": sys.executable}
+        environment["PATH"] = f"{tmp_path}/bin:{environment['PATH']}"
         done = subprocess.run(
             [*command, str(tmp_path / "play.yml")],
             capture_output=True,
@@ -62,16 +63,25 @@ def test_the_role_looks_copies_once_and_is_quiet_afterwards(seed: FakeCache, tar
         )
         return " ".join((done.stdout + done.stderr).split())  # YAML output breaks long lines
 
-    for arguments, changed in (("--check",), 1), ((), 1), ((), 0):
+    # Pruning in check mode too: what is to be kept has not come yet.
+    for arguments, changed in (("--check", "-e", "hf_cache_prune=true"), 1), ((), 1), ((), 0):
         output = run(*arguments)
         assert f"changed={changed} " in output, output
         assert "failed=0" in output
-        assert target.exists() is (arguments != ("--check",))
+        assert target.exists() is ("--check" not in arguments)
     assert f"{target} has {COMMIT}" in output
     assert "ok=4 " in output  # arguments, one look, the facts, the message
     # What was served before stays, what is older goes.
     older = [FakeCache(target, {"config.json": letter.encode()}, commit=letter * 40, ref=None) for letter in "bd"]
     os.utime(older[0].snapshot, (0, 0))
+    # An engine that does not answer is not one without containers.
+    engine = tmp_path / "bin" / "docker"
+    engine.parent.mkdir()
+    engine.write_text("#!/bin/sh\nexit 1\n")
+    engine.chmod(0o755)
+    output = run("-e", "hf_cache_prune=true")
+    assert "failed=1" in output and older[0].snapshot.exists(), output
+    engine.write_text("#!/bin/sh\n")
     output = run("-e", "hf_cache_prune=true")
     assert "changed=1 " in output and "failed=0" in output, output
     assert [model.snapshot.exists() for model in older] == [False, True]
@@ -81,6 +91,17 @@ def test_the_role_looks_copies_once_and_is_quiet_afterwards(seed: FakeCache, tar
     assert f"the shared cache {target} cannot be served from" in shared
     assert SHARD in shared
     assert "changed=0" in shared
+
+
+def test_of_two_models_in_one_play_each_has_its_own_commit(seed: FakeCache, target: Path, tmp_path: Path) -> None:
+    FakeCache(target, repo_id="org/other", commit="b" * 40)  # there already
+    own = {"hf_cache_path": str(target), "hf_cache_create": True, "hf_cache_source": "controller"}
+    note = {"ansible.builtin.set_fact": {"told": "{{ told | default([]) + [hf_cache_commit] }}"}}
+    tasks = []
+    for model in (REPO, "org/other"):
+        tasks += [play.role("hf_cache") | {"vars": {"hf_cache_repo_id": model}}, {"name": "Note it", **note}]
+    done = play.run(tmp_path, tasks, own | {"hf_cache_controller_path": str(seed.cache)}, facts=["told"]).ok()
+    assert done.facts["told"] == [COMMIT, "b" * 40]
 
 
 def test_the_role_reads_the_weights_into_memory_and_tells_before_and_after(tmp_path: Path) -> None:

@@ -456,11 +456,16 @@ def test_pruning_keeps_the_wanted_the_newest_other_and_what_is_named(tmp_path: P
         made.append(FakeCache(cache, files, commit=letter * 40, ref=f"v{letter}"))
         os.utime(made[-1].snapshot, (number, number))
     other = FakeCache(cache, {"config.json": b"{}"}, repo_id="org/other")
+    coming = [model.repo / ".vllm-fleet" / ("5" * 40) for model in (made[0], other)]  # begun and never taken up
+    for folder in coming:
+        folder.mkdir(parents=True)
+        (folder / "blob").write_bytes(b"half")
     options = {"cache": str(cache), "state": "pruned", "revision": "4" * 40, "keep": ["1" * 40]}
     check, real, again, _ = four_ways(options)
     assert [result["changed"] for result in (check, real, again)] == [True, True, False]
     assert check["diff"] == real["diff"]
     assert [model.snapshot.exists() for model in made] == [True, False, True, True]
+    assert [folder.parent.exists() for folder in coming] == [False, True]
     assert not made[1].ref("v2").exists()
     assert not made[1].blob("only-2.json").exists()
     assert other.snapshot.exists()

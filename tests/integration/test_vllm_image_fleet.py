@@ -213,7 +213,11 @@ def test_a_node_that_lost_it_gets_the_same_again(site: Site) -> None:
     address = site.fleet.node("node1").address
     reject = f"-d {address} -p tcp --dport {PORT} -j REJECT --reject-with tcp-reset"
     site.sh("node2", f"iptables -w -I OUTPUT {reject}")
+    # A run that was killed days ago has left its archive.
+    left = "/var/cache/vllm-fleet/vllm-image-0123456789ab.tar"
+    site.sh("node1", f"touch -d '2 days ago' {left} {left}.mine")
     refused = site.run("--limit", "node2")
+    site.sh("node1", f"rm {left}.mine")
     assert refused.rc != 0 and "loading vllm-rocm:v1 from node1: failed" in refused.output, refused.output
     assert f"{address}:{PORT}" in refused.output and "Connection refused" in refused.output, refused.output
     site.nothing_is_left()
@@ -388,7 +392,11 @@ def test_a_registry_that_dies_and_a_run_that_is_killed_leave_nothing_and_are_tak
             time.sleep(0.5)
     finally:
         site.fast()
-    again = site.run()
+    # Of a killed run through a registry, Docker's certificate stays, on nodes that lack nothing any more too.
+    folder = f"/etc/docker/certs.d/{site.fleet.node('node1').address}:{PORT}"
+    site.sh("node3", f"mkdir -p {folder} && touch {folder}/client.key")
+    site.sh("node2", "docker rmi -f $(docker images -q vllm-rocm:v1)")
+    again = site.run(vllm_image_distribution="registry")
     assert again.rc == 0, again.output
     made = site.contents("vllm-rocm:v1")
     assert made == [made[0]] * 3 and made[0]

@@ -51,6 +51,22 @@ def test_the_seed_and_the_way(probes: dict[str, Any], seed: str, receivers: list
     assert (found["seed"], found["receivers"], found["way"], found["conflict"]) == (seed, receivers, way, "")
 
 
+@pytest.mark.parametrize(
+    "variables",
+    [{"ansible_connection": "local"}, {"hf_cache_source": "shared"}, {"hf_cache_distribution": "hub"}],
+)
+def test_who_neither_gives_nor_takes_is_no_seed_and_no_receiver(variables: dict[str, str]) -> None:
+    ours = {"ansible_connection": "ssh", "hf_cache_source": "controller", "hf_cache_distribution": "rsync"}
+    hostvars = {
+        "a": {"__hf_cache_probe": has(C2), **variables},  # of another commit by that name: not ours to judge
+        "b": {"__hf_cache_probe": lacks(), **ours},
+        "c": {"__hf_cache_probe": has()},
+        "d": {"__hf_cache_probe": lacks(), **variables},
+    }
+    found = filters.hf_cache_team(list(hostvars), hostvars, "b")
+    assert (found["peers"], found["seed"], found["receivers"], found["conflict"]) == (["b", "c"], "c", ["b"], "")
+
+
 def test_rsync_stays_what_was_asked_for() -> None:
     assert team("rsync", a=has(), b=lacks(), c=lacks())["way"] == "rsync"
 

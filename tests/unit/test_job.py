@@ -102,6 +102,18 @@ def test_a_second_begin_joins_the_running_command(tmp_path: Path) -> None:
     assert (tmp_path / "count").read_text() == "x\n"
 
 
+def test_a_command_is_joined_by_what_it_is_whatever_key_it_was_given_for_this_run(tmp_path: Path) -> None:
+    job = Job(tmp_path / "j")
+    assert job.running() is None
+    run_id, _ = job.begin(["sleep", "30"], None, {}, ["copy"])
+    assert job.running() == (run_id, fingerprint(["copy"], None, {}))
+    assert job.begin(["sleep", "31"], None, {}, ["copy"]) == (run_id, True)
+    with pytest.raises(JobError, match="already running another command"):
+        job.begin(["sleep", "30"], None, {}, ["another copy"])
+    job.stop(run_id)
+    assert job.running() is None
+
+
 def test_another_command_under_the_same_name_is_refused_while_it_runs(tmp_path: Path) -> None:
     job = Job(tmp_path / "j")
     run_id = run(job, "sleep", "30")
