@@ -56,12 +56,14 @@ options:
       - Flags of C(vllm serve), without the dashes. Hyphens and underscores are the same.
       - True gives C(--flag), false C(--no-flag), null leaves it out, a list gives several values, a dict JSON.
       - Checked against the flags that the image itself lists, where it can be asked.
+      - Flags with an option of their own are refused, and those that leave the port without plain HTTP (C(uds), C(grpc),
+        C(ssl-certfile) and its like).
     type: dict
     default: {}
   env:
     description:
       - Environment of the server. Values whose names end like a secret's (C(_KEY), C(_TOKEN), C(_SECRET),
-        C(_PASSWORD)) are only shown as fingerprints.
+        C(_PASSWORD)) are only shown as fingerprints, and are kept out of the node's log.
       - Null removes one of the module's own defaults.
     type: dict
     default: {}
@@ -76,7 +78,9 @@ options:
     type: int
     default: 8000
   bind:
-    description: Address on the node. Beyond loopback it needs O(api_key) or O(allow_unauthenticated).
+    description: >-
+      Address on the node, or V(localhost). Beyond loopback it needs O(api_key), its variable C(VLLM_API_KEY) in O(env), or
+      O(allow_unauthenticated).
     type: str
     default: 127.0.0.1
   allow_unauthenticated:
@@ -160,7 +164,9 @@ options:
     description: Token for the Hugging Face Hub; given to the server only when C(HF_HUB_OFFLINE) is not 1.
     type: str
   ready_timeout:
-    description: Seconds from the container's start to ready. A limit of last resort, see O(stall_timeout).
+    description: >-
+      Seconds from the container's start to ready; for one that an earlier run started, from the beginning of this run. A
+      limit of last resort, see O(stall_timeout).
     type: float
     default: 3600
   stall_timeout:
@@ -416,16 +422,18 @@ token:
   returned: with RV(pending)
 """
 
+import contextlib
 import socket
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.validation import check_type_dict
 
 from ansible.module_utils.vllm_fleet.engine import Engine, EngineUnavailable
 from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
 from ansible.module_utils.vllm_fleet.replica_lifecycle import ReplicaLifecycle
 from ansible.module_utils.vllm_fleet.result import no_engine
-from ansible.module_utils.vllm_fleet.spec import is_secret
+from ansible.module_utils.vllm_fleet.spec import secret_values
 from ansible.module_utils.vllm_fleet.state import DEFAULT_STATE_DIR
 from ansible.module_utils.vllm_fleet.watch import ENGINE_PATIENCE
 
@@ -484,17 +492,39 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
+class Module(AnsibleModule):
+    """AnsibleModule that keeps the secrets in `env` and `args` out of its output and the node's log.
+
+    By their option Ansible does not know them as such, and it logs the options, or answers that one is wrong, before
+    its constructor ends.
+    """
+
+    def hidden(self) -> set[str]:
+        """Give those secrets."""
+        found = set()
+        for given in (self.params, self.params.get("place")):
+            for name in ("env", "args") if isinstance(given, dict) else ():
+                value = given.get(name)
+                if isinstance(value, str):  # as on a command line
+                    with contextlib.suppress(TypeError, ValueError):
+                        value = check_type_dict(value)
+                found |= secret_values(value)
+        return found
+
+    def _load_params(self) -> None:
+        super()._load_params()
+        self.no_log_values.update(self.hidden())
+
+
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(
+    module = Module(
         argument_spec=ARGUMENTS,
         supports_check_mode=True,
         required_if=[("state", "started", ["image", "model"])],
     )
     options = module.params
-    hidden = {str(v) for k, v in (options["env"] or {}).items() if len(str(v)) > 3 and is_secret(str(k))}
-    # Values in `env` are not known as secrets to Ansible by their option; this keeps them out of its output and logs.
-    module.no_log_values.update(hidden)
+    hidden = module.hidden()
     secrets = tuple(hidden | {options[k] for k in ("api_key", "hf_token") if options[k]})
     host = options["reported_host"] or socket.gethostname()
     token = options["watch_token"]

@@ -21,6 +21,7 @@ RESERVED_FLAGS = {
     "model": "model",
     "revision": "revision",
     "api-key": "api_key",
+    "hf-token": "hf_token",
     "port": "port",
     "host": "bind",
 }
@@ -34,6 +35,16 @@ _SHORT = {
     "-tp": "tensor-parallel-size",
     "-pp": "pipeline-parallel-size",
     "-dp": "data-parallel-size",
+    "-dpl": "data-parallel-size-local",
+    "-dpn": "data-parallel-rank",
+    "-dpr": "data-parallel-start-rank",
+    "-dpa": "data-parallel-address",
+    "-dpp": "data-parallel-rpc-port",
+    "-dpb": "data-parallel-backend",
+    "-dph": "data-parallel-hybrid-lb",
+    "-dpe": "data-parallel-external-lb",
+    "-dcp": "decode-context-parallel-size",
+    "-pcp": "prefill-context-parallel-size",
     "-ep": "enable-expert-parallel",
     "-n": "nnodes",
     "-r": "node-rank",
@@ -218,6 +229,10 @@ def unknown_flags(args: Mapping[str, object], known: frozenset[str]) -> list[str
         if value is None or name.startswith("-"):
             continue
         head = name.partition(".")[0]
-        if head not in known and f"no-{head}" not in known:
+        if value is False and head == name:
+            # Not every switch has the other direction.
+            if f"no-{name}" not in known:
+                out.append(f"no-{name}" if name in known else name)
+        elif head not in known and f"no-{head}" not in known:
             out.append(name)
     return out

@@ -89,12 +89,12 @@ def desired_fields(spec: Spec, image: Image, redact: Redact) -> Fields:
         "devices": list(spec.devices),
         "groups": list(spec.groups),
         "capabilities": list(spec.capabilities),
-        "security_opts": list(spec.security_opts),
+        "security_opts": _security(spec.security_opts, _ipc(spec.ipc_mode)),
         "ulimits": _sorted(f"{u.name}={u.soft}:{u.hard}" for u in spec.ulimits),
         "ports": _sorted(f"{host}->{inner}" for inner, host in spec.ports.items()),
         "shm_size": None if spec.ipc_mode == "host" else (spec.shm_size or DEFAULT_SHM_SIZE),
     }
-    fields |= _command_fields(spec.command)
+    fields |= _command_fields(spec.command, redact)
     fields |= _named("env", _own(spec.env, image.env), redact)
     fields |= _named("labels", _own(spec.labels, image.labels), redact)
     return {k: v for k, v in fields.items() if v not in (None, [])}
@@ -119,24 +119,18 @@ def current_fields(container: Mapping[str, object], own_image: Image | None, red
             str(host.get("NetworkMode") or ""), host.get("NetworkMode")
         ),
         "restart_policy": f"{policy}:{retries}" if retries else policy,
-        "stop_timeout": config.get("StopTimeout") or DEFAULT_STOP_TIMEOUT,
+        "stop_timeout": DEFAULT_STOP_TIMEOUT if config.get("StopTimeout") is None else config["StopTimeout"],
         "volumes": _sorted(_volume(v) for v in _list(host.get("Binds"))),
         "devices": _sorted(str(_dict(d).get("PathOnHost")) for d in _list(host.get("Devices"))),
         "groups": _sorted(str(g) for g in _list(host.get("GroupAdd"))),
         "capabilities": _sorted(str(c).upper().removeprefix("CAP_") for c in _list(host.get("CapAdd"))),
-        "security_opts": _sorted(
-            # Docker 20.10 stores the separator that it was given; `:` is the old spelling of `=`.
-            str(o).replace(":", "=", 1) if "=" not in str(o) else str(o)
-            for o in _list(host.get("SecurityOpt"))
-            # Added by Docker itself when a container shares the host's IPC.
-            if not (ipc == "host" and str(o).startswith("label"))
-        ),
+        "security_opts": _security(_list(host.get("SecurityOpt")), ipc),
         "ulimits": _sorted(f"{u['Name']}={u['Soft']}:{u['Hard']}" for u in map(_dict, _list(host.get("Ulimits")))),
         "ports": _ports(_dict(host.get("PortBindings"))),
         "shm_size": None if ipc == "host" else shm,
         "privileged": True if host.get("Privileged") else None,
     }
-    fields |= _command_fields(words)
+    fields |= _command_fields(words, redact)
     fields |= _named("env", _own(_env(config.get("Env")), image_env), redact)
     fields |= _named("labels", _own({str(k): str(v) for k, v in labels.items()}, image_labels), redact)
     return {k: v for k, v in fields.items() if v not in (None, [])}
@@ -158,8 +152,9 @@ def as_spec(container: Mapping[str, object], own_image: Image | None, redact: Re
     bind, _, port = ports[0].rpartition(":") if ports else ("", "", "")
     inner, host = args.pop("port", None), args.pop("host", None)
     secrets = [name for name in named["env"] if is_secret(name)]
-    if args.pop("api-key", None):
-        secrets.append("args.api-key")
+    for flag in [name for name, value in args.items() if _hides(name, value)]:
+        del args[flag]
+        secrets.append(f"args.{flag}")
     mounts = [parse_volume(v) for v in map(str, _list(fields.get("volumes")))]
     return {
         "image": str(_dict(container.get("Config")).get("Image")),
@@ -235,17 +230,19 @@ def _entrypoint_and_words(config: Mapping[str, object]) -> tuple[list[str], list
     return (head, tail) if len(head) >= len(entry) and head else (entry, words)
 
 
-def _command_fields(words: Sequence[str]) -> Fields:
+def _command_fields(words: Sequence[str], redact: Redact) -> Fields:
     parsed = command.parse(words)
-    fields: Fields = {f"args.{name}": _plain(value) for name, value in parsed.flags.items()}
+    # Somebody else's secrets on a command line are in every process list, and must not be in a diff too.
+    fields: Fields = {f"args.{k}": redact(str(v)) if _hides(k, v) else _plain(v) for k, v in parsed.flags.items()}
     if parsed.model is not None:
         fields["model"] = parsed.model
     if parsed.rest:
         fields["command"] = list(parsed.rest)
-    if "api-key" in parsed.flags:
-        # Put there by someone else: a key on a command line is in every process list, and must not be in a diff too.
-        fields["args.api-key"] = "(secret)"
     return fields
+
+
+def _hides(flag: str, value: object) -> bool:
+    return is_secret(flag) and not isinstance(value, bool)
 
 
 def _plain(value: object) -> object:
@@ -290,6 +287,14 @@ def _ports(bindings: Mapping[str, object]) -> list[str]:
         for host in map(_dict, _list(hosts)):
             out.append(f"{host.get('HostIp') or '0.0.0.0'}:{host.get('HostPort')}->{inner}")  # noqa: S104  read, not bound
     return sorted(out)
+
+
+def _security(options: Sequence[object], ipc: str) -> list[str]:
+    # Docker stores the spelling that it was given: `:` is the old one of `=`, and the switch may stand alone.
+    words = {str(o) if "=" in str(o) else str(o).replace(":", "=", 1) for o in options}
+    words = {f"{word}=true" if word == "no-new-privileges" else word for word in words}
+    # Docker itself adds this where a container shares the host's IPC and nothing was said of labels.
+    return sorted(words - {"label=disable"} if ipc == "host" else words)
 
 
 def _ipc(mode: str | None) -> str:

@@ -129,6 +129,8 @@ def diagnose(log: str, exit: ExitFacts, context: Context, *, one_start: bool = F
             return told or _docker_unknown(exit, context)
     if exit.verdict == "wrong_model_served":
         return _wrong_model(exit, context)
+    if exit.verdict == "locked":
+        return _locked(exit, context)
     lines = split(log)
     if exit.oom_killed:
         evidence = [*_last(lines), f"OOMKilled: true, exit code {exit.exit_code}"]
@@ -357,6 +359,14 @@ def _wrong_model(exit: ExitFacts, context: Context) -> Failure:
         "`vllm_server_args`",
     )
     return _failure("wrong_model_served", words, [exit.detail] if exit.detail else [], exit, context)
+
+
+def _locked(exit: ExitFacts, context: Context) -> Failure:
+    words = (
+        f"The server is up, but wants another key than the one that it was asked with ({exit.detail.rstrip('.')})",
+        "Give its key as `vllm_server_api_key`, and leave it out of the file of `--config` and of the image",
+    )
+    return _failure("bad_argument", words, [exit.detail], exit, context)
 
 
 def _unknown(run: Run, root: list[str], exit: ExitFacts, context: Context) -> Words:

@@ -132,12 +132,16 @@ class Engine:
 
     def running(self) -> list[Mapping[str, Any]]:
         """List running containers (Docker's short form: Id, Names, Ports, Labels)."""
-        found: list[Mapping[str, Any]] = self._api.containers()
+        api = self._api
+        with _errors("list containers"):
+            found: list[Mapping[str, Any]] = api.containers()
         return found
 
     def network_exists(self, name: str) -> bool:
         """Tell whether a network of that name is there."""
-        return any(n["Name"] == name for n in self._api.networks(names=[name]))
+        api = self._api
+        with _errors(f"look for network {name}"):
+            return any(n["Name"] == name for n in api.networks(names=[name]))
 
     def survives_restart(self) -> bool:
         """Tell whether containers go on while this engine restarts (live-restore), and it is this machine's."""
@@ -325,30 +329,36 @@ class Engine:
             self._api.update_container(container, restart_policy=_restart_policy(policy))
 
     def run_once(self, image: Image, words: list[str], *, timeout: float, devices: tuple[str, ...] = ()) -> str | None:
-        """Run a command in a throw-away container without network and give its output; None when it failed.
+        """Run a command in a throw-away container without network and give its output.
 
-        Raises EngineError when no container can be made from the image at all: a server's would not be either.
+        Empty when it failed, None when it did not end in ``timeout`` seconds. Raises EngineError when no container can
+        be made from the image at all: a server's would not be either.
         """
+        api = self._api
+        from docker.errors import APIError  # noqa: PLC0415
+
         with _errors(f"make a container of {image.ref}"):
-            made = self._api.create_container(
+            made = api.create_container(
                 image.id,
                 entrypoint=words[:1],
                 command=words[1:],
                 labels={LABEL_MANAGED: "probe"},
-                host_config=self._api.create_host_config(
+                host_config=api.create_host_config(
                     network_mode="none", devices=[f"{d}:{d}:rwm" for d in devices] or None
                 ),
             )
         try:
-            self._api.start(made["Id"])
-            ended = self._api.wait(made["Id"], timeout=timeout)
-            output: bytes = self._api.logs(made["Id"], stdout=True, stderr=False)
+            api.start(made["Id"])
+            ended = api.wait(made["Id"], timeout=timeout)
+            output: bytes = api.logs(made["Id"], stdout=True, stderr=False)
+        except APIError as exc:
+            return "" if exc.is_client_error() else None  # such as no such program in the image
         except Exception:  # noqa: BLE001  requests' and urllib3's time-outs differ by version; all mean "no answer"
             return None
         finally:
             with contextlib.suppress(OSError):
-                self._api.remove_container(made["Id"], force=True, v=True)
-        return output.decode(errors="replace") if ended.get("StatusCode") == 0 else None
+                api.remove_container(made["Id"], force=True, v=True)
+        return output.decode(errors="replace") if ended.get("StatusCode") == 0 else ""
 
     # -- streams -----------------------------------------------------------------------------------------------
 

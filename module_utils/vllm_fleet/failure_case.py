@@ -37,8 +37,8 @@ class ExitFacts:
     """How the start ended.
 
     ``error`` is Docker's own text where it could not start the container; ``verdict`` one of ``exited`` ``restarting``
-    ``not_started`` ``stalled`` ``ready_timeout`` ``wrong_model_served``; ``seconds`` since the start; ``detail`` what
-    the watcher has to add, as part of a sentence.
+    ``not_started`` ``stalled`` ``ready_timeout`` ``wrong_model_served`` ``locked``; ``seconds`` since the start;
+    ``detail`` what the watcher has to add, as part of a sentence.
     """
 
     exit_code: int | None = None

@@ -32,6 +32,8 @@ from ansible.module_utils.vllm_fleet.watch import ENGINE_PATIENCE, Limits, Outco
 LOCK_WAIT = 45.0
 #: Seconds that a server which hangs or serves the wrong thing has to end, before the old one takes its place.
 FAILED_GRACE = 5
+#: What replaces a failed container by its predecessor (see plan.on_failure).
+PUT_BACK = ("stop", "remove", "unkeep", "start")
 #: Docker's words for a port that it counts as taken.
 ALLOCATED = re.compile(r":(\d+) failed: port is already allocated")
 #: Seconds for which a port that Docker holds for no running container may be one that is just starting.
@@ -55,6 +57,7 @@ class Passage:
     msg: str | None = None
     log_file: str | None = None
     watch: dict[str, Any] = field(default_factory=dict)
+    current: str = ""  # id of the container that has the name after what was done so far
     held: str = ""  # where a rank of a replica halts for its partners, see replica_lifecycle
 
 
@@ -88,6 +91,7 @@ class Lifecycle:
         self.passage = Passage(**token) if token else Passage(begun=boottime())
         self.resumed = bool(token)
         self._grace: int | None = None
+        self._waited = False  # for GPU memory, in vain
 
     # -- the run -----------------------------------------------------------------------------------------------
 
@@ -160,7 +164,23 @@ class Lifecycle:
                 f"the container {self.name} disappeared while its start was watched",
                 "somebody else removed it; run again",
             )
+        if self.passage.current not in ("", str(current["Id"])):
+            self._catch_up(str(current["Id"]))
         return self._watch(current)
+
+    def _catch_up(self, now: str) -> None:
+        """Take over what a slice did whose answer was lost: it may have failed, and put the previous server back."""
+        p = self.passage
+        told = self.node.failure(p.current) if p.phase != "restore" else None
+        if told is None or told.get("previous") != now:
+            raise Refused(
+                "unknown",
+                f"the container {p.current[:12]}, whose start was watched, was replaced by {now[:12]} meanwhile",
+                "another run or somebody did that; look what serves now (playbooks/status.yml), and run again",
+            )
+        p.failure, p.msg, p.log_file, p.stages = told["failure"], told["msg"], told["log_file"], told["stages"]
+        p.actions += PUT_BACK
+        p.phase, p.current, p.watch = "restore", now, {}
 
     # -- before the stop ---------------------------------------------------------------------------------------
 
@@ -249,19 +269,36 @@ class Lifecycle:
             elif action == "unkeep" and previous:
                 self.engine.rename(previous, self.name)
                 current, previous = previous, None
+                self.passage.current = current
             elif action == "create" and seen.spec and seen.image:
                 self._make_engine_cache(seen.spec)
                 current = self.engine.create(seen.spec, seen.image)
+                self.passage.current = current
             elif action == "update" and current and seen.spec:
                 self.engine.update_restart_policy(current, seen.spec.restart_policy)
             elif action == "start" and current:
-                if self.options.get("accelerator") == "rocm" and seen.spec:
-                    gpu_gate.after_stop(self.options, seen.spec)
+                self._await_memory(current, seen.spec)
                 self._start(current)
             self.passage.actions.append(action)
             self.passage.changed = True
             self.after_action(action)
         return self.engine.container(current) if current else None
+
+    def _await_memory(self, container: str, made: Spec | None) -> None:
+        """Wait for the GPU memory of what was stopped; without it a new server (``made``) is not started."""
+        if self.options.get("accelerator") != "rocm":
+            return
+        try:
+            if made:
+                gpu_gate.after_stop(self.options, made.command)
+            elif not self._waited:
+                info = self.engine.container(container) or {}
+                gpu_gate.after_stop(*surveys.demand_of(info, self.options))
+        except Refused as exc:
+            self._waited = True  # once is enough: one that comes back afterwards is started as it is
+            if made:
+                raise
+            self.passage.notes.append(f"{exc.cause}, and the previous server was started all the same")
 
     def _start(self, container: str) -> None:
         try:
@@ -288,7 +325,7 @@ class Lifecycle:
 
     def _stop(self, container: str, info: Mapping[str, Any] | None) -> None:
         own = ((info or {}).get("Config") or {}).get("StopTimeout")
-        timeout = int(own or self.options["stop_timeout"])
+        timeout = int(self.options["stop_timeout"] if own is None else own)
         self.passage.stopped = boottime()
         self.engine.stop(container, timeout if self._grace is None else min(timeout, self._grace))
 
@@ -341,6 +378,7 @@ class Lifecycle:
     def _watch(self, current: Mapping[str, Any]) -> dict[str, Any]:
         p, options = self.passage, self.options
         restoring = p.phase == "restore"
+        p.current = str(current["Id"])
         where = surveys.endpoint_of(current) if restoring else surveys.endpoint(options)
         watch = Watch(
             self.engine,
@@ -349,7 +387,8 @@ class Lifecycle:
             Limits(float(options["ready_timeout"]), float(options["stall_timeout"]), self.slice),
             token=Token(**p.watch) if p.watch else None,
             cache=self._blobs(),
-            idle=not p.actions and not p.watch,
+            idle="start" not in p.actions,
+            run_age=boottime() - p.begun,
             offline="HF_HUB_OFFLINE=1" in ((current.get("Config") or {}).get("Env") or []),
             **self._partners(),
         )
@@ -430,7 +469,17 @@ class Lifecycle:
         if log and current:
             self._save_log(log, str(current["Id"]))
         self._diagnose(outcome, log.decode(errors="replace"), one_start=alone)
+        if self.slice is not None and current:
+            self._note_why(str(current["Id"]), outcome)
         return self._put_back(outcome)
+
+    def _note_why(self, container: str, outcome: Outcome) -> None:
+        """Keep the failure for a caller who never gets the answer of this slice and asks for the next one."""
+        p = self.passage
+        previous = self.engine.container(self.name + PREVIOUS_SUFFIX)
+        told = {"failure": p.failure, "msg": p.msg, "log_file": p.log_file, "stages": outcome.stages}
+        with self._remembering():
+            self.node.note_failure(container, {**told, "previous": previous and previous["Id"]})
 
     def _note_failed(self, current: Mapping[str, Any]) -> None:
         """Remember that this container never became ready, unless more is known of it."""
@@ -514,7 +563,10 @@ class Lifecycle:
         from ansible.module_utils.vllm_fleet import diagnosis  # noqa: PLC0415
 
         p, options = self.passage, self.options
-        named = names(self.engine.running()) if options.get("accelerator") == "rocm" else {}
+        named: dict[str, str] = {}
+        if options.get("accelerator") == "rocm":
+            with contextlib.suppress(EngineError):  # names are a help to the reader, and what follows is to be done
+                named = names(self.engine.running())
         facts = diagnosis.ExitFacts(
             exit_code=outcome.exit_code,
             oom_killed=outcome.oom_killed,

@@ -15,7 +15,8 @@ REQUEST_TIMEOUT = 3.0
 class Endpoint:
     """Where the server answers from the node, and what it must serve.
 
-    ``names``: acceptable ids in /v1/models; ``root``: the model it must have been started with (None: not checked).
+    ``names``: acceptable ids in /v1/models, empty for any; ``root``: the model it must have been started with (None:
+    not checked); ``tls``: it speaks HTTPS, whatever its certificate.
     """
 
     host: str
@@ -23,19 +24,19 @@ class Endpoint:
     names: tuple[str, ...]
     root: str | None = None
     api_key: str | None = None
-
-    @property
-    def url(self) -> str:
-        """Give the base URL, for messages."""
-        return f"http://{self.host}:{self.port}"
+    tls: bool = False
 
 
 @dataclass(frozen=True)
 class Answer:
-    """``ready``; or ``wrong``: it serves something else than it should; or neither: not yet, ``detail`` says what."""
+    """``ready``; or ``wrong``: it serves something else than it should; or neither: not yet, ``detail`` says what.
+
+    ``locked``: it is up and wants another key than the endpoint's.
+    """
 
     ready: bool = False
     wrong: bool = False
+    locked: bool = False
     detail: str = ""
 
 
@@ -52,6 +53,9 @@ def ask(endpoint: Endpoint, timeout: float = REQUEST_TIMEOUT) -> Answer:
         status, body = _get(endpoint, "/v1/models", timeout)
     except (OSError, http.client.HTTPException) as exc:
         return Answer(detail=f"{type(exc).__name__}: {exc}".rstrip(": "))
+    if status in (401, 403):
+        # One whose make is not known is up, and more cannot be asked of it.
+        return Answer(ready=not endpoint.names, locked=True, detail=f"/health answers 200 but /v1/models {status}")
     if status != 200:
         return Answer(detail=f"/health answers 200 but /v1/models {status}")
     return judge_models(body, endpoint.names, endpoint.root)
@@ -69,18 +73,19 @@ def page(endpoint: Endpoint, path: str, timeout: float = REQUEST_TIMEOUT) -> str
 
 
 def judge_models(body: bytes, names: Sequence[str], root: str | None) -> Answer:
-    """Judge /v1/models' answer: the served name must be listed, and must have been started from ``root``."""
+    """Judge /v1/models' answer: a served name (of ``names``, if any) must be listed, and started from ``root``."""
     try:
         data = json.loads(body)["data"]
         served = {str(item["id"]): item.get("root") for item in data}
     except (ValueError, KeyError, TypeError, AttributeError):
         return Answer(wrong=True, detail=f"/v1/models is not a model list: {body[:120]!r}")
-    for name in names:
+    for name in names or served:
         if name in served:
             if root is not None and not same_root(served[name], root):
                 return Answer(wrong=True, detail=f"{name} is served from {served[name]}, expected {root}")
             return Answer(ready=True)
-    return Answer(wrong=True, detail=f"expected {' or '.join(names)}, got {', '.join(served) or 'no model at all'}")
+    expected, got = " or ".join(names) or "a model", ", ".join(served) or "no model at all"
+    return Answer(wrong=True, detail=f"expected {expected}, got {got}")
 
 
 def same_root(served: object, wanted: str) -> bool:
@@ -95,8 +100,18 @@ def same_root(served: object, wanted: str) -> bool:
     return folder in str(served)
 
 
+def _connection(endpoint: Endpoint, timeout: float) -> http.client.HTTPConnection:
+    if not endpoint.tls:
+        return http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=timeout)
+    import ssl  # noqa: PLC0415  only a server that somebody else started speaks HTTPS by itself
+
+    # Its certificate is for the name that its clients use, not for the address that is asked here.
+    context = ssl._create_unverified_context()  # noqa: S323
+    return http.client.HTTPSConnection(endpoint.host, endpoint.port, timeout=timeout, context=context)
+
+
 def _get(endpoint: Endpoint, path: str, timeout: float) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=timeout)
+    connection = _connection(endpoint, timeout)
     try:
         headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
         connection.request("GET", path, headers=headers)

@@ -6,6 +6,8 @@ vllm_server) and by the commit of its model. A record holds no secret: ``spec`` 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,6 +86,21 @@ def content(record: Mapping[str, Any]) -> tuple[Any, ...]:
     spec = {name: value for name, value in record["spec"].items() if name not in _NAMES}
     spec["entrypoint"] = replica.without_id(spec.get("entrypoint") or [])
     return spec, record["model"].get("commit") or record["spec"].get("revision")
+
+
+def common(record: Mapping[str, Any]) -> str:
+    """A digest of what releases of several nodes have in common: without secrets, groups, devices, paths."""
+    spec = replica.without_place(record["spec"])
+    hidden = frozenset(spec.get("secrets") or ())
+    made = [
+        # By its name: the two kinds of image store know the same image by different digests.
+        record["image"]["reference"],
+        spec.get("model"),
+        record["model"].get("commit") or spec.get("revision"),
+        spec.get("args"),
+        {name: value for name, value in spec["env"].items() if name not in hidden},
+    ]
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def serving(records: Sequence[Record], container: str, spec: Mapping[str, Any] | None) -> Record | None:

@@ -19,7 +19,7 @@ from typing import Any
 from ansible.module_utils.vllm_fleet import compare, plan, replica_guard
 from ansible.module_utils.vllm_fleet import survey as surveys
 from ansible.module_utils.vllm_fleet.engine import EngineError
-from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
+from ansible.module_utils.vllm_fleet.lifecycle import PUT_BACK, Lifecycle
 from ansible.module_utils.vllm_fleet.plan import Plan
 from ansible.module_utils.vllm_fleet.preconditions import Refused
 from ansible.module_utils.vllm_fleet.replica import CONSEQUENCES, GUARD_TARGET
@@ -240,6 +240,11 @@ class ReplicaLifecycle(Lifecycle):
         if p.failure is None or self.step.get("failure"):
             p.failure = dict(self.step.get("failure") or {})
             p.msg = str(self.step.get("because") or "")
+        if current is not None and p.current not in ("", str(current["Id"])):
+            # This step's answer was lost on its way, and it is asked again: the previous one is back already.
+            p.actions += PUT_BACK[:-1]
+            p.phase, p.current, p.held, self._held = "restore", str(current["Id"]), "start", True
+            return self._watch(current)
         if current is None and self.engine.container(self.name + plan.PREVIOUS_SUFFIX) is None:
             return self._result(None, failed=True, msg=p.msg)
         return self._put_back(Outcome(verdict, 0.0, stages=p.stages))

@@ -28,7 +28,7 @@ UTILIZATION = "gpu-memory-utilization"
 SECRET_ENV = ("VLLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 #: Singular on purpose: vLLM has many settings that count tokens, and hiding a "1" would hide every 1 in the output.
 _SECRET_NAME = re.compile(
-    r"(?:(?:^|_)TOKEN|(?:API|ACCESS|PRIVATE|SECRET)_?KEY|PASSWORD|PASSWD|CREDENTIALS?|(?:^|_)SECRET)$", re.I
+    r"(?:(?:^|_)(?:TOKEN|KEY|SECRET)|(?:API|ACCESS|PRIVATE|SECRET)KEY|PASSWORD|PASSWD|CREDENTIALS?)$", re.I
 )
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -131,8 +131,19 @@ CPU_SHM_SIZE = 4 << 30
 
 
 def is_secret(name: str) -> bool:
-    """Tell whether an environment variable's value must never be shown."""
-    return name in SECRET_ENV or bool(_SECRET_NAME.search(name))
+    """Tell whether the value of an environment variable, or of a flag, must never be shown."""
+    return name in SECRET_ENV or bool(_SECRET_NAME.search(name.replace("-", "_")))
+
+
+def secret_values(values: object) -> set[str]:
+    """Give the values of ``env`` or ``args`` that must never be shown.
+
+    Short ones are left out: to hide a "1" would hide every 1 in what is shown.
+    """
+    if not isinstance(values, Mapping):
+        return set()
+    found = {str(v) for k, v in values.items() if is_secret(str(k)) and not isinstance(v, (bool, type(None)))}
+    return {value for value in found if len(value) > 3}
 
 
 def parse_size(value: object, option: str) -> int | None:
@@ -210,7 +221,7 @@ def build(options: Mapping[str, object], image: Image, node: NodeFacts, *, shutd
     entrypoint = command.entrypoint_for(image.entrypoint, _strings(options.get("entrypoint")))
     env, secrets = _env(options)
     network_mode = str(options.get("network_mode") or "bridge")
-    bind, port = str(options["bind"]), _int(options["port"])
+    bind, port = _address(str(options["bind"]), published=network_mode != "host"), _int(options["port"])
     if not 1 <= port <= 65535:
         raise SpecError(f"port: expected 1 to 65535, got {port}")
     extra: dict[str, str] = {}
@@ -228,6 +239,7 @@ def build(options: Mapping[str, object], image: Image, node: NodeFacts, *, shutd
         # Below Docker's own limit, so that vLLM ends by itself and is not killed in the middle of the last answer.
         extra["shutdown-timeout"] = str(max(0, stop_timeout - max(2, stop_timeout // 6)))
     check_utilization(names.get("gpu-memory-utilization"))
+    _check_plain_http(names)
     words = command.build(model, args, entrypoint=entrypoint, extra=extra)
     spec = Spec(
         name=name,
@@ -269,6 +281,16 @@ def check_utilization(value: object) -> None:
         raise SpecError(f"args: gpu-memory-utilization: expected a fraction above 0 and at most 1, got {value!r}")
 
 
+def _check_plain_http(flags: Mapping[str, object]) -> None:
+    """Refuse what would leave the port without HTTP: by that the server is watched, verified and admitted."""
+    for name, value in flags.items():
+        if value not in (None, False) and (name in ("uds", "grpc") or name.startswith("ssl-")):
+            raise SpecError(
+                f"args: {name}: the server has to speak plain HTTP on its port, where it is watched and verified; "
+                "leave it out, and end TLS at the gateway (gateway_certificate)"
+            )
+
+
 def with_utilization(spec: Spec, utilization: float) -> Spec:
     """Give the same container with another --gpu-memory-utilization (policy ``fit``), which remembers its own."""
     words = list(spec.command)
@@ -284,6 +306,20 @@ def with_utilization(spec: Spec, utilization: float) -> Spec:
 def utilization_of(words: Sequence[str]) -> str:
     """Give the --gpu-memory-utilization of a command line as it is written; ``default`` where it is left to vLLM."""
     return str(command.parse(words).flags.get(UTILIZATION, "default"))
+
+
+def _address(bind: str, *, published: bool) -> str:
+    """Give the address to listen on. What is no address Docker takes for all of them, without a word."""
+    if not published or bind in ("127.0.0.1", "0.0.0.0", "::1", "::"):  # noqa: S104
+        return bind
+    if bind in ("", "localhost"):
+        return "127.0.0.1" if bind else "0.0.0.0"  # noqa: S104  Docker's own default
+    import ipaddress  # noqa: PLC0415  nearly no run needs it
+
+    try:
+        return str(ipaddress.ip_address(bind))
+    except ValueError:
+        raise SpecError(f"bind: expected an IP address of the node, or localhost, got {bind!r}") from None
 
 
 def _check_exposure(spec: Spec, bind: str, *, allow: bool) -> None:

@@ -104,6 +104,17 @@ class NodeState:
             old.unlink(missing_ok=True)
         return path
 
+    # -- a failed start whose answer may get lost ------------------------------------------------------------------
+
+    def note_failure(self, container: str, told: Mapping[str, Any]) -> None:
+        """Keep what was found out of a container whose start failed, before the one that ran before it comes back."""
+        self.write(self.folder / "failure.json", {**told, "container": container})
+
+    def failure(self, container: str) -> Mapping[str, Any] | None:
+        """Give what was noted of a container; None where it is not the latest that failed."""
+        found = self._read(self.folder / "failure.json")
+        return found if found.get("container") == container else None
+
     # -- lock --------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager

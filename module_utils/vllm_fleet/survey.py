@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import grp
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,8 +111,12 @@ def _without_spec(
     if made.actions:
         status = str(current["State"].get("Status")) if current else "absent"
         wanted = {"stopped": "exited", "absent": "absent", "restored": "running"}[state]
-        if status != wanted:
+        if status != wanted and (current or state != "stopped"):  # where there is none, none will be
             found.append(compare.Difference("state", status, wanted))
+        if "remove_previous" in made.actions and previous:
+            found.append(compare.Difference("previous", str(previous["State"].get("Status")), "absent"))
+        elif "stop_previous" in made.actions:
+            found.append(compare.Difference("previous", "running", "exited"))
         if state == "restored" and previous and current:
             found.append(compare.Difference("container", str(current["Id"])[:12], str(previous["Id"])[:12]))
     return Survey(name, state, None, None, current, previous, rank, previous_rank, found, made)
@@ -167,8 +171,9 @@ def _known_flags(
         known = command.flags_in_help(text or "")
         if not known >= _WELL_KNOWN:
             known = frozenset()
-        with contextlib.suppress(OSError):  # an unwritable state folder costs the next run the question again
-            node.note_flags(image.id, known)
+        if text is not None:  # None: not in time, which another time it may be
+            with contextlib.suppress(OSError):  # an unwritable state folder costs the next run the question again
+                node.note_flags(image.id, known)
     if not known:
         notes.append(f"the flags in args were not checked: {image.ref} did not print vLLM's help")
         return known
@@ -176,6 +181,9 @@ def _known_flags(
     if unknown:
         near = difflib.get_close_matches(unknown[0], sorted(known), n=3, cutoff=0.6)
         hint = f"did you mean {', '.join('--' + n for n in near)}?" if near else "see `vllm serve --help=all`"
+        on = unknown[0].removeprefix("no-")
+        if on in known:
+            hint = f"leave {on} out (null), for there is no way to say no to it"
         raise Refused(
             "bad_argument",
             f"args: {', '.join('--' + u for u in unknown)} is not a flag of the vLLM in {image.ref}",
@@ -222,35 +230,78 @@ def endpoint(options: Mapping[str, Any]) -> probe.Endpoint | None:
     flags = command.normalise_args(options.get("args") or {})
     served = flags.get("served-model-name")
     names = tuple(served) if isinstance(served, list) else (str(served),) if served else (model,)
+    key = options.get("api_key") or (options.get("env") or {}).get("VLLM_API_KEY")
     return probe.Endpoint(
         host=reachable(str(options["bind"])),
         port=int(options["port"]),
         names=names,
         root=model,
-        api_key=str(options["api_key"]) if options.get("api_key") else None,
+        api_key=str(key) if key else None,
     )
 
 
 def endpoint_of(container: Mapping[str, Any]) -> probe.Endpoint | None:
-    """Read the same out of an existing container, whoever made it; None when it has no reachable port."""
+    """Read the same out of an existing container, whoever made it; None when it has no reachable port.
+
+    Where `vllm serve` stands in a script, its model is not known, and whatever the server lists is right.
+    """
     config, host = container.get("Config") or {}, container.get("HostConfig") or {}
     words = [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
-    parsed = command.parse(command.split_entrypoint(words)[1])
+    head, tail = command.split_entrypoint(words)
+    parsed = command.parse(tail if head else _in_a_script(words) or tail)
     if parsed.flags.get("headless"):
         return None
     env = dict(str(item).partition("=")[::2] for item in config.get("Env") or [])
-    served = parsed.flags.get("served-model-name")
-    names = tuple(served) if isinstance(served, list) else (str(served),) if served else (parsed.model or "",)
-    key = parsed.flags.get("api-key") or env.get("VLLM_API_KEY")
-    inner = str(parsed.flags.get("port", spec.CONTAINER_PORT))
+    served = parsed.flags.get("served-model-name") or parsed.model or ""
+    key = _first(parsed.flags.get("api-key")) or env.get("VLLM_API_KEY")
+    inner = str(parsed.flags.get("port", ""))
+    inner = inner if inner.isdigit() else str(spec.CONTAINER_PORT)
+    published = {p: b for p, b in (host.get("PortBindings") or {}).items() if b and p.endswith("/tcp")}
     if host.get("NetworkMode") == "host":
         address, port = str(parsed.flags.get("host") or "127.0.0.1"), inner
     else:
-        bindings = (host.get("PortBindings") or {}).get(f"{inner}/tcp") or []
+        bindings = published.get(f"{inner}/tcp") or []
+        if not bindings and not head and len(published) == 1:
+            (bindings,) = published.values()
         if not bindings:
             return None
         address, port = bindings[0].get("HostIp") or "127.0.0.1", bindings[0].get("HostPort") or "0"
-    return probe.Endpoint(reachable(address), int(port), names, root=parsed.model, api_key=str(key) if key else None)
+    return probe.Endpoint(
+        reachable(address),
+        int(port),
+        (tuple(served) if isinstance(served, list) else (str(served),)) if head else (),
+        root=parsed.model if head else None,
+        api_key=str(key) if key else None,
+        tls="ssl-certfile" in parsed.flags,
+    )
+
+
+def _in_a_script(words: Sequence[str]) -> list[str]:
+    """Find what follows `vllm serve` in a shell's text; variables in it stay what they are."""
+    import shlex  # noqa: PLC0415  nearly no container needs it
+
+    for word in words:
+        with contextlib.suppress(ValueError):
+            head, tail = command.split_entrypoint(shlex.split(word))
+            if head:
+                return tail
+    return []
+
+
+def demand_of(container: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Read out of an existing container what decides over its GPU memory: ``options`` with its own, and its command."""
+    config, host = container.get("Config") or {}, container.get("HostConfig") or {}
+    words = command.split_entrypoint([*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])])[1]
+    flags = {name: value for name, value in command.parse(words).flags.items() if name not in command.RESERVED_FLAGS}
+    env = dict(str(item).partition("=")[::2] for item in config.get("Env") or [])
+    devices = [str(device.get("PathOnHost")) for device in host.get("Devices") or []]
+    policy = options["gpu_memory_policy"] if devices or host.get("Privileged") or host.get("DeviceRequests") else "off"
+    return {**options, "args": flags, "env": env, "devices": devices, "gpu_memory_policy": policy}, words
+
+
+def _first(value: command.FlagValue | None) -> str | None:
+    """Give a flag's value, of several the first."""
+    return value[0] if isinstance(value, list) else value if isinstance(value, str) else None
 
 
 def _existing(container: Mapping[str, Any] | None, rank: Rank) -> Existing | None:

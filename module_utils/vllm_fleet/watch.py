@@ -7,6 +7,7 @@ all it must remember fits into a small token, and everything else is read again 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import re
@@ -30,7 +31,7 @@ PULSE_INTERVAL = 10.0
 #: A container that uses less than this share of one core is not computing: answering the probes takes about 0.01.
 BUSY_CORES = 0.05
 #: What the server's access log says of the probes themselves; it is no sign of life.
-PROBE_ECHO = "GET /health"
+PROBE_ECHOES = (b"GET /health", b"GET /v1/models")
 #: Seconds; a queue cannot wait for a year, which is what a user may write for "never".
 LONGEST_SLEEP = 60.0
 #: Seconds to wait for the rest of the log after a death; Docker closes the stream when the process is gone.
@@ -77,7 +78,8 @@ class Token:
     """What one slice leaves to the next.
 
     Times are seconds after the container's start: ``shown`` of the last news, ``heard`` of the last line, ``active``
-    of the last sign of life, ``pulse`` of the last look at CPU, I/O and cache.
+    of the last sign of life, ``pulse`` of the last look at CPU, I/O and cache, ``since`` from where ``ready_timeout``
+    counts.
     """
 
     container: str
@@ -89,6 +91,7 @@ class Token:
     io_bytes: int = 0
     cache_bytes: int = 0
     pulse: float = 0.0
+    since: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class News:
 class Outcome:
     """What a watch (or a slice of one) came to.
 
-    verdict: ready | exited | restarting | stalled | ready_timeout | wrong_model_served | pending.
+    verdict: ready | exited | restarting | stalled | ready_timeout | wrong_model_served | locked | pending.
     """
 
     verdict: str
@@ -142,6 +145,7 @@ class Watch:
         token: Token | None = None,
         cache: Path | None = None,
         idle: bool = False,
+        run_age: float = math.inf,
         offline: bool = False,
         wake: Path | None = None,
         alarm: bytes = b"",
@@ -153,15 +157,18 @@ class Watch:
         """Prepare to watch ``container`` (an id).
 
         ``endpoint`` None: a server without a port (a headless rank). ``idle``: nothing was started in this run, so a
-        server that answers at once is just confirmed. ``offline``: weights are only read, never downloaded.
-        ``wake``: a file whose appearance ends the slice, because there is news from elsewhere; ``alarm``: a text in the
-        log that does so, too. ``partners_idle``: seconds since the last sign of life of the other nodes of the same
-        server; none stalls while another gets on. ``feed``: takes all news of the slice so far whenever there are more;
-        without it a slice ends with its news, and whoever calls the next one is away for that moment.
+        server that answers at once is just confirmed. ``run_age``: seconds since the run began, from where
+        ``ready_timeout`` counts for a container that is older: its age says nothing of how long it took. ``offline``:
+        weights are only read, never downloaded. ``wake``: a file whose appearance ends the slice, because there is
+        news from elsewhere; ``alarm``: a text in the log that does so, too. ``partners_idle``: seconds since the last
+        sign of life of the other nodes of the same server; none stalls while another gets on. ``feed``: takes all news
+        of the slice so far whenever there are more; without it a slice ends with its news, and whoever calls the next
+        one is away for that moment.
         """
         self._feed_news, self._fed = feed, 0
         self._latest = -1.0  # of the lines that the news tell of
         self._idle, self._wake, self._partners_idle = idle, wake, partners_idle
+        self._run_age = run_age
         self._alarm, self._alarmed = alarm, False
         self._source, self._id, self._endpoint, self._limits = source, container, endpoint, limits
         self._cache, self._clock, self._ask = cache, clock, ask
@@ -173,11 +180,11 @@ class Watch:
         self._news: list[News] = []
         self._lines: list[str] = []
         self._whole: set[str] = set()
-        self._heard_before = token.heard if token else -1.0
+        self._heard_before = token.heard if token and token.container == container else -1.0
         self._read_before = -1.0  # of a log that is read again: up to where it was read
         self._broken: set[str] = set()
         self._breaks = 0
-        self._answer = probe.Answer()
+        self._answer: probe.Answer | None = None
         self._started = 0.0
         self._oom = False
         self._died_at: float | None = None
@@ -197,7 +204,9 @@ class Watch:
         age = process_age(int(state.get("Pid") or 0))
         if age is None:
             age = max(0.0, time.time() - self._started)
-        token = self._token or Token(self._id, started_at, active=age)
+        token = self._token
+        if token is None or fresh:
+            token = Token(self._id, started_at, active=age, since=max(0.0, age - self._run_age))
         self._token = token
         if self._partners_idle is not None:
             token.active = max(token.active, age - self._partners_idle)
@@ -206,7 +215,7 @@ class Watch:
         if fresh:
             self._news.append(News(0.0, "starting", f"container {self._id[:12]}"))
         begin = self._clock()
-        if self._idle and self._endpoint and self._ask(self._endpoint).ready:
+        if self._idle and fresh and self._endpoint and self._ask(self._endpoint).ready:
             # Nothing was started and it answers: there is nothing to tell, and its log need not be read.
             return Outcome("ready", round(age, 3), stage="ready", describe="ready", token=token)
         self._source.follow(self._id, int(self._started), self._sink)
@@ -230,7 +239,7 @@ class Watch:
             over = self._over(token, age)
             if over:
                 return over
-            left = [self._limits.ready_timeout - age, self._limits.stall_timeout - (age - token.active)]
+            left = [self._limits.ready_timeout - (age - token.since), self._limits.stall_timeout - (age - token.active)]
             if self._feed_news and news_at is not None and now >= news_at + NEWS_GRACE:
                 self._feed_news(self._news)
                 self._fed, news_at = len(self._news), None
@@ -257,8 +266,11 @@ class Watch:
 
     def _over(self, token: Token, age: float) -> Outcome | None:
         """Judge the two limits of patience."""
-        if age >= self._limits.ready_timeout:
-            return self._outcome("ready_timeout", age, detail=self._answer.detail)
+        # Whatever the limit, a server is asked before it is judged.
+        if age - token.since >= self._limits.ready_timeout and (self._answer or not self._endpoint):
+            before = f"it was {token.since:.0f} s old when this run began" if token.since >= 1 else ""
+            said = self._answer.detail if self._answer else ""
+            return self._outcome("ready_timeout", age, detail="; ".join(filter(None, (said, before))))
         if age - token.active >= self._limits.stall_timeout:
             return self._outcome("stalled", age, detail=f"nothing moved for {age - token.active:.0f} s")
         return None
@@ -312,7 +324,7 @@ class Watch:
         self._alarmed |= bool(self._alarm) and unheard and self._alarm in chunk
         if self._token is not None and unheard:
             self._token.heard = max(self._token.heard, at)
-            if age is not None and PROBE_ECHO.encode() not in chunk:
+            if age is not None and not any(echo in chunk for echo in PROBE_ECHOES):
                 self._token.active = age
         news = False
         for line in self._reader.feed(chunk[match.end() :] if match else chunk):
@@ -346,6 +358,8 @@ class Watch:
             return self._outcome("ready", age)
         if answer.wrong:
             return self._outcome("wrong_model_served", age, detail=answer.detail)
+        if answer.locked:
+            return self._outcome("locked", age, detail=answer.detail)
         return None
 
     def _activity(self, token: Token, item: tuple[tuple[int, int] | None, int], age: float) -> None:

@@ -200,6 +200,51 @@ def test_memory_that_does_not_come_back_brings_the_old_server_back(server, idle,
     assert server.id() == old and server.running() == [server.name]
 
 
+@pytest.mark.parametrize("how", ["failed", "restored"])
+def test_the_old_server_waits_for_the_memory_of_the_new_one(server, idle, how):
+    """Else it would die of a memory that is just coming back."""
+    options = rocm(idle, args={"gpu-memory-utilization": 0.9})
+    server.ready(**options)
+    old, freed, events = server.id(), [], []
+
+    def free():
+        freed.append(time.time())
+        idle_again(idle)
+
+    def new_one(action):
+        events.append(action)
+        if action == "start" and events.count("start") == 1 and server.id() != old:
+            take(idle, 0, server.inspect()["State"]["Pid"] or 1, 175)
+        if action == "remove":
+            threading.Timer(1.2, free).start()
+
+    from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
+
+    bad = {"STANDIN_START_SECONDS": "0", **({"STANDIN_FAIL_AT": "load"} if how == "failed" else {})}
+    for change in ({"env": bad, "labels": {"release": "2"}}, {"state": "restored"}):
+        given = server.options(**options, **change)
+        result = Lifecycle(given, server.engine, host="node7", after_action=new_one).run()
+        if how == "failed":
+            break
+    assert result.get("rolled_back") or how == "restored", result
+    assert server.id() == old and not any("all the same" in note for note in result["notes"])
+    started = datetime.fromisoformat(server.inspect()["State"]["StartedAt"][:26] + "+00:00").timestamp()
+    assert freed and started >= freed[0]
+
+
+def test_the_old_server_is_started_also_where_the_memory_does_not_come_back(server, idle, monkeypatch):
+    """Its last chance: vLLM itself may still find enough."""
+    monkeypatch.setattr(gpu_gate, "RELEASE_TIMEOUT", 1.0)
+    options = rocm(idle, args={"gpu-memory-utilization": 0.9})
+    old = server.ready(**options)["container"]["id"]
+    server.ready(**options, labels={"release": "2"})
+    take(idle, 0, os.getpid(), 175)
+    result = server.run(state="restored", sysfs_root=str(idle.sys), accelerator="rocm")
+    assert not result.get("failed"), result["msg"]
+    assert any("was started all the same" in note for note in result["notes"]), result["notes"]
+    assert server.id() == old
+
+
 def test_the_diagnosis_names_who_holds_the_memory(server, idle, neighbour):
     """The gate saw it free, vLLM did not: what the node shows afterwards goes into the message."""
     name, pid = neighbour
@@ -226,7 +271,8 @@ def cache(server, *, total=None, heads=None):
         index["metadata"]["total_size"] = total
         files["model.safetensors.index.json"] = json.dumps(index).encode()
     if heads is not None:
-        files["config.json"] = json.dumps({"model_type": "llama", "num_attention_heads": heads}).encode()
+        config = {"model_type": "llama", "num_attention_heads": heads, "torch_dtype": "bfloat16"}
+        files["config.json"] = json.dumps(config).encode()
     return str(FakeCache(server.folder / "hf", files, repo_id="acme/tiny").cache)
 
 

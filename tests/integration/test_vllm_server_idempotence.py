@@ -92,10 +92,16 @@ CASES = {
     "ipc_mode": ({"ipc_mode": "host"}, {"ipc_mode", "shm_size"}),
     "capabilities": ({"capabilities": ["cap_sys_ptrace", "IPC_LOCK"]}, {"capabilities"}),
     "security_opts": ({"security_opts": ["seccomp=unconfined", "no-new-privileges"]}, {"security_opts"}),
+    "security_opts_spelling": (
+        {"security_opts": ["no-new-privileges:true", "label=disable"]},
+        {"security_opts"},
+        {"security_opts": ["seccomp=unconfined"]},
+    ),
     "ulimits": ({"ulimits": ["nofile=1024:2048", "core=0"]}, {"ulimits"}),
     "volumes": ({"volumes": ["{folder}:/data:ro"]}, {"volumes"}),
     "labels": ({"labels": {"team": "search", "tier": 1}}, {"labels.team", "labels.tier"}),
     "stop_timeout": ({"stop_timeout": 30}, {"stop_timeout", "args.shutdown-timeout"}),
+    "stop_timeout_none": ({"stop_timeout": 0}, {"stop_timeout", "args.shutdown-timeout"}),
     "api_key": ({"api_key": API_KEY}, {"env.VLLM_API_KEY"}),
     "api_key_other": ({"api_key": API_KEY + "x"}, {"env.VLLM_API_KEY"}),
     "network_host": ({"network_mode": "host"}, HOST_FIELDS),
@@ -244,6 +250,32 @@ def test_restart_policy_alone_is_updated_without_a_restart(chain, policy):
     assert (after["Id"], after["State"]["StartedAt"]) == (before["Id"], before["State"]["StartedAt"])
     assert after["HostConfig"]["RestartPolicy"]["Name"] == policy
     assert facts(chain.run()) == facts(chain.check()) == (False, [], [])
+
+
+@pytest.mark.parametrize("state", ["stopped", "absent"])
+def test_a_predecessor_alone_four_ways(server, state):
+    """Nothing has the name, or nothing runs under it, and there still is something to do."""
+    server.ready()
+    if state == "absent":
+        server.docker_run(name=server.name + ".previous")
+    else:
+        server.ready(labels={"release": "2"})
+        server.run(state="stopped")
+        server.engine.start(server.id(".previous"))
+    check = server.check(state=state)
+    real = server.run(state=state)
+    assert facts(check) == facts(real)
+    assert names(real) == ["previous"] and real["changed"]
+    assert facts(server.run(state=state)) == facts(server.check(state=state)) == (False, [], [])
+    assert server.running() == []
+
+
+def test_localhost_is_loopback(server):
+    """Docker takes a name for no address at all, and would listen on every one of them."""
+    server.ready(bind="localhost")
+    ports = server.inspect()["NetworkSettings"]["Ports"]["8000/tcp"]
+    assert [entry["HostIp"] for entry in ports] == ["127.0.0.1"]
+    assert facts(server.run(bind="localhost")) == facts(server.run(bind="127.0.0.1")) == (False, [], [])
 
 
 @pytest.mark.parametrize("state", ["stopped", "absent"])

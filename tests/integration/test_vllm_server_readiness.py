@@ -8,8 +8,11 @@ import time
 from itertools import pairwise
 
 import pytest
+import standin
 from fake_hf_cache import FakeCache
 from vllm_server_tools import facts, outcome
+
+from ansible.module_utils.vllm_fleet import watch
 
 pytestmark = pytest.mark.engine
 
@@ -50,6 +53,44 @@ def test_ready_means_listed_under_the_served_name(server):
 def test_a_key_is_used_for_the_question(server):
     server.ready(api_key="canary-key-1")
     assert server.served(key="canary-key-1")["data"]
+
+
+def test_a_key_in_the_environment_is_used_for_the_question(server):
+    server.ready(env={"VLLM_API_KEY": "canary-key-1"})
+    assert server.served(key="canary-key-1")["data"]
+
+
+def test_a_key_that_nobody_told_is_a_verdict(server):
+    """As from a file of --config: it is up and answers 401 for ever."""
+    script = ["sh", "-c", 'VLLM_API_KEY=other exec vllm serve "$@"', "sh"]
+    result = server.run(entrypoint=script, ready_timeout=1e6, stall_timeout=1e6)
+    assert result["failure"]["class"] == "bad_argument", result["msg"]
+    assert "401" in result["msg"] and "vllm_server_api_key" in result["msg"]
+
+
+# --- older than the patience with a start ---
+
+
+@pytest.mark.parametrize("what", ["update", "stop_previous", "unpause"])
+def test_a_server_that_has_served_for_long_is_asked_before_it_is_judged(server, docker_client, what):
+    """It is older than ready_timeout, as every server is after an hour."""
+    server.ready(labels={"release": "1"}, stop_timeout=2)
+    server.fixed = {"stop_timeout": 2, "labels": {"release": "2"}, "ready_timeout": 2.0}
+    if what == "stop_previous":
+        server.port, old = standin.free_port(), server.port
+    server.ready(ready_timeout=60.0)
+    first = server.id()
+    wait_until(lambda: watch.process_age(server.inspect()["State"]["Pid"]) > 2.5)
+    change = {"restart_policy": "always"} if what == "update" else {}
+    if what == "stop_previous":
+        docker_client.api.start(server.id(".previous"))
+        assert server.port != old
+    if what == "unpause":
+        docker_client.api.pause(first)
+    result = server.run(**change)
+    assert not result.get("failed"), result["msg"]
+    assert result["actions"] == [{"unpause": "start"}.get(what, what)]
+    assert server.id() == first and server.served()["data"]
 
 
 # --- slow and silent ---

@@ -425,6 +425,74 @@ def test_a_lost_connection_in_the_middle_of_a_restore(server):
     assert server.running() == [server.name]
 
 
+def test_an_answer_that_was_lost_does_not_make_a_failure_a_success(server):
+    """The slice that failed and put the old server back is asked again, with the token from before it."""
+    old = server.ready(**release(1, env={"STANDIN_START_SECONDS": 1.5}))["container"]["id"]
+    bad = release(2, env={"STANDIN_START_SECONDS": 1.5, "STANDIN_FAIL_AT": "kv_cache"})
+    result = server.run(slice_seconds=0.3, **bad)
+    while result.get("pending") and result["progress"]["phase"] != "restore":
+        token = json.dumps(result["token"])
+        result = server.run(slice_seconds=0.3, token=json.loads(token), **bad)
+    assert result["pending"] and server.id() == old
+    again = server.run(token=json.loads(token), **bad)
+    assert again["failed"] and again["rolled_back"], again
+    assert "failure ordered at stage kv_cache" in again["msg"]
+    assert again["failure"] == result["token"]["failure"]
+    assert again["actions"] == result["token"]["actions"]
+    assert Path(again["log_file"]).read_text()
+    assert server.running() == [server.name] and server.id() == old
+
+
+def test_a_server_that_another_run_replaced_meanwhile_is_not_taken_for_the_watched_one(server):
+    slow = release(1, env={"STANDIN_START_SECONDS": 3})
+    first = server.run(slice_seconds=0.3, **slow)
+    other = server.ready(**release(2))["container"]["id"]
+    result = server.run(slice_seconds=0.3, token=first["token"], **slow)
+    assert result["failed"] and "was replaced by" in result["msg"]
+    assert server.id() == other and server.running() == [server.name]
+
+
+def test_a_rank_that_is_told_twice_to_go_back_goes_back_once(server):
+    """The answer to the first time was lost: the one that came back must not be taken for the one that failed."""
+    from ansible.module_utils.vllm_fleet.replica_lifecycle import ReplicaLifecycle
+
+    def step(name, token=None):
+        options = server.options(**release(2, **BAD), replica_step={"name": name})
+        token = json.loads(json.dumps(token))
+        return ReplicaLifecycle(options, server.engine, host="node7", token=token).run()
+
+    old = server.ready(**release(1))["container"]["id"]
+    failed = step("go", step("hold")["token"])
+    assert "failure ordered at stage load" in failed["failure"]["cause"]
+    first, second = step("give_up", failed["token"]), step("give_up", failed["token"])
+    assert first["pending"] and second["pending"], second
+    assert server.id() == old
+    back = step("go", second["token"])
+    assert back["rolled_back"] is True and back["actions"] == first["token"]["actions"] + ["start"]
+    assert server.running() == [server.name]
+
+
+@pytest.mark.parametrize("key", [None, "canary-key-1"])
+def test_a_server_from_a_script_comes_back_from_a_failed_replacement(server, docker_client, key):
+    """Somebody's own `docker run ... bash -c 'vllm serve ...'`: what it serves, and its key, is not known from outside."""
+    guarded = f" --api-key {key}" if key else ""
+    made = docker_client.api.create_container(
+        server.image,
+        name=server.name,
+        entrypoint=["bash", "-c"],
+        command=[f"exec vllm serve acme/own{guarded}"],
+        environment={"STANDIN_START_SECONDS": "0"},
+        ports=[8000],
+        host_config=docker_client.api.create_host_config(port_bindings={8000: ("127.0.0.1", server.port)}),
+    )
+    docker_client.api.start(made["Id"])
+    server.wait_for_log("Application startup complete")
+    result = server.run(**release(2, **BAD))
+    assert result["failed"] and result["rolled_back"], result["msg"]
+    assert server.id() == made["Id"]
+    assert server.served(key=key)["data"][0]["id"] == "acme/own"
+
+
 def test_progress_says_that_it_restores(server):
     server.ready(**release(1))
     run = server.ansible(**release(2, **BAD))

@@ -41,10 +41,10 @@ def specification(name, monkeypatch):
     """Run the module up to the point where it hands its argument spec to Ansible."""
     module = importlib.import_module(name)
 
-    def ask(argument_spec, **_):
+    def ask(self, argument_spec, **_):
         raise Asked(argument_spec)
 
-    monkeypatch.setattr(module, "AnsibleModule", ask)
+    monkeypatch.setattr(module.AnsibleModule, "__init__", ask)
     with pytest.raises(Asked) as asked:
         module.main()
     return asked.value.args[0]

@@ -50,6 +50,7 @@ def test_the_old_entry_module_gets_the_model_as_a_flag():
         ({"port": 1}, "option 'port'"),
         ({"api_key": "x"}, "option 'api_key'"),
         ({"model": "x"}, "option 'model'"),
+        ({"hf-token": "hf_x"}, "option 'hf_token'"),
         ({"max-model-len": 1, "max_model_len": 2}, "same flag --max-model-len"),
         ({"x": object()}, "expected text"),
     ],
@@ -118,3 +119,19 @@ def test_flags_are_read_from_help_and_unknown_ones_named():
     assert {"max-model-len", "enable-prefix-caching", "served-model-name", "compilation-config"} <= known
     args = {"max_model_len": 1, "gpu-mem-utilisation": 0.5, "compilation-config.mode": "none", "gone": None}
     assert command.unknown_flags(args, known) == ["gpu-mem-utilisation"]
+
+
+@pytest.mark.parametrize(
+    ("args", "unknown"),
+    [
+        ({"headless": False}, ["no-headless"]),
+        ({"headless": True}, []),
+        ({"enable_prefix_caching": False}, []),
+        ({"no-enable-prefix-caching": True}, []),
+        ({"gone": False}, ["gone"]),
+        ({"compilation-config.use_inductor": False}, []),
+    ],
+)
+def test_a_switch_is_only_said_no_to_where_it_has_a_no(args, unknown):
+    known = command.flags_in_help(HELP + "  --headless\n")
+    assert command.unknown_flags(args, known) == unknown

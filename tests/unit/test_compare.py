@@ -62,6 +62,7 @@ def test_what_was_made_from_the_options_is_as_desired(name):
         ({"capabilities": ["SYS_PTRACE", "IPC_LOCK"]}, [("capabilities", ["SYS_PTRACE"], ["IPC_LOCK", "SYS_PTRACE"])]),
         ({"devices": ["/dev/kfd"]}, [("devices", ["/dev/dri", "/dev/kfd"], ["/dev/kfd"])]),
         ({"security_opts": []}, [("security_opts", ["seccomp=unconfined"], None)]),
+        ({"security_opts": ["seccomp:unconfined", "label=disable"]}, []),
         ({"ulimits": ["nofile=65535"]}, [("ulimits", ["memlock=-1:-1", "nofile=65535:65535"], ["nofile=65535:65535"])]),
         ({"volumes": ["/data:/data"]}, [("volumes",
             ["/root/.cache/huggingface:/root/.cache/huggingface:ro", "/var/lib/vllm-fleet/engine-cache/*:/root/.cache/vllm:rw"],
@@ -149,6 +150,45 @@ def test_a_key_on_a_foreign_command_line_is_not_shown():
     container, image = recorded(ENGINES[0])
     container["Config"]["Cmd"] += ["--api-key", "canary"]
     assert "canary" not in repr(differences(container, image))
+
+
+@pytest.mark.parametrize("flag", ["--hf-token", "--hf_token"])
+def test_a_token_on_a_foreign_command_line_is_not_shown(flag):
+    container, image = recorded(ENGINES[0])
+    container["Config"]["Cmd"] += [flag, "canary"]
+    (one,) = differences(container, image)
+    assert one.name == "args.hf-token" and "canary" not in repr(one)
+    found = compare.as_spec(container, image, compare.fingerprint(KEY))
+    assert "canary" not in json.dumps(found["args"]) and "args.hf-token" in found["secrets"]
+
+
+@pytest.mark.parametrize("ipc", ["host", "private"])
+@pytest.mark.parametrize(
+    ("stored", "wanted", "same"),
+    [
+        (["no-new-privileges:true"], ["no-new-privileges:true"], True),
+        (["no-new-privileges"], ["no-new-privileges=true"], True),
+        (["no-new-privileges:true"], ["no-new-privileges"], True),
+        (["label=disable"], ["label=disable"], True),
+        (["label=type:container_t"], ["label=type:container_t"], True),
+        (["label=type:container_t"], [], False),
+        (["no-new-privileges:false"], ["no-new-privileges"], False),
+        (["apparmor:unconfined"], ["apparmor=unconfined"], True),
+    ],
+)
+def test_security_options_have_several_spellings(ipc, stored, wanted, same):
+    container, image = recorded(ENGINES[0])
+    container["HostConfig"] |= {"SecurityOpt": stored, "IpcMode": ipc, "ShmSize": 16 << 30}
+    found = differences(container, image, security_opts=wanted, ipc_mode=ipc, shm_size="16g")
+    assert [d.name for d in found] == ([] if same else ["security_opts"])
+
+
+@pytest.mark.parametrize(("stored", "wanted", "same"), [(0, 0, True), (None, 10, True), (0, 10, False), (10, 0, False)])
+def test_no_time_to_stop_is_not_dockers_default(stored, wanted, same):
+    container, image = recorded(ENGINES[0])
+    container["Config"]["StopTimeout"] = stored
+    found = differences(container, image, stop_timeout=wanted)
+    assert ("stop_timeout" not in [d.name for d in found]) is same
 
 
 def test_a_hand_made_container_that_is_the_same_is_the_same():

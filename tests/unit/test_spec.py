@@ -129,6 +129,7 @@ def test_yaml_true_in_the_environment_is_what_vllm_reads():
     ("name", "secret"),
     [
         ("VLLM_API_KEY", True), ("HF_TOKEN", True), ("AWS_SECRET_ACCESS_KEY", True), ("VLLM_MAX_TOKENS", False), ("MY_PASSWORD", True),
+        ("MASTER_KEY", True), ("ENCRYPTION_KEY", True), ("APIKEY", True), ("hf-token", True), ("ssl-keyfile", False), ("MONKEY", False),
         ("S3_CREDENTIALS", True), ("TOKENIZERS_PARALLELISM", False), ("HF_TOKEN_PATH", False), ("NCCL_DEBUG", False),
     ],
 )  # fmt: skip
@@ -165,12 +166,46 @@ def test_what_is_no_hub_id_is_refused(model):
         ({"args": {"gpu-memory-utilization": "much"}}, "above 0 and at most 1"),
         ({"shm_size": "lots", "ipc_mode": "private"}, "16g"),
         ({"volumes": ["x"]}, "source:/target"),
+        ({"bind": "node3", "api_key": "k"}, "IP address of the node"),
+        ({"args": {"ssl-certfile": "/c.pem"}}, "gateway_certificate"),
+        ({"args": {"uds": "/run/vllm.sock"}}, "plain HTTP"),
+        ({"args": {"grpc": True}}, "plain HTTP"),
         ({"ulimits": ["nofile"]}, "name=soft"),
     ],
 )
 def test_wrong_options_are_refused_with_what_was_expected(options, says):
     with pytest.raises(spec.SpecError, match=says):
         make(**options)
+
+
+@pytest.mark.parametrize(
+    ("bind", "address"),
+    [
+        ("localhost", "127.0.0.1"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("::1", "::1"),
+        ("192.0.2.7", "192.0.2.7"),
+        ("", "0.0.0.0"),
+    ],
+)
+def test_docker_is_given_an_address(bind, address):
+    """It takes a name for no address at all, and listens on all of them."""
+    assert make(bind=bind, allow_unauthenticated=True).ports == {"8000/tcp": f"{address}:8000"}
+    assert make(bind="localhost").ports == {"8000/tcp": "127.0.0.1:8000"}, "and needs no key for it"
+
+
+def test_values_that_are_never_shown():
+    env = {
+        "MY_API_KEY": "canary-1",
+        "MASTER_KEY": 12345,
+        "PLAIN": "x-y-z",
+        "OTHER_KEY": True,
+        "A_TOKEN": None,
+        "B_KEY": "1",
+    }
+    assert spec.secret_values(env) == {"canary-1", "12345"}
+    assert spec.secret_values({"hf-token": "canary-2"}) == {"canary-2"}
+    assert spec.secret_values("MY_API_KEY=x") == set()
 
 
 def test_beyond_loopback_with_a_key_or_on_request():

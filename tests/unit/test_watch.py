@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import math
 import threading
 import time
 from datetime import datetime, timedelta, timezone
@@ -65,6 +67,7 @@ def run(
     clock=None,
     partners_idle=None,
     feed=None,
+    run_age=math.inf,
 ):
     """Watch; `answers` are given to the HTTP probe one after the other, the last one for ever."""
     left = list(answers) or [probe.Answer(detail="ConnectionRefusedError")]
@@ -82,6 +85,7 @@ def run(
         limits,
         token=token,
         idle=idle,
+        run_age=run_age,
         offline=True,
         partners_idle=partners_idle,
         feed=feed,
@@ -256,15 +260,49 @@ def test_a_rank_is_not_stalled_while_another_node_gets_on(partners_idle, verdict
     assert out.idle == pytest.approx(3.0 if verdict == "pending" else 30.0, abs=2.0)
 
 
-def test_the_probes_own_echo_in_the_log_is_no_sign_of_life():
-    echo = ("log", line(1, 'INFO: 127.0.0.1 - "GET /health HTTP/1.1" 503 Service Unavailable'))
+@pytest.mark.parametrize("page", ["/health HTTP/1.1 503", "/v1/models HTTP/1.1 500"])
+def test_the_probes_own_echo_in_the_log_is_no_sign_of_life(page):
+    echo = ("log", line(1, f'INFO: 127.0.0.1 - "GET {page}'))
     assert run(Docker([echo] * 2000, usage=(5, 5)), limits=watch.Limits(1e8, 2.0)).verdict == "stalled"
 
 
 def test_patience_has_an_end():
     out = run(Docker(), [probe.Answer(detail="/health answers 503")], limits=watch.Limits(0.3, 1e8))
-    # The recorded start is long ago, so the limit is over at once; it counts from the start and not from the call.
-    assert (out.verdict, out.detail) == ("ready_timeout", "")
+    # The recorded start is long ago, so the limit is over with the first answer; it counts from the start, not the call.
+    assert (out.verdict, out.detail) == ("ready_timeout", "/health answers 503")
+
+
+@pytest.mark.parametrize("idle", [True, False], ids=["nothing started", "unpaused"])
+def test_a_server_that_ran_before_is_not_judged_by_its_age(idle):
+    """It is days old and does not answer the first probes, for it is busy."""
+    limits = watch.Limits(3600.0, 1e8)
+    out = run(Docker(), [NOT_YET, NOT_YET, NOT_YET, READY], limits=limits, idle=idle, run_age=0.0)
+    assert out.verdict == "ready"
+
+
+def test_patience_with_a_server_that_ran_before_counts_from_the_run_over_all_slices():
+    limits = watch.Limits(60.0, 1e8, 20.0)
+    first = run(Docker(), limits=limits, idle=True, run_age=1.0, clock=Clock(1.0))
+    assert first.verdict == "pending"
+    age = time.time() - watch.epoch(STARTED_AT)
+    token = watch.Token(**first.token_dict())
+    assert token.since == pytest.approx(age - 1.0, abs=5.0)
+    token.since -= 100.0  # as if the slices had taken so long
+    out = run(Docker(), limits=limits, token=token)
+    assert out.verdict == "ready_timeout"
+    assert "s old when this run began" in out.detail
+
+
+def test_a_token_of_another_container_says_nothing_of_this_one():
+    stale = watch.Token("other", STARTED_AT, shown=1e6, heard=1e6, active=5.0)
+    out = run(Docker([("log", line(5, LOADING))]), limits=watch.Limits(1e8, 1e8, 5.0), token=stale)
+    assert [n.stage for n in out.news] == ["starting", "loading weights"]
+    assert out.token.container == "c"
+
+
+def test_a_key_that_the_server_does_not_take_is_a_verdict():
+    out = run(Docker(), [NOT_YET, probe.Answer(locked=True, detail="/health answers 200 but /v1/models 401")])
+    assert (out.verdict, out.detail) == ("locked", "/health answers 200 but /v1/models 401")
 
 
 def test_a_slice_leaves_all_that_the_next_one_needs():
@@ -349,8 +387,27 @@ def test_a_process_is_as_old_as_the_kernel_says():
         (b'{"data":[]}', ("m",), None, False, True),
         (b"<html>", ("m",), None, False, True),
         (b"[1]", ("m",), None, False, True),
+        # Whose make is not known may serve anything.
+        (b'{"data":[{"id":"x","root":"org/m"}]}', (), None, True, False),
+        (b'{"data":[]}', (), None, False, True),
     ],
 )
 def test_the_served_model_must_be_the_one_asked_for(body, names, root, ready, wrong):
     answer = probe.judge_models(body, names, root)
     assert (answer.ready, answer.wrong) == (ready, wrong)
+
+
+@pytest.mark.parametrize(
+    ("names", "status", "ready", "locked"),
+    [(("m",), 401, False, True), (("m",), 403, False, True), (("m",), 404, False, False), ((), 401, True, True)],
+)
+def test_a_server_that_wants_another_key(monkeypatch, names, status, ready, locked):
+    monkeypatch.setattr(probe, "_get", lambda where, path, _: (200, b"") if path == "/health" else (status, b""))
+    answer = probe.ask(probe.Endpoint("127.0.0.1", 1, names))
+    assert (answer.ready, answer.wrong, answer.locked) == (ready, False, locked)
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_a_server_that_speaks_https_is_asked_so(tls):
+    connection = probe._connection(probe.Endpoint("127.0.0.1", 1, (), tls=tls), 1.0)
+    assert isinstance(connection, http.client.HTTPSConnection) is tls

@@ -1,0 +1,75 @@
+"""What Docker's trouble becomes, with the SDK's client given by hand."""
+
+from __future__ import annotations
+
+import pytest
+import requests
+from docker.errors import APIError
+
+from ansible.module_utils.vllm_fleet import spec
+from ansible.module_utils.vllm_fleet.engine import Engine, EngineError
+from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
+from ansible.module_utils.vllm_fleet.watch import Outcome
+
+IMAGE = spec.Image("vllm:1", "sha256:" + "1" * 64)
+
+
+def refused(status):
+    """Docker's answer with an error, which is an OSError to Python."""
+    answer = requests.Response()
+    answer.status_code = status
+    return APIError("refused", response=answer, explanation="no such thing")
+
+
+class Api:
+    """Docker's client, in which one call raises and a program ends with ``code``."""
+
+    def __init__(self, call="", error=None, code=0):
+        self.call, self.error, self.code = call, error, code
+
+    def __getattr__(self, name):
+        answers = {"create_container": {"Id": "c"}, "wait": {"StatusCode": self.code}, "logs": b"--help"}
+
+        def do(*_, **__):
+            if name == self.call:
+                raise self.error
+            return answers.get(name)
+
+        return do
+
+
+def engine(*args, **named):
+    made = Engine.__new__(Engine)
+    made._sdk_client = Api(*args, **named)
+    return made
+
+
+@pytest.mark.parametrize("error", [refused(500), requests.ConnectionError("gone")], ids=["refused", "gone"])
+def test_a_question_that_docker_does_not_answer_is_no_fault_of_a_disk(error):
+    with pytest.raises(EngineError, match="list containers"):
+        engine("containers", error).running()
+    with pytest.raises(EngineError, match="network mine"):
+        engine("networks", error).network_exists("mine")
+
+
+def test_a_diagnosis_goes_without_the_names_of_containers(tmp_path):
+    """It is made before the old server is put back, which must not wait for it."""
+    options = {"name": "vllm", "state_dir": str(tmp_path), "sysfs_root": str(tmp_path), "accelerator": "rocm"}
+    run = Lifecycle(options, engine("containers", refused(500)), host="node7")
+    run._diagnose(Outcome("exited", 0.0, exit_code=1), "ValueError: why\n")
+    assert "why" in run.passage.failure["cause"]
+
+
+@pytest.mark.parametrize(
+    ("api", "answer"),
+    [
+        ({}, "--help"),
+        ({"code": 2}, ""),
+        ({"call": "start", "error": refused(400)}, ""),  # no such program in the image
+        ({"call": "start", "error": refused(500)}, None),
+        ({"call": "wait", "error": requests.ReadTimeout("slow")}, None),
+    ],
+    ids=["printed", "failed", "no program", "engine", "slow"],
+)
+def test_a_program_that_is_too_slow_has_given_no_answer(api, answer):
+    assert engine(**api).run_once(IMAGE, ["vllm"], timeout=1.0) == answer
