@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,18 @@ def _command() -> Any:
 def vllm_args(preset: Mapping[str, Any] | None, wanted: Mapping[str, Any] | None) -> dict[str, Any]:
     """Lay ``wanted`` over ``preset``: `max_model_len` replaces `max-model-len`; null takes a preset's flag away.
 
-    Two spellings of one flag inside ``wanted`` stay as they are: the module refuses them and says so.
+    The result has each flag under its long, hyphenated name, so that whoever looks one up finds it. Two spellings of
+    one flag inside ``wanted`` stay as they are: the module refuses them and says so.
     """
     name = _command().flag_name
     merged = {name(str(key)): value for key, value in (preset or {}).items()}
-    for key in wanted or {}:
-        merged.pop(name(str(key)), None)
-    return {**merged, **{str(key): value for key, value in (wanted or {}).items()}}
+    given = Counter(name(str(key)) for key in wanted or {})
+    for flag in given:
+        merged.pop(flag, None)
+    for key, value in (wanted or {}).items():
+        flag = name(str(key))
+        merged[flag if given[flag] == 1 else str(key)] = value
+    return merged
 
 
 class FilterModule:

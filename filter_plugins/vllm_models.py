@@ -12,6 +12,8 @@ from typing import Any
 import ansible.module_utils
 import yaml
 from ansible.errors import AnsibleFilterError
+from ansible.parsing.dataloader import DataLoader
+from ansible.utils.vars import load_extra_vars
 
 _ROOT = Path(__file__).resolve().parent.parent
 # The nodes' code under the name that it has on the nodes: on the controller Ansible does not import a project's own.
@@ -114,10 +116,12 @@ def vllm_sizing_options(
     image_version: str = "",
     exact: bool = False,
     token_missing: bool = False,
+    devices: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Give the option `sizing` of preflight_host: what the server will be started with, and what its preset knows.
 
-    `args` and `env` are laid over the preset's; `replica` is the number of hosts that share one server.
+    `args` and `env` are laid over the preset's; `replica` is the number of hosts that share one server, `devices` those
+    of the container where they are not all.
     """
     shared = {"nnodes": replica} if replica > 1 else {}
     mine = {command.flag_name(str(key)) for key in args}
@@ -127,6 +131,7 @@ def vllm_sizing_options(
     return {
         "args": {**kept, **args},
         "env": {**preset["env"], **env},
+        "devices": devices,
         "revision": revision or preset["revision"],
         **{key: preset[key] for key in ("config", "weights_bytes", "min_vllm")},
         "image_version": image_version,
@@ -134,6 +139,12 @@ def vllm_sizing_options(
         "gated": bool(preset["gated"]) and token_missing,
         "exact": exact,
     }
+
+
+def vllm_given(names: Sequence[str]) -> bool:
+    """Tell whether one of these variables is given on the command line (`-e`), where it hides the inventory's own."""
+    given = load_extra_vars(DataLoader())
+    return any(name in given for name in names)
 
 
 def vllm_plan(
@@ -188,4 +199,5 @@ class FilterModule:
             "vllm_sizing_options": vllm_sizing_options,
             "vllm_sizing_table": vllm_sizing_table,
             "vllm_plan": vllm_plan,
+            "vllm_given": vllm_given,
         }

@@ -98,8 +98,7 @@ def vllm_replica_offers(replica: Mapping[str, Any], hostvars: Mapping[str, Any],
     for host in replica["hosts"]:
         told = hostvars[host].get(name) or {}
         if host != replica["hosts"][replica["rank"]] and told.get("offered"):
-            # The head is reached where its partners are told to reach it.
-            address = replica["master_addr"] if host == replica["head"] else replica["addresses"][host]
+            address = replica["addresses"][host]
             out.append({"host": host, "address": address, "offered": told["offered"], "word": told["word"]})
     return out
 

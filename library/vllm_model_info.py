@@ -73,7 +73,7 @@ EXAMPLES = r"""
 
 - name: Say what it takes on eight MI300X
   ansible.builtin.debug:
-    msg: "{{ [['MI300X', (model.facts | vllm_plan({'tensor-parallel-size': 2}, gpu='MI300X')).row]] | vllm_sizing_table }}"
+    msg: "{{ (model.facts | vllm_plan(kinds=['MI300X'], args={'tensor-parallel-size': 2})).rows | vllm_sizing_table }}"
 """
 
 RETURN = r"""

@@ -29,6 +29,10 @@ options:
     type: list
     elements: int
     default: []
+  ports_address:
+    description: Address to listen on with O(ports), where the ranks meet at another one of this node. Empty is O(address).
+    type: str
+    default: ""
   interface:
     description: Interface that the server's traffic goes through.
     type: str
@@ -117,6 +121,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "step": {"type": "str", "choices": ["listen", "connect"], "required": True},
     "address": {"type": "str", "required": True},
     "ports": {"type": "list", "elements": "int", "default": []},
+    "ports_address": {"type": "str", "default": ""},
     "interface": {"type": "str", "default": ""},
     "rdma_devices": {"type": "list", "elements": "str", "default": []},
     "rdma_gid_index": {"type": "int"},
@@ -142,7 +147,7 @@ def listen(options: dict[str, Any]) -> dict[str, Any]:
         return engine.pids(str(info["Id"])) if info else frozenset()
 
     partners = len(options["partners"])
-    offered, word = network.listen(options["address"], options["ports"], partners, own_pids)
+    offered, word = network.listen(options["address"], options["ports"], partners, own_pids, options["ports_address"])
     return {"offered": offered, "word": word}
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import command, gpu, memory, snapshot
+from ansible.module_utils.vllm_fleet import checkpoint, command, gpu, memory, placement, snapshot
 from ansible.module_utils.vllm_fleet.preconditions import Refused
-from ansible.module_utils.vllm_fleet.spec import LABEL_ASKED_UTILIZATION, Spec, utilization_of, with_utilization
+from ansible.module_utils.vllm_fleet.spec import (
+    LABEL_ASKED_UTILIZATION,
+    ROCM_DEVICES,
+    Spec,
+    utilization_of,
+    with_utilization,
+)
 
 #: Seconds to wait for a stopped server's VRAM; the driver frees it after the process is gone, usually within seconds.
 RELEASE_TIMEOUT = 120.0
@@ -48,68 +54,62 @@ def lowered_before(options: Mapping[str, Any], made: Spec, container: Mapping[st
     return made if has in ("default", utilization_of(made.command)) else with_utilization(made, float(has))
 
 
-def gpus(options: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[gpu.Gpu]:
-    """Read the GPUs that the server may see, in its order (HIP_VISIBLE_DEVICES counts)."""
+def gpus(options: Mapping[str, Any], names: Mapping[str, str] | None = None) -> tuple[list[gpu.Gpu], bool]:
+    """Read the GPUs that the server sees, in its order, and whether it is certain which they are.
+
+    Its devices and the variables that hide GPUs count.
+    """
     found = gpu.read(Path(str(options["sysfs_root"])), container_names=names or {}).gpus
-    visible = str((options.get("env") or {}).get("HIP_VISIBLE_DEVICES") or "").strip()
-    if not visible:
-        return found
-    wanted = [word.strip() for word in visible.split(",")]
-    return [found[int(word)] for word in wanted if word.isdigit() and int(word) < len(found)]
+    places, certain = placement.visible([g.render for g in found], options.get("env") or {}, options.get("devices"))
+    return [found[place] for place in places], certain
 
 
 def gpus_as_dicts(options: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """Give the GPUs as rocm_info does; empty where the server uses none."""
-    return [asdict(g) for g in gpus(options, names)] if options.get("accelerator") == "rocm" else []
+    return [asdict(g) for g in gpus(options, names)[0]] if options.get("accelerator") == "rocm" else []
 
 
-def local_ranks(options: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Give (tensor parallel, pipeline parallel, GPUs on this node) as the arguments ask for them."""
-    args = command.normalise_args(options.get("args") or {})
-
-    def number(name: str) -> int:
-        value = args.get(name)
-        return int(value) if isinstance(value, str) and value.isdigit() else 1
-
-    tensor, pipeline = number("tensor-parallel-size"), number("pipeline-parallel-size")
-    return tensor, pipeline, max(1, tensor * pipeline * number("data-parallel-size") // number("nnodes"))
+def ranks(options: Mapping[str, Any]) -> placement.Ranks:
+    """Tell how the arguments spread the model. Raises Refused for a size that is no number."""
+    try:
+        return placement.ranks(command.normalise_args(options.get("args") or {}))
+    except ValueError as error:
+        raise Refused("bad_argument", str(error), "correct it in vllm_server_args") from None
 
 
 def before_stop(options: Mapping[str, Any], made: Spec, own_pids: frozenset[int], names: Mapping[str, str]) -> Verdict:
     """Judge while the old server still runs; its own memory (``own_pids``) counts as free. Raises Refused."""
-    missing = [d for d in made.devices if not Path(d).exists()]
-    if missing:
-        raise Refused(
-            "driver_missing",
-            f"this node has no {' and no '.join(missing)}: the amdgpu driver is not loaded",
-            "load or install it (role rocm; `modprobe amdgpu`, `dkms status`), or set vllm_server_accelerator: cpu",
-        )
+    _check_devices(made)
     policy = str(options["gpu_memory_policy"])
     if policy == "off":
         return Verdict(made)
-    found = gpus(options, names)
-    _, _, needed = local_ranks(options)
+    (found, certain), needed = gpus(options, names), ranks(options).local
     if not found:
         raise Refused(
             "no_gpu",
             f"no GPU in {options['sysfs_root']}/class/kfd/kfd/topology that the server could see",
-            "check `dmesg | grep amdgpu` and HIP_VISIBLE_DEVICES; gpu_memory_policy: off starts without looking",
+            "check `dmesg | grep amdgpu`, HIP_VISIBLE_DEVICES and its like, vllm_server_devices; "
+            "gpu_memory_policy: off starts without looking",
         )
     if needed > len(found):
         raise Refused(
             "not_enough_gpus",
             f"the arguments ask for {needed} GPUs on this node and there are {len(found)}",
-            "lower tensor-parallel-size or its like in vllm_server_args, or widen HIP_VISIBLE_DEVICES",
+            "lower tensor-parallel-size or its like in vllm_server_args, or let the server see more of them "
+            "(HIP_VISIBLE_DEVICES and its like in vllm_server_env, vllm_server_devices)",
         )
     used = found[:needed]
     known, unknown = memory.readable(used)
     verdict = Verdict(made)
     if unknown:
         verdict.notes.append(f"VRAM of GPU {', '.join(map(str, unknown))} cannot be read; it was not checked")
-    wanted = _share(made)
+    wanted = _share(made.command)
     if not known:
         return verdict
     lowest = _weights(options, min(g.total for g in known), wanted)
+    if not certain:
+        verdict.notes.append("which GPUs the server sees is not known here; their free memory was not checked")
+        return verdict
     own = {g.index: sum(h.bytes or 0 for h in g.holders if h.pid in own_pids) for g in used}
     others = [g._replace(holders=[h for h in g.holders if h.pid not in own_pids]) for g in known]
     fit = memory.fit(others, wanted, own)
@@ -124,20 +124,24 @@ def before_stop(options: Mapping[str, Any], made: Spec, own_pids: frozenset[int]
 
 def after_stop(
     options: Mapping[str, Any],
-    made: Spec,
+    words: Sequence[str],
     *,
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Wait until the stopped server's VRAM is back. Raises Refused (``gpu_memory_taken``) when it does not come."""
+    """Wait until the stopped server's VRAM is back, for one with the command ``words``.
+
+    Raises Refused (``gpu_memory_taken``) when it does not come.
+    """
     if str(options["gpu_memory_policy"]) == "off":
         return
-    wanted = _share(made)
-    _, _, needed = local_ranks(options)
+    wanted = _share(words)
+    needed = ranks(options).local
     deadline = clock() + RELEASE_TIMEOUT
     while True:
-        known, _ = memory.readable(gpus(options)[:needed])
-        if not known:
+        found, certain = gpus(options)
+        known, _ = memory.readable(found[:needed])
+        if not known or not certain:
             return
         fit = memory.fit(known, wanted)
         if fit.ok:
@@ -148,24 +152,45 @@ def after_stop(
 
 
 def check_parallelism(options: Mapping[str, Any]) -> None:
-    """Refuse a tensor-parallel size that does not divide the model's attention heads, where the config is cached."""
+    """Refuse a tensor-parallel size that does not divide the model's heads, where the config is cached."""
     weights = _cached(options)
-    tensor, _, _ = local_ranks(options)
+    tensor = ranks(options).tensor
     if weights is None or tensor == 1:
         return
-    config = weights.config.get("text_config") or weights.config
-    heads = config.get("num_attention_heads")
-    if isinstance(heads, int) and heads % tensor:
-        divisors = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+    config = checkpoint.plain_config(weights.config)
+    heads, shared = checkpoint.whole(config.get("num_attention_heads")), checkpoint.kv_heads(config)
+    if heads is not None and not memory.splits(tensor, heads, shared):
+        has = f"{heads} attention heads" if heads % tensor else f"{shared} KV heads"
+        sizes = ", ".join(map(str, memory.tensor_parallel_sizes(heads, heads, shared)))
         raise Refused(
             "bad_parallelism",
-            f"{options['model']} has {heads} attention heads, which tensor-parallel-size {tensor} does not divide",
-            f"set tensor-parallel-size in vllm_server_args to one of {divisors}",
+            f"{options['model']} has {has}, which tensor-parallel-size {tensor} does not divide",
+            f"set tensor-parallel-size in vllm_server_args to one of {sizes}",
         )
 
 
-def _share(made: Spec) -> float:
-    text = utilization_of(made.command)
+def _check_devices(made: Spec) -> None:
+    """Refuse a device that is not there; without /dev/kfd or /dev/dri it is the driver that is missing."""
+    missing = [d for d in made.devices if not Path(d).exists()]
+    if not missing:
+        return
+    there = f"this node has no {' and no '.join(missing)}"
+    if {*missing} & {*ROCM_DEVICES}:
+        raise Refused(
+            "driver_missing",
+            f"{there}: the amdgpu driver is not loaded",
+            "load or install it (role rocm; `modprobe amdgpu`, `dkms status`), or set vllm_server_accelerator: cpu",
+        )
+    raise Refused(
+        "bad_argument",
+        there,
+        "vllm_server_devices names paths of this node as they are, such as /dev/kfd and /dev/dri/renderD128, without a "
+        "path in the container behind a colon",
+    )
+
+
+def _share(words: Sequence[str]) -> float:
+    text = utilization_of(words)
     return memory.DEFAULT_UTILIZATION if text == "default" else float(text)
 
 
@@ -188,22 +213,23 @@ def _cached(options: Mapping[str, Any]) -> snapshot.Weights | None:
 def _weights(options: Mapping[str, Any], vram_total: int, wanted: float) -> float:
     """Refuse weights that cannot fit (``model_too_large``); else give the lowest utilization that still holds them."""
     weights = _cached(options)
-    args = command.normalise_args(options.get("args") or {})
-    if weights is None or args.get("quantization"):
-        # Quantised while loading, weights take less than their files; by how much only the engine knows.
+    if weights is None:
         return memory.LOWEST_UTILIZATION
-    tensor, pipeline, _ = local_ranks(options)
-    data = args.get("data-parallel-size")
-    expert = int(data) if args.get("enable-expert-parallel") is True and isinstance(data, str) and data.isdigit() else 1
-    heads = (weights.config.get("text_config") or weights.config).get("num_attention_heads")
+    config = checkpoint.plain_config(weights.config)
+    loaded = checkpoint.loaded(weights.total_bytes, config, command.normalise_args(options.get("args") or {}))
+    if loaded is None:
+        # Quantised while loading, or offloaded, they take less than their files; by how much only the engine knows.
+        return memory.LOWEST_UTILIZATION
+    spread = ranks(options)
     fit = memory.weights_fit(
-        weights.total_bytes,
-        tensor,
-        pipeline,
+        loaded.certain,
+        spread.tensor,
+        spread.pipeline,
         vram_total,
         wanted,
-        expert_parallel=expert,
-        attention_heads=heads if isinstance(heads, int) else None,
+        expert_parallel=spread.experts,
+        attention_heads=checkpoint.whole(config.get("num_attention_heads")),
+        kv_heads=checkpoint.kv_heads(config),
     )
     if not fit.ok:
         head, _, tail = fit.sentence.partition(". ")

@@ -64,7 +64,9 @@ def fetch(model: str, revision: str, token: str = "") -> Facts:
     except errors.RepositoryNotFoundError as error:
         raise HubError(f"the Hub has no {model}, or shows it to its owners alone (hf_token, from vault)") from error
     except errors.RevisionNotFoundError as error:
-        raise HubError(f"{model} has no revision {commit} on the Hub; correct vllm_server_revision") from error
+        raise HubError(
+            f"{model} has no revision {commit} on the Hub; correct vllm_server_revision or plan_revision"
+        ) from error
     except errors.EntryNotFoundError as error:
         raise HubError(f"{model} has no {model_files.CONFIG} on the Hub, so it is no model that vLLM serves") from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:

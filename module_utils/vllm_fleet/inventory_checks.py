@@ -19,6 +19,7 @@ VARIABLES = (
     "vllm_server_model",
     "vllm_server_revision",
     "vllm_server_args",
+    "vllm_server_env",
     "vllm_server_bind",
     "vllm_server_port",
     "vllm_server_api_key",
@@ -62,6 +63,7 @@ def judge(values: Mapping[str, Any]) -> list[Finding]:
         "vllm_server_bind": _bind,
         "vllm_server_port": _port,
         "vllm_server_args": _utilization,
+        "vllm_server_env": _key_in_env,
     }
     leans_on = {"vllm_image_tag": "vllm_image_digest", "vllm_server_bind": "vllm_server_api_key"}
     judged = [
@@ -214,3 +216,11 @@ def _utilization(values: Mapping[str, Any]) -> Finding | None:
             return Finding("refused", what, wanted, str(value), remedy)
         return Finding("ok", what, wanted, str(value))
     return None
+
+
+def _key_in_env(values: Mapping[str, Any]) -> Finding | None:
+    env = values.get("vllm_server_env")
+    if not isinstance(env, Mapping) or not _text(env.get("VLLM_API_KEY")):
+        return None
+    remedy = "move it there: verification and gateways ask with that key, and know of no other"
+    return Finding("refused", "vllm_server_env", "the key as vllm_server_api_key", "VLLM_API_KEY", remedy)

@@ -254,13 +254,14 @@ def weights_fit(
     *,
     expert_parallel: int = 1,
     attention_heads: int | None = None,
+    kv_heads: int | None = None,
 ) -> WeightsFit:
-    """Tell whether weights of ``total_weight_bytes`` (the checkpoint's files) fit into the budget of each GPU.
+    """Tell whether weights of ``total_weight_bytes`` (at least, see checkpoint.py) fit into the budget of each GPU.
 
     Assumes the most even split there is, over ``tensor_parallel`` x ``pipeline_parallel`` x ``expert_parallel`` (the
     data parallel ranks that share the experts), so a refusal is certain while an "ok" is not: activations, the KV
-    cache and what is held twice come on top. ``attention_heads`` limits the advice to sizes that vLLM accepts. Online
-    quantisation makes weights smaller than their files; do not ask then.
+    cache and what is held twice come on top. The heads limit the advice to sizes that vLLM accepts. Online quantisation
+    makes weights smaller than their files; do not ask then.
     """
     ranks = tensor_parallel * pipeline_parallel * expert_parallel
     if ranks < 1 or min(tensor_parallel, pipeline_parallel, expert_parallel) < 1:
@@ -271,12 +272,12 @@ def weights_fit(
     per_gpu = -(-total_weight_bytes // ranks)
     ok = per_gpu <= budget
     least = None
-    for size in _usual_sizes(attention_heads):
+    for size in _usual_sizes(attention_heads, kv_heads):
         if total_weight_bytes <= budget * size * pipeline_parallel * expert_parallel:
             least = size
             break
     told = (
-        f"The weights take {gib(total_weight_bytes)} GiB, {gib(per_gpu)} GiB on each of {ranks}"
+        f"The weights take at least {gib(total_weight_bytes)} GiB, {gib(per_gpu)} GiB on each of {ranks}"
         f" GPU{'s' if ranks > 1 else ''}"
     )
     room = f"{utilization:g} of {gib(vram_total)} GiB is {gib(budget)} GiB"
@@ -289,16 +290,39 @@ def weights_fit(
     return WeightsFit(False, per_gpu, budget, least, f"{told}, but {room}. {advice}")
 
 
-def _usual_sizes(attention_heads: int | None) -> list[int]:
+def _usual_sizes(attention_heads: int | None, kv_heads: int | None) -> list[int]:
     if attention_heads is None:
         return [1 << power for power in range(8)]
-    return tensor_parallel_sizes(attention_heads, 128)
+    return tensor_parallel_sizes(attention_heads, 128, kv_heads)
 
 
-def tensor_parallel_sizes(attention_heads: int, gpus: int) -> list[int]:
-    """Return the tensor parallel sizes up to ``gpus`` that vLLM accepts: those that divide the attention heads."""
-    return [size for size in range(1, min(attention_heads, gpus) + 1) if attention_heads % size == 0]
+def tensor_parallel_sizes(attention_heads: int, gpus: int, kv_heads: int | None = None) -> list[int]:
+    """Return the tensor parallel sizes up to ``gpus`` that vLLM accepts, see :func:`splits`."""
+    most = min(attention_heads, gpus)
+    return [size for size in range(1, most + 1) if splits(size, attention_heads, kv_heads)]
 
+
+def splits(size: int, attention_heads: int, kv_heads: int | None = None) -> bool:
+    """Tell whether so many ranks share the heads evenly.
+
+    vLLM wants the attention heads divided, and each KV head on as many ranks as another, or as many on each
+    (QKVParallelLinear, model_executor/layers/linear.py).
+    """
+    return attention_heads % size == 0 and not (kv_heads and kv_heads % size and size % kv_heads)
+
+
+#: Kinds in layer_types that keep the whole context, and those that keep a window, a chunk or a state
+#: (transformers' ALLOWED_LAYER_TYPES; Granite's are ``attention`` and ``mamba``).
+_WHOLE = ("full_attention", "attention")
+_BOUNDED = ("sliding_attention", "chunked_attention", "linear_attention", "mamba", "conv")
+#: Every so many layers one keeps the whole context: Gemma 3 and Cohere 2, Qwen3-Next.
+_INTERVALS = ("sliding_window_pattern", "full_attention_interval")
+#: Fields of models in which some layers keep less, or share what they keep, without saying here which.
+_PARTIAL = (
+    "attention_chunk_size", "hybrid_override_pattern", "attn_layer_period", "attn_layer_indices", "attn_type_list",
+    "layers_block_type", "block_types", "block_configs", "full_attn_idxs", "linear_attn_config", "compress_ratios",
+)  # fmt: skip
+_SHARED = ("num_kv_shared_layers", "use_cla")
 
 _DTYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 
@@ -315,17 +339,13 @@ def kv_cost(
 
     Multi-head and grouped-query attention keep K and V of every KV head, split over the tensor parallel ranks but at
     least one head each. Multi-head latent attention (DeepSeek: ``kv_lora_rank``) keeps one compressed vector of
-    ``kv_lora_rank + qk_rope_head_dim`` per layer, whole on every rank. Raises ValueError naming a missing field.
+    ``kv_lora_rank + qk_rope_head_dim`` per layer, whole on every rank. Raises ValueError naming a missing field, and
+    one that says that some layers keep less without saying which: to count them all would be too much.
     """
     nested = config.get("text_config")
     text: Mapping[str, Any] = nested if isinstance(nested, Mapping) else config
     size = _element_bytes(text if "torch_dtype" in text or "dtype" in text else config, dtype, kv_cache_dtype)
-    layers = _field(text, "num_hidden_layers")
-    kinds = text.get("layer_types")
-    exact = True
-    if isinstance(kinds, Sequence) and not isinstance(kinds, str) and len(kinds) == layers:
-        whole = sum(1 for kind in kinds if kind == "full_attention")
-        exact, layers = whole == layers, whole
+    layers, exact = _whole_layers(text)
     per_stage = -(-layers // pipeline_parallel)
     rank = text.get("kv_lora_rank")
     if isinstance(rank, int) and rank > 0:
@@ -339,6 +359,32 @@ def kv_cost(
         width = 2 * local * int(head_dim)
         formula = f"{per_stage} layers x 2 x {local} KV heads x {head_dim} x {size} bytes"
     return KvCost(per_stage * width * size, per_stage, exact, formula)
+
+
+def _whole_layers(config: Mapping[str, Any]) -> tuple[int, bool]:
+    """Return how many layers keep the whole context, at the least, and whether these are all that there are."""
+    layers = _field(config, "num_hidden_layers")
+    vague = [name for name in _SHARED if config.get(name)]
+    kinds = config.get("layer_types")
+    if isinstance(kinds, Sequence) and not isinstance(kinds, str) and len(kinds) == layers and not vague:
+        whole = sum(1 for kind in kinds if kind in _WHOLE)
+        if whole or all(kind in _BOUNDED for kind in kinds):
+            return whole, whole == layers
+        vague = ["layer_types"]
+    every = next((config[name] for name in _INTERVALS if isinstance(config.get(name), int)), 0)
+    if every > 0 and not vague:
+        return layers // every, every == 1
+    vague += [name for name in ("layer_types", *_PARTIAL) if config.get(name)]
+    window, most = config.get("sliding_window"), config.get("max_position_embeddings")
+    narrow = isinstance(window, int) and window > 0 and not (isinstance(most, int) and window >= most)
+    if narrow and config.get("use_sliding_window") is not False:
+        vague.append("sliding_window")
+    if vague:
+        raise ValueError(
+            f"by {vague[0]} in config.json some layers keep less than the whole context, or share it, and not all of "
+            "that is written there"
+        )
+    return layers, True
 
 
 def _field(config: Mapping[str, Any], name: str) -> int:

@@ -101,7 +101,9 @@ def on_node(
             remedy = "accept it on the model's page, and give the token of that account (hf_token, from vault)"
             found.append(Finding("warning", "licence", "a token for a gated model", "none", remedy))
         facts = complete(own, preset)
-        machine = sizing.Machine("CPU") if node is None else sizing.of_gpus(node.get("gpus") or [], asked["env"])
+        machine = sizing.Machine("CPU")
+        if node is not None:
+            machine = sizing.of_gpus(node.get("gpus") or [], asked["env"], asked.get("devices"))
         if node is not None and not machine.gpus:
             return None, found
         sized = sizing.size(facts, machine, asked["args"], asked["env"], image_version=asked["image_version"])

@@ -123,12 +123,12 @@ def _text(path: Path) -> str:
 
 
 def listen(
-    address: str, ports: Sequence[int], partners: int, own_pids: Callable[[], frozenset[int]]
+    address: str, ports: Sequence[int], partners: int, own_pids: Callable[[], frozenset[int]], ports_address: str = ""
 ) -> tuple[list[dict[str, Any]], str]:
-    """Listen on ``ports`` of ``address`` and on one that the kernel picks, in a process that ends by itself.
+    """Listen on ``ports`` of ``ports_address`` (else of ``address``) and on one of ``address`` that the kernel picks.
 
-    Gives what each partner shall try ({port, own}: held by the server that runs now) and the word it will hear.
-    Raises Refused for a port that somebody else holds.
+    In a process that ends by itself. Gives what each partner shall try ({address, port, own}: held by the server that
+    runs now) and the word it will hear. Raises Refused for a port that somebody else holds.
     """
     word = secrets.token_hex(8)
     name = f"\0vllm-fleet-replica-{address}-{','.join(map(str, ports))}"
@@ -139,11 +139,11 @@ def listen(
         control.listen(8)
         sockets: list[socket.socket] = []
         offered: list[dict[str, Any]] = []
-        for port in [*ports, 0]:
-            made = _bound_or_own(address, port, own_pids)
+        for where, port in [*((ports_address or address, port) for port in ports), (address, 0)]:
+            made = _bound_or_own(where, port, own_pids)
             if made is not None:
                 sockets.append(open_sockets.enter_context(made))
-            offered.append({"port": made.getsockname()[1] if made else port, "own": made is None})
+            offered.append({"address": where, "port": made.getsockname()[1] if made else port, "own": made is None})
         _serve(sockets, control, word, partners * len(sockets))
     return offered, word
 
@@ -224,7 +224,7 @@ def _serve(sockets: Sequence[socket.socket], control: socket.socket, word: str, 
 def connect(partners: Sequence[Mapping[str, Any]], interface: str) -> list[str]:
     """Connect to every port that every partner offers; gives a sentence for each that does not work.
 
-    ``partners``: {host, address, word, offered: [{port, own}]}. Through ``interface`` where one is given.
+    ``partners``: {host, address, word, offered: [{address, port, own}]}. Through ``interface`` where one is given.
     """
     jobs = [(p, o) for p in partners for o in p["offered"]]
     with ThreadPoolExecutor(max_workers=min(32, len(jobs) or 1)) as pool:
@@ -232,7 +232,9 @@ def connect(partners: Sequence[Mapping[str, Any]], interface: str) -> list[str]:
 
 
 def _try(partner: Mapping[str, Any], offer: Mapping[str, Any], interface: str) -> str:
-    address, port = str(partner["address"]), int(offer["port"])
+    address, port = str(offer["address"]), int(offer["port"])
+    if address != partner["address"]:
+        interface = ""  # the ranks may meet on another network; only collectives keep to the interface
     through = f" through {interface}" if interface else ""
     where = f"{partner['host']} at {address}:{port}{through}"
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as link:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import memory, presets, replica, sizing, sizing_table
+from ansible.module_utils.vllm_fleet import checkpoint, memory, presets, replica, sizing, sizing_table
 from ansible.module_utils.vllm_fleet.sizing import Facts, Machine, Sizing
 
 TENSOR = "tensor-parallel-size"
@@ -28,7 +28,8 @@ def machines(nodes: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], gpus:
         if str(variables.get("vllm_server_accelerator") or presets.ROCM) == presets.CPU:
             found.append((name, presets.CPU, Machine("CPU")))
             continue
-        machine = sizing.of_gpus((variables.get("plan_node") or {}).get("gpus") or [], variables.get("vllm_server_env"))
+        gpus_there = (variables.get("plan_node") or {}).get("gpus") or []
+        machine = sizing.of_gpus(gpus_there, variables.get("vllm_server_env"), variables.get("vllm_server_devices"))
         if machine.gpus:
             found.append((name, presets.ROCM, machine))
     with_gpus = any(machine.gpus for _, _, machine in found)
@@ -85,9 +86,9 @@ class Plan:
             for one in sized.findings:
                 (self.refusals if one.level == "refused" else self.notes).append(f"{where}: {one.sentence}")
             return
-        heads = sizing.plain_config(facts.config).get("num_attention_heads")
-        gpus = machine.gpus * nodes
-        sizes = memory.tensor_parallel_sizes(heads if isinstance(heads, int) else gpus, gpus)
+        config, gpus = checkpoint.plain_config(facts.config), machine.gpus * nodes
+        heads = checkpoint.whole(config.get("num_attention_heads"))
+        sizes = memory.tensor_parallel_sizes(heads or gpus, gpus, checkpoint.kv_heads(config))
         # The ranks are dealt out evenly over the nodes of a replica.
         rest = replica.world_size({key: value for key, value in asked.args.items() if key != TENSOR})
         sizes = [size for size in sizes if size * rest % nodes == 0]

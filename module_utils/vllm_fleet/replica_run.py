@@ -143,18 +143,22 @@ class ReplicaRun:
         rdma = {"rdma_devices": r["rdma_devices"], "rdma_gid_index": r["rdma_gid_index"]}
         own = {k: v for k, v in rdma.items() if v not in (None, "")}
         listening = self.call(
-            "vllm_replica_network", {**common, **own, "step": "listen", "ports": ports, "partners": partners}
+            "vllm_replica_network",
+            {
+                **common,
+                **own,
+                "step": "listen",
+                "ports": ports,
+                "ports_address": r["master_addr"],
+                "partners": partners,
+            },
         )
         self.meeting.publish("offered", {k: listening.get(k) for k in ("offered", "word")})
         agreed = self._agree("listening", listening)
         if isinstance(agreed, str):
             return self._failed_check(listening, agreed)
         offered = self.meeting.gather("offered")
-        others = [
-            # The head is reached where its partners are told to reach it.
-            {"host": h, "address": r["master_addr"] if h == r["head"] else r["addresses"][h], **offered[h]}
-            for h in self.meeting.partners
-        ]
+        others = [{"host": h, "address": r["addresses"][h], **offered[h]} for h in self.meeting.partners]
         connected = self.call("vllm_replica_network", {**common, "step": "connect", "partners": others})
         agreed = self._agree("connected", connected)
         return self._failed_check(connected, agreed) if isinstance(agreed, str) else None

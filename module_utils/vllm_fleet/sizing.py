@@ -13,8 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible.module_utils.vllm_fleet import memory
+from ansible.module_utils.vllm_fleet.checkpoint import (
+    contexts,
+    kv_heads,
+    lessened,
+    loaded,
+    overridden,
+    plain_config,
+    whole,
+)
 from ansible.module_utils.vllm_fleet.command import normalise_args
 from ansible.module_utils.vllm_fleet.findings import Finding
+from ansible.module_utils.vllm_fleet.placement import Ranks, count, visible
+from ansible.module_utils.vllm_fleet.placement import ranks as spread
 
 #: Bytes of VRAM that the driver reports. MI300X: rocm-smi, 196592 MiB. MI355X: amd-smi, 294896 MiB. MI325X: derived,
 #: 256 GiB less the 16 MiB by which the MI300X stays under its 192 GiB.
@@ -23,18 +34,9 @@ VRAM: Mapping[str, int] = {"MI300X": 196592 << 20, "MI325X": 262128 << 20, "MI35
 #: Tensor parallel sizes that are named for a CPU, where a rank is a NUMA node.
 CPU_RANKS = 8
 
-#: Names of the same fields in older configurations (transformers' attribute_map of GPT-2 and its like).
-_OLD_NAMES = {
-    "n_head": "num_attention_heads",
-    "n_layer": "num_hidden_layers",
-    "n_embd": "hidden_size",
-    "n_positions": "max_position_embeddings",
-    "n_ctx": "max_position_embeddings",
-}
 _KIND = re.compile(r"\bMI\d{2,3}[A-Z]?", re.IGNORECASE)
 #: vLLM 0.32.0 utils: 32k is 32000, 32K is 32768.
 _SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_SIXTEEN_BIT = ("bfloat16", "float16", "half")
 _VERSION = re.compile(r"^v?(\d+)\.(\d+)(?:\.(\d+))?")
 
 
@@ -89,22 +91,6 @@ class Sizing:
 
 
 @dataclass(frozen=True)
-class _Ranks:
-    """How the arguments spread the model. ``replica`` GPUs hold one copy, ``local`` are used on this node."""
-
-    tensor: int
-    pipeline: int
-    data: int
-    experts: int
-    local: int
-
-    @property
-    def weights(self) -> int:
-        """GPUs over which the weights are spread at best."""
-        return self.tensor * self.pipeline * self.experts
-
-
-@dataclass(frozen=True)
 class _Case:
     """One model on one machine; ``lines`` grows with the arithmetic."""
 
@@ -113,7 +99,7 @@ class _Case:
     machine: Machine
     flags: Mapping[str, Any]
     env: Mapping[str, Any]
-    ranks: _Ranks
+    ranks: Ranks
     lines: list[str] = field(default_factory=list)
 
 
@@ -123,26 +109,32 @@ def gpu_kind(name: str) -> str:
     return found.group(0).upper() if found else name.strip()
 
 
-def of_gpus(gpus: Sequence[Mapping[str, Any]], env: Mapping[str, Any] | None = None) -> Machine:
-    """Make a machine of the GPUs that rocm_info returned; HIP_VISIBLE_DEVICES in ``env`` leaves some out."""
-    visible = [word for word in str((env or {}).get("HIP_VISIBLE_DEVICES") or "").split(",") if word.strip()]
-    totals = [gpu.get("vram_total") for gpu in gpus]
+def of_gpus(
+    gpus: Sequence[Mapping[str, Any]], env: Mapping[str, Any] | None = None, devices: Sequence[str] | None = None
+) -> Machine:
+    """Make a machine of the GPUs that rocm_info returned; the server's environment and devices leave some out."""
+    places, _ = visible([gpu.get("render") for gpu in gpus], env or {}, devices)
+    totals = [gpus[place].get("vram_total") for place in places]
     known = [total for total in totals if isinstance(total, int)]
     kind = gpu_kind(str(gpus[0].get("name") or "GPU")) if gpus else "no GPU"
-    return Machine(kind, min(len(gpus), len(visible)) if visible else len(gpus), min(known) if known else None)
+    return Machine(kind, len(places), min(known) if known else None)
 
 
 def wants(
-    gpus: Sequence[Mapping[str, Any]], args: Mapping[str, Any], env: Mapping[str, Any]
+    gpus: Sequence[Mapping[str, Any]],
+    args: Mapping[str, Any],
+    env: Mapping[str, Any],
+    devices: Sequence[str] | None = None,
 ) -> tuple[float, list[int]]:
     """Tell what a server started with these flags takes of a node: its share of each GPU, and the GPUs' indices.
 
-    ``gpus`` as rocm_info returns them. Raises ValueError, CommandError for flags that make no sense.
+    ``gpus`` as rocm_info returns them; no index where it is not certain which they are. Raises ValueError, CommandError
+    for flags that make no sense.
     """
     flags = normalise_args(args)
-    words = [word.strip() for word in str(env.get("HIP_VISIBLE_DEVICES") or "").split(",")]
-    visible = [gpus[int(word)] for word in words if word.isdigit() and int(word) < len(gpus)] or list(gpus)
-    return _share(flags), [int(gpu["index"]) for gpu in visible[: _ranks(flags).local]]
+    places, certain = visible([gpu.get("render") for gpu in gpus], env, devices)
+    used = places[: spread(flags).local] if certain else []
+    return _share(flags), [int(gpus[place]["index"]) for place in used]
 
 
 def named(kind: str, gpus: int, vram: int | None = None) -> Machine:
@@ -154,19 +146,6 @@ def named(kind: str, gpus: int, vram: int | None = None) -> Machine:
     if gpus < 1:
         raise ValueError(f"number of GPUs is {gpus}; 1 or more is expected")
     return Machine(short, gpus, VRAM[short] if vram is None else vram)
-
-
-def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the text model's part of a config.json under today's names, with the type and quantisation it inherits."""
-    nested = config.get("text_config")
-    text = {**nested} if isinstance(nested, Mapping) else {**config}
-    for key in ("torch_dtype", "dtype", "quantization_config", "max_position_embeddings"):
-        if key not in text and key in config:
-            text[key] = config[key]
-    for old, new in _OLD_NAMES.items():
-        if new not in text and isinstance(text.get(old), int):
-            text[new] = text[old]
-    return text
 
 
 def size(
@@ -183,15 +162,16 @@ def size(
     that are no numbers where vLLM wants numbers.
     """
     flags = normalise_args(args)
-    case = _Case(facts, plain_config(facts.config), machine, flags, env or {}, _ranks(flags))
-    ranks, lines, nodes = case.ranks, case.lines, _count(flags, "nnodes")
+    config = plain_config(overridden(facts.config, flags))
+    case = _Case(facts, config, machine, flags, env or {}, spread(flags))
+    ranks, lines, nodes = case.ranks, case.lines, count(flags, "nnodes")
     found: list[Finding] = []
-    heads = _whole(case.config.get("num_attention_heads"))
+    heads, shared = whole(config.get("num_attention_heads")), kv_heads(config)
     sizes = None
     if heads is not None:
-        sizes = tuple(memory.tensor_parallel_sizes(heads, (machine.gpus or CPU_RANKS) * nodes))
-        lines.append(f"{heads} attention heads: tensor-parallel-size may be {_words(sizes)}")
-        found += _heads(heads, ranks.tensor)
+        sizes = tuple(memory.tensor_parallel_sizes(heads, (machine.gpus or CPU_RANKS) * nodes, shared))
+        lines.append(f"{_heads_text(heads, shared)}: tensor-parallel-size may be {_words(sizes)}")
+        found += _heads(heads, shared, ranks.tensor)
     found += _gpus(case)
     per_gpu, least = _weights(case)
     budget, kv, exact = _room(case, per_gpu)
@@ -200,14 +180,14 @@ def size(
     if least is not None and budget is not None and least > budget:
         found.append(_too_large(case, heads, least, budget))
         kv = 0
-    limit = _whole(case.config.get("max_position_embeddings"))
+    usual, limit = contexts(config)
     asked = tokens_of(flags.get("max-model-len"))
     tokens, cost = _tokens(case, kv)
     # Where something else is refused, the context is not the first thing to mend.
-    if tokens is not None and not any(one.level == "refused" for one in found):
-        found += _context(tokens, asked, limit, exact)
+    if not any(one.level == "refused" for one in found):
+        found += _context(tokens, asked, usual, exact) or _beyond(asked, limit)
     found += _version(facts.min_vllm, image_version)
-    used = asked or limit
+    used = asked or usual
     return Sizing(
         model=facts.model,
         source=facts.source,
@@ -229,10 +209,6 @@ def size(
     )
 
 
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
 def tokens_of(value: object) -> int | None:
     """Read max-model-len as vLLM does: 32768, 32k (32000), 32K (32768). None for none, ``auto`` and -1."""
     if value is None or isinstance(value, (bool, list)):
@@ -245,22 +221,6 @@ def tokens_of(value: object) -> int | None:
     if text in ("-1", "auto"):
         return None
     raise ValueError(f"max-model-len is {text!r}; expected a number of tokens such as 32768 or 32K")
-
-
-def _ranks(flags: Mapping[str, Any]) -> _Ranks:
-    tensor, pipeline = _count(flags, "tensor-parallel-size"), _count(flags, "pipeline-parallel-size")
-    data, nodes = _count(flags, "data-parallel-size"), _count(flags, "nnodes")
-    experts = data if flags.get("enable-expert-parallel") is True else 1
-    return _Ranks(tensor, pipeline, data, experts, max(1, tensor * pipeline * data // nodes))
-
-
-def _count(flags: Mapping[str, Any], name: str) -> int:
-    value = flags.get(name)
-    if value is None:
-        return 1
-    if not str(value).isdigit() or int(str(value)) < 1:
-        raise ValueError(f"{name} is {value!r}; expected a whole number, 1 or more")
-    return int(str(value))
 
 
 def _gpus(case: _Case) -> list[Finding]:
@@ -278,37 +238,18 @@ def _weights(case: _Case) -> tuple[int | None, int | None]:
         lines.append("weights: their size is not known before they are there")
         return None, None
     told = f"weights: {memory.gib(on_disk)} GiB on disk"
-    quantised = bool(config.get("quantization_config"))
-    if flags.get("quantization") and not quantised:
-        lines.append(
-            f"{told}, less in memory: quantization {flags['quantization']} while loading, how much is not known"
-        )
+    taken = loaded(on_disk, config, flags)
+    if taken is None:
+        lines.append(f"{told}, less in memory: {lessened(config, flags)}, how much is not known")
         return None, None
-    loaded, stored, wanted = on_disk, _type(config), str(flags.get("dtype") or "auto")
-    if not quantised and stored == "float32" and wanted in ("auto", *_SIXTEEN_BIT):
-        loaded = -(-loaded // 2)
-        told += ", in float32; 16 bits in memory"
-    elif not quantised and stored in _SIXTEEN_BIT and wanted in ("float32", "float"):
-        loaded *= 2
-        told += f", in {stored}; float32 in memory"
-    spread = case.ranks.weights
-    per_gpu = -(-loaded // spread)
-    over = f" / {spread} GPUs" if spread > 1 else ""
+    told += taken.note
+    ranks = case.ranks.weights
+    per_gpu = -(-taken.bytes // ranks)
+    over = f" / {ranks} GPUs" if ranks > 1 else ""
     if case.machine.gpus:
-        told += f"; {memory.gib(loaded)} GiB{over} = {memory.gib(per_gpu)} GiB per GPU, split evenly"
+        told += f"; {memory.gib(taken.bytes)} GiB{over} = {memory.gib(per_gpu)} GiB per GPU, split evenly"
     lines.append(told)
-    layers, ahead = _whole(config.get("num_hidden_layers")), _whole(config.get("num_nextn_predict_layers"))
-    certain = loaded
-    if layers and ahead and not flags.get("speculative-config"):
-        # The checkpoint's layers for multi-token prediction stay on disk; twice their share is certainly enough off.
-        certain = loaded * max(0, layers - ahead) // (layers + ahead)
-    if not quantised and not stored and wanted == "auto":
-        certain //= 2  # the files may be float32, which vLLM serves in 16 bits
-    return per_gpu, -(-certain // spread)
-
-
-def _type(config: Mapping[str, Any]) -> str:
-    return str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
+    return per_gpu, -(-taken.certain // ranks)
 
 
 def _room(case: _Case, per_gpu: int | None) -> tuple[int | None, int | None, bool]:
@@ -365,8 +306,8 @@ def _tokens(case: _Case, kv: int | None) -> tuple[int | None, memory.KvCost | No
             dtype=str(flags.get("dtype") or "auto"),
             kv_cache_dtype=str(flags.get("kv-cache-dtype") or "auto"),
         )
-    except ValueError:
-        lines.append("context: the model's layers and heads are not known, so neither is what a token takes")
+    except ValueError as error:
+        lines.append(f"context: what a token takes is not known: {error}")
         return None, None
     where = " per GPU" if case.machine.gpus else ""
     part = "" if cost.exact else ", without the layers that keep a window or a state"
@@ -379,7 +320,7 @@ def _tokens(case: _Case, kv: int | None) -> tuple[int | None, memory.KvCost | No
     if tokens is None:
         lines.append(f"{line}: the context's length costs nothing")
         return None, cost
-    parts = _count(flags, "decode-context-parallel-size")
+    parts = count(flags, "decode-context-parallel-size")
     tokens *= parts
     split = f" x {parts} GPUs (decode-context-parallel-size)" if parts > 1 else ""
     at_most = "" if cost.exact else " at most"
@@ -387,25 +328,26 @@ def _tokens(case: _Case, kv: int | None) -> tuple[int | None, memory.KvCost | No
     return tokens, cost
 
 
-def _heads(heads: int, tensor: int) -> list[Finding]:
-    if heads % tensor == 0:
+def _heads_text(heads: int, shared: int | None) -> str:
+    return f"{heads} attention heads" + (f", {shared} KV heads" if shared and shared != heads else "")
+
+
+def _heads(heads: int, shared: int | None, tensor: int) -> list[Finding]:
+    if memory.splits(tensor, heads, shared):
         return []
-    divisors = [number for number in range(1, min(heads, 64) + 1) if heads % number == 0]
-    return [
-        Finding(
-            "refused",
-            "tensor-parallel-size",
-            f"a divisor of {heads} attention heads",
-            str(tensor),
-            f"set it in vllm_server_args to one of {', '.join(map(str, divisors))}",
-        )
-    ]
+    sizes = memory.tensor_parallel_sizes(heads, 64, shared)
+    wanted = f"a divisor of {heads} attention heads"
+    if heads % tensor == 0:
+        wanted += f" that divides the {shared} KV heads or is a multiple of them"
+    remedy = f"set it in vllm_server_args to one of {', '.join(map(str, sizes))}"
+    return [Finding("refused", "tensor-parallel-size", wanted, str(tensor), remedy)]
 
 
 def _too_large(case: _Case, heads: int | None, least: int, budget: int) -> Finding:
-    machine = case.machine
-    sizes = memory.tensor_parallel_sizes(heads or machine.gpus, machine.gpus)
-    fitting = [one for one in _holding(case, sizes, least, budget) if one > case.ranks.tensor]
+    machine, nodes = case.machine, count(case.flags, "nnodes")
+    gpus = machine.gpus * nodes
+    sizes = memory.tensor_parallel_sizes(heads or gpus, gpus, kv_heads(case.config))
+    fitting = [one for one in _holding(case, sizes, least, budget) if one > case.ranks.tensor and _spreads(case, one)]
     remedy = "use a quantised or smaller model, or spread it over more GPUs"
     if fitting:
         remedy = f"set tensor-parallel-size in vllm_server_args to {fitting[0]}"
@@ -415,21 +357,34 @@ def _too_large(case: _Case, heads: int | None, least: int, budget: int) -> Findi
     )
 
 
+def _spreads(case: _Case, tensor: int) -> bool:
+    """Tell whether this tensor parallel size, all else alike, has a GPU for each rank and as many on every node."""
+    ranks = spread({**case.flags, "tensor-parallel-size": str(tensor)})
+    engine = ranks.tensor * ranks.pipeline * ranks.data
+    return ranks.local <= case.machine.gpus and engine % count(case.flags, "nnodes") == 0
+
+
 def _holding(case: _Case, sizes: Sequence[int], least: int, budget: int) -> list[int]:
     """Return the tensor parallel sizes that spread the weights so thin that each GPU has room for its share."""
     others = case.ranks.pipeline * case.ranks.experts
     return [one for one in sizes if least * case.ranks.weights <= budget * one * others]
 
 
-def _context(tokens: int, asked: int | None, limit: int | None, exact: bool) -> list[Finding]:
+def _context(tokens: int | None, asked: int | None, usual: int | None, exact: bool) -> list[Finding]:
+    if tokens is None:
+        return []
     most = "" if exact else "at most "
     if asked is not None and asked > tokens:
         remedy = "lower max-model-len in vllm_server_args, raise tensor-parallel-size, or set kv-cache-dtype: fp8"
         return [Finding("refused", "context", f"{most}{tokens} tokens", f"max-model-len {asked}", remedy)]
-    if asked is None and limit is not None and limit > tokens:
+    if asked is None and usual is not None and usual > tokens:
         # Not certain: a tokenizer's own limit may lower what vLLM derives from config.json.
         remedy = f"set max-model-len in vllm_server_args to {tokens} or less, or raise tensor-parallel-size"
-        return [Finding("warning", "context", f"{most}{tokens} tokens", f"the model's own {limit}", remedy)]
+        return [Finding("warning", "context", f"{most}{tokens} tokens", f"the model's own {usual}", remedy)]
+    return []
+
+
+def _beyond(asked: int | None, limit: int | None) -> list[Finding]:
     if asked is not None and limit is not None and asked > limit:
         remedy = "lower it: vLLM refuses more than the model's own unless VLLM_ALLOW_LONG_MAX_MODEL_LEN is set"
         return [Finding("warning", "context", f"the model's own {limit}", f"max-model-len {asked}", remedy)]

@@ -149,6 +149,21 @@ def test_nodes_that_do_not_reach_each_other_are_found_before_anything_stops(good
     assert good.containers() == before
 
 
+def test_the_ranks_may_meet_at_another_address_of_the_head(good: Replica) -> None:
+    """On a network of its own, to which the interface of the collectives does not lead."""
+    meets = "10.77.0.1"
+    good.sh("node1", f"ip addr add {meets}/32 dev lo")
+    good.sh("node2", f"ip route add {meets} via {good.addresses['node1']}")
+    try:
+        good.play(vllm_server_master_addr=meets).ok()
+        assert f"at {meets}:29501" in good.sh("node1", "docker logs vllm 2>&1")
+        assert good.ask() == "The capital of France is Paris."
+        good.play().ok()  # back to what the other tests expect
+    finally:
+        good.sh("node1", f"ip addr del {meets}/32 dev lo")
+        good.sh("node2", f"ip route del {meets}")
+
+
 def test_a_server_that_answers_wrongly_is_taken_away_from_all_nodes(good: Replica) -> None:
     before = good.containers()
     done = good.play(vllm_server_env=env(STANDIN_NONSENSE="1"))

@@ -85,6 +85,28 @@ def test_a_plan_needs_two_small_files_and_no_node(tmp_path: Path, empty_home: di
     assert re.search(r"localhost .*changed=0 .*failed=0", text)
 
 
+def test_a_plan_is_of_what_the_inventory_says(tmp_path: Path, empty_home: dict[str, str]) -> None:
+    """It runs on this machine, for which the inventory says nothing; a commit belongs to the inventory's own model."""
+    folder = tmp_path / "two"
+    folder.mkdir()
+    for name, content in TWO_FILES.items():
+        (folder / name).write_bytes(content)
+    node = {"ansible_connection": "local", "vllm_server_model": "acme/Unheard-32B", "vllm_server_revision": "c" * 40}
+    node |= {"vllm_server_args": {"max_model_len": 4096, "tensor-parallel-size": 2}, "hf_token": hub_standin.CANARY}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"vllm": {"hosts": {"n1": node}}}))
+    words = ("-vvv", "-i", str(tmp_path / "hosts.yml"))
+    asked = {"plan_gpu": "MI300X", "plan_path": str(folder)}
+    code, text = playbook("plan", *words, environment=empty_home, **asked)
+    assert code == 0, text
+    assert re.search(r"-  +8 x MI300X +2 +1,2,4,8 +32.5 GiB +<= \S+ GiB +4096 of <= 40960", text)
+    assert "c" * 40 in text
+    assert hub_standin.CANARY not in text
+    code, text = playbook("plan", *words, environment=empty_home, **asked, vllm_server_model="acme/Other-32B")
+    assert code == 0, text
+    assert "acme/Other-32B: 32 attention heads" in text
+    assert "c" * 40 not in text
+
+
 @pytest.fixture
 def hub() -> Iterator[Any]:
     server = hub_standin.Hub({**TWO_FILES, "a.safetensors": b"never asked for"})
@@ -121,6 +143,11 @@ def test_a_plan_asks_the_hub_for_two_files_and_leaves_nothing(
     code, text = playbook("plan", environment=environment, **asked)
     assert code != 0
     assert "is gated: accept its licence on its page" in " ".join(text.split())
+    code, text = playbook(
+        "plan", environment=environment, hf_token=hub_standin.CANARY, **{**asked, "plan_revision": "d" * 40}
+    )
+    assert code != 0
+    assert "correct vllm_server_revision or plan_revision" in " ".join(text.split())
     code, text = playbook("plan", environment=environment, **{**asked, "vllm_server_model": "acme/none"})
     assert code != 0
     assert "the Hub has no acme/none" in " ".join(text.split())
@@ -243,10 +270,14 @@ def test_a_presets_requests_verify_and_the_users_own_win(
             "c" * 40,
         )
         own = {"vllm_server_verify": [{**request, "name": "my own"}], "vllm_server_revision": "main"}
+        own["vllm_server_args"] = {
+            "served_model_name": ["mine", "tiny"]
+        }  # the verification must know it in any spelling
         again = play.run(tmp_path, [play.role("vllm_server")], {**variables, **own}).ok()
         assert "completions / my own:" in again.output
         command = docker_client.containers.get(name).attrs["Config"]["Cmd"]
         assert dict(pairwise(command))["--revision"] == "main"
+        assert dict(pairwise(command))["--served-model-name"] == "mine"
     finally:
         for container in docker_client.containers.list(all=True, filters={"name": name}):
             container.remove(force=True, v=True)

@@ -50,6 +50,7 @@ def test_a_good_inventory_is_good():
         ({"vllm_server_args": {"--gpu-memory-utilization": "-0.5"}}, "gpu-memory-utilization", "-0.5"),
         ({"vllm_server_args": {"gpu-memory-utilization": "ninety"}}, "gpu-memory-utilization", "ninety"),
         ({"vllm_server_args": {"gpu-memory-utilization": "nan"}}, "gpu-memory-utilization", "nan"),
+        ({"vllm_server_env": {"VLLM_API_KEY": "k"}}, "vllm_server_env", "VLLM_API_KEY"),
         ({"hf_token": Unset("'vault_hf_token' is undefined")}, "hf_token", "'vault_hf_token' is undefined"),
         ({"vllm_server_model": Unset("'m' is undefined")}, "vllm_server_model", "'m' is undefined"),
     ],

@@ -202,7 +202,7 @@ def test_weights(total, split, heads, expected):
 
 def test_weights_sentence_has_the_numbers():
     assert memory.weights_fit(689 * GIB, 2, 1, MI300X, 0.9, attention_heads=128).sentence == (
-        "The weights take 689.00 GiB, 344.50 GiB on each of 2 GPUs, but 0.9 of 191.98 GiB is 172.79 GiB."
+        "The weights take at least 689.00 GiB, 344.50 GiB on each of 2 GPUs, but 0.9 of 191.98 GiB is 172.79 GiB."
         " Set tensor-parallel-size to 4 or more, use a quantised model, or more nodes."
     )
 
@@ -219,10 +219,20 @@ def test_weights_need_real_sizes():
 
 
 @pytest.mark.parametrize(
-    ("heads", "gpus", "sizes"), [(128, 8, [1, 2, 4, 8]), (9, 8, [1, 3]), (64, 1, [1]), (12, 8, [1, 2, 3, 4, 6])]
+    ("heads", "gpus", "shared", "sizes"),
+    [
+        (128, 8, None, [1, 2, 4, 8]),
+        (9, 8, None, [1, 3]),
+        (64, 1, None, [1]),
+        (12, 8, None, [1, 2, 3, 4, 6]),
+        (40, 16, 10, [1, 2, 5, 10]),  # Phi 3 medium: vLLM divides 10 KV heads among 4 or 8 ranks in no way
+        (64, 16, 8, [1, 2, 4, 8, 16]),
+        (64, 16, 4, [1, 2, 4, 8, 16]),
+        (12, 12, 1, [1, 2, 3, 4, 6, 12]),
+    ],
 )
-def test_tensor_parallel_sizes(heads, gpus, sizes):
-    assert memory.tensor_parallel_sizes(heads, gpus) == sizes
+def test_tensor_parallel_sizes(heads, gpus, shared, sizes):
+    assert memory.tensor_parallel_sizes(heads, gpus, shared) == sizes
 
 
 SMOLLM2 = {
@@ -284,6 +294,44 @@ def test_kv_cost_with_windowed_layers_is_a_lower_bound():
     kinds = ["sliding_attention", "full_attention"] * 40
     cost = memory.kv_cost(LLAMA_70B | {"layer_types": kinds})
     assert (cost.exact, cost.layers, cost.bytes_per_token) == (False, 40, 40 * 2 * 8 * 128 * 2)
+
+
+@pytest.mark.parametrize(
+    ("more", "layers"),
+    [
+        # Granite 4: attention and mamba.
+        ({"layer_types": ["mamba"] * 72 + ["attention"] * 8}, 8),
+        ({"layer_types": ["attention"] * 80}, 80),
+        # Gemma 3, Cohere 2, Qwen3-Next: every so many layers one.
+        ({"sliding_window": 1024, "sliding_window_pattern": 6}, 13),
+        ({"full_attention_interval": 4}, 20),
+        # Qwen 2.5 and Qwen 3 have a window and do not use it; Phi 3.5's is as long as its context.
+        ({"sliding_window": 4096, "use_sliding_window": False}, 80),
+        ({"sliding_window": 262144, "max_position_embeddings": 131072}, 80),
+        ({"sliding_window": None}, 80),
+    ],
+)
+def test_layers_that_keep_the_whole_context(more, layers):
+    cost = memory.kv_cost(LLAMA_70B | more)
+    assert (cost.layers, cost.exact) == (layers, layers == 80)
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"sliding_window": 1024}, "sliding_window"),  # Gemma 3's 12B: neither pattern nor layer_types
+        ({"sliding_window": 4096, "use_sliding_window": True, "max_window_layers": 70}, "sliding_window"),
+        ({"attention_chunk_size": 8192}, "attention_chunk_size"),  # Llama 4 Scout
+        ({"hybrid_override_pattern": "M-M-M*-"}, "hybrid_override_pattern"),
+        ({"attn_layer_period": 8, "attn_layer_offset": 4}, "attn_layer_period"),
+        ({"layer_types": ["full_attention"] * 79}, "layer_types"),
+        ({"layer_types": ["something_new"] * 80}, "layer_types"),
+        ({"layer_types": ["full_attention"] * 80, "num_kv_shared_layers": 10}, "num_kv_shared_layers"),
+    ],
+)
+def test_layers_that_keep_less_without_saying_which_are_not_counted_as_whole(more, field):
+    with pytest.raises(ValueError, match=f"by {field} in config.json some layers keep less"):
+        memory.kv_cost(LLAMA_70B | more)
 
 
 @pytest.mark.parametrize(

@@ -86,12 +86,22 @@ def partner(offered, word):
 
 def test_partners_reach_what_is_offered_and_then_nobody_listens(port):
     offered, word = network.listen("127.0.0.1", [port], 1, frozenset)
-    assert offered[0] == {"port": port, "own": False} and len(offered) == 2
+    assert offered[0] == {"address": "127.0.0.1", "port": port, "own": False} and len(offered) == 2
     assert network.connect([partner(offered, word)], "") == []
     refused = f"cannot reach n1 at 127.0.0.1:{port}: Connection refused"
     end = time.monotonic() + 10
     while network.connect([partner(offered[:1], word)], "") != [refused]:
         assert time.monotonic() < end, "the listener does not end"  # it does a moment after its last answer
+
+
+def test_the_ports_where_ranks_meet_may_be_at_another_address_of_the_head(port):
+    """Such as a network for the rendezvous, beside that of the collectives: `interface` does not lead there."""
+    offered, word = network.listen("127.0.0.1", [port], 1, frozenset, "127.0.0.2")
+    assert [(one["address"], one["port"] == port) for one in offered] == [("127.0.0.2", True), ("127.0.0.1", False)]
+    assert network.connect([partner(offered[:1], word)], "no-such-interface") == []
+    (said,) = network.connect([partner(offered[1:], word)], "no-such-interface")
+    assert "through no-such-interface" in said
+    assert network.connect([partner(offered[1:], word)], "") == []
 
 
 def test_a_check_that_was_left_is_no_obstacle_to_the_next(port):
@@ -104,7 +114,7 @@ def test_somebody_else_on_the_port_is_named_and_one_who_answers_for_the_node_is_
     with socket.create_server(("127.0.0.1", port)) as other:
         with pytest.raises(Refused, match=rf"port {port} on 127.0.0.1 is already taken by"):
             network.listen("127.0.0.1", [port], 1, frozenset)
-        offered = [{"port": port, "own": False}]
+        offered = [{"address": "127.0.0.1", "port": port, "own": False}]
         other.settimeout(10)
         network.CONNECT_TIME, before = 0.5, network.CONNECT_TIME
         try:
@@ -113,4 +123,4 @@ def test_somebody_else_on_the_port_is_named_and_one_who_answers_for_the_node_is_
             network.CONNECT_TIME = before
         assert "no answer" in said
         # The server that runs now holds its port, and has nothing to say to strangers.
-        assert network.connect([partner([{"port": port, "own": True}], "word")], "") == []
+        assert network.connect([partner([{**offered[0], "own": True}], "word")], "") == []

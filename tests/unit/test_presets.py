@@ -9,16 +9,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jinja2
 import jsonschema
 import pytest
 import yaml
+from ansible import context
 from ansible.errors import AnsibleFilterError
+from ansible.utils.vars import load_extra_vars
 
 from ansible.module_utils.vllm_fleet import presets, schema, snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "filter_plugins"))
-from vllm_models import vllm_model_fault, vllm_model_findings, vllm_plan, vllm_preset  # noqa: E402
+from vllm_models import (  # noqa: E402
+    vllm_given,
+    vllm_model_fault,
+    vllm_model_findings,
+    vllm_plan,
+    vllm_preset,
+    vllm_sizing_options,
+    vllm_sizing_table,
+)
 
 FILES = sorted((ROOT / "models").glob("*.yml"))
 RULES = json.loads((ROOT / "models" / "schema.json").read_text())
@@ -221,3 +232,41 @@ def test_hosts_of_a_replica_are_one_machine_of_a_plan():
     assert both["notes"] == [
         "big (n1+n2): acme/Large on 2 x 1 x MI300X: nothing fixes tensor-parallel-size; 2 is the least that fits."
     ]
+
+
+def test_deepseek_coder_is_served_with_the_context_that_it_was_trained_with():
+    """Its config.json scales RoPE by four, and vLLM would take that for four times the context."""
+    assert vllm_preset("deepseek-ai/deepseek-coder-6.7b-instruct")["args"]["max-model-len"] == 16384
+
+
+def test_the_example_of_the_module_is_one_that_works():
+    """The page of vllm_model_info leads from the module to the table."""
+    page = (ROOT / "library/vllm_model_info.py").read_text()
+    example = yaml.safe_load(page.partition('EXAMPLES = r"""')[2].partition('"""')[0])[1]
+    environment = jinja2.Environment(autoescape=False)  # noqa: S701 - text for a terminal
+    environment.filters |= {"vllm_plan": vllm_plan, "vllm_sizing_table": vllm_sizing_table}
+    config = {"num_attention_heads": 64, "num_key_value_heads": 8, "num_hidden_layers": 64, "head_dim": 128}
+    facts = {"model": "Qwen/Qwen3-32B", "config": config, "weights_bytes": 65 << 30, "source": "", "min_vllm": ""}
+    text = environment.from_string(example["ansible.builtin.debug"]["msg"]).render(model={"facts": facts})
+    assert re.search(r"8 x MI300X +2 +1,2,4,8 +32.5 GiB", text)
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        ((), False),
+        (("plan_gpu=MI300X",), False),
+        (("plan_gpu=MI300X", "vllm_server_model=acme/x"), True),
+        (('{"plan_model": "acme/x"}',), True),
+    ],
+)
+def test_what_the_command_line_gives_hides_the_inventorys(words, given, monkeypatch):
+    monkeypatch.setattr(context, "CLIARGS", {"extra_vars": words})
+    monkeypatch.setattr(load_extra_vars, "extra_vars", None, raising=False)
+    assert vllm_given(["vllm_server_model", "plan_model"]) is given
+
+
+def test_devices_of_the_container_are_asked_about():
+    preset = vllm_preset("acme/none")
+    assert vllm_sizing_options(preset, {}, {}, devices=["/dev/dri/renderD128"])["devices"] == ["/dev/dri/renderD128"]
+    assert vllm_sizing_options(preset, {}, {})["devices"] is None

@@ -6,10 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "filter_plugins"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "filter_plugins"))
 
-from vllm_replica import (
+from vllm_replica import (  # noqa: E402
     vllm_replica,
     vllm_replica_findings,
     vllm_replica_offers,
@@ -28,6 +32,24 @@ SETTINGS = {"backend": "mp", "master_addr": "", "master_port": 0}
 
 def seen(host, args=None, **changes):
     return vllm_replica_seen(PAIR | changes, host, list(PAIR), {"tensor-parallel-size": 2, **(args or {})}, SETTINGS)
+
+
+def of_role(role, name, **variables):
+    """Evaluate a variable of a role, by Ansible itself."""
+    variables |= yaml.safe_load((ROOT / "roles" / role / "vars/main.yml").read_text())
+    trusted = {key: trust_as_template(value) if isinstance(value, str) else value for key, value in variables.items()}
+    return Templar(DataLoader(), trusted).template(trusted[name])
+
+
+@pytest.mark.parametrize(
+    ("own", "hosts", "stopped"),
+    [({}, 1, True), ({"vllm_server_replica": ""}, 1, True), ({"vllm_server_replica": "pair"}, 2, False)],
+)
+def test_an_empty_name_makes_no_replica_of_the_hosts_that_have_none(own, hosts, stopped):
+    groups = {"groups": {"vllm": [*PAIR, "n4"]}, "hostvars": {**PAIR, "n4": {}}}
+    assert int(of_role("preflight", "__preflight_replica", **groups, **own)) == hosts
+    boot = {"rollout_outcome": {"state": "draining"}, "__rocm_stopped": {"changed": True}}
+    assert of_role("rollout", "__rollout_stopped_for_boot", **boot, **own) is stopped
 
 
 def test_an_empty_list_is_an_answer_and_none_is_left_to_the_module():
@@ -57,7 +79,7 @@ def test_a_place_in_a_replica_or_what_is_wrong_with_it():
 
 
 def test_a_node_connects_to_what_its_partners_offer():
-    offer = {"offered": [{"port": 29500, "own": False}], "word": "w"}
+    offer = {"offered": [{"address": "10.1.0.1", "port": 29500, "own": False}], "word": "w"}
     told = {host: {**values, "heard": offer} for host, values in PAIR.items()}
     assert vllm_replica_offers(seen("n2")["replica"], told, "heard") == [{"host": "n1", "address": "10.0.0.1", **offer}]
     assert vllm_replica_offers(seen("n1")["replica"], PAIR, "heard") == []  # it could not listen, or is not in this run

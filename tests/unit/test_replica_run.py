@@ -158,6 +158,26 @@ def test_workers_are_ready_when_their_head_is(tmp_path):
     assert worker.steps[-1] == "ready"
 
 
+def test_the_head_listens_where_the_ranks_meet_and_each_partner_is_named_by_its_own_address(tmp_path):
+    """Each offer says where it listens: that may be at `vllm_server_master_addr`, which is not the head's address."""
+    heard = {}
+
+    def hears(step, answer):
+        return lambda args: heard.setdefault(step, args) and answer
+
+    head = node("n1", tmp_path, listen=hears("listen", LISTEN))
+    worker = node("n2", tmp_path, connect=hears("connect", {}))
+    for one in (head, worker):
+        one.run.replica = {**one.run.replica, "master_addr": "10.1.0.1"}
+    together(head, worker)
+    assert [heard["listen"][key] for key in ("address", "ports_address", "ports")] == [
+        "10.0.0.1",
+        "10.1.0.1",
+        [29500, 29501],
+    ]
+    assert heard["connect"]["partners"] == [{"host": "n1", "address": "10.0.0.1", **LISTEN}]
+
+
 def test_what_a_slice_has_to_tell_is_shown_while_it_goes_on_and_once(tmp_path, monkeypatch):
     monkeypatch.setattr("ansible.module_utils.vllm_fleet.replica_run.LOOK", 0.01)
     news = [{"stage": stage} for stage in ("starting", "loading weights", "warming up")]
@@ -184,14 +204,20 @@ def test_a_rank_that_was_still_going_is_asked_whether_it_failed_first(tmp_path, 
     """
     consequence = {"class": "collective_init", "cause": "no group", "exit_code": code}
     reason = {"class": "disk_full", "cause": "no space", "lost": True}
-    over = threading.Event()
+    going, over, woken = threading.Event(), threading.Event(), []
 
     def goes(args):
-        over.wait(10)
+        going.set()
+        woken.append(over.wait(10))  # a slice without an end of its own
         return WATCHING
 
     back = {"give_up": {"failed": True, "rolled_back": True}}
-    head = node("n1", tmp_path, go={**WATCHING, "failure": consequence, "msg": "n1 failed"}, **back)
+
+    def fails(args):
+        assert going.wait(10)  # else the worker would hear of it before it has begun, and have no reason of its own
+        return {**WATCHING, "failure": consequence, "msg": "n1 failed"}
+
+    head = node("n1", tmp_path, go=fails, **back)
     ended = []
 
     def why(args):
@@ -203,6 +229,7 @@ def test_a_rank_that_was_still_going_is_asked_whether_it_failed_first(tmp_path, 
     asked = []
     head.answers["give_up"] = lambda args: asked.append(args["replica_step"]["failure"]) or back["give_up"]
     together(head, worker)
+    assert woken == [True]  # by what its partner said, and at once
     assert asked == [{"class": "disk_full", "cause": "no space", "host": "n2"}]
     assert ended == [code is not None]
     assert "why" not in head.steps

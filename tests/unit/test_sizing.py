@@ -143,6 +143,36 @@ def test_deepseek_on_eight_mi300x():
             "at most 1473936 tokens, found max-model-len 2097152",
         ),
         (DENSE, MI300X, {"max-model-len": 200000}, "context", "at most 148128 tokens"),
+        (
+            Facts("m", {"num_attention_heads": 40, "num_key_value_heads": 10}),
+            MI300X,
+            {"tensor-parallel-size": 8},
+            "tensor-parallel-size",
+            "a divisor of 40 attention heads that divides the 10 KV heads or is a multiple of them, found 8; set it in"
+            " vllm_server_args to one of 1, 2, 5, 10, 20",
+        ),
+        # Over two nodes: 16 GPUs hold what 8 do not, as many ranks on each; what one node cannot have is not advised.
+        (
+            Facts("m", V31, 2000 << 30),
+            MI300X,
+            {"tensor-parallel-size": 8, "nnodes": 2},
+            "size of the model",
+            "set tensor-parallel-size in vllm_server_args to 16",
+        ),
+        (
+            Facts("m", V31, 700 << 30),
+            MI300X,
+            {"tensor-parallel-size": 1, "pipeline-parallel-size": 3},
+            "size of the model",
+            "set tensor-parallel-size in vllm_server_args to 2",
+        ),
+        (
+            Facts("m", V31, 2000 << 30),
+            MI300X,
+            {"tensor-parallel-size": 2, "pipeline-parallel-size": 3},
+            "size of the model",
+            "use a quantised",
+        ),
     ],
 )
 def test_what_cannot_work_even_at_best_is_refused(facts, machine, args, what, words):
@@ -165,6 +195,11 @@ def test_what_cannot_work_even_at_best_is_refused(facts, machine, args, what, wo
         # On disk twice what it takes, and perhaps so where nothing tells the type.
         (Facts("m", GPT2, 300 << 30), sizing.named("MI300X", 1), {"max-model-len": 16}),
         (Facts("m", {}, 300 << 30), sizing.named("MI300X", 1), {}),
+        # Windows and chunks, of which layers is not said: what a context takes is not known.
+        (Facts("m", {**LLAMA, "sliding_window": 1024}, 141107412992), MI300X, {"max-model-len": 10**6}),
+        (Facts("m", {**LLAMA, "attention_chunk_size": 8192}, 141107412992), MI300X, {"max-model-len": 10**6}),
+        # Sixteen ranks on two nodes that know nothing of each other but the address.
+        (DEEPSEEK, MI300X, {"-dp": 16, "-dpl": 8, "-dpa": "10.0.0.1", "-ep": True}),
     ],
 )
 def test_what_may_work_is_not_refused(facts, machine, args):
@@ -231,6 +266,53 @@ def test_the_compressed_cache_is_whole_on_every_gpu_unless_the_context_is_split(
 )
 def test_max_model_len_is_read_as_vllm_reads_it(value, tokens):
     assert sizing.tokens_of(value) == tokens
+
+
+@pytest.mark.parametrize(
+    ("more", "args", "usual", "limit"),
+    [
+        ({}, {}, 16384, 16384),
+        ({"rope_scaling": None}, {}, 16384, 16384),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, {}, 65536, 65536),  # DeepSeek-Coder
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, {}, 32768, 32768),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}},
+            {},
+            163840,
+            163840,
+        ),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, {}, 65536, 65536),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, {}, 16384, 16384),
+        ({"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 4096}, {}, 4096, 16384),
+        ({"rope_scaling": {"type": "mrope", "factor": None}}, {}, 16384, 16384),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8}, "sliding_attention": {}}},
+            {},
+            131072,
+            131072,
+        ),
+        ({"model_type": "gemma3_text", "rope_scaling": {"rope_type": "linear", "factor": 8}}, {}, 16384, 16384),
+        ({"seq_length": 8192}, {}, 8192, 8192),
+        ({"model_max_length": 131072}, {}, 131072, 131072),
+        ({}, {"hf-overrides": {"rope_scaling": {"rope_type": "yarn", "factor": 2}}}, 32768, 32768),
+    ],
+)
+def test_the_context_is_the_one_that_vllm_derives(more, args, usual, limit):
+    facts = Facts("m", {**LLAMA, "max_position_embeddings": 16384, **more}, 1 << 30)
+    sized = sizing.size(facts, MI300X, {**args, "max-model-len": limit})
+    assert (sized.context_limit, sized.findings) == (limit, ())
+    (beyond,) = sizing.size(facts, MI300X, {**args, "max-model-len": limit + 1}).findings
+    assert (beyond.level, beyond.expected) == ("warning", f"the model's own {limit}")
+    assert sizing.size(facts, MI300X, args).requests == 575488 / usual  # tokens that there is room for
+
+
+def test_a_cost_that_is_not_known_says_why_and_leaves_the_rest():
+    sized = sizing.size(DENSE, MI300X, {"kv-cache-dtype": "nvfp4", "max-model-len": 200000})
+    assert "KV cache type is 'nvfp4'" in sized.lines[-1]
+    assert (sized.context, sized.requests) == (None, None)
+    assert [one.got for one in sized.findings] == ["max-model-len 200000"]
+    unclear = sizing.size(Facts("m", {**LLAMA, "sliding_window": 1024}, 1 << 30), MI300X, {})
+    assert "by sliding_window in config.json" in unclear.lines[-1]
 
 
 @pytest.mark.parametrize(
