@@ -32,6 +32,7 @@ lint: $(VENV)/test
 	scripts/lint
 
 bench: $(VENV)/test
+	$(BIN)/ansible-playbook -i inventory/local bench/prepare.yml
 	$(BIN)/python bench/bench.py $(ARGS)
 
 $(VENV)/controller: requirements.txt scripts/venv
