@@ -31,14 +31,14 @@ class ActionModule(ActionBase):
             args["timeout"] = max(0.0, min(SLICE, timeout - waited))
             answer = self._execute_module(module_name="vllm_drained", module_args=args, task_vars=variables)
             waited += float(answer.get("elapsed") or 0.0)
-            over = answer.get("drained", True) or answer.get("stalled") or answer.get("failed")
+            over = any(answer.get(word, word == "drained") for word in ("drained", "stalled", "unknown", "failed"))
             if over or self._task.check_mode or waited >= timeout:
                 break
             display.display(f"[{host}] draining: {answer['says']} ({waited:.0f} s of {timeout:.0f} s)")
             args |= {name: answer[name] for name in ("unchanged", "progress") if answer.get(name) is not None}
         if "elapsed" in answer:
             answer["elapsed"] = waited
-        if "msg" in answer and not (answer.get("failed") or answer.get("stalled")):
+        if "msg" in answer and not any(answer.get(word) for word in ("failed", "stalled", "unknown")):
             answer["msg"] = f"After {waited:.0f} s there are requests left: {answer['says']}."
         result.update(answer)
         return result

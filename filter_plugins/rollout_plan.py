@@ -22,6 +22,7 @@ SERVED_NAME = "served-model-name"
 KEEP = 1  # default of rollout_min_available
 #: Matches nothing, and says so without a warning.
 NOBODY = ["all:!all"]
+UP, DRAIN, MAINT = "UP", "DRAIN", "MAINT"  # HAProxy's words
 MANY = 6  # names in a list before the rest is counted
 
 
@@ -34,6 +35,10 @@ class Replica:
     hosts: list[str] = field(default_factory=list)
     serves: bool = True
     change: bool = False
+    #: An administrator has put it into MAINT at every gateway: it serves neither now nor when it has been replaced.
+    kept_out: bool = False
+    #: What is brought first, by host, where check mode has only said so.
+    unstaged: dict[str, str] = field(default_factory=dict)
     #: Why a node of it has to be rebooted in its wave, by host.
     reboots: dict[str, str] = field(default_factory=dict)
 
@@ -91,12 +96,16 @@ def _labels(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
 
 
 def _gateway_says(hostvars: Mapping[str, Any], gateways: Iterable[str], server: str) -> set[str]:
-    """The first words of a server's status at the gateways that were asked in this run."""
+    """A server's status at the gateways that were asked in this run: HAProxy's first word, UP, DOWN, DRAIN, MAINT.
+
+    MAINT is an administrator's alone; what HAProxy itself calls so (no address, for one) counts as DOWN.
+    """
     found = set()
     for gateway in gateways:
         for entry in (hostvars[gateway].get("__gateway_probe") or {}).get("servers") or []:
             if entry.get("name") == server:
-                found.add(str(entry.get("status")).split()[0])
+                words = str(entry.get("status")).split()
+                found.add("DOWN" if words[0] == MAINT and words[1:] else words[0])
     return found
 
 
@@ -106,6 +115,33 @@ def _asked(variables: Mapping[str, Any]) -> Mapping[str, Any]:
     return {} if answer.get("failed") or answer.get("skipped") or "actions" not in answer else answer
 
 
+#: Failure classes of vllm_server that mean: the weights are not there.
+_NO_WEIGHTS = ("cache_miss_offline", "cache_incomplete")
+
+
+def rollout_unstaged(answer: Mapping[str, Any] | None, variables: Mapping[str, Any]) -> str:
+    """What check mode has only said that it would bring, and without which vllm_server could not tell; empty otherwise.
+
+    ``variables`` are the host's, with what the roles before found there.
+    """
+    engine, image, weights = (
+        variables.get(name) or {} for name in ("__docker_engine", "__vllm_image_probe", "__hf_cache_probe")
+    )
+    answer = answer or {}
+    why = (answer.get("failure") or {}).get("class")
+    # The tag may be on another image, which is no failure: the server was compared with that one then.
+    moves = variables.get("vllm_image_tag") in (image.get("tags_moved") or []) and "@" not in str(
+        image.get("image_ref")
+    )
+    lacks = image.get("present") is False or moves
+    if lacks and (why == "image_missing" or (why is None and not answer.get("failed"))):
+        return "the image"
+    if weights.get("complete") is False and why in _NO_WEIGHTS:
+        return "the weights"
+    missing = engine.get("running") is False or engine.get("sdk") is False
+    return "the engine" if missing and why == "unknown" else ""
+
+
 def _waits_for_boot(variables: Mapping[str, Any]) -> tuple[str, bool]:
     """Why only a reboot helps a node, as the role rocm found (empty: it need not), and whether it may be rebooted."""
     reasons = variables.get("rocm_reboot_required") or []
@@ -113,9 +149,18 @@ def _waits_for_boot(variables: Mapping[str, Any]) -> tuple[str, bool]:
 
 
 def replicas_of(
-    hostvars: Mapping[str, Any], fleet: Iterable[str], play: Iterable[str], gateways: Iterable[str]
+    hostvars: Mapping[str, Any],
+    fleet: Iterable[str],
+    play: Iterable[str],
+    gateways: Iterable[str],
+    *,
+    check_mode: bool = False,
+    admits: bool = False,
 ) -> list[Replica]:
-    """The fleet's replicas. Those outside `play` count as serving unless a gateway knows better."""
+    """The fleet's replicas. Those outside `play` count as serving; a gateway that was asked knows better of all.
+
+    `admits`: what a killed run has left drained counts, too, because this run admits it before its first wave.
+    """
     found: dict[str, Replica] = {}
     play, gateways = set(play), list(gateways)
     for host in fleet:
@@ -130,14 +175,21 @@ def replicas_of(
         why, allowed = _waits_for_boot(hostvars[host])
         if why and allowed:
             replica.reboots[host] = why
-        replica.change = replica.change or bool(answer.get("actions")) or not confirmed or bool(replica.reboots)
+        first = rollout_unstaged(answer, hostvars[host]) if check_mode else ""
+        if first:
+            replica.unstaged[host] = first
+        replica.change = (
+            replica.change or bool(answer.get("actions") or first) or not confirmed or bool(replica.reboots)
+        )
         # One that was never verified is drained, unless a gateway sends it requests all the same.
         replica.serves = (
-            replica.serves and running and (confirmed or "UP" in _gateway_says(hostvars, gateways, replica.head))
+            replica.serves and running and (confirmed or UP in _gateway_says(hostvars, gateways, replica.head))
         )
     for replica in found.values():
         says = _gateway_says(hostvars, gateways, replica.head)
-        if not play.intersection(replica.hosts) and says and "UP" not in says:
+        replica.kept_out = says == {MAINT}
+        left = admits and DRAIN in says and not replica.change and bool(play.intersection(replica.hosts))
+        if says and UP not in says and not left:
             replica.serves = False
     return list(found.values())
 
@@ -200,7 +252,7 @@ def rollout_plan(
             f"{_names(_labels(hostvars, wrong))} runs what is described but did not pass its verification (see above), "
             f"so no server of any node was replaced: rollout_max_failures is {max_failures}."
         )
-    replicas = replicas_of(hostvars, fleet, play, gateways)
+    replicas = replicas_of(hostvars, fleet, play, gateways, check_mode=check_mode, admits=True)
     for replica in replicas:
         inside = [host for host in replica.hosts if host in play]
         if inside and len(inside) < len(replica.hosts):
@@ -227,7 +279,7 @@ def rollout_plan(
         "waves": [[replica.head for replica in batch] for batch in batches],
         "change": [replica.head for replica in change],
         "unchanged": [replica.head for replica in same],
-        "admit": [replica.head for replica in same if "DRAIN" in _gateway_says(hostvars, gateways, replica.head)],
+        "admit": [replica.head for replica in same if DRAIN in _gateway_says(hostvars, gateways, replica.head)],
         "play": play,
         "wrong": wrong,
         "reboot": list(reboots),
@@ -235,6 +287,7 @@ def rollout_plan(
         "says": _say(
             batches, [replica.label for replica in same], len([r for r in replicas if set(r.hosts) & set(play)])
         )
+        + _say_unstaged({host: what for replica in change for host, what in replica.unstaged.items()})
         + _say_boots(reboots, waiting),
     }
 
@@ -262,7 +315,7 @@ def _batches(
         batches.append(batch)
         left = [replica for replica in left if replica not in batch]
         for replica in batch:
-            spare[replica.pool] += not replica.serves
+            spare[replica.pool] += not replica.serves and not replica.kept_out
     return batches, []
 
 
@@ -293,6 +346,14 @@ def _say(batches: list[list[Replica]], same: list[str], total: int) -> str:
     return (
         f"To replace: {count} of {total} replica{'s' if total > 1 else ''}, in {len(batches)} "
         f"wave{'s' if len(batches) > 1 else ''}: {waves}." + (f" {rest[0].upper()}{rest[1:]}." if same else "")
+    )
+
+
+def _say_unstaged(first: Mapping[str, str]) -> str:
+    """Tell of nodes that cannot be asked yet what would change there."""
+    return "".join(
+        f" {_names(hosts)} get{'s' if len(hosts) == 1 else ''} {what} first: what changes there is known then."
+        for what, hosts in _by_value(first)
     )
 
 
@@ -344,13 +405,22 @@ def rollout_gate(
     failed = failed_hosts(hostvars, plan, batch)
     if len(_together(hostvars, failed)) > max_failures:
         return f"{_names(_labels(hostvars, failed))} failed and rollout_max_failures is {max_failures}"
+    return rollout_shortage(hostvars, plan, batch, fleet, gateways=gateways)
+
+
+def rollout_shortage(
+    hostvars: Mapping[str, Any], plan: Mapping[str, Any], batch: list[str], fleet: list[str], *, gateways: list[str]
+) -> str:
+    """Say how many replicas would stay during the wave `batch`, where these are too few; empty otherwise."""
     replicas = replicas_of(hostvars, fleet, plan.get("play") or [], gateways)
     for replica in replicas:
         replica.serves = replica.serves and not set(plan.get("wrong") or []).intersection(replica.hosts)
     for pool in sorted({replica.pool for replica in replicas if set(batch).intersection(replica.hosts)}):
         members = [replica for replica in replicas if replica.pool == pool]
         going = [replica for replica in members if set(batch).intersection(replica.hosts)]
-        stay = [replica.label for replica in members if replica not in going and _serves_now(hostvars, replica)]
+        stay = [
+            replica.label for replica in members if replica not in going and _serves_now(hostvars, replica, gateways)
+        ]
         keep = _keep(hostvars, replicas, pool)
         if any(replica.serves for replica in going) and len(stay) < keep:
             return (
@@ -360,12 +430,16 @@ def rollout_gate(
     return ""
 
 
-def _serves_now(hostvars: Mapping[str, Any], replica: Replica) -> bool:
-    """What a replica does after the waves so far; its head answers for it."""
+def _serves_now(hostvars: Mapping[str, Any], replica: Replica, gateways: Iterable[str]) -> bool:
+    """What a replica does after the waves so far, as its head ended in them and as the gateways say by now."""
     outcome = _outcome(hostvars[replica.head])
-    if not outcome:
+    state = outcome.get("state")
+    if state is None or (state == "failed" and "serving" not in outcome):  # the waves have not touched it
         return replica.serves
-    return outcome.get("state") == "replaced" or bool(outcome.get("serving"))
+    says = _gateway_says(hostvars, gateways, replica.head)
+    if says and UP not in says:
+        return False
+    return state == "replaced" or bool(outcome.get("serving"))
 
 
 def rollout_verdict(hostvars: Mapping[str, Any], plan: Mapping[str, Any], host: str, *, max_failures: int) -> str:
@@ -425,5 +499,7 @@ class FilterModule:
             "rollout_hosts": rollout_hosts,
             "rollout_plan": rollout_plan,
             "rollout_serial": rollout_serial,
+            "rollout_shortage": rollout_shortage,
+            "rollout_unstaged": rollout_unstaged,
             "rollout_verdict": rollout_verdict,
         }

@@ -55,12 +55,17 @@ def module_of(action: str) -> str:
 
 
 def picked(action: str, result: Mapping[str, Any], *, failed: bool) -> dict[str, Any]:
-    """Take from a module's result what a report shows; of other modules only a failure's sentence."""
+    """Take from a module's result what a report shows; of other modules only what a failure says."""
     if module_of(action) == "set_fact":
         mark = ((result.get("ansible_facts") or {}).get("rollout_outcome") or {}).get("state")
         return {"mark": mark} if mark else {}
-    names = _PICKED.get(module_of(action), ("msg",) if failed else ())
-    return {name: result[name] for name in names if result.get(name) is not None}
+    names = _PICKED.get(module_of(action), ())
+    kept = {name: result[name] for name in names if result.get(name) is not None}
+    if failed:
+        kept |= {"msg": result["msg"]} if result.get("msg") is not None else {}
+        # Of other modules, too, as hf_snapshot's; a word of the same name is none of these.
+        kept |= {"failure": result["failure"]} if isinstance(result.get("failure"), Mapping) else {}
+    return kept
 
 
 def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -124,6 +129,7 @@ def _node(
     down: list[list[float]] = []
     last: dict[str, Mapping[str, Any]] = {}
     answers: list[Mapping[str, Any]] = []
+    right = False
     stopped: float | None = None  # for a reboot: it is without a server until the next start
     mark: str | None = None
     for one in results:
@@ -135,7 +141,7 @@ def _node(
         said = one["data"].get("results") or [] if module == "vllm_chat" else []
         # A request that only shows that the gateway finds the server is no measurement of the server.
         if said and len(said) >= len(answers) and task.get("role") not in ("gateway", "rollout"):
-            answers = said
+            answers, right = said, one["status"] == "ok"
         if one.get("asked"):
             stretches.append({"phase": "check", "from": begin, "to": end})
         elif module == "vllm_server" and (state or "started") == "started":
@@ -161,12 +167,15 @@ def _node(
     answered = next((a for a in answers if a.get("ttft") is not None), {})
     node = {
         "name": host,
-        "outcome": _node_outcome(host, run, last, failure),
+        "outcome": _node_outcome(host, run, last, failure, answered=right),
         "started": "started" in last or "asked" in last,
         "changed": bool(last.get("started", {}).get("changed")) or bool(restored),
         "release": release,
         "previous": confirmed.get("previous_release"),
         "differences": started.get("differences") or [],
+        "unstaged": bool(
+            run.get("check_mode") and last.get("started", {}).get("changed") and not started.get("actions")
+        ),
         "actions": started.get("actions") or [],
         "notes": started.get("notes") or [],
         "stages": started.get("stages") or [],
@@ -174,6 +183,7 @@ def _node(
         "ready": _ready(started),
         "ttft": answered.get("ttft"),
         "tokens_per_second": answered.get("tokens_per_second"),
+        "answered": right,
         "answers": [{name: a.get(name) for name in _ANSWER} for a in answers],
         "failure": failure,
         "timeline": timeline.joined(stretches),
@@ -221,8 +231,14 @@ def _failure(
     found = first["data"].get("failure")
     said = str(first["data"].get("msg") or "")
     if found:
-        return {**{name: found.get(name) for name in _FAILURE}, "log_file": first["data"].get("log_file")}
-    kind = "verification" if module_of(task["action"]) == "vllm_chat" else "task"
+        told = {**{name: found.get(name) for name in _FAILURE}, "log_file": first["data"].get("log_file")}
+        if told["cause"] is None:  # a module that says all of it in one sentence
+            told |= {"cause": said, "remedy": "" if told["remedy"] == said else told["remedy"]}
+        return told
+    # Whatever the image could not be had for, by modules that know no classes.
+    kind = "image_missing" if task.get("role") == "vllm_image" else "task"
+    if module_of(task["action"]) == "vllm_chat":
+        kind = "verification"
     cause = said or f"the task {task['name']!r} failed"
     ending = str(bad[-1]["data"].get("msg") or "") if bad[-1] is not first else ""
     rest = ending.removeprefix(f"{host}: ").removeprefix(said).strip()
@@ -230,7 +246,12 @@ def _failure(
 
 
 def _node_outcome(
-    host: str, run: Mapping[str, Any], last: Mapping[str, Mapping[str, Any]], failure: Mapping[str, Any] | None
+    host: str,
+    run: Mapping[str, Any],
+    last: Mapping[str, Mapping[str, Any]],
+    failure: Mapping[str, Any] | None,
+    *,
+    answered: bool,
 ) -> str:
     """One word: a key of summary.OUTCOMES. ``untouched`` becomes ``tried`` for a node whose GPUs were burned in."""
     if host in run.get("unreachable", ()):
@@ -245,7 +266,7 @@ def _node_outcome(
         return "untouched" if last["asked"]["data"].get("actions") else "unchanged"
     if host in (run.get("benchmarks") or {}):
         return "measured"
-    return "stopped" if last else "untouched"
+    return "stopped" if last else "answered" if answered else "untouched"
 
 
 def _deed(actions: Sequence[str]) -> str:

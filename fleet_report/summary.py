@@ -20,6 +20,7 @@ OUTCOMES = {
     "stopped": "stopped",
     "measured": "measured",
     "unchanged": "unchanged",
+    "answered": "answered as expected",
     "tried": "burned in",
     "untouched": "not reached",
 }
@@ -53,8 +54,8 @@ def lines(report: Mapping[str, Any], page: str | None = None) -> list[str]:
 
 def _calm(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line for a run that changed nothing."""
-    answered = [node for node in nodes if node["ttft"] is not None]
-    asked = [node for node in nodes if node["answers"]]
+    asked = [node for node in nodes if node["answered"]]
+    answered = [node for node in asked if node["ttft"] is not None]
     if not asked:
         return [f"{number(nodes)}, nothing to change."] if any(n["started"] for n in nodes) else []
     line = f"{number(nodes)}, nothing to change" if any(n["started"] for n in nodes) else ""
@@ -83,6 +84,8 @@ def _checked(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
 def differences(node: Mapping[str, Any]) -> str:
     """Name what differs on a node, in one line; ``deployed anew`` where there was no server."""
     found = node["differences"]
+    if node["unstaged"]:
+        return "what is staged first"  # it is not on the node yet, so nothing can be compared with it
     if not found:
         return "started again"
     if any(d["name"] == "state" and d["current"] is None for d in found):
@@ -91,7 +94,7 @@ def differences(node: Mapping[str, Any]) -> str:
 
 
 def _table(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
-    shown = [node for node in nodes if node["outcome"] not in ("unchanged", "untouched", "unreachable")]
+    shown = [node for node in nodes if node["outcome"] not in ("unchanged", "answered", "untouched", "unreachable")]
     if not any(node["started"] for node in shown):
         return []
     left = shown[_ROWS:] if len(shown) > _ROWS else []

@@ -32,8 +32,9 @@ _ROLES = {
 #: Task files of the roles rollout and gateway whose tasks take a server out or put it back, whatever they are called.
 _FILES = {"drain": "drain", "unanswered": "drain", "admit": "admit", "land": "admit", "refused": "admit"}
 #: Other task files of the role rollout.
-_OWN = frozenset({"failed", "gateways", "main", "plan", "replica", "settle", "verdict"})
-#: What a server's state in the rollout makes of tasks that its user has written (rollout_drain_tasks, ..._admit_tasks).
+_OWN = frozenset({"failed", "gateways", "left", "main", "plan", "replica", "settle", "verdict"})
+#: What a server's state in the rollout makes of tasks that its user has written (rollout_drain_tasks, ..._admit_tasks),
+#: and of those that drain and admit have in common.
 _MARKS = {"draining": "drain", "admitting": "admit"}
 _ACTIONS = {"vllm_drained": "drain", "vllm_chat": "verify", "reboot": "boot"}
 _STATES = {"restored": "restore", "started": "load", "stopped": "down", "absent": "down"}
@@ -55,7 +56,7 @@ def phase_of(task: Mapping[str, Any], state: str | None = None, mark: str | None
         return _FILES[file]
     if action in _ACTIONS:
         return _ACTIONS[action]
-    if role == "rollout" and mark in _MARKS and file not in _OWN:
+    if role in ("rollout", "gateway") and mark in _MARKS and file not in _OWN:
         return _MARKS[mark]
     return _ROLES.get(role, "check")
 

@@ -12,7 +12,7 @@ version_added: "0.1.0"
 description:
   - Asks a vLLM server for its running and waiting requests, or a gateway for the sessions it has open to a server, until
     there are none. Sends nothing away by itself; draining at the gateway comes first.
-  - Returns at once when there are none, or when the server is not there.
+  - Returns at once when there are none, when the server is not there, or when it does not tell (RV(unknown)).
   - With the action plugin of the same name one line per host and 30 seconds shows how many are left.
 options:
   url:
@@ -90,6 +90,10 @@ gone:
   description: Whether the server does not answer, or the gateway has no such server.
   returned: always
   type: bool
+unknown:
+  description: Whether the server answers without vLLM's counts, so that nobody can tell whether it is idle.
+  returned: always
+  type: bool
 stalled:
   description: Whether the wait ended because the requests that are counted do not move.
   returned: always
@@ -163,10 +167,10 @@ def main() -> None:
         )
     except SocketError as error:
         module.fail_json(msg=f"HAProxy {error}.")
-    except ValueError as error:
-        module.fail_json(msg=f"Cannot tell whether the server is idle: {error}.")
     result = drain.result(outcome)
-    if outcome.stalled:
+    if outcome.look.unknown:
+        result["msg"] = f"Nobody can tell whether the server is idle: {outcome.look.says}."
+    elif outcome.stalled:
         result["msg"] = (
             f"The server counts {outcome.look.says}, but its engine has not made a step for {outcome.unchanged:.0f} s: "
             "it hangs, or these are left over from requests that were aborted."

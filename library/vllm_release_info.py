@@ -61,6 +61,12 @@ releases:
   returned: always
   type: list
   elements: dict
+contents:
+  description:
+    - By their numbers, digests of what the releases are made of, without what may be each node's own (secrets, groups,
+      devices, paths). Nodes on which they are the same were given the same.
+  returned: always
+  type: dict
 current:
   description: The running server's record in short; null when it has none.
   returned: always
@@ -138,6 +144,7 @@ def gather(params: dict[str, Any], engine: Engine) -> dict[str, Any]:
     else:
         target = next((record for record in records if record["release"] == wanted), None)
     found["releases"] = [release.summary(record) for record in records]
+    found["contents"] = {str(record["release"]): release.common(record) for record in records}
     found["current"] = release.summary(current)
     found["engine_caches"] = engine_caches(node, records)
     if target:

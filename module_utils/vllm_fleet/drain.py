@@ -28,11 +28,15 @@ class Look:
     says: str
     progress: float | None = None
     gone: bool = False
+    #: Nobody can tell: it answers, but not with vLLM's counts. `requests` says nothing then.
+    unknown: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a wait ended. `drained` is False while requests are left; `stalled` when nobody works on them."""
+    """How a wait ended. `drained` is False while requests are left, or nobody can tell; `stalled` when nobody works on
+    them.
+    """
 
     drained: bool
     look: Look
@@ -42,9 +46,10 @@ class Outcome:
 
 
 def look_at_server(url: str) -> Look:
-    """Ask a vLLM server's /metrics; raises ValueError for a page of something else.
+    """Ask a vLLM server's /metrics. A server that is not there has nothing to lose.
 
-    A server that is not there has nothing to lose.
+    One that has no counts (an error there, `disable-log-stats`, another program) is not known to be idle, and never
+    will be.
     """
     target = urlsplit(url)
     kind = http.client.HTTPSConnection if target.scheme == "https" else http.client.HTTPConnection
@@ -61,11 +66,11 @@ def look_at_server(url: str) -> Look:
     finally:
         connection.close()
     if response.status != 200:
-        raise ValueError(f"{url}/metrics answered HTTP {response.status}")
+        return Look(0, f"{url}/metrics answered HTTP {response.status}", unknown=True)
     try:
         load = metrics.load(text)
     except ValueError as error:
-        raise ValueError(f"{url}/metrics is not vLLM's: {error}") from None
+        return Look(0, f"{url}/metrics is not vLLM's: {error}", unknown=True)
     return Look(load.requests, f"{load.running} running, {load.waiting} waiting", load.progress)
 
 
@@ -105,6 +110,8 @@ def wait(
         if seen.progress != progress:
             moved_at, progress = now, seen.progress
         idle = 0.0 if seen.progress is None else now - moved_at
+        if seen.unknown:
+            return Outcome(False, seen, now - start, idle)
         if seen.requests == 0:
             return Outcome(True, seen, now - start, idle)
         if seen.progress is not None and idle >= stall:
@@ -122,6 +129,7 @@ def result(outcome: Outcome) -> dict[str, Any]:
         "changed": False,
         "drained": outcome.drained,
         "gone": outcome.look.gone,
+        "unknown": outcome.look.unknown,
         "stalled": outcome.stalled,
         "requests": outcome.look.requests,
         "says": outcome.look.says,

@@ -192,6 +192,36 @@ def test_verify_asks_and_changes_nothing(site, two_releases):
     assert re.search(r"^2 nodes answered as expected, first token after .* tokens/s\.$", done.stdout, re.M)
 
 
+BERLIN = [{"name": "capital", "prompt": "What is the capital of France?", "expect": {"pattern": "Berlin"}}]
+
+
+def test_verify_fails_where_an_answer_is_wrong_or_nobody_answers(site, two_releases):
+    before = site.running("node1")
+    wrong = site.play("verify.yml", "-e", json.dumps({"vllm_server_verify": BERLIN}))
+    assert wrong.returncode == 2, wrong.stdout
+    assert "verification: " in wrong.stdout
+    assert "expected a match of /Berlin/" in wrong.stdout
+    site.fleet.exec("node2", ["docker", "stop", "-t", "1", "vllm"])
+    absent = site.play("verify.yml")
+    site.fleet.exec("node2", ["docker", "start", "vllm"])
+    assert absent.returncode == 2, absent.stdout
+    assert re.search(r"^2 nodes in .*: 1 answered as expected, 1 failed$", absent.stdout, re.M), absent.stdout
+    assert "node2: verification: " in absent.stdout
+    assert site.running("node1") == before
+
+
+def test_a_run_of_the_verification_alone_fails_for_what_is_wrong_and_for_nothing_else(site, two_releases):
+    before = site.running("node1")
+    for mode in ((), ("--check",)):
+        right = site.play("rollout.yml", "--tags", "verify", *mode, vllm_server_args={"max-model-len": 1024})
+        assert right.returncode == 0, right.stdout + right.stderr
+        wrong = site.play("rollout.yml", "--tags", "verify", *mode, "-e", json.dumps({"vllm_server_verify": BERLIN}))
+        assert wrong.returncode == 2, wrong.stdout
+        assert "expected a match of /Berlin/" in wrong.stdout
+    # It takes no lock, so it puts nothing back.
+    assert site.running("node1") == before
+
+
 def test_a_benchmark_goes_into_the_report(site, two_releases):
     refused = site.play("benchmark.yml", "-e", "benchmark_input_tokens=1000")
     assert refused.returncode != 0
@@ -237,6 +267,26 @@ def test_rollback_goes_back_to_the_record_and_not_to_the_inventory(site, two_rel
     assert [r["release"] for r in site.records("node2")] == [1, 2, 3]
 
 
+def test_a_rollout_that_ended_half_way_is_taken_back_where_it_came_to(site, two_releases):
+    site.deploy(vllm_server_args={"max-model-len": 256})
+    site.deploy("--limit", "node1", vllm_server_args={"max-model-len": 128})
+    half = site.play("rollback.yml")
+    assert half.returncode != 0
+    says = "node2 never had the release that node1 would go back from. Take that one back with --limit node1"
+    assert says in half.stdout, half.stdout
+    further = site.play("rollback.yml", "--check", "-e", "rollback_again=true")
+    assert further.returncode == 0, further.stdout + further.stderr
+    assert "5 -> 4: " in further.stdout and "4 -> 3: " in further.stdout
+
+    one = site.play("rollback.yml", "--limit", "node1")
+    assert one.returncode == 0, one.stdout + one.stderr
+    assert site.records("node1")[-1]["spec"]["args"]["max-model-len"] == 256
+    # Both serve the same now, and go on from there together.
+    both = site.play("rollback.yml", "--check")
+    assert both.returncode == 0, both.stdout + both.stderr
+    assert "6 -> 3: " in both.stdout and "4 -> 3: " in both.stdout
+
+
 def test_a_rollback_that_cannot_end_well_touches_nothing(site, two_releases):
     before = site.running("node1")
     gone = f"sed -i 's/sha256:[0-9a-f]*/sha256:{'0' * 64}/' {STATE}/vllm/releases/000002.json"
@@ -258,7 +308,7 @@ def test_a_rollback_that_cannot_end_well_touches_nothing(site, two_releases):
     )
     assert "Not what was recorded: vllm_server_args" in refused.stdout
     refused = site.play("rollback.yml", "-e", "rollback_to=9", "--limit", "node1")
-    assert "There is no release 9, known are 1, 2, 3" in refused.stdout
+    assert "There is no release 9, known are 1, 2, 3, 4, 5, 6" in refused.stdout
     assert site.running("node1") == before
 
 
@@ -278,7 +328,7 @@ def test_teardown_asks_and_keeps_the_records(site, two_releases):
     for node in ("node1", "node2"):
         assert site.running(node) == []
         assert not site.fleet.exec(node, caches).stdout
-        assert len(site.records(node)) == 3
+        assert len(site.records(node)) == {"node1": 6, "node2": 4}[node]
     assert site.table()["node1"][3:] == ["absent", NONE, NONE, NONE, "no server"]
     again = site.play(
         "teardown.yml", "-e", "teardown_confirm=yes", "-e", "teardown_remove_records=true", "--limit", "node1"

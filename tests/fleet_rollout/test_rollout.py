@@ -9,7 +9,9 @@ import threading
 import time
 from collections import Counter
 
+import docker
 import pytest
+import standin
 from load import Load
 from scene import ASK, KEY, TOKEN, Scene
 
@@ -99,6 +101,18 @@ def test_an_edit_is_predicted_and_nothing_is_touched(scene):
     assert scene.servers() == before
 
 
+def test_a_new_image_is_predicted_although_no_node_has_it_yet(scene):
+    before, scene.bad = scene.servers(), True
+    run = scene.deploy("--check", "--diff", vllm_image_tag="next").ok()
+    assert "4 of 4 replicas, in 3 waves: node1 | node2 | node3 and node4" in run.text, run.output
+    assert "node1, node2, node3 and node4 get the image first: what changes there is known then." in run.text
+    assert "Check: 4 of 4 nodes would change." in run.text
+    assert scene.servers() == before
+    # Where nothing is staged, not even for show, it will be missing.
+    run = scene.deploy("--check", "--tags", "rollout").failed()
+    assert "is not on this node (image_missing)" in run.text, run.output
+
+
 def test_what_cannot_work_is_refused_before_anything_is_touched(scene):
     before, scene.bad = scene.servers(), True
     run = scene.deploy("--tags", "rollout", vllm_server_args={"max-model-len": 600}, rollout_min_available=4).failed()
@@ -109,10 +123,12 @@ def test_what_cannot_work_is_refused_before_anything_is_touched(scene):
 
 def test_a_configuration_that_haproxy_refuses_never_replaces_the_old(scene):
     def config():
-        return scene.fleet.exec("gateway1", ["cat", "/etc/haproxy/vllm-fleet.cfg"]).stdout
+        return scene.fleet.exec("gateway1", ["sh", "-c", "ls /etc/haproxy; sha256sum /etc/haproxy/vllm-fleet*"]).stdout
 
     before, kept, scene.bad = scene.servers(), config(), True
     edit = {"vllm_server_args": {"max-model-len": 600}, "gateway_certificate": "/nowhere.pem"}
+    # Keys lie in a file of their own, and belong to the configuration that was checked with them.
+    edit["vllm_server_api_key"] = KEY[::-1]
     run = scene.deploy("--tags", "rollout", **edit).failed()
     assert run.recap("failed")["gateway1"] == 1, run.output
     assert "/nowhere.pem" in run.text
@@ -211,13 +227,21 @@ def test_a_bad_release_ends_at_the_canary_which_serves_again(scene, load, note, 
 
 
 def test_an_image_that_one_node_lacks_ends_the_run_before_anything_is_touched(scene, load):
-    before, image, scene.bad = scene.servers(), scene.server("node1")["Config"]["Image"], True
-    repository = image.partition(":")[0]
-    for node in ("node1", "node2", "node4"):
-        scene.fleet.exec(node, ["docker", "tag", image, f"{repository}:next"])
-    run = scene.deploy(vllm_image_tag="next", vllm_image_expected_id="").failed()
-    assert run.recap("failed")["node3"] == 1, run.output
+    before, scene.bad = scene.servers(), True
+    client = docker.from_env()
+    other = standin.build_image(client, "openai")
+    scene.fleet.load([other], ["node1", "node2", "node4"])
+    edit = {"vllm_image_tag": other.partition(":")[2], "vllm_image_expected_id": client.images.get(other).id}
+    with Watch(scene) as watch:
+        run = scene.deploy(**edit).failed()
+    assert run.recap("failed") == {"node1": 0, "node2": 0, "node3": 1, "node4": 0}, run.output
+    assert "node3: image_missing: " in run.text, run.output
+    assert "/nowhere.tar" in run.text
     assert scene.servers() == before
+    assert watch.fewest == len(ALL)
+    table = scene.deploy(playbook="playbooks/status.yml").ok()
+    assert len(re.findall(r"^ *node\d .* running +ready ", table.output, re.M)) >= 3, table.output
+    assert re.search(r"node3 .*image_missing: ", table.output), table.output
 
 
 def test_a_killed_controller_and_a_node_without_power_leave_nothing_that_the_next_run_does_not_mend(scene, load, note):
@@ -271,6 +295,18 @@ def test_hooks_and_a_limit_while_ssh_is_cut(scene, load, tmp_path):
     after = scene.servers()
     assert {node for node in ALL if after[node] != before[node]} == {"node3"}
     assert all_up(scene)
+
+
+def test_a_server_that_an_administrator_keeps_out_is_replaced_and_stays_out(scene, load):
+    before, scene.bad = scene.servers(), True
+    scene.fleet.exec("gateway1", ["python3", "-c", ASK, "set server acme_tiny/node4 state maint"])
+    env = {"STANDIN_START_SECONDS": "0.6", "STANDIN_TOKEN_DELAY": "0.02"}
+    run = scene.deploy("--limit", "node4", vllm_server_env=env).ok()
+    assert "node4 is in state MAINT at gateway1, where it stays" in run.text, run.output
+    assert scene.server("node4")["Id"] != before["node4"]
+    assert scene.gateway()["node4"] == "MAINT"
+    scene.fleet.exec("gateway1", ["python3", "-c", ASK, "set server acme_tiny/node4 state ready"])
+    scene.until(lambda: all_up(scene), "all up")
 
 
 def test_secrets_are_nowhere(scene):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
+import threading
+
 import pytest
 
 from ansible.module_utils.vllm_fleet import drain, haproxy, metrics
@@ -84,6 +88,46 @@ def test_metrics_are_summed_over_the_engines():
 def test_a_page_of_something_else_is_no_answer(page):
     with pytest.raises(ValueError, match="num_requests_waiting"):
         metrics.load(page)
+
+
+@pytest.fixture
+def page():
+    """An HTTP server; gives its URL for a status and a body."""
+    with contextlib.ExitStack() as stack:
+
+        def serve(status, body):
+            class Handler(http.server.BaseHTTPRequestHandler):
+                def do_GET(self):
+                    self.send_response(status)
+                    self.end_headers()
+                    self.wfile.write(body.encode())
+
+                def log_message(self, *_):
+                    pass
+
+            server = stack.enter_context(http.server.HTTPServer(("127.0.0.1", 0), Handler))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}"
+
+        yield serve
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "says"),
+    [(404, "", "answered HTTP 404"), (503, PAGE, "answered HTTP 503"), (200, "up 1\n", "is not vLLM's: no vllm:num_")],
+)
+def test_a_server_without_the_counts_is_not_waited_for_and_not_called_idle(page, status, body, says):
+    look = drain.look_at_server(page(status, body))
+    assert look.unknown and says in look.says
+    outcome = wait([look])
+    told = drain.result(outcome)
+    assert (told["drained"], told["unknown"], told["gone"], told["elapsed"]) == (False, True, False, 0.0)
+
+
+def test_a_server_with_its_counts_is_known(page):
+    look = drain.look_at_server(page(200, PAGE))
+    assert (look.requests, look.unknown) == (7, False)
 
 
 STAT = """\

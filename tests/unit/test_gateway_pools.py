@@ -32,6 +32,21 @@ def find(*hosts, ports=None, port=8080):
     return pools.gateway_pools(hostvars, names, "gw", port=port, ports=ports or {}, offset=10000)
 
 
+def test_where_an_administrator_keeps_a_server_out():
+    def look(gateway, *states):
+        servers = [{"name": name, "status": status} for name, status in states]
+        return {"item": gateway, "servers": servers}
+
+    looks = [
+        look("gw1", ("n1", "MAINT"), ("n2", "UP")),
+        look("gw2", ("n1", "DRAIN"), ("n2", "MAINT")),
+        look("gw3", ("n1", "MAINT (resolution)"), ("n2", "MAINT (via a/b)")),
+        {"item": "gw4", "unreachable": True},
+    ]
+    assert pools.gateway_kept_out(looks, "n1") == ["gw1"]
+    assert pools.gateway_kept_out(looks, "n2") == ["gw2"]
+
+
 def test_one_pool():
     found = find(host("n1"), host("n2", vllm_server_port=8001, gateway_server_address="10.0.0.2"))
     assert found["problems"] == []

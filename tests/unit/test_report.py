@@ -158,6 +158,65 @@ def test_a_verification_alone_is_one_line():
     assert terminal.lines(report) == ["2 nodes answered as expected, first token after 20 ms, 40.0 tokens/s."]
 
 
+def test_a_verification_that_finds_a_wrong_answer_counts_the_right_ones():
+    run = Run(3)
+    wrong = {"msg": "expected a match of /Paris/.", "results": answers()}
+    asked = {
+        "node1": (0.5, "ok", {"results": answers()}),
+        "node2": (0.5, "failed", wrong),
+        "node3": (0.5, "failed", {"msg": "refused"}),
+    }
+    run.task("Verify", "vllm_server", "vllm_chat", asked)
+    # Its task was rescued and nothing came of it: still no answer as expected.
+    assert terminal.lines(report_of(run))[0].startswith("1 node answered as expected, ")
+    report = report_of(run, failed=["node2", "node3"])
+    assert report["outcome"] == {"answered": 1, "failed": 2}
+    assert not build.worth_a_page(report)
+    head, *told = terminal.lines(report)
+    assert head.endswith(": 1 answered as expected, 2 failed")
+    assert told == ["node2: verification: expected a match of /Paris/.", "node3: verification: refused"]
+
+
+def test_the_class_of_what_cannot_be_staged_is_told():
+    """Of any module that names one; hf_snapshot says all of it in one sentence."""
+    says = "Repository acme/none was not found. Correct hf_cache_repo_id."
+    result = {"msg": says, "failure": {"class": "model_not_found", "evidence": ["404"], "remedy": says}, "path": "/x"}
+    kept = build.picked("hf_snapshot", result, failed=True)
+    assert kept == {"msg": says, "failure": result["failure"]}
+    assert build.picked("hf_swarm", {"msg": "no", "failure": "a word"}, failed=True) == {"msg": "no"}
+    assert build.picked("hf_snapshot", result, failed=False) == {}
+    run = Run(1)
+    run.play("hf_cache")
+    run.task("Copy", "hf_cache", "hf_snapshot", {"node1": (1.0, "failed", kept)})
+    (one,) = report_of(run, failed=["node1"])["nodes"]
+    told = one["failure"]
+    assert (told["class"], told["cause"], told["evidence"], told["remedy"]) == ("model_not_found", says, ["404"], "")
+
+
+def test_an_image_that_cannot_be_had_is_missing():
+    run = Run(1)
+    run.play("vllm_image")
+    run.task("Load", "vllm_image", "long_command", {"node1": (1.0, "failed", {"msg": "no such file"})})
+    failure = report_of(run, failed=["node1"])["nodes"][0]["failure"]
+    assert (failure["class"], failure["cause"]) == ("image_missing", "no such file")
+
+
+def test_a_check_run_says_what_is_brought_before_it_can_be_compared():
+    run = Run(2)
+    run.play("vllm_server")
+    data = {"actions": [], "differences": [], "failure": {"class": "image_missing"}}
+    run.task("Run", "vllm_server", "vllm_server", {"node1": (0.5, "ok", data)}, state="started", changed=True)
+    run.task("Run", "vllm_server", "vllm_server", {"node2": (0.5, "ok", {})}, state="started")
+    lines = terminal.lines(report_of(run, check_mode=True))
+    assert lines == ["Check: 1 of 2 nodes would change.", "  node1: what is staged first"]
+
+
+def test_a_look_at_the_gateway_belongs_to_what_follows():
+    marks = {None: "check", "draining": "drain", "admitting": "admit"}
+    task = {"action": "gateway_info", "role": "gateway", "file": "look"}
+    assert {mark: timeline.phase_of(task, None, mark) for mark in marks} == marks
+
+
 def test_a_run_about_no_server_says_nothing():
     run = Run(2)
     run.play("docker_engine")

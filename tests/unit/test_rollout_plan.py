@@ -249,13 +249,99 @@ def test_one_that_nobody_verified_serves_if_a_gateway_sends_it_requests():
     assert made["waves"] == [["node1"], ["node2"]]
 
 
+@pytest.mark.parametrize("state", ["MAINT", "DOWN", "DOWN 1/2", "DRAIN", "MAINT (resolution)"])
+def test_a_server_that_the_gateway_does_not_use_is_none_that_stays(state):
+    hosts = fleet(EDIT, EDIT)
+    hosts["gw"] = seen(node1=state, node2="UP")
+    made = plan(hosts, gateways=["gw"], waves=["100%"])
+    if state == "MAINT":  # it will not serve afterwards either
+        assert "1 of 2 replicas of m serve (node2)" in made["problems"][0]
+    else:  # nothing is lost with it, and then it serves
+        assert (made["problems"], made["waves"]) == ([], [["node1"], ["node2"]])
+    hosts = fleet(SAME, EDIT)
+    hosts["gw"] = seen(node1=state, node2="UP")
+    made = plan(hosts, gateways=["gw"])
+    if state == "DRAIN":  # of a killed run: this one admits it first
+        assert (made["problems"], made["admit"], made["waves"]) == ([], ["node1"], [["node2"]])
+    else:
+        assert "1 of 2 replicas of m serve (node2)" in made["problems"][0]
+
+
+def test_gateways_of_which_one_uses_a_server_are_enough():
+    hosts = fleet(SAME, EDIT)
+    hosts |= {"gw1": seen(node1="MAINT", node2="UP"), "gw2": seen(node1="UP", node2="UP")}
+    assert plan(hosts, gateways=["gw1", "gw2"])["waves"] == [["node2"]]
+
+
+# --- check mode, where staging has only said what it would bring
+
+
+def refused(failure_class, container="running", confirmed=True):
+    """What vllm_server says where something is missing, its task not failed for it."""
+    there = {"status": container} if container else None
+    return {
+        "actions": [],
+        "failed": False,
+        "failure": {"class": failure_class},
+        "confirmed": confirmed,
+        "container": there,
+    }
+
+
+GONE = {"__vllm_image_probe": {"present": False}}
+TAGGED = {"vllm_image_tag": "v2", "__vllm_image_probe": {"present": True, "tags_moved": ["v2"], "image_ref": "i:v2"}}
+ALSO = {"vllm_image_tag": "v2", "__vllm_image_probe": {"present": True, "tags_moved": ["old"], "image_ref": "i:v2"}}
+PINNED = {**TAGGED, "__vllm_image_probe": {**TAGGED["__vllm_image_probe"], "image_ref": "i@sha256:1"}}
+EMPTY = {"__hf_cache_probe": {"complete": False}}
+BARE = {"__docker_engine": {"running": False, "sdk": False}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "found", "first"),
+    [
+        (refused("image_missing"), GONE, "the image"),
+        # A tag that moves: compared was what has it today.
+        (SAME, GONE, "the image"),
+        (refused("image_missing"), TAGGED, "the image"),
+        (SAME, TAGGED, "the image"),
+        (SAME, ALSO, ""),
+        (SAME, PINNED, ""),
+        (refused("cache_miss_offline"), EMPTY, "the weights"),
+        (refused("cache_incomplete"), EMPTY, "the weights"),
+        (refused("unknown", None, False), BARE, "the engine"),
+        # With --tags rollout nothing was staged, not even for show.
+        (refused("image_missing"), {}, ""),
+        # Neither of these will be mended by what is brought.
+        (refused("bad_argument"), EMPTY | BARE, ""),
+        (refused("bad_argument"), GONE, ""),
+        ({"failed": True, "msg": "died"}, GONE, ""),
+        (SAME, EMPTY, ""),
+        (None, {}, ""),
+    ],
+)
+def test_what_is_not_there_because_staging_only_pretended(answer, found, first):
+    assert rollout.rollout_unstaged(answer, found) == first
+
+
+def test_a_check_run_plans_what_it_cannot_compare_yet():
+    hosts = fleet(refused("image_missing"), refused("image_missing"), SAME)
+    for name in ("node1", "node2"):
+        hosts[name] |= GONE
+    made = plan(hosts, check_mode=True)
+    assert (made["problems"], made["waves"]) == ([], [["node1"], ["node2"]])
+    assert made["says"].endswith("node1 and node2 get the image first: what changes there is known then.")
+    # For real, staging has brought it; what is missing now is missing.
+    hosts["node1"]["__vllm_server_started"] = refused("image_missing") | {"failed": True}
+    assert "node1 could not be asked" in plan(hosts)["problems"][0]
+
+
 # --- between the waves
 
 
-def gate(hosts, batch, max_failures=0):
-    every = list(hosts)
-    made = plan(hosts, waves=[1])
-    return rollout.rollout_gate(hosts, made, batch, every, gateways=[], max_failures=max_failures)
+def gate(hosts, batch, max_failures=0, gateways=()):
+    every = [host for host in hosts if host.startswith("node")]
+    made = plan(hosts, waves=[1], gateways=gateways)
+    return rollout.rollout_gate(hosts, made, batch, every, gateways=list(gateways), max_failures=max_failures)
 
 
 def outcome(state, **more):
@@ -271,6 +357,7 @@ def outcome(state, **more):
         (outcome("failed", serving=True), 1, ""),
         # Lost on the way: its connection was.
         (outcome("replacing"), 0, "node1 failed"),
+        (outcome("draining"), 0, "node1 failed"),
     ],
 )
 def test_a_wave_begins_only_after_a_good_one(first, max_failures, says):
@@ -285,6 +372,44 @@ def test_a_wave_does_not_begin_when_failures_have_left_too_few():
     hosts = fleet(EDIT, EDIT, EDIT, rollout_min_available=2)
     hosts["node1"]["rollout_outcome"] = outcome("failed", serving=False)
     assert gate(hosts, ["node2"], 2) == "only 1 replica of m would stay (node3) and rollout_min_available is 2"
+
+
+@pytest.mark.parametrize(
+    ("states", "first", "stays"),
+    [
+        ({"node1": "UP", "node3": "UP"}, outcome("replaced", serving=True), "node1 and node3"),
+        # Gone since the plan, each in its way; node1 is of the wave before.
+        ({"node1": "UP", "node3": "DOWN"}, outcome("replaced", serving=True), "node1"),
+        ({"node1": "UP", "node3": "DRAIN"}, outcome("replaced", serving=True), "node1"),
+        ({"node1": "DOWN", "node3": "UP"}, outcome("replaced", serving=True), "node3"),
+        ({"node1": "MAINT", "node3": "UP"}, outcome("replaced", serving=True), "node3"),
+        ({}, outcome("replaced", serving=True), "node1 and node3"),
+    ],
+)
+def test_before_a_wave_the_gateways_say_who_stays(states, first, stays):
+    hosts = fleet(EDIT, EDIT, SAME, rollout_min_available=2)
+    made = plan(hosts, waves=[1])
+    hosts["node1"]["rollout_outcome"] = first
+    hosts["gw"] = seen(node2="UP", **states) if states else {"__gateway_probe": {"unreachable": True}}
+    every = ["node1", "node2", "node3"]
+    says = rollout.rollout_gate(hosts, made, ["node2"], every, gateways=["gw"], max_failures=0)
+    few = rollout.rollout_shortage(hosts, made, ["node2"], every, gateways=["gw"])
+    assert says == few
+    assert few == (
+        "" if " and " in stays else f"only 1 replica of m would stay ({stays}) and rollout_min_available is 2"
+    )
+
+
+def test_a_wave_that_did_not_begin_is_a_failure_of_its_own_and_its_servers_go_on():
+    hosts = fleet(EDIT, EDIT, EDIT, rollout_min_available=2)
+    made = plan(hosts, waves=[1])
+    hosts["localhost"] = {"rollout_plan": made}
+    hosts["node1"]["rollout_outcome"] = outcome("replaced", serving=True)
+    hosts["node2"]["rollout_outcome"] = outcome("failed", msg="It was not touched: only 1 would stay.")
+    assert rollout.rollout_failed(hosts) == ["node2"]
+    every = ["node1", "node2", "node3"]
+    assert rollout.rollout_gate(hosts, made, ["node3"], every, gateways=[], max_failures=0).startswith("node2 failed")
+    assert rollout.rollout_gate(hosts, made, ["node3"], every, gateways=[], max_failures=1) == ""
 
 
 def test_the_verdict_says_how_far_it_came():

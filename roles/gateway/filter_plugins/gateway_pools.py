@@ -12,6 +12,7 @@ NAME = r"[A-Za-z0-9_.:-]+"
 SERVED_NAME = "served-model-name"
 PORT = 8000  # default of the role vllm_server
 LOOPBACK = "127.0.0.1"  # likewise
+MAINT = "MAINT"
 WILDCARDS = ("0.0.0.0", "::", "*")  # noqa: S104 - names of what a server may listen on, nothing is bound here
 
 
@@ -41,6 +42,18 @@ def gateway_place(hostvars: Mapping[str, Any], hosts: Iterable[str], host: str) 
     head = replica_head(hostvars, hosts, host)
     model = served_names(hostvars[head])[0]
     return {"backend": backend_name(model), "server": head, "model": model, "head": head == host}
+
+
+def gateway_kept_out(looks: Iterable[Mapping[str, Any]], server: str) -> list[str]:
+    """The gateways at which an administrator has put a server into MAINT; `looks` is a loop of gateway_info over them.
+
+    HAProxy calls a server without an address MAINT, too, with the reason after the word.
+    """
+    return [
+        look["item"]
+        for look in looks
+        if any((entry["name"], entry["status"]) == (server, MAINT) for entry in look.get("servers") or [])
+    ]
 
 
 def _is_loopback(address: str) -> bool:
@@ -168,6 +181,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name them."""
         return {
+            "gateway_kept_out": gateway_kept_out,
             "gateway_local_url": gateway_local_url,
             "gateway_place": gateway_place,
             "gateway_pools": gateway_pools,

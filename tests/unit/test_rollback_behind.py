@@ -1,0 +1,102 @@
+"""Whom a rollback of all would take back too far: tables of what the nodes remember."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from ansible.module_utils.vllm_fleet import release
+
+SOURCE = Path(__file__).resolve().parents[2] / "roles" / "rollback" / "filter_plugins" / "rollback_behind.py"
+spec = importlib.util.spec_from_file_location("rollback_behind", SOURCE)
+rollback = sys.modules["rollback_behind"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(rollback)
+
+
+def node(*served, restores=None):
+    """What vllm_release_info returns for releases (run, content); the last one runs."""
+    releases = [{"release": n, "run": run, "restores": None} for n, (run, _) in enumerate(served, 1)]
+    if restores:
+        releases[-1]["restores"] = restores
+    contents = {str(n): content for n, (_, content) in enumerate(served, 1)}
+    return {"releases": releases, "current": releases[-1] if releases else None, "contents": contents}
+
+
+Z, A, B, C = ("r0", "z"), ("r1", "a"), ("r2", "b"), ("r3", "c")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ahead", "behind"),
+    [
+        ([node(Z, A), node(Z, A)], [], []),
+        ([node(Z, A, B), node(Z, A, B)], [], []),
+        # Killed, or ended at a canary: the others would go to Z.
+        ([node(Z, A, B), node(Z, A), node(Z, A)], [1], [2, 3]),
+        ([node(Z, A, B), node(Z, A, B), node(Z, A)], [1, 2], [3]),
+        # Twice in a row.
+        ([node(Z, A, B, C), node(Z, A)], [1], [2]),
+        ([node(Z, A, B, C), node(Z, A, B), node(Z, A)], [1], [2, 3]),
+        # A rollout that a second run has finished, and one that was made node by node: nobody is behind.
+        ([node(Z, A, B), node(Z, A, ("r9", "b"))], [], []),
+        ([node(("r1", "a"), ("r2", "b")), node(("r3", "a"), ("r4", "b"))], [], []),
+        # The release before was finished by a second run, the newest one was not: its content tells.
+        ([node(Z, A, B), node(Z, ("r1b", "a"))], [1], [2]),
+        # Nodes that have nothing in common but the run: theirs tells.
+        ([node(("r0", "z1"), ("r1", "a1"), ("r2", "b1")), node(("r0", "z2"), ("r1", "a2"))], [1], [2]),
+        # Added later, with what the others have; pools of their own; nothing recorded.
+        ([node(Z, A, B), node(("r5", "b"))], [], []),
+        ([node(Z, A, B), node(("r0x", "y"), ("r1x", "x"))], [], []),
+        ([node(Z, A, B), node()], [], []),
+        # Everybody went back: what was before that is past.
+        ([node(Z, A, B, ("r4", "a"), restores=2), node(Z, A, B, ("r4", "a"), restores=2)], [], []),
+        ([node(Z, A, B, ("r4", "a"), restores=2), node(Z, A, B)], [2], [1]),
+        # The canary of a rollout went back alone, to what the others have.
+        ([node(Z, A, B, ("r4", "a"), restores=2), node(Z, A)], [], []),
+        # Half of the nodes went back, and they have nothing in common but the runs.
+        (
+            [
+                node(("r0", "z1"), ("r1", "a1"), ("r2", "b1"), ("r4", "a1"), restores=2),
+                node(("r0", "z2"), ("r1", "a2"), ("r2", "b2")),
+            ],
+            [2],
+            [1],
+        ),
+        # Without run ids, as when the callback is switched off.
+        ([node((None, "a"), (None, "b")), node((None, "a"), (None, "b"))], [], []),
+        ([node((None, "z"), (None, "a"), (None, "b")), node((None, "z"), (None, "a"))], [1], [2]),
+    ],
+)
+def test_who_is_behind(nodes, ahead, behind):
+    known = {f"node{n}": one for n, one in enumerate(nodes, 1)}
+    told = rollback.rollback_behind(known, {})
+    assert told == {"ahead": [f"node{n}" for n in ahead], "behind": [f"node{n}" for n in behind]}
+
+
+def test_of_a_server_over_several_nodes_its_newest_change_counts():
+    """A change of one of its nodes gives that node alone another release."""
+    known = {"node1": node(Z, A, B), "node2": node(Z, A), "node3": node(Z, A, B)}
+    pair = {"node1": "big", "node2": "big", "node3": ""}
+    assert rollback.rollback_behind(known, pair) == {"ahead": [], "behind": []}
+    known["node3"] = node(Z, A)
+    assert rollback.rollback_behind(known, pair) == {"ahead": ["node1", "node2"], "behind": ["node3"]}
+
+
+def test_what_releases_of_different_nodes_have_in_common():
+    def record(**more):
+        own = {
+            "model": "m",
+            "args": {"max-model-len": 1},
+            "env": {"A": "1", "KEY": "fingerprint x"},
+            "secrets": ["KEY"],
+        }
+        made = {"groups": ["44"], "volumes": ["/x:/y"], **own, **more}
+        return {"spec": made, "image": {"reference": "i:1", "id": "sha256:1", "digests": []}, "model": {"commit": "c"}}
+
+    one = release.common(record())
+    env = {"A": "1", "KEY": "fingerprint y"}
+    assert release.common(record(env=env, groups=["991"], volumes=["/z:/y"])) == one
+    for other in ({"args": {"max-model-len": 2}}, {"env": {"A": "2"}, "secrets": []}, {"model": "n"}):
+        assert release.common(record(**other)) != one
