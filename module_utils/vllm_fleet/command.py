@@ -100,6 +100,9 @@ def normalise_args(args: Mapping[str, object]) -> dict[str, FlagValue | None]:
 
 
 def _value(name: str, value: object) -> FlagValue | None:
+    if "." in name and isinstance(value, (bool, list, tuple)):
+        # A field of a config object takes the one word after it, as JSON (vLLM's FlexibleArgumentParser).
+        return json.dumps(value, separators=(",", ":"))
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, Mapping):
@@ -229,7 +232,7 @@ def unknown_flags(args: Mapping[str, object], known: frozenset[str]) -> list[str
         if value is None or name.startswith("-"):
             continue
         head = name.partition(".")[0]
-        if value is False and head == name:
+        if value is False:
             # Not every switch has the other direction.
             if f"no-{name}" not in known:
                 out.append(f"no-{name}" if name in known else name)

@@ -70,6 +70,7 @@ class Bed:
             "any_errors_fatal": variables.pop("fatal", True),
             "roles": [{"role": "hf_cache"}],
         }
+        mode = ["--check"] if variables.pop("check", False) else []
         path = self.folder / "play.yml"
         path.write_text(json.dumps([play]))
         settings = {
@@ -83,7 +84,7 @@ class Bed:
             **variables,
         }
         program = str(Path(sys.executable).with_name("ansible-playbook"))
-        return [program, "-i", f"{self.fleet.directory}/inventory.yml", "-e", json.dumps(settings), str(path)]
+        return [program, *mode, "-i", f"{self.fleet.directory}/inventory.yml", "-e", json.dumps(settings), str(path)]
 
     def start(self, repo_id: str, **variables: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -214,6 +215,13 @@ def test_a_swarm_brings_it_to_every_node_and_a_second_run_finds_it(bed: Bed, tmp
     # What the time of a unit has ended is not started again: at the end there is none.
     bed.sh("node1", shlex.join(service_argv("vllm-fleet-over", ["sleep", "99"], seconds=1, log="/tmp/over")))
     before = bed.sh("node1", f"cd {HF} && find . -path ./.vllm-fleet -prune -o -printf '%p %i %T@ %m %s %l\\n' | sort")
+    # Check mode says who would change, and touches nobody.
+    look = f"find {HF} -path '*/hub*' -o -name staging; systemctl list-units --all --no-legend --plain 'vllm-fleet-swarm*'"
+    untouched = {node: bed.sh(node, look) for node in NODES}
+    output = bed.run(model.repo_id, check=True)
+    assert [node for node in NODES if re.search(rf"^{node} .* changed=[1-9].* failed=0 ", output, re.MULTILINE)] == NODES[1:]
+    assert {node: bed.sh(node, look) for node in NODES} == untouched
+
     output = bed.run(model.repo_id)
     for node in ("node2", "node3"):
         assert f"[{node}] {model.repo_id}: all 16.0 MB there" in output

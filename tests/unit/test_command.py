@@ -27,6 +27,12 @@ OLD = ["python3", "-m", "vllm.entrypoints.openai.api_server"]
             ["--speculative-config", '{"method":"mtp","num_speculative_tokens":1}'],
         ),
         ({"compilation_config.cudagraph_mode": "none"}, ["--compilation-config.cudagraph_mode", "none"]),
+        ({"compilation-config.use_inductor": True}, ["--compilation-config.use_inductor", "true"]),
+        ({"compilation-config.use_inductor": False}, ["--compilation-config.use_inductor", "false"]),
+        (
+            {"compilation-config.cudagraph_capture_sizes": [1, 2]},
+            ["--compilation-config.cudagraph_capture_sizes", "[1,2]"],
+        ),
         ({"seed": -1}, ["--seed=-1"]),
         ({"gpu-memory-utilization": 0.9, "dtype": "auto"}, ["--dtype", "auto", "--gpu-memory-utilization", "0.9"]),
     ],
