@@ -216,10 +216,14 @@ def test_a_swarm_brings_it_to_every_node_and_a_second_run_finds_it(bed: Bed, tmp
     bed.sh("node1", shlex.join(service_argv("vllm-fleet-over", ["sleep", "99"], seconds=1, log="/tmp/over")))
     before = bed.sh("node1", f"cd {HF} && find . -path ./.vllm-fleet -prune -o -printf '%p %i %T@ %m %s %l\\n' | sort")
     # Check mode says who would change, and touches nobody.
-    look = f"find {HF} -path '*/hub*' -o -name staging; systemctl list-units --all --no-legend --plain 'vllm-fleet-swarm*'"
+    look = (
+        f"find {HF} -path '*/hub*' -o -name staging; systemctl list-units --all --no-legend --plain 'vllm-fleet-swarm*'"
+    )
     untouched = {node: bed.sh(node, look) for node in NODES}
     output = bed.run(model.repo_id, check=True)
-    assert [node for node in NODES if re.search(rf"^{node} .* changed=[1-9].* failed=0 ", output, re.MULTILINE)] == NODES[1:]
+    assert [
+        node for node in NODES if re.search(rf"^{node} .* changed=[1-9].* failed=0 ", output, re.MULTILINE)
+    ] == NODES[1:]
     assert {node: bed.sh(node, look) for node in NODES} == untouched
 
     output = bed.run(model.repo_id)
