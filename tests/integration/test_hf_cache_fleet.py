@@ -337,17 +337,13 @@ def test_a_corrupt_seed_is_named_and_nothing_is_spread_until_it_is_repaired(bed:
 
 def test_the_seed_alone_downloads_through_a_bad_hub_and_a_disk_fills_up_meanwhile(bed: Bed, tmp_path: Path) -> None:
     wheels = tmp_path / "wheels"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "download", "-q", "-d", str(wheels), "huggingface_hub==2.4.0"], check=True
-    )
-    node = bed.fleet.node("node1").container
-    docker("cp", str(wheels), f"{node}:/opt/wheels")
-    docker(
-        "cp",
-        "-",
-        f"{node}:/",
-        stdin=tar_of({"/etc/pip.conf": ("[global]\nno-index = true\nfind-links = /opt/wheels\n", 0o644, 0)}),
-    )
+    for python in ("3.11", "3.13"):  # of Debian 12 and 13
+        fetch = [sys.executable, "-m", "pip", "download", "-q", "-d", str(wheels), "--only-binary", ":all:"]
+        subprocess.run([*fetch, "--python-version", python, "huggingface_hub==2.4.0"], check=True)
+    pip = tar_of({"/etc/pip.conf": ("[global]\nno-index = true\nfind-links = /opt/wheels\n", 0o644, 0)})
+    for node in bed.fleet.nodes:
+        docker("cp", str(wheels), f"{node.container}:/opt/wheels")
+        docker("cp", "-", f"{node.container}:/", stdin=pip)
     gateway = json.loads(docker("network", "inspect", bed.fleet.name))[0]["IPAM"]["Config"][0]
     host = gateway.get("Gateway") or re.sub(r"\.0/24$", ".1", gateway["Subnet"])
     files = model_files(4, MB)
@@ -409,6 +405,18 @@ def test_the_seed_alone_downloads_through_a_bad_hub_and_a_disk_fills_up_meanwhil
         assert bed.received("node3") - begin < total
         assert int(bed.sh("node3", f"ls {SMALL}/hub/models--org--model/snapshots/{COMMIT} | wc -l")) == len(files)
         assert set(hub.callers) == {bed.fleet.node("node1").address}
+
+        # Told so, every node downloads by itself.
+        hub.callers.clear()
+        each = {**source, "hf_cache_distribution": "hub", "hf_cache_path": "/srv/each", "hf_cache_create": True}
+        output = bed.run("org/model", **each)
+        assert set(hub.callers) == {node.address for node in bed.fleet.nodes}
+        assert "Start tracker" not in output
+        for name in NODES:
+            assert int(bed.sh(name, f"ls /srv/each/hub/models--org--model/snapshots/{COMMIT} | wc -l")) == len(files)
+            assert bed.sh(name, f"grep -rlF {CANARY} /srv/each || true") == ""
+            bed.sh(name, "rm -r /srv/each")
+        assert not re.search(r"failed=[1-9]", output)
     for name in NODES:
         assert bed.sh(name, f"grep -rlF {CANARY} /home/ops /root /tmp /run/vllm-fleet /etc 2>/dev/null || true") == (
             f"{HF}/token" if name == "node1" else ""
