@@ -1,0 +1,61 @@
+"""The habits of the project that a machine can hold: help, changelog, workflows, the execution environment."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+SEMVER = r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?"
+FRAGMENTS = sorted(p for p in (ROOT / "changelogs/fragments").iterdir() if p.name != "README.md")
+LAST_LINE = re.compile(r"Restarts servers: (no|(yes,|only) .+)\.")
+
+
+def run(*words, cwd=ROOT):
+    done = subprocess.run(words, capture_output=True, text=True, cwd=cwd, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# make
+
+
+def test_make_alone_prints_every_target_and_does_nothing_else():
+    told = run("make")
+    targets = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    for target in targets:
+        assert re.search(rf"^  {target} +\S", told, re.MULTILINE), f"{target} has no line in `make help`"
+    commands = run("make", "--dry-run").replace("\\\n", " ").strip().splitlines()
+    assert all(line.lstrip().startswith(("awk ", "printf ")) for line in commands), commands
+
+
+# Changelog
+
+
+@pytest.mark.parametrize("path", FRAGMENTS, ids=lambda path: path.name)
+def test_a_fragment_says_what_an_upgrade_does_to_servers(path):
+    assert re.fullmatch(r"\+[a-z0-9-]+\.(breaking|security|change|fix)\.md", path.name), path.name
+    text = path.read_text()
+    *words, last = text.strip().splitlines()
+    assert any(words), f"{path.name} says nothing"
+    assert LAST_LINE.fullmatch(last), f"{path.name} ends with {last!r}; changelogs/fragments/README.md has the choices"
+
+
+def test_the_changelog_can_be_built_and_its_newest_release_is_the_version():
+    assert re.fullmatch(SEMVER, VERSION)
+    run("towncrier", "build", "--draft", "--version", VERSION)
+    releases = re.findall(r"^## (\S+) \(\d{4}-\d\d-\d\d\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert releases[0] == VERSION
+    assert "towncrier build --yes --version " + VERSION in run("make", "--dry-run", "changelog")
+
+
+def test_no_module_is_newer_than_the_version():
+    for path in (ROOT / "library").glob("*.py"):
+        for added in re.findall(r'version_added: "?([\d.]+)', path.read_text()):
+            assert [int(part) for part in added.split(".")] <= [int(part) for part in VERSION.split("-")[0].split(".")]
