@@ -106,11 +106,14 @@ options:
     choices: [rocm, cpu]
     default: rocm
   devices:
-    description: Devices; by default C(/dev/kfd) and C(/dev/dri) for V(rocm).
+    description: >-
+      Devices, as C(path[:path in the container][:permissions]), permissions of C(rwm); by default C(/dev/kfd) and C(/dev/dri)
+      for V(rocm).
     type: list
     elements: str
   groups:
-    description: Additional groups, by the node's numeric ids; by default those of video and render for V(rocm).
+    description: >-
+      Additional groups of the node, by number or by name, which becomes its number; by default video and render for V(rocm).
     type: list
     elements: str
   ipc_mode:
@@ -120,7 +123,7 @@ options:
     description: Size of C(/dev/shm), such as V(16g), where the IPC namespace is the container's own; by default 4g for V(cpu).
     type: str
   capabilities:
-    description: Added capabilities; by default C(SYS_PTRACE) for V(rocm).
+    description: Added capabilities, in any case, with or without C(CAP_), or V(ALL); by default C(SYS_PTRACE) for V(rocm).
     type: list
     elements: str
   security_opts:
@@ -146,10 +149,9 @@ options:
     default: bridge
   restart_policy:
     description: >-
-      Docker's restart policy. An engine that dies while serving ends with exit code 0, which C(on-failure) would take
-      for a clean end.
+      Docker's restart policy, V(no), V(unless-stopped), V(always), V(on-failure) or V(on-failure:3) with a number of attempts.
+      An engine that dies while serving ends with exit code 0, which C(on-failure) would take for a clean end.
     type: str
-    choices: ["no", unless-stopped, always, on-failure]
     default: unless-stopped
   stop_timeout:
     description: >-
@@ -467,11 +469,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "volumes": {"type": "list", "elements": "str", "default": []},
     "labels": {"type": "dict", "default": {}},
     "network_mode": {"type": "str", "default": "bridge"},
-    "restart_policy": {
-        "type": "str",
-        "choices": ["no", "unless-stopped", "always", "on-failure"],
-        "default": "unless-stopped",
-    },
+    "restart_policy": {"type": "str", "default": "unless-stopped"},
     "stop_timeout": {"type": "int", "default": 60},
     "api_key": {"type": "str", "no_log": True},
     "hf_token": {"type": "str", "no_log": True},

@@ -21,6 +21,8 @@ from ansible.module_utils.vllm_fleet.spec import (
     Image,
     Spec,
     Volume,
+    capability_names,
+    device,
     is_secret,
     parse_volume,
 )
@@ -121,9 +123,9 @@ def current_fields(container: Mapping[str, object], own_image: Image | None, red
         "restart_policy": f"{policy}:{retries}" if retries else policy,
         "stop_timeout": DEFAULT_STOP_TIMEOUT if config.get("StopTimeout") is None else config["StopTimeout"],
         "volumes": _sorted(_volume(v) for v in _list(host.get("Binds"))),
-        "devices": _sorted(str(_dict(d).get("PathOnHost")) for d in _list(host.get("Devices"))),
-        "groups": _sorted(str(g) for g in _list(host.get("GroupAdd"))),
-        "capabilities": _sorted(str(c).upper().removeprefix("CAP_") for c in _list(host.get("CapAdd"))),
+        "devices": _sorted({_device(_dict(d)) for d in _list(host.get("Devices"))}),
+        "groups": _sorted({str(g) for g in _list(host.get("GroupAdd"))}),
+        "capabilities": capability_names(_list(host.get("CapAdd"))),
         "security_opts": _security(_list(host.get("SecurityOpt")), ipc),
         "ulimits": _sorted(f"{u['Name']}={u['Soft']}:{u['Hard']}" for u in map(_dict, _list(host.get("Ulimits")))),
         "ports": _ports(_dict(host.get("PortBindings"))),
@@ -279,6 +281,11 @@ def _volume(text: object) -> str:
         source = source.rpartition("/")[0] + "/*"
     # SELinux and propagation suffixes stay; a bare default is spelt out.
     return str(Volume(source, target, parts[2] if len(parts) == 3 else "rw"))
+
+
+def _device(entry: Mapping[str, object]) -> str:
+    source = str(entry.get("PathOnHost"))
+    return device(source, str(entry.get("PathInContainer") or source), str(entry.get("CgroupPermissions") or "rwm"))
 
 
 def _ports(bindings: Mapping[str, object]) -> list[str]:

@@ -257,7 +257,7 @@ class Engine:
 
         host = self._api.create_host_config(
             binds=[str(v) for v in spec.volumes] or None,
-            devices=[f"{d}:{d}:rwm" for d in spec.devices] or None,
+            devices=[d if ":" in d else f"{d}:{d}:rwm" for d in spec.devices] or None,
             group_add=list(spec.groups) or None,
             ipc_mode=spec.ipc_mode,
             shm_size=spec.shm_size,

@@ -415,7 +415,15 @@ def permission(case: Case) -> Words:
         "The container's process may not open the GPU devices, for it is in none of the groups that own them on "
         "the node",
         "Put the numbers that `stat -c %g /dev/kfd /dev/dri/renderD*` prints on the node into the option `groups` "
-        "(names are looked up inside the image, and mean other numbers there)",
+        "(vllm_server_groups)",
+    )
+
+
+def no_group(case: Case) -> Words:
+    return (
+        f"The image has no group {case.get('group')}, and Docker looks for the name there and not on the node",
+        "Give the container the number that `getent group` prints on the node; a container that the module makes has "
+        "numbers, so deploy again where this one came from elsewhere",
     )
 
 

@@ -197,7 +197,10 @@ ROWS: tuple[Row, ...] = (
     Row(
         "gpu_permission",
         "The container's process may not open the GPU devices.",
-        (_on(say.permission, r"/dev/(?:kfd|dri/\S*)\W?(?: read-write)?: Permission denied"),),  # ROCm runtime
+        (
+            _on(say.permission, r"/dev/(?:kfd|dri/\S*)\W?(?: read-write)?: Permission denied"),  # ROCm runtime
+            _on(say.no_group, r"Unable to find group (?P<group>[^\s:]+)"),  # Docker
+        ),
     ),
     Row(
         "driver_missing",

@@ -10,13 +10,7 @@ from typing import Any
 
 from ansible.module_utils.vllm_fleet import checkpoint, command, gpu, memory, placement, snapshot
 from ansible.module_utils.vllm_fleet.preconditions import Refused
-from ansible.module_utils.vllm_fleet.spec import (
-    LABEL_ASKED_UTILIZATION,
-    ROCM_DEVICES,
-    Spec,
-    utilization_of,
-    with_utilization,
-)
+from ansible.module_utils.vllm_fleet.spec import LABEL_ASKED_UTILIZATION, Spec, utilization_of, with_utilization
 
 #: Seconds to wait for a stopped server's VRAM; the driver frees it after the process is gone, usually within seconds.
 RELEASE_TIMEOUT = 120.0
@@ -79,7 +73,6 @@ def ranks(options: Mapping[str, Any]) -> placement.Ranks:
 
 def before_stop(options: Mapping[str, Any], made: Spec, own_pids: frozenset[int], names: Mapping[str, str]) -> Verdict:
     """Judge while the old server still runs; its own memory (``own_pids``) counts as free. Raises Refused."""
-    _check_devices(made)
     policy = str(options["gpu_memory_policy"])
     if policy == "off":
         return Verdict(made)
@@ -167,26 +160,6 @@ def check_parallelism(options: Mapping[str, Any]) -> None:
             f"{options['model']} has {has}, which tensor-parallel-size {tensor} does not divide",
             f"set tensor-parallel-size in vllm_server_args to one of {sizes}",
         )
-
-
-def _check_devices(made: Spec) -> None:
-    """Refuse a device that is not there; without /dev/kfd or /dev/dri it is the driver that is missing."""
-    missing = [d for d in made.devices if not Path(d).exists()]
-    if not missing:
-        return
-    there = f"this node has no {' and no '.join(missing)}"
-    if {*missing} & {*ROCM_DEVICES}:
-        raise Refused(
-            "driver_missing",
-            f"{there}: the amdgpu driver is not loaded",
-            "load or install it (role rocm; `modprobe amdgpu`, `dkms status`), or set vllm_server_accelerator: cpu",
-        )
-    raise Refused(
-        "bad_argument",
-        there,
-        "vllm_server_devices names paths of this node as they are, such as /dev/kfd and /dev/dri/renderD128, without a "
-        "path in the container behind a colon",
-    )
 
 
 def _share(words: Sequence[str]) -> float:

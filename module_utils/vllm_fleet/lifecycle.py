@@ -203,6 +203,8 @@ class Lifecycle:
             preconditions.model_folder_exists(model)
         gpu_gate.check_parallelism(options)
         self._check_volumes(made)
+        preconditions.devices_exist(made.devices)
+        preconditions.capabilities_can_be_given(made.capabilities)
         running = self.engine.running()
         if options["accelerator"] == "rocm":
             verdict = gpu_gate.before_stop(options, made, self._own_pids(seen), names(running))

@@ -89,7 +89,9 @@ def visible(
 
 
 def _given(renders: Sequence[str | None], devices: Sequence[str] | None) -> tuple[list[int], bool]:
-    inside = [device for device in devices or () if device.startswith(_DRI)]
+    # A path in the container and permissions, behind colons, do not say which GPU it is.
+    paths = [device.partition(":")[0].rstrip("/") for device in devices or ()]
+    inside = [path for path in paths if path.startswith(_DRI)]
     named = [found[1] for device in inside if (found := _RENDER.fullmatch(device))]
     everything = list(range(len(renders)))
     if not inside or _DRI in inside:

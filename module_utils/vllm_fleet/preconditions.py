@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.vllm_fleet import snapshot
-from ansible.module_utils.vllm_fleet.spec import HF_HOME, LOOPBACK, Volume
+from ansible.module_utils.vllm_fleet.spec import ALL_CAPABILITIES, CAPABILITIES, HF_HOME, LOOPBACK, ROCM_DEVICES, Volume
 
 #: Programs that listen for containers: the proxy of each published port, or the engine itself.
 _DOCKERS_OWN = ("docker-proxy", "dockerd")
@@ -154,6 +155,45 @@ def volumes_exist(volumes: Iterable[Volume]) -> None:
                 f"{volume.source} (to be mounted at {volume.target}) does not exist on this node",
                 "create it, or correct the path; it is the node's path, not the controller's",
             )
+
+
+def devices_exist(devices: Iterable[str]) -> None:
+    """Refuse devices that are not there; without /dev/kfd or /dev/dri it is the driver that is missing."""
+    paths = [Path(device.partition(":")[0]) for device in devices]
+    missing = [str(path) for path in paths if not path.exists()]
+    if {*missing} & {*ROCM_DEVICES}:
+        raise Refused(
+            "driver_missing",
+            f"this node has no {' and no '.join(missing)}: the amdgpu driver is not loaded",
+            "load or install it (role rocm; `modprobe amdgpu`, `dkms status`), or set vllm_server_accelerator: cpu",
+        )
+    other = [str(path) for path in paths if not (path.is_dir() or path.is_char_device() or path.is_block_device())]
+    if other:
+        what = "this node has no" if missing else "no device is"
+        raise Refused(
+            "bad_argument",
+            f"devices: {what} {', '.join(missing or other)}",
+            "correct vllm_server_devices: it names paths of this node as they are, such as /dev/kfd and "
+            "/dev/dri/renderD128",
+        )
+
+
+def capabilities_can_be_given(wanted: Sequence[str], status: Path = Path("/proc/1/status")) -> None:
+    """Refuse capabilities that this node gives to no process, such as one that is a container itself."""
+    try:
+        line = re.search(r"^CapBnd:\s*([0-9a-f]+)$", status.read_text(), re.MULTILINE)
+    except OSError:
+        return
+    has = int(line[1], 16) if line else -1
+    # Those that the kernel is too old for are not part of ALL.
+    asked = CAPABILITIES[: has.bit_length()] if tuple(wanted) == ALL_CAPABILITIES else wanted
+    missing = [name for name in asked if not has >> CAPABILITIES.index(name) & 1]
+    if missing:
+        raise Refused(
+            "bad_argument",
+            f"capabilities: {', '.join(wanted)} asks for {', '.join(missing)}, which no process of this node may have",
+            "name those that the server needs (vllm_server_capabilities), such as SYS_PTRACE",
+        )
 
 
 def model_folder_exists(model: str) -> None:

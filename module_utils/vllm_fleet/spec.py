@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,26 @@ _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([bkmgt]?)i?b?\s*$", re.I)
 _CONTAINER_NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$")
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+#: ``source[:target][:permissions]`` of a device, as `docker run --device` takes it.
+_DEVICE = re.compile(r"(/[^:]*)(?::(/[^:]*))?(?::([rwm]+))?")
+_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+#: What Docker takes behind a mount's second colon, several with commas.
+_MOUNT_MODES = frozenset(
+    {"ro", "rw", "z", "Z", "nocopy", "consistent", "cached", "delegated"}
+    | {prefix + word for prefix in ("", "r") for word in ("shared", "slave", "private")}
+)
+_RESTART_POLICY = re.compile(r"(no|always|unless-stopped|on-failure)|on-failure:(\d+)")
+
+#: Linux' capabilities by their numbers (linux/capability.h; the last one came with 5.9).
+CAPABILITIES = (
+    *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP"),
+    *("LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER"),
+    *("SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE"),
+    *("SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP"),
+    *("MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF"),
+    "CHECKPOINT_RESTORE",
+)
+ALL_CAPABILITIES = ("ALL",)
 
 
 class SpecError(ValueError):
@@ -108,11 +129,12 @@ class NodeFacts:
 
     ``gids``: numeric ids of the groups video and render and of the device nodes' owners; None entries are left out.
     ``hf_hub_target``: where ``<hf_cache>/hub`` really lies when it is a symbolic link, which a container could not
-    follow.
+    follow. ``groups``: numeric ids of those groups that the options name, as far as the node has them.
     """
 
     gids: tuple[int, ...] = ()
     hf_hub_target: str | None = None
+    groups: Mapping[str, int] = field(default_factory=dict)
 
 
 #: AMD's and vLLM's documented `docker run` line for ROCm, plus what the engine asks for on start:
@@ -162,6 +184,38 @@ def parse_volume(text: str) -> Volume:
     if len(parts) not in (2, 3) or not all(parts) or not parts[1].startswith("/"):
         raise SpecError(f"volumes: expected source:/target[:ro|rw], got {text!r}")
     return Volume(parts[0], parts[1], parts[2] if len(parts) == 3 else "rw")
+
+
+def parse_device(text: str) -> str:
+    """Read ``source[:target][:permissions]``; see :func:`device` for what it gives."""
+    match = _DEVICE.fullmatch(text)
+    if not match:
+        raise SpecError(f"devices: expected /dev/name[:/path/in/the/container][:rwm], got {text!r}")
+    return device(match[1], match[2] or match[1], match[3] or "rwm")
+
+
+def device(source: str, target: str, permissions: str) -> str:
+    """Write a device in one way: by its path alone where the container has it there with all permissions."""
+    source, target = posixpath.normpath(source), posixpath.normpath(target)
+    permissions = "".join(one for one in "rwm" if one in permissions)
+    return source if (target, permissions) == (source, "rwm") else f"{source}:{target}:{permissions}"
+
+
+def capability_names(names: Sequence[object]) -> list[str]:
+    """Write capabilities in one way, as ``SYS_PTRACE``; what stands beside ``ALL`` is in it."""
+    found = {str(name).upper().removeprefix("CAP_") for name in names}
+    return list(ALL_CAPABILITIES) if "ALL" in found else sorted(found)
+
+
+def parse_restart_policy(value: str) -> str:
+    """Read Docker's restart policy; ``on-failure`` may have a number of attempts behind a colon."""
+    match = _RESTART_POLICY.fullmatch("no" if value == "False" else value)  # YAML reads a bare no as false
+    if not match:
+        raise SpecError(
+            f"restart_policy: expected no, always, unless-stopped, on-failure or on-failure:<attempts>, got {value!r}"
+        )
+    attempts = int(match[2] or 0)
+    return match[1] or ("on-failure" + (f":{attempts}" if attempts else ""))
 
 
 def parse_ulimit(value: str) -> Ulimit:
@@ -248,19 +302,16 @@ def build(options: Mapping[str, object], image: Image, node: NodeFacts, *, shutd
         command=tuple(words),
         env=env,
         volumes=_volumes(options, node, env),
-        devices=_sorted(options.get("devices"), ROCM_DEVICES if rocm else ()),
-        groups=_sorted(options.get("groups"), tuple(str(g) for g in node.gids) if rocm else ()),
+        devices=tuple(sorted({parse_device(d) for d in _sorted(options.get("devices"), ROCM_DEVICES if rocm else ())})),
+        groups=_groups(options.get("groups"), node, rocm=rocm),
         ipc_mode=_or(options.get("ipc_mode"), ROCM_IPC_MODE if rocm else None),
         shm_size=parse_size(options.get("shm_size"), "shm_size") or (None if rocm else CPU_SHM_SIZE),
-        capabilities=tuple(
-            c.upper().removeprefix("CAP_")
-            for c in _sorted(options.get("capabilities"), ROCM_CAPABILITIES if rocm else ())
-        ),
+        capabilities=_capabilities(options.get("capabilities"), ROCM_CAPABILITIES if rocm else ()),
         security_opts=_sorted(options.get("security_opts"), ROCM_SECURITY_OPTS if rocm else ()),
         ulimits=_ulimits(options.get("ulimits"), rocm=rocm),
         network_mode=network_mode,
         ports=ports,
-        restart_policy=str(options["restart_policy"]),
+        restart_policy=parse_restart_policy(str(options["restart_policy"])),
         stop_timeout=stop_timeout,
         labels={str(k): str(v) for k, v in _mapping(options.get("labels")).items()},
         secrets=secrets,
@@ -380,7 +431,60 @@ def _volumes(options: Mapping[str, object], node: NodeFacts, env: Mapping[str, s
         volumes.append(Volume(model, model, "ro"))
     if options.get("engine_cache"):
         volumes.append(Volume(str(options["engine_cache"]), ENGINE_CACHE, "rw"))
+    _check_mounts(volumes)
     return tuple(sorted(volumes, key=lambda v: v.target))
+
+
+def _check_mounts(volumes: Sequence[Volume]) -> None:
+    """Refuse mounts that Docker would refuse, and two at one place."""
+    taken: dict[str, Volume] = {}
+    for volume in volumes:
+        target = posixpath.normpath(volume.target)
+        if not volume.source.startswith("/") and not _VOLUME_NAME.fullmatch(volume.source):
+            raise SpecError(f"volumes: expected an absolute path or a volume's name before :{target}, got {volume}")
+        if target == "/" or not _MOUNT_MODES.issuperset(volume.mode.split(",")):
+            raise SpecError(f"volumes: expected source:/target[:ro|rw], got '{volume}'")
+        if target in taken:
+            raise SpecError(
+                f"volumes: expected one mount at {target}, got {taken[target].source} and {volume.source}"
+                + {
+                    HF_HOME: "; option hf_cache (hf_cache_path) mounts there",
+                    ENGINE_CACHE: "; engine_cache mounts there",
+                }.get(target, "")
+            )
+        taken[target] = volume
+
+
+def _capabilities(value: object, default: Sequence[str]) -> tuple[str, ...]:
+    given = _strings(value)
+    names = capability_names(default if given is None else given)
+    unknown = [name for name in names if name not in (*CAPABILITIES, *ALL_CAPABILITIES)]
+    if unknown:
+        import difflib  # noqa: PLC0415  only for this sentence
+
+        near = difflib.get_close_matches(unknown[0], CAPABILITIES, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise SpecError(
+            f"capabilities: expected names such as SYS_PTRACE (man 7 capabilities), got {unknown[0]!r}{hint}"
+        )
+    return tuple(names)
+
+
+def _groups(value: object, node: NodeFacts, *, rocm: bool) -> tuple[str, ...]:
+    """Give numeric ids: a name would be looked up in the image, where it may be missing or mean another group."""
+    given = _strings(value)
+    if given is None:
+        given = [str(gid) for gid in node.gids] if rocm else []
+    missing = [one for one in given if not _is_number(one) and one not in node.groups]
+    if missing:
+        raise SpecError(
+            f"groups: expected groups of this node, by name or number (`getent group`), got {', '.join(missing)}"
+        )
+    return tuple(sorted({str(int(one) if _is_number(one) else node.groups[one]) for one in given}))
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def _ulimits(value: object, *, rocm: bool) -> tuple[Ulimit, ...]:

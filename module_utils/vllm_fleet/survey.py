@@ -193,8 +193,12 @@ def _known_flags(
 
 
 def node_facts(options: Mapping[str, Any]) -> NodeFacts:
-    """Read what the spec needs of the node: numeric groups that own the GPU devices, and where the hub really is."""
+    """Read what the spec needs of the node: groups' numeric ids, and where the hub really is."""
     gids: set[int] = set()
+    groups: dict[str, int] = {}
+    for name in map(str, options.get("groups") or []):
+        with contextlib.suppress(KeyError):
+            groups[name] = grp.getgrnam(name).gr_gid
     if options["accelerator"] == "rocm":
         for group in ("video", "render"):
             with contextlib.suppress(KeyError):
@@ -208,7 +212,7 @@ def node_facts(options: Mapping[str, Any]) -> NodeFacts:
         hub = Path(str(options["hf_cache"])) / "hub"
         if hub.is_symlink():
             target = os.path.realpath(hub)
-    return NodeFacts(tuple(sorted(gids)), target)
+    return NodeFacts(tuple(sorted(gids)), target, groups)
 
 
 def headless(options: Mapping[str, Any]) -> bool:

@@ -223,6 +223,10 @@ def refusals(server):
         "bind elsewhere": ("bad_argument", ["192.0.2.7"], {"bind": "192.0.2.7", "allow_unauthenticated": True}),
         "port": ("bad_argument", ["65535"], {"port": 70000}),
         "network": ("bad_argument", ["no-such-net"], {"network_mode": "no-such-net"}),
+        "two mounts": ("bad_argument", ["one mount at /data"], {"volumes": ["/tmp:/data", "/var:/data"]}),
+        "capability": ("bad_argument", ["NO_SUCH"], {"capabilities": ["NO_SUCH"]}),
+        "group": ("bad_argument", ["no-such-group"], {"groups": ["no-such-group"]}),
+        "no device": ("bad_argument", ["/dev/nope"], {"devices": ["/dev/nope"]}),
         "driver": ("driver_missing", ["/dev/kfd"], {"accelerator": "rocm"}),
         "device": (
             "bad_argument",

@@ -87,10 +87,13 @@ CASES = {
     "engine_cache": ({"engine_cache": False}, ENGINE_CACHE_FIELDS),
     "engine_cache_again": ({"engine_cache": True}, ENGINE_CACHE_FIELDS, {"engine_cache": False}),
     "devices": ({"devices": ["/dev/null", "/dev/full"]}, {"devices"}),
+    "devices_longer": ({"devices": ["/dev/full:/dev/full:r", "/dev/null:/dev/zero2:mr"]}, {"devices"}),
     "groups": ({"groups": ["44", "109"]}, {"groups"}),
+    "groups_named": ({"groups": ["daemon", 0, "44"]}, {"groups"}),
     "shm_size": ({"shm_size": "1.5GiB"}, {"shm_size"}),
     "ipc_mode": ({"ipc_mode": "host"}, {"ipc_mode", "shm_size"}),
     "capabilities": ({"capabilities": ["cap_sys_ptrace", "IPC_LOCK"]}, {"capabilities"}),
+    "capabilities_spelling": ({"capabilities": ["net_raw", "CAP_SYS_PTRACE", "IPC_LOCK"]}, {"capabilities"}),
     "security_opts": ({"security_opts": ["seccomp=unconfined", "no-new-privileges"]}, {"security_opts"}),
     "security_opts_spelling": (
         {"security_opts": ["no-new-privileges:true", "label=disable"]},
@@ -233,10 +236,16 @@ def test_allow_latest(server, docker_client):
         docker_client.api.remove_image(tag, force=True, noprune=True)
 
 
-@pytest.mark.parametrize("policy", ["always", "no", "on-failure", "unless-stopped"])
+def restart_policy(info):
+    """Docker's, as `docker run --restart` takes it."""
+    policy = info["HostConfig"]["RestartPolicy"]
+    return f"{policy['Name']}:{policy['MaximumRetryCount']}" if policy["MaximumRetryCount"] else policy["Name"]
+
+
+@pytest.mark.parametrize("policy", ["always", "no", "on-failure", "on-failure:3", "unless-stopped"])
 def test_restart_policy_alone_is_updated_without_a_restart(chain, policy):
     before = chain.inspect()
-    current = before["HostConfig"]["RestartPolicy"]["Name"]
+    current = restart_policy(before)
     if current == policy:
         chain.ready(restart_policy="no")
         current = "no"
@@ -248,7 +257,7 @@ def test_restart_policy_alone_is_updated_without_a_restart(chain, policy):
     assert real["differences"] == [{"name": "restart_policy", "current": current, "desired": policy}]
     after = chain.inspect()
     assert (after["Id"], after["State"]["StartedAt"]) == (before["Id"], before["State"]["StartedAt"])
-    assert after["HostConfig"]["RestartPolicy"]["Name"] == policy
+    assert restart_policy(after) == policy
     assert facts(chain.run()) == facts(chain.check()) == (False, [], [])
 
 

@@ -60,6 +60,11 @@ def test_what_was_made_from_the_options_is_as_desired(name):
         ({"groups": ["44"]}, [("groups", ["109", "44"], ["44"])]),
         ({"capabilities": ["CAP_SYS_PTRACE"]}, []),
         ({"capabilities": ["SYS_PTRACE", "IPC_LOCK"]}, [("capabilities", ["SYS_PTRACE"], ["IPC_LOCK", "SYS_PTRACE"])]),
+        ({"capabilities": ["sys_ptrace", "CAP_SYS_PTRACE"]}, []),
+        ({"capabilities": ["all", "SYS_PTRACE"]}, [("capabilities", ["SYS_PTRACE"], ["ALL"])]),
+        ({"devices": ["/dev/kfd:/dev/kfd:rwm", "/dev/dri/"]}, []),
+        ({"devices": ["/dev/kfd:/dev/kfd:rw", "/dev/dri"]},
+         [("devices", ["/dev/dri", "/dev/kfd"], ["/dev/dri", "/dev/kfd:/dev/kfd:rw"])]),
         ({"devices": ["/dev/kfd"]}, [("devices", ["/dev/dri", "/dev/kfd"], ["/dev/kfd"])]),
         ({"security_opts": []}, [("security_opts", ["seccomp=unconfined"], None)]),
         ({"security_opts": ["seccomp:unconfined", "label=disable"]}, []),
@@ -78,6 +83,28 @@ def test_what_was_made_from_the_options_is_as_desired(name):
 @pytest.mark.parametrize("name", ENGINES)
 def test_each_edit_is_one_named_difference(name, options, found):
     assert [(d.name, d.current, d.desired) for d in differences(*recorded(name), **options)] == found
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "field", "kept"),
+    [
+        # What Docker 20.10 and 29 write down for it.
+        ("capabilities", ["CAP_SYS_PTRACE", "ipc_lock"], "CapAdd", ["CAP_IPC_LOCK", "CAP_SYS_PTRACE"]),
+        ("capabilities", ["ALL"], "CapAdd", ["ALL"]),
+        ("devices", ["/dev/full:/dev/full:r", "/dev/null:/dev/zero2:mr"], "Devices", [
+            {"PathOnHost": "/dev/null", "PathInContainer": "/dev/zero2", "CgroupPermissions": "rm"},
+            {"PathOnHost": "/dev/full", "PathInContainer": "/dev/full", "CgroupPermissions": "r"}]),
+        ("devices", ["/dev/full:/dev/full:rwm"], "Devices", [
+            {"PathOnHost": "/dev/full", "PathInContainer": "/dev/full", "CgroupPermissions": "rwm"}]),
+        ("groups", [44, "044", "7"], "GroupAdd", ["7", "44"]),
+        ("restart_policy", "on-failure:3", "RestartPolicy", {"Name": "on-failure", "MaximumRetryCount": 3}),
+        ("restart_policy", "on-failure", "RestartPolicy", {"Name": "on-failure", "MaximumRetryCount": 0}),
+    ],
+)  # fmt: skip
+def test_however_a_value_is_written_what_docker_keeps_of_it_is_the_same(option, given, field, kept):
+    container, image = recorded(ENGINES[0])
+    container["HostConfig"][field] = kept
+    assert differences(container, image, **{option: given}) == []
 
 
 def test_drift_made_by_hand_is_found():

@@ -73,21 +73,6 @@ def test_data_parallel_over_nodes_is_judged_by_what_this_one_has_of_it(shared):
 
 
 @pytest.mark.parametrize(
-    ("device", "kind", "says"),
-    [
-        ("/dev/kfd:/dev/kfd", "bad_argument", "this node has no /dev/kfd:/dev/kfd"),
-        ("/dev/dri/renderD9999", "bad_argument", "this node has no /dev/dri/renderD9999"),
-        ("/dev/kfd", "driver_missing", "the amdgpu driver is not loaded"),
-    ],
-)
-def test_a_device_that_is_not_there_is_not_always_a_driver_that_is_missing(shared, device, kind, says, monkeypatch):
-    monkeypatch.setattr("pathlib.Path.exists", lambda path: str(path) == "/dev/null")
-    with pytest.raises(Refused, match=says) as caught:
-        judge(shared, passed=("/dev/null", device))
-    assert caught.value.failure_class == kind
-
-
-@pytest.mark.parametrize(
     ("config", "args", "fits"),
     [
         # In 32 bits on disk and 16 in memory: 150 GiB on one GPU of 192.

@@ -58,6 +58,8 @@ def test_a_size_that_is_none_is_named(args, name):
         ({"HIP_VISIBLE_DEVICES": "-1"}, None, []),
         ({}, ["/dev/kfd", "/dev/dri/renderD160", "/dev/dri/renderD168", "/dev/dri/card5"], [4, 5]),
         ({"HIP_VISIBLE_DEVICES": "1"}, ["/dev/kfd", "/dev/dri/renderD160", "/dev/dri/renderD168"], [5]),
+        ({}, ["/dev/kfd", "/dev/dri/renderD160:/dev/dri/renderD128:rw"], [4]),
+        ({}, ["/dev/dri:/dev/dri:rwm"], [0, 1, 2, 3, 4, 5, 6, 7]),
         ({}, ["/dev/dri", "/dev/kfd", "/dev/infiniband"], [0, 1, 2, 3, 4, 5, 6, 7]),
         ({}, ["/dev/null"], [0, 1, 2, 3, 4, 5, 6, 7]),  # says nothing of GPUs
     ],

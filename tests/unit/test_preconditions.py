@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 
 import pytest
@@ -106,3 +107,46 @@ def test_a_cache_that_cannot_serve_is_refused(tmp_path, make, says, failure_clas
 )
 def test_where_a_server_answers_on_its_own_node(bind, address):
     assert preconditions.reachable(bind) == address
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "says"),
+    [
+        ("/dev/null:/dev/zero2:r", None, ""),
+        ("/dev", None, ""),
+        ("/dev/dri/renderD9999:/dev/dri/renderD128:rw", "bad_argument", "this node has no /dev/dri/renderD9999$"),
+        ("/etc/hostname", "bad_argument", "no device is /etc/hostname"),
+        ("/dev/kfd", "driver_missing", "the amdgpu driver is not loaded"),
+    ],
+)
+def test_a_device_that_is_not_there_is_not_always_a_driver_that_is_missing(device, kind, says):
+    if kind is None:
+        preconditions.devices_exist([device])
+        return
+    with pytest.raises(Refused) as caught:
+        preconditions.devices_exist([device])
+    assert caught.value.failure_class == kind
+    assert re.search(says, caught.value.cause)
+
+
+@pytest.mark.parametrize(
+    ("bounding", "wanted", "says"),
+    [
+        ("000001ffffffffff", ["ALL"], None),
+        ("0000003fffffffff", ["ALL"], None),  # an older kernel: what it does not have is not part of all
+        ("0000003fffffffff", ["PERFMON"], "PERFMON asks for PERFMON"),
+        ("000001fffeffffff", ["SYS_PTRACE", "IPC_LOCK"], None),
+        ("000001fffeffffff", ["ALL"], "ALL asks for SYS_RESOURCE, which no process of this node may have"),
+        (None, ["ALL"], None),
+    ],
+)
+def test_capabilities_that_the_node_itself_lacks_are_refused(bounding, wanted, says, tmp_path):
+    """In a node that is a container itself, Docker would say `unable to apply caps`, after the stop."""
+    status = tmp_path / "status"
+    if bounding:
+        status.write_text(f"Name:\tsystemd\nCapBnd:\t{bounding}\nCapAmb:\t0000000000000000\n")
+    if says is None:
+        preconditions.capabilities_can_be_given(wanted, status)
+        return
+    with pytest.raises(Refused, match=says):
+        preconditions.capabilities_can_be_given(wanted, status)

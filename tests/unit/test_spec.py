@@ -21,8 +21,11 @@ VLLM_DOCKER_RUN = """--group-add=video --cap-add=SYS_PTRACE --security-opt secco
   -p 8000:8000 --ipc=host"""
 
 
+NODE = spec.NodeFacts(gids=(44, 109), groups={"video": 44, "render": 109})
+
+
 def make(image=IMAGE, node=None, *, shutdown=False, **options):
-    node = node or spec.NodeFacts(gids=(44, 109))
+    node = node or NODE
     return spec.build({**BASE, **options}, image, node, shutdown_timeout=shutdown)
 
 
@@ -171,11 +174,45 @@ def test_what_is_no_hub_id_is_refused(model):
         ({"args": {"uds": "/run/vllm.sock"}}, "plain HTTP"),
         ({"args": {"grpc": True}}, "plain HTTP"),
         ({"ulimits": ["nofile"]}, "name=soft"),
+        ({"capabilities": ["SYS_PTRACE", "NO_SUCH"]}, "'NO_SUCH'"),
+        ({"capabilities": ["CAP_SYS_PTRASE"]}, "did you mean SYS_PTRACE"),
+        ({"groups": ["video", "vidoe"]}, "groups of this node.* got vidoe$"),
+        ({"devices": ["dev/null"]}, "/dev/name"),
+        ({"devices": ["/dev/null:/dev/zero:x"]}, "/dev/name"),
+        ({"volumes": ["/a:/data", "/b:/data/"]}, "one mount at /data, got /a and /b$"),
+        ({"volumes": ["/x:/root/.cache/huggingface"], "hf_cache": "/c"}, "got /x and /c; option hf_cache"),
+        ({"volumes": ["/a:/"]}, "source:/target"),
+        ({"volumes": ["/a:/b:rx"]}, "source:/target"),
+        ({"volumes": ["./a:/b"]}, "absolute path or a volume's name"),
+        ({"restart_policy": "on-failure:x"}, "on-failure:<attempts>"),
+        ({"restart_policy": "always:3"}, "on-failure:<attempts>"),
+        ({"restart_policy": "sometimes"}, "got 'sometimes'"),
     ],
 )
 def test_wrong_options_are_refused_with_what_was_expected(options, says):
     with pytest.raises(spec.SpecError, match=says):
         make(**options)
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "made"),
+    [
+        ("devices", ["/dev/kfd:/dev/kfd:mrw", "/dev/dri/", "/dev/kfd"], ("/dev/dri", "/dev/kfd")),
+        ("devices", ["/dev/null:/dev/zero2:r", "/dev/full:r"], ("/dev/full:/dev/full:r", "/dev/null:/dev/zero2:r")),
+        ("capabilities", ["ipc_lock", "CAP_SYS_PTRACE", "sys_ptrace"], ("IPC_LOCK", "SYS_PTRACE")),
+        ("capabilities", ["net_admin", "cap_all"], ("ALL",)),
+        ("groups", ["video", "0", 44, "render"], ("0", "109", "44")),
+        ("groups", ["044"], ("44",)),
+        ("groups", [], ()),
+        ("restart_policy", "on-failure:3", "on-failure:3"),
+        ("restart_policy", "on-failure:0", "on-failure"),
+        ("restart_policy", False, "no"),
+    ],
+)
+def test_a_value_has_one_spelling_however_it_is_written(option, given, made):
+    assert getattr(make(**{option: given}), option) == made
+    again = list(made) if isinstance(made, tuple) else made
+    assert getattr(make(**{option: again}), option) == made
 
 
 @pytest.mark.parametrize(

@@ -130,3 +130,8 @@ def test_what_an_existing_container_takes_of_the_gpus():
     assert asked["gpu_memory_policy"] == "strict"
     # One without devices takes none of it.
     assert survey.demand_of(container(["vllm", "serve"], words), options)[0]["gpu_memory_policy"] == "off"
+
+
+def test_groups_that_the_options_name_are_looked_up_on_the_node():
+    found = survey.node_facts({"accelerator": "cpu", "groups": ["root", "daemon", "0", "no-such-group"]})
+    assert found.groups == {"root": 0, "daemon": 1}
