@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tomllib
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -58,3 +59,58 @@ def test_no_module_is_newer_than_the_version():
     for path in (ROOT / "library").glob("*.py"):
         for added in re.findall(r'version_added: "?([\d.]+)', path.read_text()):
             assert [int(part) for part in added.split(".")] <= [int(part) for part in VERSION.split("-")[0].split(".")]
+
+
+# GitHub
+
+GITHUB = {
+    "github-workflows": ".github/workflows/*.yml",
+    "github-workflows-require-timeout": ".github/workflows/*.yml",
+    "dependabot": ".github/dependabot.yml",
+    "github-issue-forms": ".github/ISSUE_TEMPLATE/*.yml",
+}
+
+
+@pytest.mark.parametrize("schema", GITHUB)
+def test_files_for_github_follow_their_schemas(schema):
+    files = sorted(str(path) for path in ROOT.glob(GITHUB[schema]))
+    assert files
+    origin = "custom" if schema.endswith("timeout") else "vendor"
+    run("check-jsonschema", "--builtin-schema", f"{origin}.{schema}", *files)
+
+
+def test_a_workflow_runs_targets_of_the_makefile_and_nothing_else():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        for name, job in yaml.safe_load(path.read_text())["jobs"].items():
+            commands = [step["run"] for step in job["steps"] if "run" in step]
+            assert len(commands) == 1, f"{path.name}: {name}"
+            made = re.fullmatch(r"(?:sudo )?make ([a-z-]+)( PYTHON=.*)?", commands[0])
+            assert made, commands
+            assert made[1] in targets, commands
+
+
+# AWX and ansible-navigator
+
+
+def test_the_build_context_of_the_execution_environment(tmp_path):
+    run("ansible-builder", "create", "--context", str(tmp_path / "context"), "--output-filename", "Dockerfile")
+    build = tmp_path / "context/_build"
+    made = (tmp_path / "context/Dockerfile").read_text()
+    pins = set((ROOT / "requirements.txt").read_text().splitlines())
+    core = next(pin for pin in pins if pin.startswith("ansible-core=="))
+    assert "ANSIBLE_INSTALL_REFS" in made and core in made
+    wanted = {pin for pin in pins if "==" in pin and not pin.startswith("ansible")}
+    assert set((build / "requirements.txt").read_text().split()) == wanted
+    assert (build / "requirements.yml").read_text() == (ROOT / "requirements.yml").read_text()
+    assert {"git", "rsync", "openssh-clients"} <= {
+        line.split()[0] for line in (build / "bindep.txt").read_text().splitlines()
+    }
+
+
+# git
+
+
+def test_commits_that_blame_passes_over_are_whole_hashes():
+    for line in (ROOT / ".git-blame-ignore-revs").read_text().splitlines():
+        assert line.startswith("#") or re.fullmatch("[0-9a-f]{40}|", line), line
