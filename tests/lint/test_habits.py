@@ -114,3 +114,17 @@ def test_the_build_context_of_the_execution_environment(tmp_path):
 def test_commits_that_blame_passes_over_are_whole_hashes():
     for line in (ROOT / ".git-blame-ignore-revs").read_text().splitlines():
         assert line.startswith("#") or re.fullmatch("[0-9a-f]{40}|", line), line
+
+
+# Decisions
+
+DECISIONS = sorted(p for p in (ROOT / "docs/decisions").glob("*.md") if p.name != "README.md")
+
+
+@pytest.mark.parametrize("path", DECISIONS, ids=lambda path: path.name)
+def test_a_decision_follows_the_template_and_is_listed(path):
+    template = (ROOT / "docs/decisions/README.md").read_text()
+    assert f"[{path.name}]({path.name})" in template
+    headings = re.findall(r"^## (.+)$", path.read_text(), re.MULTILINE)
+    assert headings == re.findall(r"^## (.+)$", template, re.MULTILINE)[1:]
+    assert len(path.read_text().splitlines()) <= 80, "a decision is one page"
