@@ -227,19 +227,50 @@ def test_the_key_guards_v1_alone():
         assert "secret" not in running.log
 
 
-def test_metrics_count_running_and_waiting_requests():
-    def gauge(name):
-        return float(
-            re.search(rf"^vllm:{name}{{.*}} (\S+)$", get(running.url, "/metrics")[1].decode(), re.MULTILINE)[1]
-        )
+def test_a_path_beside_v1_answers_without_the_key():
+    with standin.run_process(VLLM_API_KEY="secret") as running:
+        assert "Paris" in get(running.url, "/invocations", "POST", question())[1].decode()
 
+
+@pytest.mark.parametrize("half", [False, True], ids=["close", "half"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_client_that_hangs_up_ends_its_request(stream, half):
+    with standin.run_process("--max-num-seqs", "1", token_delay=30) as running:
+        clients = []
+        for _ in range(2):
+            body = json.dumps({**question(), "stream": stream}).encode()
+            clients.append(socket.create_connection(("127.0.0.1", running.port), timeout=5))
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            clients[-1].sendall(head.encode() + body)
+
+        def counted():
+            return [gauge(running.url, f"num_requests_{name}") for name in ("running", "waiting")]
+
+        until(lambda: counted() == [1, 1])
+        for client in clients:
+            client.shutdown(socket.SHUT_WR) if half else client.close()
+        until(lambda: counted() == [0, 0])
+        for client in clients:
+            client.close()
+
+
+def until(true):
+    end = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def gauge(url, name):
+    return float(re.search(rf"^vllm:{name}{{.*}} (\S+)$", get(url, "/metrics")[1].decode(), re.MULTILINE)[1])
+
+
+def test_metrics_count_running_and_waiting_requests():
     with standin.run_process("--max-num-seqs", "2", hang_request=1) as running:
         for _ in range(3):
             threading.Thread(target=fetch_quietly, args=(running.url,), daemon=True).start()
-        end = time.monotonic() + 5
-        while gauge("num_requests_running") + gauge("num_requests_waiting") < 3 and time.monotonic() < end:
-            time.sleep(0.02)
-        assert (gauge("num_requests_running"), gauge("num_requests_waiting")) == (2, 1)
+        until(lambda: sum(gauge(running.url, f"num_requests_{name}") for name in ("running", "waiting")) == 3)
+        assert (gauge(running.url, "num_requests_running"), gauge(running.url, "num_requests_waiting")) == (2, 1)
         assert json.loads(get(running.url, "/load")[1]) == {"server_load": 3}
 
 

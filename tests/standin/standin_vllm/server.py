@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +23,8 @@ from standin_vllm.behaviour import Behaviour
 from standin_vllm.log import Log
 from standin_vllm.startup import max_model_len
 
+# Seconds between two looks whether a client still waits.
+LOOK = 0.05
 # vLLM 0.32.0 entrypoints/serve/middleware/authenticate.py: everything else needs no key.
 GUARDED = ("/v1", "/v2", "/inference", "/cohere")
 DOCS = '<!DOCTYPE html><html><head><title>FastAPI - Swagger UI</title></head><body id="swagger-ui"></body></html>'
@@ -39,7 +41,17 @@ class RefusedError(Exception):
 
 
 class AbortedError(Exception):
-    """The server goes down while a request runs."""
+    """The server goes down, or the client goes away, while a request runs."""
+
+
+def _left(client: socket.socket) -> bool:
+    """Whether a client has closed its connection, or its half of it: to vLLM's uvicorn both mean that it has gone."""
+    try:
+        return client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 class Traffic:
@@ -54,12 +66,14 @@ class Traffic:
         self.draining = False
 
     @contextmanager
-    def request(self) -> Iterator[None]:
-        """A place among the running, waited for."""
+    def request(self, client: socket.socket) -> Iterator[None]:
+        """A place among the running, waited for. `client` is who waits for the answer."""
         with self._changed:
             self.waiting += 1
-            self._changed.wait_for(lambda: self.running < self._slots or self._abort)
-            self.waiting -= 1
+            try:
+                self._wait_for(client, lambda: self.running < self._slots, None)
+            finally:
+                self.waiting -= 1
             self.running += 1
         try:
             yield
@@ -69,11 +83,20 @@ class Traffic:
                 self.finished += 1
                 self._changed.notify_all()
 
-    def pause(self, seconds: float | None) -> None:
-        """Let time pass inside a request (None: for ever); raises AbortedError when the server goes down."""
+    def pause(self, client: socket.socket, seconds: float | None) -> None:
+        """Let time pass inside a request (None: for ever); raises AbortedError when the server or the client goes."""
         with self._changed:
-            if self._changed.wait_for(lambda: self._abort, seconds):
-                raise AbortedError
+            self._wait_for(client, lambda: False, seconds)
+
+    def _wait_for(self, client: socket.socket, true: Callable[[], bool], seconds: float | None) -> None:
+        end = None if seconds is None else time.monotonic() + seconds
+        while not (self._abort or true() or _left(client)):
+            left = LOOK if end is None else min(LOOK, end - time.monotonic())
+            if left <= 0:
+                return
+            self._changed.wait(left)
+        if not true():
+            raise AbortedError
 
     def drain(self, seconds: float) -> None:
         """Wait for the running requests, at most `seconds`, then abort what is left."""
@@ -175,12 +198,12 @@ class Handler(BaseHTTPRequestHandler):
             return
         if not self._authorised():
             return
-        if path not in ("/v1/chat/completions", "/v1/completions"):
+        if path not in ("/v1/chat/completions", "/v1/completions", "/invocations"):
             self._send_json(404, {"detail": "Not Found"})
             return
         try:
-            completion = Completion(self.server, body, chat=path == "/v1/chat/completions")
-            with self.server.traffic.request():
+            completion = Completion(self.server, body, chat=path != "/v1/completions")
+            with self.server.traffic.request(self.connection):
                 self._complete(completion)
         except RefusedError as refused:
             self._send_json(refused.status, refused.body)
@@ -200,10 +223,10 @@ class Handler(BaseHTTPRequestHandler):
         server, behaviour = self.server, self.server.behaviour
         server.traffic.prompt_tokens += completion.prompt_tokens
         if behaviour.hang_request == "1":
-            server.traffic.pause(None)
+            server.traffic.pause(self.connection, None)
         if not completion.stream:
             for _ in completion.words:
-                server.traffic.pause(behaviour.token_delay)
+                server.traffic.pause(self.connection, behaviour.token_delay)
             body = json.dumps(completion.whole()).encode()
             if behaviour.drop_stream:
                 self._send(200, body[: len(body) // 2], "application/json", length=len(body))
@@ -227,8 +250,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._drop()
                 return
             if number > half and behaviour.hang_request == "stream":
-                traffic.pause(None)
-            traffic.pause(behaviour.token_delay)
+                traffic.pause(self.connection, None)
+            traffic.pause(self.connection, behaviour.token_delay)
         self._event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")
 
@@ -301,6 +324,7 @@ ROUTES = (
     ("/v1/models", "GET"),
     ("/ping", "GET"),
     ("/ping", "POST"),
+    ("/invocations", "POST"),
     ("/v1/chat/completions", "POST"),
     ("/v1/completions", "POST"),
 )
