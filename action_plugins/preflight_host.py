@@ -75,6 +75,9 @@ class ActionModule(ActionBase):
         values = self._values(variables)
         found = inventory_checks.judge(values)
         known = {one.what for one in found if one.level == "refused"}
+        open_to_all = inventory_checks.published(values, self._gateways(variables))
+        if open_to_all and "vllm_server_bind" not in known:
+            found.append(open_to_all)
         found += [one for one in self._specified(variables) if one.what not in known]
         hosts = list(variables.get("ansible_play_hosts_all") or [])
         replica = values.get("vllm_server_replica")
@@ -121,6 +124,10 @@ class ActionModule(ActionBase):
             return variables["hostvars"][host].get(name)
         except AnsibleError:
             return None
+
+    def _gateways(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        names = (variables.get("groups") or {}).get("gateway") or []
+        return {name: self._of(variables, name, "gateway_bind") or inventory_checks.EVERYWHERE for name in names}
 
     def _members(self, variables: Mapping[str, Any], replica: str, hosts: list[str]) -> dict[str, dict[str, Any]]:
         members = [host for host in hosts if self._of(variables, host, "vllm_server_replica") == replica]

@@ -36,9 +36,21 @@ VARIABLES = (
 #: What all hosts of one replica must have in common: they are one server.
 OF_A_REPLICA = ("vllm_server_model", "vllm_server_revision")
 
-__all__ = ["OF_A_REPLICA", "VARIABLES", "Unset", "judge", "replica", "wave", "wave_list", "waves"]
+__all__ = [
+    "EVERYWHERE",
+    "OF_A_REPLICA",
+    "VARIABLES",
+    "Unset",
+    "judge",
+    "published",
+    "replica",
+    "wave",
+    "wave_list",
+    "waves",
+]
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+EVERYWHERE = "*"  # default of gateway_bind
 _MODEL = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 _TRUE = ("true", "yes", "on", "1", "y", "t")
 
@@ -64,12 +76,25 @@ def judge(values: Mapping[str, Any]) -> list[Finding]:
         "vllm_server_port": _port,
         "vllm_server_args": _utilization,
         "vllm_server_env": _key_in_env,
+        "vllm_server_api_key": _key,
     }
     leans_on = {"vllm_image_tag": "vllm_image_digest", "vllm_server_bind": "vllm_server_api_key"}
     judged = [
         check(known) for name, check in checks.items() if name not in unknown and leans_on.get(name) not in unknown
     ]
     return [*lost, *(one for one in judged if one is not None)]
+
+
+def published(values: Mapping[str, Any], gateways: Mapping[str, Any]) -> Finding | None:
+    """Judge a server without a key that gateways stand in front of; they are given with what each listens on."""
+    if isinstance(values.get("vllm_server_api_key"), Unset) or _text(values.get("vllm_server_api_key")):
+        return None
+    name, bind = next(((name, bind) for name, bind in gateways.items() if bind not in LOOPBACK), ("", None))
+    if not name or _true(values.get("vllm_server_allow_unauthenticated")):
+        return None
+    remedy = "set the key (from vault), gateway_bind: 127.0.0.1, or vllm_server_allow_unauthenticated: true"
+    got = f"none, and {name} would publish the server on {bind}"
+    return Finding("refused", "vllm_server_api_key", "a key behind a gateway", got, remedy)
 
 
 def replica(name: str, hosts: Mapping[str, Mapping[str, Any]]) -> Finding:
@@ -216,6 +241,14 @@ def _utilization(values: Mapping[str, Any]) -> Finding | None:
             return Finding("refused", what, wanted, str(value), remedy)
         return Finding("ok", what, wanted, str(value))
     return None
+
+
+def _key(values: Mapping[str, Any]) -> Finding | None:
+    if re.fullmatch(r"[!-~]*", _text(values.get("vllm_server_api_key"))):
+        return None
+    # What it holds stays unsaid.
+    got = "characters that no header can carry, such as a blank, or a line break at its end"
+    return Finding("refused", "vllm_server_api_key", "printable ASCII", got, "make one with `openssl rand -hex 32`")
 
 
 def _key_in_env(values: Mapping[str, Any]) -> Finding | None:

@@ -51,10 +51,12 @@ def preflight_host(**options: Any) -> dict[str, Any]:
     return result
 
 
-def preflight(inventory: dict[str, Any], folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def preflight(
+    inventory: dict[str, Any], folder: Path, *more: str, gateways: dict[str, Any] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run scripts/preflight from somewhere else, as a user may."""
     path = folder / "inventory.yml"
-    path.write_text(json.dumps({"vllm": inventory}), encoding="utf-8")
+    path.write_text(json.dumps({"vllm": inventory, "gateway": {"hosts": gateways or {}}}), encoding="utf-8")
     return subprocess.run(
         [str(play.ROOT / "scripts/preflight"), "-i", path.name, *more],
         cwd=folder,
@@ -116,18 +118,20 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
             "vllm_server_args": {"gpu_memory_utilization": 1.5},
             "hf_cache_path": "/no/such/disk/hf",
         },
+        # Without a key, on loopback; a gateway would open it.
+        "open": {"vllm_server_accelerator": "cpu", "vllm_server_api_key": ""},
         "gone": {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 9},
     }
     answer = tmp_path / "findings.json"
-    variables = {**COMMON, "ansible_connection": "local", "rollout_waves": ["100%", 1]}
-    done = preflight(
-        {"hosts": hosts, "vars": variables}, tmp_path, "-e", f"preflight_json={answer}", "--check"
-    )  # fmt: skip
+    variables = {**COMMON, "ansible_connection": "local", "rollout_waves": ["100%", 1], "vllm_server_api_key": "s3cret"}
+    gateways = {"gateway1": {"gateway_bind": "127.0.0.1"}, "gateway2": {}}
+    words = ["-e", f"preflight_json={answer}", "--check"]
+    done = preflight({"hosts": hosts, "vars": variables}, tmp_path, *words, gateways=gateways)
     said = done.stdout + done.stderr
     assert done.returncode == 1, said
     assert done.stdout.count("WHAT TO DO") == 1
     assert re.search(r"^good +ok +GPU count ", done.stdout, re.MULTILINE)
-    assert "7 nodes: 4 refused, 1 not seen, 2 fine" in done.stdout
+    assert "8 nodes: 5 refused, 1 not seen, 2 fine" in done.stdout
     for sentence in (
         "bad1: replica pair: expected one model on all its hosts, found bad1: acme/tiny; bad2: acme/other; give these",
         "Also rollout_waves: expected waves that add up, found [100%, 1], where nothing is left after 100%; put 100% last",
@@ -135,6 +139,7 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
         "Also foreign use: expected under 5.0 GB a GPU, found GPU 3 29.2 GB by pid 4711",
         "preset: GPU memory: expected room for gpu-memory-utilization 0.95, found up to 0.85 (176.9 GB of 206.1 GB free on",
         "unset: vllm_server_api_key: expected a secret, found 'vault_vllm_server_api_key' is undefined; define it in",
+        "open: vllm_server_api_key: expected a key behind a gateway, found none, and gateway2 would publish the server on *;",
         "Also vllm_server_model: expected an exact model id or an absolute path, found not set; set",
         "Also gpu-memory-utilization: expected above 0 and at most 1, found 1.5;",
         "Also cache: expected a folder, found /no/such/disk/hf is not there; mount the disk",
@@ -159,6 +164,7 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
         "good": set(),
         "cpu": set(),
         "unset": {"vllm_server_api_key", "vllm_server_model", "gpu-memory-utilization", "cache"},
+        "open": {"vllm_server_api_key"},
         "gone": {"connection"},
     }
 

@@ -25,11 +25,11 @@ def host(name, **more):
     }
 
 
-def find(*hosts, ports=None, port=8080):
+def find(*hosts, ports=None, port=8080, **more):
     hostvars = {entry["inventory_hostname"]: entry for entry in hosts}
     hostvars["gw"] = {"inventory_hostname": "gw", "ansible_host": "192.0.2.100"}
     names = [entry["inventory_hostname"] for entry in hosts]
-    return pools.gateway_pools(hostvars, names, "gw", port=port, ports=ports or {}, offset=10000)
+    return pools.gateway_pools(hostvars, names, "gw", port=port, ports=ports or {}, offset=10000, **more)
 
 
 def test_where_an_administrator_keeps_a_server_out():
@@ -103,9 +103,54 @@ def test_what_no_gateway_can_serve(hosts, ports, says):
 
 def test_a_gateway_beside_its_server():
     one = {"inventory_hostname": "n1", "ansible_connection": "local", "vllm_server_model": "m"}
-    found = pools.gateway_pools({"n1": one}, ["n1"], "n1", port=8080, ports={}, offset=10000)
+    here = {"port": 8080, "ports": {}, "offset": 10000}
+    found = pools.gateway_pools({"n1": one}, ["n1"], "n1", bind="127.0.0.1", **here)
     assert found["problems"] == []
     assert found["pools"][0]["servers"] == [{"name": "n1", "address": "127.0.0.1", "port": 8000}]
+    (problem,) = pools.gateway_pools({"n1": one}, ["n1"], "n1", **here)["problems"]
+    assert problem == (
+        "m has no vllm_server_api_key, and n1 would publish it on *: set the key (from vault), gateway_bind: 127.0.0.1, or "
+        "vllm_server_allow_unauthenticated: true for n1 if anyone may use it."
+    )
+
+
+@pytest.mark.parametrize(
+    ("edits", "bind", "closed"),
+    [
+        (({}, {}), "*", "n1, n2"),
+        (({}, {"vllm_server_allow_unauthenticated": True}), "10.0.0.1", "n1"),
+        (({}, {}), "localhost", None),
+        (({"vllm_server_allow_unauthenticated": "yes"}, {"vllm_server_allow_unauthenticated": True}), "::", None),
+        (({"vllm_server_api_key": "k"}, {"vllm_server_api_key": "k"}), "*", None),
+    ],
+)
+def test_a_pool_without_a_key_is_published_only_where_that_is_allowed(edits, bind, closed):
+    hosts = [host(f"n{n}", **{"vllm_server_api_key": "", **edit}) for n, edit in enumerate(edits, 1)]
+    found = find(*hosts, bind=bind)
+    assert found["pools"][0]["key"] == bool(edits[0].get("vllm_server_api_key"))
+    assert len(found["problems"]) == bool(closed)
+    assert all(
+        f"would publish it on {bind}: " in text and f"true for {closed} if" in text for text in found["problems"]
+    )
+
+
+@pytest.mark.parametrize("name", ["it's", 'a"b', "a\nfrontend evil", "a\x7f", "\x9b"])
+def test_a_name_that_would_end_its_quotes_or_line_is_refused(name):
+    for found in (
+        find(host("n1", vllm_server_args={"served-model-name": name})),
+        find(host("n1"), also_healthy=[name]),
+    ):
+        (problem,) = found["problems"]
+        assert f"HAProxy cannot look for a model called {name!r}" in problem
+        assert "\n" not in problem
+
+
+@pytest.mark.parametrize("key", ["two words", "canary\n", "canary\n    mode tcp", "schl\u00fcssel", "\t"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key):
+    (problem,) = find(host("n1", vllm_server_api_key=key))["problems"]
+    assert problem.startswith("The vllm_server_api_key of org/m has characters that no header can carry")
+    assert key not in problem and "canary" not in problem
+    assert find(host("n1", vllm_server_api_key="k\"'$%\\{}"))["problems"] == []
 
 
 def test_the_port_on_loopback():

@@ -51,6 +51,9 @@ def test_a_good_inventory_is_good():
         ({"vllm_server_args": {"gpu-memory-utilization": "ninety"}}, "gpu-memory-utilization", "ninety"),
         ({"vllm_server_args": {"gpu-memory-utilization": "nan"}}, "gpu-memory-utilization", "nan"),
         ({"vllm_server_env": {"VLLM_API_KEY": "k"}}, "vllm_server_env", "VLLM_API_KEY"),
+        ({"vllm_server_api_key": "two words"}, "vllm_server_api_key", "no header can carry"),
+        ({"vllm_server_api_key": "secret\n"}, "vllm_server_api_key", "no header can carry"),
+        ({"vllm_server_api_key": "schl\u00fcssel"}, "vllm_server_api_key", "no header can carry"),
         ({"hf_token": Unset("'vault_hf_token' is undefined")}, "hf_token", "'vault_hf_token' is undefined"),
         ({"vllm_server_model": Unset("'m' is undefined")}, "vllm_server_model", "'m' is undefined"),
     ],
@@ -70,6 +73,7 @@ def test_one_thing_wrong(values, what, words):
         {"vllm_image_tag": "latest", "vllm_image_allow_latest": True},
         {"vllm_image_tag": "latest", "vllm_image_allow_latest": "yes"},
         {"vllm_server_bind": "0.0.0.0", "vllm_server_api_key": "k"},
+        {"vllm_server_bind": "0.0.0.0", "vllm_server_api_key": "k\"'$%\\{}"},
         {"vllm_server_bind": "10.0.0.1", "vllm_server_allow_unauthenticated": True},
         {"vllm_server_model": "/models/deepseek"},
         {"vllm_server_model": "gpt2"},
@@ -88,6 +92,26 @@ def test_a_secret_that_cannot_be_had_is_told_once():
     assert [name for name, one in found.items() if one.level != "ok"] == ["vllm_server_api_key"]
     assert "ansible-vault" in found["vllm_server_api_key"].remedy
     assert "k3y" not in str(judged(vllm_server_bind="0.0.0.0", vllm_server_api_key="k3y"))
+
+
+@pytest.mark.parametrize(
+    ("values", "gateways", "refused"),
+    [
+        ({}, {"gw1": "127.0.0.1", "gw2": "*"}, True),
+        ({"vllm_server_api_key": ""}, {"gw2": "10.0.0.2"}, True),
+        ({"vllm_server_allow_unauthenticated": "no"}, {"gw2": "::"}, True),
+        ({}, {}, False),
+        ({}, {"gw1": "127.0.0.1"}, False),
+        ({"vllm_server_api_key": "k"}, {"gw2": "*"}, False),
+        ({"vllm_server_api_key": Unset("'vault_key' is undefined")}, {"gw2": "*"}, False),
+        ({"vllm_server_allow_unauthenticated": True}, {"gw2": "*"}, False),
+    ],
+)
+def test_a_server_without_a_key_is_not_published_by_a_gateway(values, gateways, refused):
+    found = inventory_checks.published(values, gateways)
+    assert bool(found) == refused
+    if found:
+        assert found.got == f"none, and gw2 would publish the server on {gateways['gw2']}"
 
 
 @pytest.mark.parametrize(

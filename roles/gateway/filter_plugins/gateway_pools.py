@@ -7,12 +7,19 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from ansible.module_utils.parsing.convert_bool import boolean
+
 # What HAProxy takes as a name (configuration manual, 2.2): letters, digits and these.
 NAME = r"[A-Za-z0-9_.:-]+"
 SERVED_NAME = "served-model-name"
 PORT = 8000  # default of the role vllm_server
 LOOPBACK = "127.0.0.1"  # likewise
 MAINT = "MAINT"
+# A name with these would end the quotes or the line that it stands in, in the configuration.
+NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f'\"]")
+ALLOWED = "vllm_server_allow_unauthenticated"
+# What a header may hold, without blanks: the rest of Latin-1 and beyond is read differently by every client.
+KEY = re.compile(r"[!-~]+")
 WILDCARDS = ("0.0.0.0", "::", "*")  # noqa: S104 - names of what a server may listen on, nothing is bound here
 
 
@@ -91,12 +98,21 @@ def _address(server: Mapping[str, Any], gateway: Mapping[str, Any], problems: li
 
 
 def gateway_pools(
-    hostvars: Mapping[str, Any], hosts: Iterable[str], gateway: str, *, port: int, ports: Mapping[str, int], offset: int
+    hostvars: Mapping[str, Any],
+    hosts: Iterable[str],
+    gateway: str,
+    *,
+    port: int,
+    ports: Mapping[str, int],
+    offset: int,
+    bind: str = "*",
+    also_healthy: Iterable[str] = (),
 ) -> dict[str, list[Any]]:
     """The pools behind `gateway` and, as sentences, what is wrong with them.
 
-    A pool is the replicas that serve the same model. `port` is that of the only pool or of the first one, `ports` gives
-    others by model; `offset` leads from a pool's port to its listener on loopback.
+    A pool is the replicas that serve the same model; `key` says whether they have one. `port` is that of the only pool
+    or of the first one, `ports` gives others by model; `offset` leads from a pool's port to its listener on loopback.
+    The gateway listens on `bind`, and takes servers that serve one of `also_healthy`.
     """
     hosts = list(hosts)
     problems: list[str] = []
@@ -117,7 +133,15 @@ def gateway_pools(
         if not re.fullmatch(NAME, host):
             problems.append(f"HAProxy cannot call a server {host!r}: rename it with letters, digits and _.:- alone.")
         pool = pools.setdefault(
-            names[0], {"name": backend_name(names[0]), "model": names[0], "names": names, "head": host, "servers": []}
+            names[0],
+            {
+                "name": backend_name(names[0]),
+                "model": names[0],
+                "names": names,
+                "head": host,
+                "key": bool(variables.get("vllm_server_api_key")),
+                "servers": [],
+            },
         )
         if variables.get("vllm_server_api_key") != hostvars[pool["head"]].get("vllm_server_api_key"):
             problems.append(
@@ -128,6 +152,8 @@ def gateway_pools(
         server = {"name": host, "address": address, "port": int(variables.get("vllm_server_port") or PORT)}
         pool["servers"].append(server)
     _give_ports(list(pools.values()), port, ports, offset, problems)
+    _open_pools(list(pools.values()), hostvars, gateway, bind, problems)
+    _odd_words(list(pools.values()), hostvars, also_healthy, problems)
     if not hosts:
         problems.append("Group vllm has no hosts, so there is nothing to stand in front of.")
     return {"pools": list(pools.values()), "problems": problems}
@@ -172,6 +198,42 @@ def _give_ports(
         f"{pool['model']} and another model are both {pool['name']} to HAProxy: give one another served-model-name."
         for pool in pools
         if names.count(pool["name"]) > 1
+    )
+
+
+def _open_pools(
+    pools: list[dict[str, Any]], hostvars: Mapping[str, Any], gateway: str, bind: str, problems: list[str]
+) -> None:
+    """A server on loopback needs no key, until a gateway makes it everybody's."""
+    if _is_loopback(bind):
+        return
+    for pool in pools:
+        names = [server["name"] for server in pool["servers"]]
+        closed = [name for name in names if not boolean(hostvars[name].get(ALLOWED, False), strict=False)]
+        if not pool["key"] and closed:
+            problems.append(
+                f"{pool['model']} has no vllm_server_api_key, and {gateway} would publish it on {bind}: set the key "
+                f"(from vault), gateway_bind: {LOOPBACK}, or vllm_server_allow_unauthenticated: true for "
+                f"{', '.join(closed)} if anyone may use it."
+            )
+
+
+def _odd_words(
+    pools: list[dict[str, Any]], hostvars: Mapping[str, Any], also_healthy: Iterable[str], problems: list[str]
+) -> None:
+    """Refuse what does not fit into a line of the configuration. A key is not shown."""
+    named = [*(name for pool in pools for name in pool["names"]), *map(str, also_healthy)]
+    problems.extend(
+        f"HAProxy cannot look for a model called {name!r}: give it a served-model-name without quotes, line breaks and "
+        "control characters."
+        for name in named
+        if NO_NAME.search(name)
+    )
+    problems.extend(
+        f"The vllm_server_api_key of {pool['model']} has characters that no header can carry, such as a blank or a "
+        "line break at its end: use printable ASCII alone (`openssl rand -hex 32` gives such a key)."
+        for pool in pools
+        if pool["key"] and not KEY.fullmatch(str(hostvars[pool["head"]]["vllm_server_api_key"]))
     )
 
 

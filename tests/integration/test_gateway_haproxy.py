@@ -1,0 +1,355 @@
+"""A real HAProxy with the role's configuration, in front of stand-in servers: who gets in, and who is waited for."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import play
+import pytest
+import standin
+
+from ansible.module_utils.vllm_fleet import drain, haproxy
+
+ROLE = play.ROOT / "roles" / "gateway"
+PROGRAM = "/usr/sbin/haproxy"
+# Everything that some language between inventory and HAProxy reads as its own.
+KEY = r"""k"e'y$HOME${PATH}%%d%[env(PATH)]\x41{{,;#}"""
+PROTECTED = {"Authorization": f"Bearer {KEY}"}
+# Of this machine's administrator and this distribution's user; a test has neither.
+FOREIGN = ("    log ", "    chroot ", "    user ", "    group ")
+QUESTION = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+
+
+@dataclass
+class Gateway:
+    """A running gateway with two pools: `closed` has a key, `open` has none. Ports by the pool's name."""
+
+    folder: Path
+    ports: dict[str, int]
+    servers: dict[str, standin.Standin]
+    process: subprocess.Popen[bytes]
+
+    @property
+    def socket(self) -> str:
+        return str(self.folder / "haproxy.sock")
+
+    def entry(self, pool: str) -> haproxy.Server:
+        """A pool's server, as HAProxy sees it."""
+        found = haproxy.servers(haproxy.ask(self.socket, "show stat"))
+        return next(one for one in found if one.backend == pool)
+
+    def left(self, pool: str) -> tuple[int, int]:
+        """What is open at the gateway, and what the server itself counts."""
+        return (
+            drain.look_at_gateway(self.socket, pool, f"{pool}1").requests,
+            drain.look_at_server(self.servers[pool].url).requests,
+        )
+
+
+def until(true: Callable[[], Any], what: str, seconds: float = 20.0) -> float:
+    """Wait for something to become so; the seconds that it took."""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() < began + seconds, f"never: {what}"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def render(folder: Path, ports: dict[str, int], servers: dict[str, int]) -> None:
+    """Write the role's two files for this machine, as the role writes them."""
+    common = {
+        "gateway_bind": "127.0.0.1",
+        "gateway_ports": {pool: ports[pool] for pool in servers},
+        "gateway_local_offset": ports["local"],
+        "gateway_stats_port": standin.free_port(),
+        "gateway_request_timeout": 2,
+        "gateway_check_interval": 1,
+        "gateway_check_timeout": 1,
+        "gateway_check_fall": 2,
+    }
+    hosts = {
+        f"{pool}1": {"vllm_server_model": pool, "vllm_server_port": port, "vllm_server_bind": "127.0.0.1"}
+        for pool, port in servers.items()
+    }
+    # A text that is not templated again, as one from a vault.
+    hosts["closed1"]["vllm_server_api_key"] = "{{ lookup('ansible.builtin.env', 'TEST_KEY') }}"
+    local = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
+    groups = {"vllm": {"hosts": hosts}, "gateway": {"hosts": {"gateway1": {}}}}
+    (folder / "inventory.yml").write_text(json.dumps({"all": {"vars": local, "children": groups}}))
+    files = {"gateway.cfg.j2": "gateway.cfg", "secrets.cfg.j2": "secrets.cfg"}
+    tasks: list[dict[str, Any]] = [
+        {"name": "Judge", "ansible.builtin.assert": {"that": "__gateway_found.problems == []", "quiet": True}}
+    ]
+    for source, target in files.items():
+        content = f"{{{{ lookup('ansible.builtin.template', '{ROLE}/templates/{source}') }}}}"
+        copy = {"content": content, "dest": str(folder / target), "mode": "0600"}
+        tasks.append({"name": "Write", "ansible.builtin.copy": copy, "no_log": True})
+    common |= {"__gateway_socket": str(folder / "haproxy.sock"), "__gateway_state_path": str(folder / "state")}
+    files_of = [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")]
+    made = {"name": "Render", "hosts": "gateway", "gather_facts": False, "become": False}
+    (folder / "play.yml").write_text(json.dumps([{**made, "vars_files": files_of, "tasks": tasks}]))
+    environ = {**play.environment(), "TEST_KEY": KEY, "ANSIBLE_FILTER_PLUGINS": str(ROLE / "filter_plugins")}
+    words = [play.PLAYBOOK, "-i", folder / "inventory.yml", "-e", json.dumps(common), folder / "play.yml"]
+    done = subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, env=environ, cwd=play.ROOT, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    config = folder / "gateway.cfg"
+    kept = [line for line in config.read_text().splitlines() if not line.startswith(FOREIGN)]
+    config.write_text("\n".join(kept) + "\n")
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """Both pools are up."""
+    folder = tmp_path_factory.mktemp("gateway")
+    ports = {name: standin.free_port() for name in ("closed", "open")}
+    ports["local"] = 1 if ports["closed"] + 1 != ports["open"] else 2
+    (folder / "state").write_text("1\n")
+    slow = {"token_delay": 0.2}
+    with (
+        standin.run_process(model="m", served="closed", VLLM_API_KEY=KEY, **slow) as closed,
+        standin.run_process(model="m", served="open", **slow) as opened,
+    ):
+        servers = {"closed": closed, "open": opened}
+        render(folder, ports, {pool: server.port for pool, server in servers.items()})
+        words = [PROGRAM, "-db", "-f", str(folder / "secrets.cfg"), "-f", str(folder / "gateway.cfg")]
+        checked = subprocess.run([*words, "-c"], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stderr
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        made = Gateway(folder, ports, servers, process)
+        try:
+            until(Path(made.socket).exists, "HAProxy has its socket")
+            for pool in servers:
+                until(lambda pool=pool: made.entry(pool).status == "UP" and made.entry(pool).check, f"{pool} is up")
+            yield made
+        finally:
+            process.kill()
+            process.wait()
+
+
+def ask(
+    port: int, path: str, method: str = "GET", body: bytes | None = None, **headers: str
+) -> tuple[int, str, dict[str, str]]:
+    """Status, body and head of an answer. The path goes out as it is."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.putrequest(method, path)
+        for name, value in {"Content-Length": str(len(body or b"")), **headers}.items():
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(), {name.lower(): value for name, value in answer.getheaders()}
+    finally:
+        connection.close()
+
+
+def begin(port: int, **more: Any) -> socket.socket:
+    """A client that has asked for a long answer and waits."""
+    body = json.dumps({"messages": [{"role": "user", "content": "Write a poem."}], **more}).encode()
+    client = socket.create_connection(("127.0.0.1", port), timeout=20)
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}"
+    )
+    client.sendall(f"{head}\r\n\r\n".encode() + body)
+    return client
+
+
+def fall_silent(client: socket.socket, how: str) -> None:
+    if how == "half":
+        client.shutdown(socket.SHUT_WR)
+        return
+    if how == "reset":
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+# -- who is waited for -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("how", ["close", "reset", "half"])
+def test_a_client_that_gives_up_leaves_nothing_to_wait_for(gateway: Gateway, how: str, stream: bool) -> None:
+    client = begin(gateway.ports["closed"], stream=stream)
+    until(lambda: gateway.left("closed") == (1, 1), "the request runs")
+    fall_silent(client, how)
+    assert until(lambda: gateway.left("closed") == (0, 0), "nothing is left") < 1
+    client.close()
+
+
+def test_a_paused_server_ends_its_requests_and_its_drain(gateway: Gateway) -> None:
+    server = gateway.servers["closed"]
+    client = begin(gateway.ports["closed"])
+    until(lambda: gateway.left("closed") == (1, 1), "the request runs")
+    os.kill(server.process.pid, signal.SIGSTOP)
+    try:
+        haproxy.ask(gateway.socket, "set server closed/closed1 state drain")
+        look = lambda: drain.look_at_gateway(gateway.socket, "closed", "closed1")  # noqa: E731
+        outcome = drain.wait(look, 15, 30)
+        assert (outcome.drained, outcome.look.requests) == (True, 0), outcome
+        # Its client is told, and not left alone for as long as an answer may be silent.
+        assert client.recv(100).startswith(b"HTTP/1.1 50"), "no answer"
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+        client.close()
+        haproxy.ask(gateway.socket, "set server closed/closed1 state ready")
+    until(lambda: gateway.entry("closed").status == "UP", "it is up again")
+
+
+# -- who gets in -------------------------------------------------------------------------------------------------------
+
+REFUSED = [
+    "/",
+    "/v1",
+    "/v1/",
+    "/V1/models",
+    "/v2/models",
+    "/v1x/models",
+    "/invocations",
+    "/tokenize",
+    "/metrics",
+    "/docs",
+    "/openapi.json",
+    "/version",
+    "/ping",
+    "/load",
+    "/health/",
+    "/health?x",
+    "/scale_elastic_ep",
+    "/inference/v1/generate",
+    "//v1/models",
+    "/v1//models",
+    "/./v1/models",
+    "/v1/../invocations",
+    "/v1/..",
+    "/v1/./models",
+    "/v1/%2e%2e/invocations",
+    "/v1/%2E%2E%2finvocations",
+    "/v1/..%2finvocations",
+    "/%76%31/models",
+    "/v1/models/%00",
+    "/v1\\..\\invocations",
+    "/v1/..;/invocations",
+    "http://127.0.0.1/invocations",
+    "*",
+]
+
+
+@pytest.mark.parametrize("pool", ["closed", "open"])
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+def test_what_is_not_below_v1_is_not_there(gateway: Gateway, pool: str, method: str) -> None:
+    for place in ("", "local"):
+        port = gateway.ports[pool] + (gateway.ports["local"] if place else 0)
+        for path in REFUSED:
+            status, body, head = ask(port, path, method, json.dumps(QUESTION).encode(), **PROTECTED)
+            assert (status, head.get("x-vllm-replica")) in ((404, None), (400, None)), (path, body)
+            if status == 404:
+                assert head["content-type"] == "application/json"
+                told = json.loads(body)["error"]
+                assert (told["code"], told["type"], told["param"]) == (404, "NotFoundError", None)
+    assert "invocations" not in gateway.servers[pool].log.partition("startup complete")[2]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer none",
+        f"Bearer {KEY}x",
+        f"Bearer {KEY[:-1]}",
+        f"Bearer {KEY.swapcase()}",
+        f"Bearer  {KEY}",
+        f"Bearer,{KEY}",
+        f"Basic {KEY}",
+        KEY,
+    ],
+)
+def test_without_the_key_nothing_reaches_a_server(gateway: Gateway, header: str | None) -> None:
+    headers = {} if header is None else {"Authorization": header}
+    for method, path in (("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("HEAD", "/v1/models")):
+        status, body, head = ask(gateway.ports["closed"], path, method, json.dumps(QUESTION).encode(), **headers)
+        assert (status, head["content-type"]) == (401, "application/json")
+        assert method == "HEAD" or json.loads(body) == {"error": "Unauthorized"}
+        assert "x-vllm-replica" not in head
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_the_key_opens_whatever_is_in_it(gateway: Gateway, scheme: str) -> None:
+    headers = {"Authorization": f"{scheme} {KEY}"}
+    body = json.dumps(QUESTION).encode()
+    status, answer, head = ask(gateway.ports["closed"], "/v1/chat/completions", "POST", body, **headers)
+    assert (status, head["x-vllm-replica"]) == (200, "closed1"), answer
+    assert "Paris" in answer
+    assert ask(gateway.ports["closed"], "/v1/models?x=%2e", **headers)[0] == 200
+
+
+def test_a_pool_without_a_key_asks_for_none(gateway: Gateway) -> None:
+    assert ask(gateway.ports["open"], "/v1/models")[0] == 200
+    assert ask(gateway.ports["open"], "/v1/models", **PROTECTED)[0] == 200
+
+
+def test_a_browser_may_ask_before_its_request(gateway: Gateway) -> None:
+    """OPTIONS, which vLLM answers without a key: it is the server's answer, whatever it is."""
+    assert ask(gateway.ports["closed"], "/v1/chat/completions", "OPTIONS")[0] not in (401, 404)
+
+
+def test_an_administrator_gets_by_to_the_server_which_checks_the_key_itself(gateway: Gateway) -> None:
+    local = gateway.ports["closed"] + gateway.ports["local"]
+    wish = {"x-vllm-fleet-server": "closed1"}
+    status, body, head = ask(local, "/v1/models", **wish)
+    assert (status, json.loads(body), head["x-vllm-replica"]) == (401, {"error": "Unauthorized"}, "closed1")
+    assert ask(local, "/v1/models", **wish, **PROTECTED)[0] == 200
+
+
+def test_the_gateways_own_health_needs_no_key(gateway: Gateway) -> None:
+    assert ask(gateway.ports["closed"], "/health")[0] == 200
+    haproxy.ask(gateway.socket, "set server closed/closed1 state drain")
+    try:
+        status, body, head = ask(gateway.ports["closed"], "/health")
+        assert (status, head["content-type"]) == (503, "application/json")
+        assert json.loads(body)["error"]["code"] == 503
+    finally:
+        haproxy.ask(gateway.socket, "set server closed/closed1 state ready")
+
+
+def test_the_key_is_in_one_file_alone(gateway: Gateway) -> None:
+    assert KEY not in (gateway.folder / "gateway.cfg").read_text()
+    said = haproxy.ask(gateway.socket, "show env")
+    assert "VLLM_FLEET" not in said
+    assert "PATH=" in said
+    environ = Path("/proc", str(gateway.process.pid), "environ").read_bytes()
+    assert b"VLLM_FLEET" not in environ
+
+
+# -- bodies ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_large_body_passes(gateway: Gateway) -> None:
+    body = json.dumps({**QUESTION, "filler": "x" * 5_000_000}).encode()
+    status, answer, _ = ask(gateway.ports["closed"], "/v1/chat/completions", "POST", body, **PROTECTED)
+    assert (status, "Paris" in answer) == (200, True), answer[:200]
+
+
+def test_a_body_that_never_comes_holds_neither_a_place_nor_a_server(gateway: Gateway) -> None:
+    for headers, status in (({}, b"401"), (PROTECTED, b"408")):
+        client = socket.create_connection(("127.0.0.1", gateway.ports["closed"]), timeout=10)
+        lines = ["POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Length: 10"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        client.sendall("\r\n".join([*lines, "", ""]).encode())
+        assert gateway.entry("closed").sessions == 0
+        assert client.recv(100).split()[1] == status
+        client.close()
