@@ -169,13 +169,13 @@ class Scene:
         """The nodes' containers, by their ids."""
         return {node: self.server(node)["Id"] for node in self.nodes}
 
-    def gateway(self) -> dict[str, str]:
-        """The state of every server at the gateway, in HAProxy's word."""
+    def gateway(self, column: str = "status") -> dict[str, str]:
+        """The state of every server at the gateway, in HAProxy's word, or another column of its table."""
         table = self.fleet.exec("gateway1", ["python3", "-c", ASK, "show stat"]).stdout.lstrip("# ")
         lines = [line.split(",") for line in table.splitlines()]
         names = lines[0]
         rows = [dict(zip(names, line, strict=False)) for line in lines[1:]]
-        return {row["svname"]: row["status"].split()[0] for row in rows if row.get("svname", "").startswith("node")}
+        return {row["svname"]: row[column].split()[0] for row in rows if row.get("svname", "").startswith("node")}
 
     def until(self, true: Callable[[], bool], what: str) -> None:
         """Wait for something to become so."""

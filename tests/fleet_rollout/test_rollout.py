@@ -299,6 +299,9 @@ def test_hooks_and_a_limit_while_ssh_is_cut(scene, load, tmp_path):
 
 def test_a_server_that_an_administrator_keeps_out_is_replaced_and_stays_out(scene, load):
     before, scene.bad = scene.servers(), True
+    # MAINT ends what is open.
+    scene.fleet.exec("gateway1", ["python3", "-c", ASK, "set server acme_tiny/node4 state drain"])
+    scene.until(lambda: scene.gateway("scur")["node4"] == "0", "node4 has nothing open")
     scene.fleet.exec("gateway1", ["python3", "-c", ASK, "set server acme_tiny/node4 state maint"])
     env = {"STANDIN_START_SECONDS": "0.6", "STANDIN_TOKEN_DELAY": "0.02"}
     run = scene.deploy("--limit", "node4", vllm_server_env=env).ok()
