@@ -20,6 +20,8 @@ import pytest
 import standin
 
 from ansible.module_utils.vllm_fleet import drain, haproxy
+from ansible.module_utils.vllm_fleet.chat import chat
+from ansible.module_utils.vllm_fleet.chat_request import ChatRequest, Expectation
 
 ROLE = play.ROOT / "roles" / "gateway"
 PROGRAM = "/usr/sbin/haproxy"
@@ -28,7 +30,8 @@ KEY = r"""k"e'y$HOME${PATH}%%d%[env(PATH)]\x41{{,;#}"""
 PROTECTED = {"Authorization": f"Bearer {KEY}"}
 # Of this machine's administrator and this distribution's user; a test has neither.
 FOREIGN = ("    log ", "    chroot ", "    user ", "    group ")
-QUESTION = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+CAPITAL = "What is the capital of France?"
+QUESTION = {"messages": [{"role": "user", "content": CAPITAL}]}
 
 
 @dataclass
@@ -313,6 +316,13 @@ def test_an_administrator_gets_by_to_the_server_which_checks_the_key_itself(gate
     status, body, head = ask(local, "/v1/models", **wish)
     assert (status, json.loads(body), head["x-vllm-replica"]) == (401, {"error": "Unauthorized"}, "closed1")
     assert ask(local, "/v1/models", **wish, **PROTECTED)[0] == 200
+    # As a rollout asks for a new server.
+    expect = Expectation(pattern="Paris", headers={"x-vllm-replica": "closed1"})
+    url = f"http://127.0.0.1:{local}"
+    result = chat(
+        ChatRequest(url, model="closed", prompt=CAPITAL, api_key=KEY, headers=wish, expect=expect, timeout=20)
+    )
+    assert result.ok, result.message
 
 
 def test_the_gateways_own_health_needs_no_key(gateway: Gateway) -> None:
