@@ -128,3 +128,34 @@ def test_a_decision_follows_the_template_and_is_listed(path):
     headings = re.findall(r"^## (.+)$", path.read_text(), re.MULTILINE)
     assert headings == re.findall(r"^## (.+)$", template, re.MULTILINE)[1:]
     assert len(path.read_text().splitlines()) <= 80, "a decision is one page"
+
+
+# CONTRIBUTING.md
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+# Files that the pages name and that are on their way into their packages.
+COMING = {"server/recover.py", "weights/team.py", "rollout/waves.py", "rollout/gate.py"}
+in_packages = pytest.mark.skipif(
+    not (ROOT / "tests/lint/walls.py").is_file(), reason="the files are not in their packages yet"
+)
+
+
+@in_packages
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", *(f"docs/decisions/{path.name}" for path in DECISIONS)])
+def test_files_that_a_page_names_are_there(page):
+    places = (ROOT, ROOT / "module_utils/vllm_fleet")
+    shelves = {path.name for place in places for path in place.iterdir() if path.is_dir()}
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    named = {name for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", text) if name.split("/")[0] in shelves}
+    assert not {name for name in named if not any((place / name).exists() for place in places)} - COMING
+
+
+@in_packages
+def test_the_packages_are_those_of_the_contract():
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", CONTRIBUTING, re.MULTILINE)
+    from walls import contract
+
+    packages = contract(ROOT / "module_utils/vllm_fleet")
+    assert {name for name, _ in rows} == set(packages)
+    for name, may_import in rows:
+        assert frozenset(may_import.split(", ")) - {"nothing"} == packages[name].may_import, name
