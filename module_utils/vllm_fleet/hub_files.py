@@ -52,6 +52,8 @@ def fetch(model: str, revision: str, token: str = "") -> Facts:
             size: int | None = None
             try:
                 hub.hf_hub_download(model, model_files.INDEX, local_dir=folder, **wanted)
+            except errors.LocalEntryNotFoundError:
+                raise  # no answer, and no word about the file
             except errors.EntryNotFoundError:
                 with contextlib.suppress(errors.EntryNotFoundError):
                     url = hub.hf_hub_url(model, SINGLE, revision=commit)
@@ -67,14 +69,20 @@ def fetch(model: str, revision: str, token: str = "") -> Facts:
         raise HubError(
             f"{model} has no revision {commit} on the Hub; correct vllm_server_revision or plan_revision"
         ) from error
+    except errors.LocalEntryNotFoundError as error:  # an EntryNotFoundError, too, but from a Hub that gave no answer
+        raise _unreached(error.__cause__ or error) from error
     except errors.EntryNotFoundError as error:
         raise HubError(f"{model} has no {model_files.CONFIG} on the Hub, so it is no model that vLLM serves") from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
-        told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise HubError(
-            f"the Hub cannot be reached ({told.rstrip('.')}); give plan_path, a folder with the model's config.json and"
-            " model.safetensors.index.json"
-        ) from error
+    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
+        raise _unreached(error) from error
     if found is None:
         raise HubError(f"{model} has an empty {model_files.CONFIG} on the Hub")
     return replace(found, weights_bytes=found.weights_bytes if found.weights_bytes is not None else size)
+
+
+def _unreached(error: BaseException) -> HubError:
+    told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return HubError(
+        f"the Hub cannot be reached ({told.rstrip('.')}); give plan_path, a folder with the model's config.json and"
+        " model.safetensors.index.json"
+    )
