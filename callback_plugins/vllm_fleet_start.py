@@ -1,0 +1,140 @@
+"""Callback: ends a run at its start where the command line or the controller is wrong, before any node is asked."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from ansible import context
+from ansible.plugins.callback import CallbackBase
+from ansible.release import __version__ as ANSIBLE
+
+if TYPE_CHECKING:
+    from ansible.playbook import Playbook
+    from ansible.playbook.play import Play
+
+DOCUMENTATION = r"""
+name: vllm_fleet_start
+type: notification
+short_description: Ends a run at its start where the command line or the controller is wrong
+description:
+  - Refuses an C(ansible-core) older than the tested one, a missing collection, an inventory that does not exist, and in
+    this project's own playbooks a tag that none of them has and an inventory without a host in group C(vllm).
+  - Ansible itself warns of these, or says nothing, and ends with exit code 0.
+requirements:
+  - none; it is loaded from C(callback_plugins) without being enabled
+"""
+
+ROOT = Path(__file__).resolve().parent.parent
+#: The oldest ansible-core that the tests run with. Older ones know other results: the output is lost, the exit code 0.
+OLDEST = (2, 19)
+#: What the roles take modules from; requirements.yml has the versions.
+COLLECTIONS = ("ansible.posix", "community.docker", "community.general")
+#: Tags of the playbooks, and Ansible's own words beside them.
+TAGS = ("preflight", "prepare", "stage", "rollout", "verify")
+OF_ANSIBLE = ("all", "always", "never", "tagged", "untagged")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Name the known word that ``word`` resembles most; "" if it resembles none."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), "")
+
+
+def version_fault(found: str) -> str:
+    """Say in a sentence why this ansible-core is refused; "" if it is not. A newer one than the tested passes."""
+    numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:2])
+    if numbers >= OLDEST:
+        return ""
+    oldest = ".".join(map(str, OLDEST))
+    return (
+        f"ansible-core {found} is too old: {oldest} or newer is needed; run `make deploy`, it has its own, or install"
+        f" it (pip install -r {ROOT / 'requirements.txt'})"
+    )
+
+
+def collections_fault(names: Iterable[str] = COLLECTIONS) -> str:
+    """Say in a sentence which collections are missing; "" if none is."""
+    missing = []
+    for name in names:
+        try:
+            importlib.import_module(f"ansible_collections.{name}")
+        except ImportError:
+            missing.append(name)
+    if not missing:
+        return ""
+    return (
+        f"this Ansible lacks {', '.join(missing)}; install what is missing"
+        f" (ansible-galaxy collection install -r {ROOT / 'requirements.yml'})"
+    )
+
+
+def inventory_fault(sources: Iterable[str], here: Path) -> str:
+    """Say in a sentence which inventory does not exist; "" if all do. One with commas is a list of hosts."""
+    for source in sources:
+        path = here / source
+        if "," in source or path.exists():
+            continue
+        beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = nearest(path.name, beside)
+        shown = path.relative_to(here) if path.is_relative_to(here) else path
+        advice = f"the nearest is {shown.with_name(near)}" if near else "give the path of a file or a folder that does"
+        return f"the inventory {shown} does not exist; {advice}"
+    return ""
+
+
+def tags_fault(option: str, given: Iterable[str]) -> str:
+    """Say in a sentence which tag no task has; "" if all are known. ``option`` is the word of the command line."""
+    known = {*TAGS, *OF_ANSIBLE}
+    for tag in given:
+        if tag in known:
+            continue
+        near = nearest(tag, known)
+        advice = f"the nearest is {near}" if near else f"there are {', '.join(TAGS)}"
+        return f"no task has the tag {tag} ({option}); {advice}"
+    return ""
+
+
+class CallbackModule(CallbackBase):
+    """Judges the command line when the playbook is read, and the inventory when a play asks for its servers."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "notification"
+    CALLBACK_NAME = "vllm_fleet_start"
+
+    def __init__(self) -> None:
+        """Know no playbook yet."""
+        super().__init__()
+        self._ours = False
+
+    def v2_playbook_on_start(self, playbook: Playbook) -> None:
+        """End the run where it cannot become what was meant."""
+        options = context.CLIARGS
+        file = Path(str(playbook._basedir), str(playbook._file_name).rpartition("/")[2]).resolve()
+        # Tags and groups of a playbook that somebody else wrote are not known here.
+        self._ours = file.parent == ROOT / "playbooks" or file == ROOT / "deploy.yml"
+        fault = version_fault(ANSIBLE) or collections_fault()
+        fault = fault or inventory_fault([str(one) for one in options.get("inventory") or ()], Path.cwd())
+        if not fault and self._ours:
+            fault = tags_fault("--tags", options.get("tags") or ())
+            fault = fault or tags_fault("--skip-tags", options.get("skip_tags") or ())
+        if fault:
+            self._end(fault)
+
+    def v2_playbook_on_play_start(self, play: Play) -> None:
+        """End the run where its servers are looked for in an inventory that has none."""
+        manager = play.get_variable_manager()
+        if not self._ours or play.hosts != ["vllm"] or manager is None:
+            return
+        if not manager.get_vars(play=play)["groups"].get("vllm"):
+            self._end(
+                "the inventory has no host in group vllm; put the serving nodes into it, as inventory/tensorwave does"
+            )
+
+    def _end(self, fault: str) -> NoReturn:
+        """End the process: Ansible makes a warning of a callback's exception, but not of this one."""
+        self._display.error(f"{fault[0].upper()}{fault[1:]}. Nothing was touched.", wrap_text=False)
+        raise SystemExit(1)

@@ -1,0 +1,97 @@
+"""What ends a run before any node is asked: the command line, the inventory, the controller's own Ansible."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import play
+import pytest
+
+LOCAL = str(play.ROOT / "inventory/local")
+
+
+def run(*words: str, here: Path = play.ROOT, **environ: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [play.PLAYBOOK, *words],
+        cwd=here,
+        env={**play.environment(), **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ("deploy.yml", "-i", "inventory/loca"),
+            "The inventory inventory/loca does not exist; the nearest is inventory/local.",
+        ),
+        (
+            ("playbooks/status.yml", "-i", "/no/such"),
+            "The inventory /no/such does not exist; give the path of a file or a folder that does.",
+        ),
+        (("playbooks/status.yml", "--tags", "verfy"), "No task has the tag verfy (--tags); the nearest is verify."),
+        (
+            ("playbooks/status.yml", "--skip-tags", "stage,xyz"),
+            "No task has the tag xyz (--skip-tags); there are preflight, prepare, stage, rollout, verify.",
+        ),
+        (("playbooks/status.yml", "-i", "localhost,"), "The inventory has no host in group vllm; put"),
+    ],
+)
+def test_a_command_line_that_cannot_become_what_was_meant_is_refused(words: tuple[str, ...], sentence: str) -> None:
+    code, said = run(*words)
+    assert code == 1, said
+    assert f"[ERROR]: {sentence}" in said
+    assert "Nothing was touched." in said
+    assert "TASK" not in said and "RECAP" not in said
+
+
+@pytest.mark.parametrize("version", ["2.16.19", "2.18.19"])
+def test_an_older_ansible_is_refused_where_it_would_lose_the_output(version: str, tmp_path: Path) -> None:
+    """By its version alone; what is older also wraps the sentence otherwise."""
+    (tmp_path / "sitecustomize.py").write_text(f"import ansible.release\nansible.release.__version__ = '{version}'\n")
+    code, said = run("playbooks/status.yml", "-i", LOCAL, PYTHONPATH=str(tmp_path))
+    assert code == 1, said
+    assert f"Ansible-core {version} is too old: 2.19 or newer is needed; run `make deploy`" in said
+    assert "TASK" not in said
+
+
+def test_an_ansible_without_the_collections_is_refused(tmp_path: Path) -> None:
+    nowhere = {"ANSIBLE_COLLECTIONS_SCAN_SYS_PATH": "false", "ANSIBLE_COLLECTIONS_PATH": str(tmp_path)}
+    code, said = run("playbooks/status.yml", "-i", LOCAL, **nowhere)
+    assert code == 1, said
+    assert (
+        "This Ansible lacks ansible.posix, community.docker, community.general; install what is missing (ansi" in said
+    )
+
+
+def test_the_tags_of_a_playbook_of_somebody_else_are_not_judged(tmp_path: Path) -> None:
+    (tmp_path / "play.yml").write_text("[{name: Play, hosts: vllm, tasks: []}]")
+    assert run(str(tmp_path / "play.yml"), "-i", "localhost,", "--tags", "mine")[0] == 0
+
+
+def test_make_says_the_same(tmp_path: Path) -> None:
+    environ = {**play.environment(), "PATH": f"{Path(play.PLAYBOOK).parent}:{os.environ['PATH']}"}
+    command = ["make", "-o", ".venv/controller", "deploy", "INVENTORY=inventory/loca"]
+    done = subprocess.run(command, cwd=play.ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "The inventory inventory/loca does not exist; the nearest is inventory/local." in done.stderr
+
+
+def test_all_tags_of_the_playbooks_are_known() -> None:
+    """The callback's list is the one that a misspelt tag is held against."""
+    text = (play.ROOT / "callback_plugins/vllm_fleet_start.py").read_text()
+    known = set(re.findall(r'"(\w+)"', text.partition("\nTAGS = ")[2].partition("\n")[0]))
+    used: set[str] = set()
+    for file in [*play.ROOT.glob("playbooks/*.yml"), *play.ROOT.glob("roles/*/tasks/*.yml")]:
+        for listed in re.findall(r"^ *tags: \[([\w, ]+)\]$", file.read_text(), re.MULTILINE):
+            used |= {tag.strip() for tag in listed.split(",")}
+    assert used - {"always", "never"} <= known
+    assert {"prepare", "stage", "rollout", "verify"} <= used
