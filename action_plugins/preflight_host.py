@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import shlex
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ for one in {sysfs}/bus/pci/devices/*; do
 done
 [ "$(id -u)" = 0 ] || [ {password} = 1 ] || sudo -n true 2>/dev/null || echo root=no"""
 
+_ROOT = "root's rights, to install Docker and to run the server"
+
 
 class ActionModule(ActionBase):
     """Never fails because of what it finds; preflight_report does, when all nodes have been seen."""
@@ -58,7 +61,7 @@ class ActionModule(ActionBase):
             remedy = "check that it is on and that `ssh` to it works with this inventory's address, user and key"
             more = [Finding("unseen", "connection", "an answer", _line(str(exc)), remedy)]
         except AnsibleError as exc:
-            more = [Finding("unseen", "look", "an answer", _line(str(exc)), "run again with -vvv")]
+            more = [_failed(_line(str(exc)))]
         found = findings.accept([*mine, *more, *theirs], args.get("accept") or [])
         result.update(
             answer,
@@ -80,6 +83,7 @@ class ActionModule(ActionBase):
             found.append(open_to_all)
         found += [one for one in self._specified(variables) if one.what not in known]
         hosts = list(variables.get("ansible_play_hosts_all") or [])
+        found += self._misspelt(variables, hosts)
         replica = values.get("vllm_server_replica")
         if isinstance(replica, str) and replica:
             members = self._members(variables, replica, hosts)
@@ -116,6 +120,29 @@ class ActionModule(ActionBase):
                 with contextlib.suppress(AnsibleError):  # told where it is needed
                     values[name] = self._templar.template(variables[name])
             found += role_specs.judge(options, values)
+        return found
+
+    def _misspelt(self, variables: Mapping[str, Any], hosts: list[str]) -> list[Finding]:
+        """Hold the names that the inventory and the command line set against those that the roles know."""
+        folder = Path(str(variables.get("role_path") or "")).parent
+        pages = [
+            page for page in (folder / role / "meta/argument_specs.yml" for role in role_specs.OWN) if page.is_file()
+        ]
+        if len(pages) < len(role_specs.OWN):
+            return []  # some roles alone: what the others know cannot be told
+        known = role_specs.ALSO_KNOWN.union(
+            *(entry.get("options") or {} for page in pages for entry in _read(page)["argument_specs"].values())
+        )
+        # Without the play's context: no role's own defaults and variables are among them.
+        mine = set(variables["hostvars"].raw_get(variables["inventory_hostname"]))
+        found = role_specs.misspelt(mine, known)
+        # Gateways are in no play of preflight: told once, of the first node.
+        if hosts and variables.get("inventory_hostname") == hosts[0]:
+            gateways = (variables.get("groups") or {}).get("gateway") or []
+            theirs = {host: set(variables["hostvars"].raw_get(host)) - mine for host in gateways}
+            for name in sorted(set().union(*theirs.values())):
+                where = ", ".join(host for host, names in theirs.items() if name in names)
+                found += role_specs.misspelt([name], known, where=where)
         return found
 
     @staticmethod
@@ -168,8 +195,7 @@ class ActionModule(ActionBase):
         if facts.get("root") == "no":
             remedy = "connect as root, allow sudo, or give the password with --ask-become-pass"
             got = f"user {facts['user']}, who is not root and may not use sudo without a password"
-            wanted = "root's rights, to install Docker and to run the server"
-            found.append(Finding("refused", "root", wanted, got, remedy))
+            found.append(Finding("refused", "root", _ROOT, got, remedy))
             self._connection.set_become_plugin(None)
         answer: dict[str, Any] = {}
         if not any(one.what == "Python" for one in found):
@@ -236,8 +262,9 @@ class ActionModule(ActionBase):
         return [one for one in found if one]
 
 
+@functools.cache
 def _read(page: Path) -> Any:
-    """Read YAML quickly; Ansible's own loader notes of each word where it stood."""
+    """Read YAML quickly, and once; Ansible's own loader notes of each word where it stood."""
     return yaml.load(page.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506  both are safe
 
 
@@ -248,6 +275,14 @@ class _Unreachable(Exception):
 def _line(text: str) -> str:
     """Bring an error to one line that fits into a table."""
     return " ".join(text.split())[:240]
+
+
+def _failed(told: str) -> Finding:
+    """Give the finding of a look that failed. Of a refused password Ansible has one sentence by SSH, another here."""
+    if re.search(r"\bIncorrect \w+ password\b|\bDuplicate become password prompt\b", told):
+        remedy = "give the connecting user's own with --ask-become-pass, or as ansible_become_password from vault"
+        return Finding("refused", "root", _ROOT, "a password that the node does not accept", remedy)
+    return Finding("unseen", "look", "an answer", told, "run again with -vvv")
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -5,7 +5,8 @@ Ansible does this too, in a task for each role on each host, and ends at the fir
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator  # type: ignore[import-untyped]  # Ansible has no types
@@ -14,6 +15,32 @@ from ansible.module_utils.vllm_fleet.findings import Finding
 
 #: The roles of a deployment whose variables are the user's.
 ROLES = ("preflight", "fleet_lock", "docker_engine", "rocm", "vllm_image", "hf_cache", "vllm_server", "rollout")
+
+#: All roles of this project. Beside them may lie somebody else's.
+OWN = (*ROLES, "benchmark", "burnin", "gateway", "rollback", "status", "teardown")
+
+#: Right names that stand in no specification: two that several roles read, and what roles note down for later tasks.
+ALSO_KNOWN = frozenset(
+    {
+        "hf_token",
+        "vllm_fleet_sysfs_root",
+        "docker_engine_become",
+        "gateway_status",
+        "hf_cache_commit",
+        "hf_cache_folder",
+        "hf_cache_prewarmed",
+        "preflight_gpu_found",
+        "preflight_result",
+        "rocm_reboot_required",
+        "rollout_outcome",
+        "rollout_plan",
+        "vllm_image_id",
+        "vllm_image_ref",
+    }
+)
+
+#: How much a name must resemble a known one to be taken for it where it begins with no role's prefix: 1 is the same.
+ALIKE = 0.9
 
 
 def given(options: Mapping[str, Any], defaults: Mapping[str, Any], variables: Mapping[str, Any]) -> list[str]:
@@ -34,6 +61,40 @@ def judge(options: Mapping[str, Any], values: Mapping[str, Any]) -> list[Finding
             why = f": {' '.join(str(told.error_messages[0]).split())[:200]}" if inside else ""
             found.append(Finding("refused", name, _expected(option), got, f"correct the variable{why}"))
     return found
+
+
+def misspelt(names: Iterable[str], known: Collection[str], where: str = "") -> list[Finding]:
+    """Judge names of variables that somebody has set: one with a role's prefix that no role knows is refused.
+
+    ``known`` are the options of all roles and :data:`ALSO_KNOWN`. A name without such a prefix is somebody else's; it
+    is a warning where it is a letter from a known one (``vllm_sever_port``). ``where`` names the hosts that have the
+    variables, where they are not the node itself.
+    """
+    prefixes = {f"{role}_": role for role in OWN}
+    got = f"none of this name{', set for ' + where if where else ''}"
+    found = []
+    for name in sorted(set(names) - set(known)):
+        role = next((role for prefix, role in prefixes.items() if name.startswith(prefix)), "")
+        if role:
+            near = _nearest(name, known)
+            correct = f"correct it to {near}" if near else f"see roles/{role}/README.md"
+            remedy = f"{correct}; if it is your own, rename it or add it to preflight_accept"
+            found.append(Finding("refused", name, f"a variable of the role {role}", got, remedy))
+        elif near := _slip(name, known):
+            found.append(
+                Finding("warning", name, "a variable of a role", got, f"correct it to {near}, if that is meant")
+            )
+    return found
+
+
+def _nearest(name: str, known: Iterable[str], alike: float = 0.6) -> str:
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=alike)), "")
+
+
+def _slip(name: str, known: Iterable[str]) -> str:
+    """Name the known variable that is meant; "" where ``name`` adds something to a known name, as owners of both do."""
+    near = _nearest(name, [one for one in known if one[:2] == name[:2]], ALIKE)
+    return "" if near in name else near
 
 
 def _expected(option: Mapping[str, Any]) -> str:

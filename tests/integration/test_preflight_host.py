@@ -187,6 +187,56 @@ def test_exit_code_says_fine_refused_or_could_not_tell(
     assert done.returncode == code, done.stdout + done.stderr
 
 
+def test_a_misspelt_variable_is_refused_wherever_it_was_set(tmp_path: Path) -> None:
+    """Host, group, command line, gateway. A name of another prefix, a known one and one that is accepted pass."""
+    fine = {"nginx_port": 1, "vault_hf_token": "x", "docker_engine_become": False, "rollout_owner": "me"}
+    hosts = {"a": {"hf_cache_pth": "/x"}, "b": {}}
+    variables = {**COMMON, **fine, "ansible_connection": "local", "vllm_server_accelerator": "cpu"}
+    variables |= {"vllm_server_modell": "acme/tiny", "preflight_accept": ["rollout_owner"]}
+    answer = tmp_path / "findings.json"
+    words = ("-e", "rollout_min_availble=2", "-e", f"preflight_json={answer}")
+    gateways = {"lb": {"gateway_prt": 80, "gateway_user": "x", "gateway_bind": "127.0.0.1", "haproxy_owner": "y"}}
+    done = preflight({"hosts": hosts, "vars": variables}, tmp_path, *words, gateways=gateways)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 1, said
+    assert (
+        "vllm_server_modell: expected a variable of the role vllm_server, found none of this name; correct it to"
+        in said
+    )
+    found = json.loads(answer.read_text())
+    levels = {host: {one["what"] for one in found[host] if one["level"] == "refused"} for host in found}
+    everywhere = {"vllm_server_modell", "rollout_min_availble"}
+    assert levels == {"a": {*everywhere, "hf_cache_pth", "gateway_prt", "gateway_user"}, "b": everywhere}
+    [told] = [one for one in found["a"] if one["what"] == "gateway_prt"]
+    assert (told["got"], told["remedy"].split(";")[0]) == (
+        "none of this name, set for lb",
+        "correct it to gateway_port",
+    )
+    assert [one["level"] for one in found["b"] if one["what"] == "rollout_owner"] == ["warning"]
+
+
+#: Asks as sudo does, and takes no password.
+SUDO = """#!/bin/sh
+while [ "$1" != -p ]; do shift; done
+printf '%s' "$2" >&2; read -r word; printf 'Sorry, try again.\\n%s' "$2" >&2; read -r word; exit 1
+"""
+
+
+def test_a_wrong_password_of_sudo_is_no_matter_of_the_network(tmp_path: Path) -> None:
+    sudo = tmp_path / "sudo"
+    sudo.write_text(SUDO)
+    sudo.chmod(0o755)
+    become = {"ansible_become_exe": str(sudo), "ansible_become_user": "nobody", "ansible_become_password": "wr0ng"}
+    variables = {**COMMON, **become, "ansible_connection": "local", "vllm_server_accelerator": "cpu"}
+    done = preflight({"hosts": {"cpu": {}}, "vars": variables}, tmp_path)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 1, said
+    assert (
+        "found a password that the node does not accept; give the connecting user's own with --ask-become-pass" in said
+    )
+    assert "UNREACHABLE" not in said and "wr0ng" not in said
+
+
 def test_role_is_quiet_when_all_is_well_and_refusals_can_be_accepted(tmp_path: Path) -> None:
     variables = {**COMMON, "ansible_connection": "local", **emulated(trees.one_missing(tmp_path / "node"))}
     cpu = play.run(tmp_path, [play.role("preflight")], {**variables, "vllm_server_accelerator": "cpu"}).ok()

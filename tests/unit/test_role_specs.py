@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,60 @@ def test_the_roles_defaults_pass_their_own_specification(role):
     values = {n: v for n, v in defaults.items() if n in options and v is not None and "{{" not in str(v)}
     assert len(values) > 2
     assert role_specs.judge(options, values) == []
+
+
+KNOWN = {
+    name
+    for role in role_specs.OWN
+    for entry in yaml.safe_load((ROLES / role / "meta/argument_specs.yml").read_text())["argument_specs"].values()
+    for name in entry.get("options") or {}
+} | role_specs.ALSO_KNOWN
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "near"),
+    [
+        ("vllm_server_modell", "refused", "vllm_server_model"),
+        ("hf_cache_pth", "refused", "hf_cache_path"),
+        ("rollout_wave", "refused", "rollout_waves"),
+        ("rollout_min_availble", "refused", "rollout_min_available"),
+        ("gateway_prt", "refused", "gateway_port"),
+        ("rocm_zzzzzzzzzzzzzzzzz", "refused", "roles/rocm/README.md"),
+        ("vllm_sever_port", "warning", "vllm_server_port"),
+        ("hf_tokn", "warning", "hf_token"),
+    ],
+)
+def test_a_name_that_no_role_knows_is_told_with_the_nearest(name, level, near):
+    [one] = role_specs.misspelt([name, "vllm_server_model"], KNOWN)
+    assert (one.level, one.what) == (level, name)
+    assert near in one.remedy.split(";")[0].replace(",", "").split()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vllm_server_port", "hf_token", "vllm_fleet_sysfs_root", "hf_cache_home", "docker_engine_become"),
+        *("vault_vllm_server_api_key", "my_vllm_server_port", "hf_tokens", "hf_home", "vllm_model", "vllm", "gateways"),
+        *("ansible_host", "nginx_port", "docker_users", "__vllm_server_own", "vllm_servers", "vllm_node", "plan_gpu"),
+    ],
+)
+def test_known_names_and_those_of_others_pass(name):
+    assert role_specs.misspelt([name], KNOWN) == []
+
+
+def test_hosts_that_are_not_the_node_are_named():
+    [one] = role_specs.misspelt(["gateway_prt"], KNOWN, where="lb1, lb2")
+    assert one.got == "none of this name, set for lb1, lb2"
+
+
+def test_the_roles_are_all_there_are_and_so_are_the_facts_that_they_note_down():
+    assert set(role_specs.OWN) == {page.parents[1].name for page in ROLES.glob("*/meta/argument_specs.yml")}
+    noted = set()
+    for file in ROLES.glob("*/tasks/*.yml"):
+        text = file.read_text()
+        noted |= set(re.findall(r"^ *register: (\w+)$", text, re.MULTILINE))
+        for indent, names in re.findall(r"^( *)ansible\.builtin\.set_fact:\n((?:\1  .*\n)+)", text, re.MULTILINE):
+            noted |= set(re.findall(rf"^{indent}  (\w+):", names, re.MULTILINE))
+    public = {name for name in noted if not name.startswith("__")}
+    assert len(public) > 5
+    assert public <= KNOWN
