@@ -22,8 +22,8 @@ name: vllm_fleet_start
 type: notification
 short_description: Ends a run at its start where the command line or the controller is wrong
 description:
-  - Refuses an C(ansible-core) older than the tested one, a missing collection, an inventory that does not exist, and in
-    this project's own playbooks a tag that none of them has and an inventory without a host in group C(vllm).
+  - Refuses an C(ansible-core) older than the tested one and a missing collection, and for this project's own playbooks
+    an inventory that does not exist, one without a host in group C(vllm), and a tag that none of them has.
   - Ansible itself warns of these, or says nothing, and ends with exit code 0.
 requirements:
   - none; it is loaded from C(callback_plugins) without being enabled
@@ -114,12 +114,12 @@ class CallbackModule(CallbackBase):
         """End the run where it cannot become what was meant."""
         options = context.CLIARGS
         file = Path(str(playbook._basedir), str(playbook._file_name).rpartition("/")[2]).resolve()
-        # Tags and groups of a playbook that somebody else wrote are not known here.
+        # A playbook that somebody else wrote has tags and groups of its own, and may make its inventory.
         self._ours = file.parent == ROOT / "playbooks" or file == ROOT / "deploy.yml"
         fault = version_fault(ANSIBLE) or collections_fault()
-        fault = fault or inventory_fault([str(one) for one in options.get("inventory") or ()], Path.cwd())
         if not fault and self._ours:
-            fault = tags_fault("--tags", options.get("tags") or ())
+            fault = inventory_fault([str(one) for one in options.get("inventory") or ()], Path.cwd())
+            fault = fault or tags_fault("--tags", options.get("tags") or ())
             fault = fault or tags_fault("--skip-tags", options.get("skip_tags") or ())
         if fault:
             self._end(fault)
