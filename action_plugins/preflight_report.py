@@ -17,7 +17,7 @@ _SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
 if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
     ansible.module_utils.__path__.append(_SHARED)
 
-from ansible.module_utils.vllm_fleet import findings  # noqa: E402
+from ansible.module_utils.vllm_fleet import findings, inventory_checks  # noqa: E402
 
 display = Display()
 
@@ -57,6 +57,16 @@ def read(result: Mapping[str, Any] | None) -> list[findings.Finding] | None:
     return None if given is None else [findings.Finding(**one) for one in given]
 
 
+def places(nodes: list[str], variables: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    """Give where the servers are to be, of the nodes that answered."""
+    found = {}
+    for node in nodes:
+        place = (variables["hostvars"][node].get(name) or {}).get("place")
+        if place:
+            found[node] = {**place, "replica": variables["hostvars"][node].get("vllm_server_replica") or ""}
+    return found
+
+
 def worst(found: list[findings.Finding] | None) -> str:
     """Give a node's worst level."""
     return "unseen" if found is None else findings.worst(found)
@@ -90,13 +100,20 @@ class ActionModule(ActionBase):
                 "show_all": {"type": "bool", "default": False},
                 "json": {"type": "str", "default": ""},
                 "ending": {"type": "str", "default": "Nothing was touched."},
+                "accept": {"type": "list", "elements": "str", "default": []},
             }
         )
         variables = task_vars or {}
         host = str(variables["inventory_hostname"])
         nodes = list(variables.get("ansible_play_batch") or [host])
+        crossed = inventory_checks.machines(places(nodes, variables, args["result"]))
+
+        def of(node: str, seen: Mapping[str, Any] | None) -> list[findings.Finding] | None:
+            own = read(seen)
+            return findings.accept([*own, crossed[node]], args["accept"]) if own and node in crossed else own
+
         if host == nodes[0]:
-            looked = {node: read(variables["hostvars"][node].get(args["result"])) for node in nodes}
+            looked = {node: of(node, variables["hostvars"][node].get(args["result"])) for node in nodes}
             levels = [worst(found) for found in looked.values()]
             by_node = {node: [asdict(one) for one in found or []] for node, found in looked.items()}
             shown = table(rows(by_node, everything=args["show_all"]))
@@ -106,7 +123,7 @@ class ActionModule(ActionBase):
                 Path(os.environ["VLLM_FLEET_VERDICT"]).write_text(f"{verdict(levels)}\n", encoding="utf-8")
             if args["json"]:
                 Path(args["json"]).expanduser().write_text(json.dumps(by_node, indent=2) + "\n", encoding="utf-8")
-        mine = read(variables.get(args["result"])) or []
+        mine = of(host, variables.get(args["result"])) or []
         refusals = [one.sentence for one in mine if one.level in findings.ENDING]
         result["changed"] = False
         if refusals:

@@ -227,6 +227,12 @@ refusals:
   returned: always
   type: list
   elements: str
+place:
+  description: >-
+    Where the server is to be - C(machine), the same word by every address of a machine, and O(name), O(bind), O(port). M(preflight_report)
+    compares those of all nodes.
+  returned: when the node was looked at
+  type: dict
 node:
   description: What M(rocm_info) returned.
   returned: when the node was looked at and O(accelerator) is V(rocm)
@@ -360,6 +366,10 @@ def look(options: dict[str, Any]) -> tuple[dict[str, Any], list[findings.Finding
     )
     found = findings.judge(node, host_probe.look(options, engine, own), expected)
     answer: dict[str, Any] = {} if node is None else {"node": node}
+    answer["place"] = {
+        "machine": host_probe.machine(Path(options["proc_root"])),
+        **{name: options[name] for name in ("name", "bind", "port")},
+    }
     if options["sizing"] and options["model"]:
         cache = Path(options["cache"]) if options["cache"] else None
         sized, about_model = model_files.on_node(options["model"], options["sizing"], node, cache)

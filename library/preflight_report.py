@@ -9,6 +9,7 @@ short_description: Show what preflight_host found on all nodes and end the run f
 description:
   - All findings of all nodes as one table, once. Then every node is judged; a refused one fails with one sentence for each of its refusals, and one
     that could not be looked at counts as unreachable.
+  - Nodes that are one machine are refused unless each has a container and a port of its own.
 options:
   result:
     description: Variable with C(findings) in it, such as the registered result of a task with M(preflight_host).
@@ -22,6 +23,11 @@ options:
     description: File on the controller that gets the findings by node. It is written in check mode, too.
     type: str
     default: ""
+  accept:
+    description: What is a warning instead of a refusal among the findings about several nodes, as for M(preflight_host).
+    type: list
+    elements: str
+    default: []
   ending:
     description: Sentence at the end of a node's refusals.
     type: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,21 @@ def look(options: Mapping[str, Any], engine: DockerApi, own: Mapping[str, Any]) 
         clock_synchronised=clock_synchronised() if options["clock"] else None,
         sysctls={name: sysctl(PROC, name) for name in options["sysctls"]},
     )
+
+
+def machine(proc: Path = PROC, etc: Path = Path("/etc")) -> str:
+    """Name the machine, the same by every address that leads to it; empty where that cannot be told.
+
+    Copies of one disk have the same machine-id, and containers of one kernel the same boot id; of two whose boot,
+    machine-id and network are one, each would have the other's containers and ports.
+    """
+    parts = []
+    with contextlib.suppress(OSError):
+        parts.append((proc / "sys/kernel/random/boot_id").read_text(encoding="utf-8").strip())
+        for read in ((etc / "machine-id").read_text, (proc / "self/ns/net").readlink):
+            with contextlib.suppress(OSError):
+                parts.append(str(read()).strip())
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16] if parts else ""
 
 
 def image_state(options: Mapping[str, Any], engine: DockerApi) -> findings.Image | None:

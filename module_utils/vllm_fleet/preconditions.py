@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.vllm_fleet import snapshot
-from ansible.module_utils.vllm_fleet.spec import ALL_CAPABILITIES, CAPABILITIES, HF_HOME, LOOPBACK, ROCM_DEVICES, Volume
+from ansible.module_utils.vllm_fleet.spec import (
+    ALL_CAPABILITIES,
+    CAPABILITIES,
+    HF_HOME,
+    ROCM_DEVICES,
+    Volume,
+    overlap,
+)
 
 #: Programs that listen for containers: the proxy of each published port, or the engine itself.
 _DOCKERS_OWN = ("docker-proxy", "dockerd")
@@ -65,7 +72,7 @@ def port_is_free(
     for container in running:
         names = [str(n).lstrip("/") for n in container.get("Names") or []]
         taken = any(
-            p.get("PublicPort") == port and _overlap(bind, str(p.get("IP") or "")) for p in container.get("Ports") or []
+            p.get("PublicPort") == port and overlap(bind, str(p.get("IP") or "")) for p in container.get("Ports") or []
         )
         if taken and set(names) & set(own):
             return
@@ -113,11 +120,6 @@ def _port_taken(bind: str, port: int, who: str) -> Refused:
     )
 
 
-def _overlap(one: str, other: str) -> bool:
-    everything = ("", "0.0.0.0", "::")  # noqa: S104
-    return one in everything or other in everything or one == other or (one in LOOPBACK and other in LOOPBACK)
-
-
 def listeners(bind: str, port: int, proc: Path = Path("/proc")) -> dict[int, str]:
     """Name the processes that listen on a TCP port of ``bind``: {pid: command}; empty when they cannot be seen."""
     inodes = set()
@@ -126,7 +128,7 @@ def listeners(bind: str, port: int, proc: Path = Path("/proc")) -> dict[int, str
             for line in (proc / table).read_text().splitlines()[1:]:
                 fields = line.split()
                 address, _, number = fields[1].rpartition(":")
-                if fields[3] == "0A" and int(number, 16) == port and _overlap(bind, _proc_address(address)):
+                if fields[3] == "0A" and int(number, 16) == port and overlap(bind, _proc_address(address)):
                     inodes.add(f"socket:[{fields[9]}]")
     found = {}
     for folder in proc.glob("[0-9]*") if inodes else ():
@@ -221,7 +223,7 @@ def cache_folder(cache: str) -> Path:
         raise Refused(
             "bad_argument",
             f"hf_cache: expected an absolute path on the node, got {cache!r}",
-            "write the full path; ~ is expanded by the role, not here",
+            "begin it with / or with ~/ (the connecting user's home on the node)",
         )
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"

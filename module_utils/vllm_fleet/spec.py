@@ -58,6 +58,12 @@ CAPABILITIES = (
 ALL_CAPABILITIES = ("ALL",)
 
 
+def overlap(one: str, other: str) -> bool:
+    """Tell whether two addresses share a port of their machine."""
+    everything = ("", "0.0.0.0", "::")  # noqa: S104
+    return one in everything or other in everything or one == other or (one in LOOPBACK and other in LOOPBACK)
+
+
 class SpecError(ValueError):
     """An option is wrong; the text says which, what was expected, what was got and what to do."""
 

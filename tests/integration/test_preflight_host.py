@@ -109,7 +109,12 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
             "preflight_disk_weights": 0,
             "preflight_idle_vram": 10**11,
         },
-        "cpu": {"vllm_server_accelerator": "cpu"},
+        # The same machine as the next two, so it has a container and a port of its own.
+        "cpu": {
+            "vllm_server_accelerator": "cpu",
+            "vllm_server_name": f"preflight-{os.getpid()}-b",
+            "vllm_server_port": 2,
+        },
         "unset": {
             "vllm_server_accelerator": "cpu",
             "vllm_server_model": "",
@@ -119,7 +124,12 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
             "hf_cache_path": "/no/such/disk/hf",
         },
         # Without a key, on loopback; a gateway would open it.
-        "open": {"vllm_server_accelerator": "cpu", "vllm_server_api_key": ""},
+        "open": {
+            "vllm_server_accelerator": "cpu",
+            "vllm_server_api_key": "",
+            "vllm_server_name": f"preflight-{os.getpid()}-c",
+            "vllm_server_port": 3,
+        },
         "gone": {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 9},
     }
     answer = tmp_path / "findings.json"
@@ -167,6 +177,32 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
         "open": {"vllm_server_api_key"},
         "gone": {"connection"},
     }
+
+
+def test_two_hosts_that_are_one_machine_are_refused_unless_each_has_its_own_container_and_port(tmp_path: Path) -> None:
+    """They would replace each other's server for ever, and every run would end well."""
+    name = COMMON["vllm_server_name"]
+    hosts = {
+        "node1": {},
+        "node2": {"ansible_host": "another-address.example", "vllm_server_port": 2},
+        "node3": {"vllm_server_name": f"{name}-c", "vllm_server_bind": "localhost"},
+        "node4": {"vllm_server_name": f"{name}-d", "vllm_server_port": 4},
+    }
+    variables = {**COMMON, "ansible_connection": "local", "vllm_server_accelerator": "cpu"}
+    done = preflight({"hosts": hosts, "vars": variables}, tmp_path)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said
+    assert "4 nodes: 3 refused, 1 fine" in done.stdout
+    own = "one machine: expected a container and a port of its own for each host, found"
+    for node in ("node1", "node2"):
+        assert (
+            f"{node}: {own} node1 and node2 are the same machine, with one vllm_server_name ({name}); take all but"
+            in said
+        )
+    assert "give each a vllm_server_name and a vllm_server_port of its own. Nothing was touched." in said
+    assert f"node3: {own} node1 and node3 are the same machine, with one vllm_server_port (1); give each" in said
+    # Judged are those that this run is for.
+    assert preflight({"hosts": hosts, "vars": variables}, tmp_path, "--limit", "node1,node4").returncode == 0
 
 
 @pytest.mark.parametrize(

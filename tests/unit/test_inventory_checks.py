@@ -148,3 +148,32 @@ def test_hosts_of_a_replica_serve_one_model():
     assert (wrong.level, wrong.got) == ("refused", "n1, n2: a/b; n3: a/c")
     commit = inventory_checks.replica("r", {"n1": one, "n2": {**one, "vllm_server_revision": "2"}})
     assert (commit.level, "vllm_server_revision" in commit.remedy) == ("refused", True)
+
+
+def place(machine="m1", name="vllm", port=8000, bind="127.0.0.1", replica=""):
+    return {"machine": machine, "name": name, "port": port, "bind": bind, "replica": replica}
+
+
+@pytest.mark.parametrize(
+    ("places", "refused", "words"),
+    [
+        ([place("m1"), place("m2")], "", ""),
+        ([place(""), place("")], "", ""),  # not known is not the same
+        ([place(), place(port=8001)], "ab", "a and b are the same machine, with one vllm_server_name (vllm)"),
+        ([place(), place("m2"), place()], "ac", "a and c are the same machine, with one vllm_server_name (vllm)"),
+        ([place(), place(), place()], "abc", "a, b and c are the same machine, with one vllm_server_name"),
+        ([place(), place(name="b")], "ab", "a and b are the same machine, with one vllm_server_port (8000)"),
+        ([place(), place(name="b", bind="localhost")], "ab", "vllm_server_port (8000)"),
+        ([place(bind="10.0.0.1"), place(name="b", bind="0.0.0.0")], "ab", "vllm_server_port (8000)"),
+        ([place(), place(name="b", bind="10.0.0.1")], "", ""),
+        ([place(), place(name="b", port=8001)], "", ""),
+        ([place(port=0), place(name="b", port=0)], "", ""),
+        ([place(replica="r"), place(replica="r")], "ab", "with one vllm_server_name (vllm)"),
+        ([place(replica="r"), place(name="b", replica="r")], "", ""),  # of these the head alone has a port
+        ([place(replica="r"), place(name="b", replica="s")], "ab", "vllm_server_port (8000)"),
+    ],
+)
+def test_hosts_that_are_one_machine(places, refused, words):
+    found = inventory_checks.machines(dict(zip("abc", places, strict=False)))
+    assert set(found) == set(refused)
+    assert all(one.level == "refused" and words in one.got for one in found.values())
