@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import time
 from pathlib import Path
@@ -71,6 +72,8 @@ class ActionModule(ActionBase):
         # An empty list is an answer, too: no devices at all.
         given |= {key: value for key, value in place.items() if value is not None}
         args = {"reported_host": host, "watch_slice": SLICE, **given}
+        if re.match("~(/|$)", str(args.get("hf_cache") or "")):
+            args["hf_cache"] = self._home() + str(args["hf_cache"])[1:]
         replica = args.get("replica") or {}
         several = replica.get("size", 1) > 1
         # For a table of the fleet every node speaks for itself, also where a partner is out of reach.
@@ -85,6 +88,13 @@ class ActionModule(ActionBase):
         if several:
             result["replica"] = {key: replica[key] for key in ("name", "head", "hosts", "rank")}
         return result
+
+    def _home(self) -> str:
+        """Ask for the home of the connecting user, whose cache it is also where the module runs as root."""
+        with contextlib.suppress(AnsibleError):  # a node that cannot be reached: the module's own call says so
+            told = self._low_level_execute_command('printf %s "$HOME"', sudoable=False, executable="/bin/sh")
+            return str(told["stdout"]).strip() or "~"
+        return "~"
 
     def _alone(self, host: str, args: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         token: dict[str, Any] | None = None

@@ -89,8 +89,8 @@ options:
     default: false
   hf_cache:
     description:
-      - Hugging Face home on the node (the folder that holds C(hub)), an absolute path. Mounted at
-        C(/root/.cache/huggingface), read-only while the server runs offline, which is the default
+      - Hugging Face home on the node (the folder that holds C(hub)), an absolute path, or one that begins with C(~/), the
+        connecting user's home. Mounted at C(/root/.cache/huggingface), read-only while the server runs offline, which is the default
         (C(HF_HUB_OFFLINE=1)).
     type: str
   engine_cache:

@@ -131,22 +131,23 @@ class Scene:
 
     # -- runs
 
-    def start(self, *words: str, playbook: str = "deploy.yml", **edits: Any) -> Going:
-        """Begin a run; `edits` stay for those that follow."""
+    def start(self, *words: str, playbook: str = "deploy.yml", template: str = "", **edits: Any) -> Going:
+        """Begin a run; `edits` stay for those that follow. What an inventory `template` says is above the scene's groups."""
         self.variables |= edits
         # Later than site.json, and not with -e, which is above what a rollback takes from the records.
         (self.groups / "z-edits.json").write_text(json.dumps(self.variables))
         self.runs += 1
-        command = ["ansible-playbook", "-i", str(self.dir / "inventory.yml")]
+        inventories = [*([str(ROOT / template)] if template else []), str(self.dir / "inventory.yml")]
+        command = ["ansible-playbook", *(word for one in inventories for word in ("-i", one))]
         # Not Molecule's own, which lead elsewhere and colour what is read here.
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PY_COLORS"))}
         environ |= {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "COLUMNS": "2000"}
         environ["VLLM_FLEET_REPORTS"] = str(self.reports)
         return Going([*command, str(ROOT / playbook), *words], self.dir / f"run{self.runs}.log", environ)
 
-    def deploy(self, *words: str, playbook: str = "deploy.yml", **edits: Any) -> Run:
+    def deploy(self, *words: str, playbook: str = "deploy.yml", template: str = "", **edits: Any) -> Run:
         """A whole run."""
-        return self.start(*words, playbook=playbook, **edits).wait()
+        return self.start(*words, playbook=playbook, template=template, **edits).wait()
 
     # -- what is there
 
@@ -206,7 +207,7 @@ def variables(name: str, tag: str, identity: str, seed: FakeCache) -> dict[str, 
         # Four nodes and a few bytes: a swarm would only cost its packages.
         "hf_cache_distribution": "rsync",
         "hf_cache_controller_path": str(seed.cache),
-        "hf_cache_path": "/var/lib/huggingface",
+        "hf_cache_path": "~/.cache/huggingface",
         "hf_cache_create": True,
         "gateway_drain_timeout": 30,
     }

@@ -12,8 +12,9 @@ from collections import Counter
 import docker
 import pytest
 import standin
+import yaml
 from load import Load
-from scene import ASK, KEY, TOKEN, Scene
+from scene import ASK, KEY, ROOT, TOKEN, Scene
 
 pytestmark = pytest.mark.engine
 ALL = ["node1", "node2", "node3", "node4"]
@@ -90,6 +91,28 @@ def test_run_again_changes_nothing(scene):
         "vllm_server",
         "vllm_chat",
     }
+
+
+@pytest.mark.parametrize(
+    ("playbook", "words"),
+    [
+        ("playbooks/preflight.yml", []),
+        ("playbooks/status.yml", ["-e", "status_fail_on_drift=true"]),
+        ("playbooks/verify.yml", []),
+        ("deploy.yml", ["--check"]),
+    ],
+)
+def test_what_only_looks_finds_nothing_on_a_copy_of_inventory_tensorwave(scene, playbook, words):
+    """Its nodes are these, and of what it says of them stays what needs no GPU."""
+    site = json.loads((scene.groups / "site.json").read_text()) | scene.variables
+    kept = yaml.safe_load((ROOT / "inventory/tensorwave/group_vars/vllm/main.yml").read_text())
+    assert site.pop("hf_cache_path") == kept["hf_cache_path"], "as it was deployed"
+    before = scene.servers()
+    user = {"ansible_user": "ops"}
+    run = scene.deploy(*words, "-e", json.dumps(site | user), playbook=playbook, template="inventory/tensorwave").ok()
+    assert set(run.recap("changed").values()) == {0}, run.output
+    assert set(ALL) <= run.recap("changed").keys(), run.output
+    assert scene.servers() == before
 
 
 def test_an_edit_is_predicted_and_nothing_is_touched(scene):
