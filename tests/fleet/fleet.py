@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -270,6 +270,22 @@ class Fleet:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command as root on a node, past SSH; output as text. A failure is an error unless ``check`` is off."""
         return run(["docker", "exec", self.node(node_name).container, *command], check=check, timeout=timeout)
+
+    @contextlib.contextmanager
+    def password_sudo(self, password: str, node_names: Sequence[str] = ()) -> Iterator[None]:
+        """Have sudo want a password of the connecting user meanwhile, as servers do; on all nodes or those named."""
+        rule = f"/etc/sudoers.d/{USER}"
+        nodes = node_names or [node.name for node in self.nodes]
+        for name in nodes:
+            account = shlex.quote(f"{USER}:{password}")
+            self.exec(name, ["bash", "-ec", f"chpasswd <<<{account}; sed -i 's/NOPASSWD: //' {rule}"])
+        try:
+            yield
+        finally:
+            for name in nodes:
+                self.exec(
+                    name, ["bash", "-ec", f"echo '{USER} ALL=(ALL) NOPASSWD: ALL' >{rule}; usermod -p '*' {USER}"]
+                )
 
     def load(self, images: Sequence[str], node_names: Sequence[str] = ()) -> None:
         """Copy images of the local engine into the nodes' engines (all of group vllm, or those named), one at a time.

@@ -36,6 +36,7 @@ SMALL = "/srv/hf"
 SHARD = "model-00002-of-00008.safetensors"
 ABSENT = "model-00003-of-00008.safetensors"
 MB = 10**6
+PASSWORD = "p'w \"x$y`"
 
 pytestmark = pytest.mark.engine
 
@@ -316,8 +317,10 @@ def test_a_corrupt_seed_is_named_and_nothing_is_spread_until_it_is_repaired(bed:
     # and the disk of one node is too small.
     bed.sh("node1", "iptables -I INPUT -p tcp -m multiport --dports 6881,6969 ! -s $(hostname -i) -j DROP")
     try:
-        with bed.small_disk("node3", "8m"):
-            output = bed.run(model.repo_id, code=2, hf_cache_verify="full", fatal=False)
+        # The user's sudo wants a password: what is sent from here, and from node to node over SSH, does not ask for it.
+        with bed.small_disk("node3", "8m"), bed.fleet.password_sudo(PASSWORD):
+            become = {"ansible_become_password": PASSWORD}
+            output = bed.run(model.repo_id, code=2, hf_cache_verify="full", fatal=False, **become)
     finally:
         bed.sh("node1", "iptables -D INPUT 1")
     assert re.search(r"\[node2\] no swarm here: TCP port 6969 \(tracker\) of \S+ cannot be reached", output), output
