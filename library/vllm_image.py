@@ -61,10 +61,10 @@ options:
     description: Accept the tag V(latest).
     type: bool
     default: false
-  releases:
+  state_dir:
     description:
-      - Folder with what the node remembers of its servers; the image of a recorded release
-        (C(*/releases/*.json), key C(image_id)) is never pruned.
+      - Folder with what the node remembers of its servers, O(vllm_server#module:state_dir). The images of recorded
+        releases are never pruned. While a record is there that cannot be read, nothing is.
     type: path
     default: /var/lib/vllm-fleet
   state:
@@ -184,6 +184,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible.module_utils.vllm_fleet import releases
 from ansible.module_utils.vllm_fleet.docker_api import DockerApi, DockerRefused, DockerUnavailable
 from ansible.module_utils.vllm_fleet.image import (
     LABEL_BUILD_INPUTS,
@@ -218,7 +219,7 @@ def main() -> None:
             "archived": {"type": "list", "elements": "dict", "default": []},
             "content": {"type": "str", "default": ""},
             "allow_latest": {"type": "bool", "default": False},
-            "releases": {"type": "path", "default": "/var/lib/vllm-fleet"},
+            "state_dir": {"type": "path", "default": "/var/lib/vllm-fleet"},
             "state": {
                 "type": "str",
                 "choices": ["found", "present", "resolved", "read", "pruned", "validated"],
@@ -229,7 +230,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     p = dict(module.params)
-    state, api, releases = p.pop("state"), DockerApi(p.pop("socket")), Path(p.pop("releases"))
+    state, api = p.pop("state"), DockerApi(p.pop("socket"))
+    del p["state_dir"]
     told = [Archived(tuple(row["ids"]), tuple(row["names"]), row["content"]) for row in p.pop("archived")]
     archive = str(Path(p["archive"]).expanduser()) if p["archive"] else ""
     wanted = Wanted(**{**p, "tags": tuple(p["tags"]), "archive": archive})
@@ -246,7 +248,7 @@ def main() -> None:
         if wanted.source == "archive" and not wanted.expected_id:
             told = told or _archived(wanted)
         if state == "pruned":
-            module.exit_json(**_prune(module, api, wanted, told, releases))
+            module.exit_json(**_prune(module, api, wanted, told))
         result = _find(module, api, wanted, told)
     except DockerUnavailable as exc:
         if module.check_mode and not exc.denied:
@@ -366,14 +368,20 @@ def _archived(wanted: Wanted) -> list[Archived]:
     return archived_images(manifest, index, texts)
 
 
-def _prune(
-    module: AnsibleModule, api: DockerApi, wanted: Wanted, archived: list[Archived], releases: Path
-) -> dict[str, Any]:
+def _prune(module: AnsibleModule, api: DockerApi, wanted: Wanted, archived: list[Archived]) -> dict[str, Any]:
     """Remove what nothing needs. What is not known is kept: without the wanted image nothing goes."""
     image, reason = _search(api, wanted, archived)
     if image is None:
         module.fail_json(msg=f"nothing is pruned: image {wanted.ref}: {reason}")
-    held = api.images_in_use() | _recorded(releases)
+    recorded, silent = releases.images(Path(module.params["state_dir"]))
+    if silent:
+        # Housekeeping is no reason to end a deployment, and a record that cannot be read may name the last good image.
+        module.warn(
+            f"no image is removed: {silent[0]}{f' and {len(silent) - 1} more' if silent[1:] else ''} does not say which "
+            "image its release needs; repair or remove that record"
+        )
+        return {"changed": False, "pruned": [], "image_id": str(image["Id"])}
+    held = api.images_in_use() | recorded
     rows = api.images()
     ours = {str(row["Id"]): row for row in rows if belongs(row, wanted.name)}
     tagged = {ident: str(((api.image(ident) or {}).get("Metadata") or {}).get("LastTagTime", "")) for ident in ours}
@@ -389,22 +397,6 @@ def _prune(
         "image_id": str(image["Id"]),
         "diff": {"before": {row["id"]: row["names"] for row in gone}, "after": {}},
     }
-
-
-def _recorded(releases: Path) -> set[str]:
-    """Image ids of the recorded releases. A record that cannot be read is an error: it may name the last good image."""
-    found = set()
-    for folder in sorted(releases.iterdir()) if releases.is_dir() else []:
-        for path in sorted((folder / "releases").iterdir()) if (folder / "releases").is_dir() else []:
-            if path.suffix != ".json":
-                continue
-            try:
-                found.add(str(json.loads(path.read_text(encoding="utf-8"))["image_id"]))
-            except (OSError, ValueError, KeyError, TypeError) as exc:
-                raise DockerRefused(
-                    f"nothing is pruned: the record {path} names no image_id ({type(exc).__name__}); repair or remove it"
-                ) from exc
-    return found
 
 
 def _clients(module: AnsibleModule) -> list[Client]:

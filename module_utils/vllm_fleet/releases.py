@@ -80,6 +80,26 @@ class Releases:
         return None
 
 
+def images(state_dir: Path) -> tuple[set[str], list[Path]]:
+    """Ids of the images that the recorded releases of all containers of a node need, and the records that do not say.
+
+    A damaged record, or one of a newer version, may name the last good image: who removes images has to know of it.
+    Raises OSError where a folder may not be read.
+    """
+    found: set[str] = set()
+    silent: list[Path] = []
+    for folder in sorted(state_dir.iterdir()) if state_dir.is_dir() else []:
+        kept = Releases(NodeState(str(state_dir), folder.name))
+        for path in sorted(kept.folder.glob("*.json")):
+            record = kept._read(path)
+            named = [(record.get("image") or {}).get("id"), record["spec"].get("image_id")] if record else []
+            ids = {str(one) for one in named if one}
+            found |= ids
+            if not ids:
+                silent.append(path)
+    return found, silent
+
+
 def commit_of(spec: Mapping[str, Any]) -> str | None:
     """Which commit of the model a container serves; None for a folder, or where the cache does not say."""
     model, revision, cache = str(spec.get("model") or ""), str(spec.get("revision") or "main"), spec.get("hf_cache")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ansible.module_utils.vllm_fleet import release
-from ansible.module_utils.vllm_fleet.releases import Releases, commit_of
+from ansible.module_utils.vllm_fleet.releases import Releases, commit_of, images
 from ansible.module_utils.vllm_fleet.state import NodeState
 
 CANARY = "canary-9d1e"
@@ -168,6 +168,22 @@ def test_a_damaged_record_is_passed_over_and_its_number_not_used_again(kept):
     assert kept.serving("c1", None)["release"] == 1
     record, _ = kept.keep(container("c3"), {**SPEC, "port": 9000}, frozenset(), {})
     assert record["release"] == 3
+
+
+def test_every_image_of_a_record_is_needed_and_a_record_that_does_not_say_is_told(kept, tmp_path):
+    kept.keep(container("c1"), SPEC, frozenset(), {})
+    other = Releases(NodeState(str(tmp_path), "second"))
+    other.node.write(other.folder / "000007.json", made(7, image_id="sha256:bb"))
+    assert images(tmp_path) == ({"sha256:aa", "sha256:bb"}, [])
+    silent = {
+        "000008.json": "{",
+        "000009.json": json.dumps({**made(9), "format": release.FORMAT + 1}),
+        "000010.json": json.dumps({"image_id": "sha256:cc"}),
+    }
+    for name, text in silent.items():
+        (other.folder / name).write_text(text)
+    assert images(tmp_path) == ({"sha256:aa", "sha256:bb"}, [other.folder / name for name in silent])
+    assert images(tmp_path / "none") == (set(), [])
 
 
 def test_nothing_is_created_by_reading(kept):
