@@ -22,7 +22,14 @@ _SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
 if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
     ansible.module_utils.__path__.append(_SHARED)
 
-from ansible.module_utils.vllm_fleet import findings, gpu, inventory_checks, questions, role_specs  # noqa: E402
+from ansible.module_utils.vllm_fleet import (  # noqa: E402
+    archive,
+    findings,
+    gpu,
+    inventory_checks,
+    questions,
+    role_specs,
+)
 from ansible.module_utils.vllm_fleet.findings import Finding  # noqa: E402
 
 #: Asked of the connecting user's shell in one go. Root's rights are tried only where they would be needed.
@@ -53,6 +60,8 @@ class ActionModule(ActionBase):
             args["port"] = 0
         if "hf_cache_path" in refused:
             args.pop("cache", None)
+        if args.get("archive"):
+            args["archive"] = _archive(dict(args["archive"]))
         theirs = [Finding(**one) for one in args.pop("findings", None) or []]
         answer: dict[str, Any] = {}
         try:
@@ -266,6 +275,22 @@ class ActionModule(ActionBase):
 def _read(page: Path) -> Any:
     """Read YAML quickly, and once; Ansible's own loader notes of each word where it stood."""
     return yaml.load(page.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506  both are safe
+
+
+def _archive(asked: dict[str, Any]) -> dict[str, Any]:
+    """Add what the controller knows of the image's archive: what its own file holds, or that it has one."""
+    path = Path(str(asked.get("path") or "")).expanduser()
+    if not asked.get("path"):
+        return asked
+    if asked.get("location") != "controller":
+        return {**asked, "here": path.is_file()}
+    try:
+        held = archive.read(path)
+    except FileNotFoundError:
+        return {**asked, "trouble": f"{path} is not on the controller"}
+    except archive.NOT_READABLE as exc:
+        return {**asked, "trouble": _line(f"{path} of the controller cannot be read: {exc}")}
+    return {**asked, "held": {**held.facts(), "compressed": held.compressed}}
 
 
 class _Unreachable(Exception):

@@ -48,6 +48,10 @@ options:
     description: Bytes that have to be free under a path before the command is started, by path.
     type: dict
     default: {}
+  min_free_variable:
+    description: Variable that the figures of O(min_free) come from, for the message when there is too little.
+    type: str
+    default: ""
   log:
     description: File for the output of the command. By default C(log) in the job's folder.
     type: path
@@ -163,6 +167,7 @@ def main() -> None:
             "environment": {"type": "dict", "default": {}},
             "creates": {"type": "path"},
             "min_free": {"type": "dict", "default": {}},
+            "min_free_variable": {"type": "str", "default": ""},
             "log": {"type": "path"},
             "jobs_dir": {"type": "path", "default": "~/.cache/vllm-fleet/jobs"},
             "progress": {"type": "str"},
@@ -203,7 +208,7 @@ def _run(module: AnsibleModule, result: dict[str, Any]) -> None:
         run_id = p["follow"]
     else:
         wanted = {str(path): int(need) for path, need in p["min_free"].items()}
-        problem = short_of_space(wanted, {path: free_bytes(path) for path in wanted}, label)
+        problem = short_of_space(wanted, {path: free_bytes(path) for path in wanted}, label, p["min_free_variable"])
         if problem:
             raise JobError(problem)
         run_id, result["joined"] = job.begin(p["argv"], p["chdir"], environment, same)

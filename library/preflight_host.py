@@ -73,8 +73,22 @@ options:
     type: str
     choices: ["", pull, build, archive]
     default: ""
+  archive:
+    description:
+      - For O(image_source=archive). Unless the node has the image, the archive has to be readable and to hold one of that tag, and what loading it takes
+        has to fit onto Docker's disk.
+      - The action reads one of the controller and fills in C(held), C(trouble) and C(here).
+    type: dict
+    suboptions:
+      path: {description: The file., type: str, default: ""}
+      location: {description: Where it lies., type: str, choices: [node, controller], default: node}
+      expected_id: {description: Id of the image that is meant., type: str, default: ""}
+      cache: {description: Folder on the node that gets a file of the controller., type: str, default: ~/.cache/vllm-fleet}
+      held: {description: What a file of the controller holds., type: dict, default: {}}
+      trouble: {description: Why a file of the controller cannot be read., type: str, default: ""}
+      here: {description: Whether the controller has a file of that path., type: bool, default: false}
   disk_image:
-    description: Bytes that O(image) needs, with what is needed while it is unpacked. V(0) does not check.
+    description: Bytes that O(image) needs, with what is needed while it is unpacked. V(0) does not check, but for O(archive) takes what that needs.
     type: int
     default: 0
   cache:
@@ -268,6 +282,17 @@ SIZING: dict[str, Any] = {
 }
 
 
+ARCHIVE: dict[str, Any] = {
+    "path": {"type": "str", "default": ""},
+    "location": {"type": "str", "choices": ["node", "controller"], "default": "node"},
+    "expected_id": {"type": "str", "default": ""},
+    "cache": {"type": "str", "default": "~/.cache/vllm-fleet"},
+    "held": {"type": "dict", "default": {}},
+    "trouble": {"type": "str", "default": ""},
+    "here": {"type": "bool", "default": False},
+}
+
+
 def main() -> None:
     """Read, judge, answer. The action of the same name has looked at the inventory and the way to the node."""
     module = AnsibleModule(
@@ -286,6 +311,7 @@ def main() -> None:
             "min_ram": {"type": "int"},
             "image": {"type": "str", "default": ""},
             "image_source": {"type": "str", "choices": ["", "pull", "build", "archive"], "default": ""},
+            "archive": {"type": "dict", "options": ARCHIVE},
             "disk_image": {"type": "int", "default": 0},
             "cache": {"type": "path"},
             "cache_create": {"type": "bool", "default": True},

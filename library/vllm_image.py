@@ -132,6 +132,14 @@ archived:
   type: list
   elements: dict
   returned: for O(state=read)
+size:
+  description: Bytes of the archive, for O(state=read); of the image on the node, when it is there.
+  type: int
+  returned: for O(state=read), and when the image is there
+room:
+  description: Bytes that Docker needs under its data root to load the archive; V(0) when it was not read.
+  type: int
+  returned: for O(state=read), O(state=found) and O(state=present)
 pruned:
   description: Images that were (or, in check mode, would be) removed, each with C(id), C(names) and C(size) in bytes.
   type: list
@@ -141,10 +149,6 @@ entrypoint:
   description: The image's own entrypoint. It differs between vLLM's images.
   type: list
   elements: str
-  returned: when the image is there
-size:
-  description: Bytes of the image on the node.
-  type: int
   returned: when the image is there
 tags_moved:
   description: Tags that were (or, in check mode, would be) pointed at the image.
@@ -173,31 +177,29 @@ data_root:
   returned: when the image is missing, and for O(source=build)
 """
 
-import json
+import contextlib
 import os
 import re
 import sys
-import tarfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import releases
+from ansible.module_utils.vllm_fleet import archive, releases
+from ansible.module_utils.vllm_fleet.archive import Held
 from ansible.module_utils.vllm_fleet.docker_api import DockerApi, DockerRefused, DockerUnavailable
 from ansible.module_utils.vllm_fleet.image import (
     LABEL_BUILD_INPUTS,
     Archived,
     Client,
     Wanted,
-    archived_images,
     belongs,
     choose_client,
     chosen,
-    config_member,
     content_id,
     is_wanted,
+    misnamed,
     problems,
     prunable,
     repo_digests,
@@ -232,9 +234,9 @@ def main() -> None:
     p = dict(module.params)
     state, api = p.pop("state"), DockerApi(p.pop("socket"))
     del p["state_dir"]
-    told = [Archived(tuple(row["ids"]), tuple(row["names"]), row["content"]) for row in p.pop("archived")]
-    archive = str(Path(p["archive"]).expanduser()) if p["archive"] else ""
-    wanted = Wanted(**{**p, "tags": tuple(p["tags"]), "archive": archive})
+    told, room = archive.told(p.pop("archived")), 0
+    file = str(Path(p["archive"]).expanduser()) if p["archive"] else ""
+    wanted = Wanted(**{**p, "tags": tuple(p["tags"]), "archive": file})
     refused = problems(wanted)
     if refused:
         module.fail_json(msg=" ".join(refused))
@@ -244,12 +246,14 @@ def main() -> None:
         if state == "resolved":
             module.exit_json(changed=False, digest=wanted.digest or api.registry_digest(f"{wanted.name}:{wanted.tag}"))
         if state == "read":
-            module.exit_json(changed=False, archived=[asdict(entry) for entry in _archived(wanted)])
-        if wanted.source == "archive" and not wanted.expected_id:
-            told = told or _archived(wanted)
+            module.exit_json(changed=False, **_held(module, wanted).facts())
+        if wanted.source == "archive" and not wanted.expected_id and not told:
+            held = _held(module, wanted)
+            told, room = list(held.images), held.room
         if state == "pruned":
             module.exit_json(**_prune(module, api, wanted, told))
         result = _find(module, api, wanted, told)
+        result["room"] = room or _room(wanted, result)
     except DockerUnavailable as exc:
         if module.check_mode and not exc.denied:
             module.exit_json(**_missing(wanted, str(exc)))
@@ -257,11 +261,23 @@ def main() -> None:
         module.fail_json(msg=f"image {wanted.ref}: {exc}; {hint}")
     except DockerRefused as exc:
         module.fail_json(msg=f"image {wanted.ref}: Docker says: {exc}")
-    except (OSError, tarfile.TarError) as exc:
-        module.fail_json(msg=f"archive {wanted.archive} cannot be read as an uncompressed `docker save` file: {exc}")
+    except archive.NOT_READABLE as exc:
+        hint = "; if it is on the controller, set vllm_image_archive_location: controller" if state != "read" else ""
+        hint = hint if isinstance(exc, FileNotFoundError) else ""
+        module.fail_json(
+            msg=f"archive {wanted.archive} cannot be read as an uncompressed `docker save` file: {exc}{hint}"
+        )
     if state == "present" and not result["present"]:
         module.fail_json(msg=f"image {wanted.ref}: {result['reason']}", **result)
     module.exit_json(**result)
+
+
+def _room(wanted: Wanted, found: dict[str, Any]) -> int:
+    """Bytes that loading takes, of an archive whose image is known by its id."""
+    if wanted.source == "archive" and not found["present"]:
+        with contextlib.suppress(*archive.NOT_READABLE):  # a file of the controller; what is wrong, the load says
+            return archive.read(Path(wanted.archive)).room
+    return 0
 
 
 def _find(module: AnsibleModule, api: DockerApi, wanted: Wanted, archived: list[Archived]) -> dict[str, Any]:
@@ -344,28 +360,19 @@ def _other_refs(api: DockerApi, wanted: Wanted, archived: list[Archived]) -> lis
     return []
 
 
-def _archived(wanted: Wanted) -> list[Archived]:
-    """Read what the archive holds. A compressed one would have to be unpacked whole for it: OSError."""
-    texts: dict[str, str] = {}
-    with Path(wanted.archive).open("rb") as handle:
-        if handle.read(6).startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")):
-            raise OSError(
-                "it is compressed; unpack it, or set vllm_image_expected_id to the image id that "
-                "`docker image inspect --format '{{.Id}}'` gave where it was saved"
-            )
-    with tarfile.open(wanted.archive, "r:") as tar:
-        members = {member.name: member for member in tar}
-
-        def text(name: str) -> str | None:
-            content = tar.extractfile(members[name]) if name in members else None
-            return content.read().decode() if content else None
-
-        manifest, index = text("manifest.json"), text("index.json")
-        if manifest is None and index is None:
-            raise OSError("it has neither manifest.json nor index.json")
-        for entry in json.loads(manifest or "[]"):
-            texts[config_member(entry)] = text(config_member(entry)) or ""
-    return archived_images(manifest, index, texts)
+def _held(module: AnsibleModule, wanted: Wanted) -> Held:
+    """Read what the archive holds; refuse another tag, which would be loaded and taken for a version that it is not."""
+    held = archive.read(Path(wanted.archive))
+    if held.compressed and not wanted.expected_id:
+        # It would have to be unpacked whole to be looked into.
+        raise OSError(
+            "it is compressed; unpack it, or set vllm_image_expected_id to the image id that "
+            "`docker image inspect --format '{{.Id}}'` gave where it was saved"
+        )
+    other = misnamed(wanted, held.images)
+    if other:
+        module.fail_json(msg=f"archive {wanted.archive}: expected {wanted.name}:{wanted.tag}, it holds {other[0]}; {other[1]}")
+    return held
 
 
 def _prune(module: AnsibleModule, api: DockerApi, wanted: Wanted, archived: list[Archived]) -> dict[str, Any]:

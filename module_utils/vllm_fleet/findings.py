@@ -116,11 +116,21 @@ class Host:
 
     rooms: Sequence[Room] = ()
     image: Image | None = None
+    #: About the archive that the image comes from; None for a good one, and where the image comes another way.
+    archive: Finding | None = None
     folder: Folder | None = None
     port_holder: str | None = ""
     port_is_ours: bool = False
     clock_synchronised: bool | None = None
     sysctls: Mapping[str, str | None] = field(default_factory=dict)
+
+
+#: What a figure of needed room comes from, for the one who knows better.
+SOURCES_OF_NEED = {
+    "image": "vllm_image_min_free_gib",
+    "archive": "vllm_image_cache_path",
+    "weights": "preflight_disk_weights",
+}
 
 
 def worst(findings: Iterable[Finding]) -> str:
@@ -429,18 +439,22 @@ def _ram(
     return [Finding("ok", what, wanted, size(total))]
 
 
+def _disk(room: Room) -> Finding:
+    what, wanted = f"disk of {room.path}", f"{size(room.needed)} free ({', '.join(room.purposes)})"
+    if room.free is None:
+        return Finding("unknown", what, wanted, "not known", f"see df {room.path}")
+    if room.free < room.needed:
+        figures = " and ".join(SOURCES_OF_NEED[one] for one in room.purposes)
+        remedy = f"make room (df, docker system df), use a larger disk, or correct {figures}"
+        return Finding("refused", what, wanted, f"{size(room.free)} free", remedy)
+    return Finding("ok", what, wanted, f"{size(room.free)} free")
+
+
 def _host(host: Host, expected: Expected) -> list[Finding]:
-    found = []
-    for room in host.rooms:
-        what, wanted = f"disk of {room.path}", f"{size(room.needed)} free ({', '.join(room.purposes)})"
-        if room.free is None:
-            found.append(Finding("unknown", what, wanted, "not known", f"see df {room.path}"))
-        elif room.free < room.needed:
-            remedy = "make room (df, docker system df), use a larger disk, or correct preflight_disk_*"
-            found.append(Finding("refused", what, wanted, f"{size(room.free)} free", remedy))
-        else:
-            found.append(Finding("ok", what, wanted, f"{size(room.free)} free"))
-    if host.image:
+    found = [_disk(room) for room in host.rooms]
+    if host.archive:
+        found.append(host.archive)
+    elif host.image:
         found.append(_image(host.image))
     if host.folder:
         found.append(_folder(host.folder))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import findings, preconditions, snapshot
+from ansible.module_utils.vllm_fleet import archive, findings, preconditions, snapshot
 from ansible.module_utils.vllm_fleet.docker_api import DockerApi, DockerRefused, DockerUnavailable
+from ansible.module_utils.vllm_fleet.image import Wanted, chosen, is_wanted, misnamed
 
 PROC = Path("/proc")
 
@@ -35,9 +37,13 @@ def look(options: Mapping[str, Any], engine: DockerApi, own: Mapping[str, Any]) 
     """Read everything that ``options`` (the module's) ask for. ``own`` is the server's container, see own_container."""
     holder, ours = port_holder(options, own)
     image = image_state(options, engine)
+    held, problem = archive_state(options, engine)
+    if held is not None and image is not None:
+        image = dataclasses.replace(image, present=image.present and is_held(options, engine, held))
     return findings.Host(
-        rooms=rooms(options, engine, image),
+        rooms=rooms(options, engine, image, held),
         image=image,
+        archive=problem,
         folder=folder_state(options),
         port_holder=holder,
         port_is_ours=ours,
@@ -82,6 +88,60 @@ def image_state(options: Mapping[str, Any], engine: DockerApi) -> findings.Image
         return findings.Image(name, False, source, answer[:200], gone)
 
 
+def archive_state(
+    options: Mapping[str, Any], engine: DockerApi
+) -> tuple[dict[str, Any] | None, findings.Finding | None]:
+    """Read the archive that the image is to come from: what it holds (`Held.facts`), and what is wrong with it.
+
+    Both are None where it is not needed. A file of the controller was read there; its facts are in the option.
+    """
+    asked = options["archive"]
+    if not asked or not asked["path"] or _has(engine, asked["expected_id"]):
+        return None, None
+    path, wanted = asked["path"], f"a `docker save` file with {options['image']}"
+    held, trouble, remedy = asked["held"], asked["trouble"], "correct vllm_image_archive"
+    if asked["location"] == "node":
+        try:
+            found = archive.read(Path(path).expanduser())
+            held = {**found.facts(), "compressed": found.compressed}
+        except FileNotFoundError:
+            trouble = f"{path} is not on this node"
+            remedy = "copy it to this node or correct vllm_image_archive"
+            if asked["here"]:
+                remedy = "it is on the controller: set vllm_image_archive_location: controller"
+        except archive.NOT_READABLE as error:
+            trouble = f"{path} cannot be read: {error}"
+    if not trouble and held and held["compressed"] and not asked["expected_id"]:
+        trouble = f"{path} is compressed and cannot be looked into"
+        remedy = "unpack it, or set vllm_image_expected_id to the id that the image had where it was saved"
+    if trouble:
+        return None, findings.Finding("refused", "archive", wanted, trouble, remedy)
+    name, _, tag = options["image"].rpartition(":")
+    meant = Wanted("archive", name, tag, archive=path, expected_id=asked["expected_id"])
+    other = misnamed(meant, archive.told(held["archived"])) if held else None
+    if other:
+        return None, findings.Finding("refused", "archive", wanted, f"one with {other[0]}", other[1])
+    return held, None
+
+
+def is_held(options: Mapping[str, Any], engine: DockerApi, held: Mapping[str, Any]) -> bool:
+    """Tell whether the engine's image of that name is the one of the archive."""
+    name, _, tag = options["image"].rpartition(":")
+    wanted = Wanted("archive", name, tag, expected_id=options["archive"]["expected_id"])
+    meant = chosen(archive.told(held["archived"]), options["image"])
+    try:
+        image = engine.image(options["image"])
+    except (DockerUnavailable, DockerRefused):
+        return False
+    return image is not None and is_wanted(wanted, image, meant) is None
+
+
+def _has(engine: DockerApi, ident: str) -> bool:
+    with contextlib.suppress(DockerUnavailable, DockerRefused):
+        return bool(ident) and engine.image(ident) is not None
+    return False
+
+
 def folder_state(options: Mapping[str, Any]) -> findings.Folder | None:
     """Look at the cache, or at the model's own folder where a path is given for it."""
     model = options["model"]
@@ -98,14 +158,27 @@ def folder_state(options: Mapping[str, Any]) -> findings.Folder | None:
     return findings.Folder(what, str(path), kind, bool(options["cache_create"]) and not by_path, held)
 
 
-def rooms(options: Mapping[str, Any], engine: DockerApi, image: findings.Image | None) -> list[findings.Room]:
-    """Return what has to fit where; image and weights on one file system are one sum."""
+def rooms(
+    options: Mapping[str, Any],
+    engine: DockerApi,
+    image: findings.Image | None,
+    held: Mapping[str, Any] | None = None,
+) -> list[findings.Room]:
+    """Return what has to fit where; image, archive and weights on one file system are one sum.
+
+    ``held`` is the archive that would be loaded (`Held.facts`): what it takes counts unless a figure is given.
+    """
     wanted: list[tuple[str, Path, int]] = []
-    if options["disk_image"] and not (image and image.present):
+    needed = options["disk_image"] or (held["room"] if held else 0)
+    if needed and not (image and image.present):
         root = "/var/lib/docker"
         with contextlib.suppress(DockerUnavailable, DockerRefused):  # no engine yet: Docker's default, then
             root = str(engine.info().get("DockerRootDir") or root)
-        wanted.append(("image", Path(root), options["disk_image"]))
+        wanted.append(("image", Path(root), needed))
+        asked = options["archive"]
+        if held and asked["location"] == "controller":
+            cache = Path(asked["cache"]).expanduser()
+            wanted.append(("archive", cache, max(0, held["size"] - _bytes(cache / Path(asked["path"]).name))))
     if options["disk_weights"] and options["cache"]:
         cache = Path(options["cache"])
         wanted.append(("weights", cache, max(0, options["disk_weights"] - cached(cache, options["model"]))))
@@ -123,6 +196,14 @@ def rooms(options: Mapping[str, Any], engine: DockerApi, image: findings.Image |
         known = other or findings.Room(str(path), [], 0, free)
         by_device[device] = findings.Room(known.path, purposes, known.needed + needed, free)
     return [room for room in by_device.values() if room.needed]
+
+
+def _bytes(path: Path) -> int:
+    """Bytes of a file, such as a copy that broke off; 0 without one."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def cached(cache: Path, model: str) -> int:

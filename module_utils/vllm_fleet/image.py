@@ -203,8 +203,29 @@ def archived_images(manifest: str | None, index: str | None, configs: Mapping[st
 
 
 def chosen(archived: Sequence[Archived], ref: str) -> list[Archived]:
-    """Choose the images of an archive that may be meant by ``ref``: those of that name, or all."""
-    return [entry for entry in archived if ref in entry.names] or list(archived)
+    """Choose the images of an archive that may be meant by ``ref``: those of that name, of that tag, or all."""
+    tag = ref.rpartition(":")[2]
+    return (
+        [entry for entry in archived if ref in entry.names]
+        or [entry for entry in archived if any(name.rpartition(":")[2] == tag for name in entry.names)]
+        or list(archived)
+    )
+
+
+def misnamed(wanted: Wanted, archived: Sequence[Archived]) -> tuple[str, str] | None:
+    """Tell that an archive holds other tags than the one asked for: what it holds, and what to set. Else None.
+
+    An image under another version's tag is believed to be that version. Another repository is only another place, and
+    an image that was saved by its id has no name to compare. An id that was asked for says what is meant.
+    """
+    names = sorted({name for entry in archived for name in entry.names})
+    if wanted.expected_id or not names or not all(entry.names for entry in archived):
+        return None
+    if any(name.rpartition(":")[2] in wanted.all_tags for name in names):
+        return None
+    name, _, tag = names[0].rpartition(":")
+    way_out = f"set vllm_image_name: {name} and vllm_image_tag: {tag}" if len(names) == 1 else "name one of them"
+    return ", ".join(names), f"{way_out}, or the id of the image that is meant as vllm_image_expected_id"
 
 
 def prunable(

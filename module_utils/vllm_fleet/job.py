@@ -60,13 +60,16 @@ def progress_line(lines: Sequence[str], pattern: str | None) -> str:
     return ""
 
 
-def short_of_space(wanted: Mapping[str, int], free: Mapping[str, int], what: str) -> str | None:
-    """Say in one sentence which folder has too little room (bytes wanted and free by path), or None."""
+def short_of_space(wanted: Mapping[str, int], free: Mapping[str, int], what: str, variable: str = "") -> str | None:
+    """Say in one sentence which folder has too little room (bytes wanted and free by path), or None.
+
+    ``variable`` is where the figure can be changed.
+    """
     for path, need in wanted.items():
         if free[path] < need:
             return (
                 f"{what} needs {need / 2**30:.1f} GiB free under {path}, which has {free[path] / 2**30:.1f} GiB: "
-                "free space there or use a larger disk"
+                "free space there or use a larger disk" + (f", or set {variable} (GiB)" if variable else "")
             )
     return None
 

@@ -336,5 +336,67 @@ def test_disk_counts_what_is_there_already(tmp_path: Path) -> None:
     assert [one["expected"] for one in there["findings"] if one["what"].startswith("disk")] == ["1.0 MB free (weights)"]
     absent = preflight_host(image="acme/absent:1", disk_image=10**18, **common)
     assert absent["worst"] == "refused"
+    assert "or correct vllm_image_min_free_gib and preflight_disk_weights" in absent["refusals"][0]
     sysctl = preflight_host(clock=False, sysctls={"kernel.ostype": "Linux", "kernel.nope": 1})
     assert [one["level"] for one in sysctl["findings"]] == ["ok", "unknown"]
+
+
+@pytest.mark.engine
+def test_an_archive_is_looked_into_before_anything_is_sent(tmp_path: Path) -> None:
+    """Where it lies, which tag it holds, what loading it takes, on the node and on the controller."""
+    name = f"preflight-archive-{os.getpid()}"
+    file = tmp_path / "image.tar"
+    docker("build", "-q", "-t", f"{name}:1", "-f", str(dockerfile(tmp_path)), str(tmp_path))
+    try:
+        docker("save", "--output", str(file), f"{name}:1")
+        identity = docker("image", "inspect", "--format", "{{.Id}}", f"{name}:1")
+        there = about_archive(f"{name}:1", path=file)
+        docker("tag", BASE_IMAGE, f"{name}:1")
+        other = about_archive(f"{name}:1", path=file)
+        known = about_archive(f"{name}:1", path="/nowhere.tar", expected_id=identity)
+    finally:
+        docker("rmi", "--force", identity, f"{name}:1")
+    assert there == {"image": ("ok", "on the node", "")}
+    assert other["image"][1] == "to be loaded from the archive", "an image of the same name is not that of the archive"
+    assert known["image"][0] == "ok"
+
+    assert about_archive(f"{name}:1", path=file)["image"] == ("ok", "to be loaded from the archive", "")
+    gone = about_archive(f"{name}:1", path=tmp_path / "none.tar")["archive"]
+    assert gone[:2] == ("refused", f"{tmp_path}/none.tar is not on this node")
+    gone = about_archive(f"{name}:1", path=tmp_path / "none.tar", location="controller")["archive"]
+    assert gone[:2] == ("refused", f"{tmp_path}/none.tar is not on the controller")
+    (tmp_path / "none.tar").write_text("no archive")
+    assert "cannot be read" in about_archive(f"{name}:1", path=tmp_path / "none.tar")["archive"][1]
+    for location in ("node", "controller"):
+        level, got, remedy = about_archive(f"{name}:2", path=file, location=location)["archive"]
+        assert (level, got) == ("refused", f"one with {name}:1")
+        assert remedy.startswith(f"set vllm_image_name: {name} and vllm_image_tag: 1, or ")
+
+    # What it takes is what it is made of: 30 MB as a file and unpacked, and the file that is sent.
+    size = file.stat().st_size
+    assert 30_000_000 < size < 31_000_000
+    root = docker("info", "--format", "{{.DockerRootDir}}")
+    for location, whole in (("node", 2 * size), ("controller", 3 * size)):
+        disk = about_archive(f"{name}:1", "expected", path=file, location=location, cache=f"{root}/cache")[
+            f"disk of {root}"
+        ]
+        free = float(re.sub(r" MB free.*", "", disk[1]))
+        assert whole < free * 1e6 < 1.2 * whole, disk
+    given = about_archive(f"{name}:1", disk_image=10**18, path=file)[f"disk of {root}"]
+    assert given[0] == "refused" and "vllm_image_min_free_gib" in given[2]
+
+
+def dockerfile(folder: Path) -> Path:
+    (folder / "content").write_bytes(os.urandom(30_000_000))
+    (folder / "Dockerfile").write_text("FROM scratch\nCOPY content /content\n")
+    return folder / "Dockerfile"
+
+
+def about_archive(
+    image: str, key: str = "got", *, disk_image: int = 0, **archive: Any
+) -> dict[str, tuple[str, str, str]]:
+    """Level, words and remedy of each finding about an image that comes from an archive."""
+    asked = {name: str(value) for name, value in archive.items()}
+    answer = preflight_host(image=image, image_source="archive", archive=asked, disk_image=disk_image, clock=False)
+    found = answer["findings"]
+    return {one["what"]: (one["level"], one[key], one["remedy"]) for one in found}

@@ -105,6 +105,14 @@ def test_archive_is_loaded_checked_and_tagged(tmp_path: Path, name: str) -> None
     assert re.search(rf"^\+\W*{name}:1\W+{wanted}", again.output, re.MULTILINE), again.output
     assert image_id(f"{name}:1") == image_id(f"{name}:1-stable") == wanted
 
+    # An archive of another version is not taken for the one asked for, and a full disk is told by the variable.
+    foreign = image(tmp_path, **{**variables, "vllm_image_tag": "2"}).failed()
+    assert f"expected {name}:2, it holds {name}:1; set vllm_image_name: {name} and vllm_image_tag: 1" in foreign
+    docker("rmi", "--force", wanted)
+    full = image(tmp_path, **{**variables, "vllm_image_min_free_gib": 1e9}).failed()
+    assert "needs 1000000000.0 GiB free under" in full and "or set vllm_image_min_free_gib" in full
+    assert image(tmp_path, **{**variables, "vllm_image_min_free_gib": 0}).ok().recap("changed") == 1
+
     other = "sha256:" + "0" * 64
     refused = image(tmp_path, **{**variables, "vllm_image_expected_id": other}).failed()
     assert f"image {name}:1: it is {wanted[7:19]}, the archive holds 000000000000" in refused
@@ -114,6 +122,7 @@ def test_archive_that_is_none_or_compressed_is_told(tmp_path: Path, name: str) -
     variables = {"vllm_image_source": "archive", "vllm_image_name": name, "vllm_image_tag": "1"}
     missing = image(tmp_path, **variables, vllm_image_archive=str(tmp_path / "none.tar")).failed()
     assert "none.tar" in missing and "No such file" in missing
+    assert "if it is on the controller, set vllm_image_archive_location: controller" in missing
     packed = tmp_path / "packed.tar.gz"
     with tarfile.open(packed, "w:gz"):
         pass

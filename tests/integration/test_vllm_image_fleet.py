@@ -24,6 +24,8 @@ import play
 import pytest
 from fleet import Fleet
 
+from ansible.module_utils.vllm_fleet import release
+
 pytestmark = pytest.mark.engine
 
 NODES = ("node1", "node2", "node3")
@@ -262,26 +264,34 @@ def test_pruning_leaves_what_is_needed(site: Site) -> None:
         for node in NODES
     }
     (other,) = before["node1"] - needed["node1"]
-    record = json.dumps({"image_id": other})
-    site.sh(
-        "node1",
-        f"mkdir -p /var/lib/vllm-fleet/vllm/releases && echo '{record}' >/var/lib/vllm-fleet/vllm/releases/1.json",
-    )
+    # The record of a release that a rollback may go to, as the run before writes it; the node's folder is another one.
+    spec = {"image": "vllm-rocm:v1", "image_id": other, "model": "acme/tiny", "env": {}}
+    record = release.build(1, {"Id": "c1", "Name": "/vllm"}, spec, [], None, {}, "2026-01-01T00:00:00Z")
+    folder = "/srv/state/vllm/releases"
+    site.sh("node1", f"mkdir -p {folder} && cat >{folder}/000001.json <<'END'\n{json.dumps(record)}\nEND")
+    prune = {"vllm_image_prune": True, "vllm_server_state_dir": "/srv/state"}
     # containerd's store keeps nothing of a tag that a pull has moved, unless a container uses it.
     more = [node for node in ("node2", "node3") if before[node] - needed[node]]
     assert "node2" in more
-    predicted = site.run("--check", vllm_image_prune=True)
+    # What cannot be read may name the last good image: nothing goes, and the deployment goes on.
+    site.sh("node2", f"mkdir -p {folder} && echo '{{' >{folder}/000001.json")
+    kept = site.run(**prune)
+    assert kept.changed(*(set(more) - {"node2"})), kept.output
+    assert f"no image is removed: {folder}/000001.json does not say" in " ".join(kept.output.split()), kept.output
+    site.sh("node2", f"rm {folder}/000001.json")
+    more = ["node2"]
+    predicted = site.run("--check", **prune)
     assert predicted.changed(*more), predicted.output
-    pruned = site.run(vllm_image_prune=True)
+    pruned = site.run(**prune)
     assert pruned.changed(*more), pruned.output
     after = {node: set(site.sh(node, listed).split()) for node in NODES}
     # That of a container is kept there too, but not listed once its name has moved.
     assert after == {"node1": before["node1"], "node2": needed["node2"], "node3": needed["node3"] & before["node3"]}
-    assert site.run(vllm_image_prune=True).changed()
+    assert site.run(**prune).changed()
 
 
 def test_an_archive_of_the_controller_goes_where_it_is_missing(site: Site, tmp_path: Path) -> None:
-    name = f"image-fleet-{uuid.uuid4().hex[:6]}:1"
+    name = f"image-fleet-{uuid.uuid4().hex[:6]}:2"
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
         member = tarfile.TarInfo("content")
@@ -301,8 +311,15 @@ def test_an_archive_of_the_controller_goes_where_it_is_missing(site: Site, tmp_p
     assert sent.changed(*NODES), sent.output
     assert site.contents("sent:2") == [wanted] * 3
     site.sh("node3", f"docker rmi sent:2 {name}")
-    again = site.run(**asked)
-    assert again.changed("node3"), again.output
+    # A user whose sudo wants a password, into a folder that root alone may open; and one whose password is wrong.
+    private = {**asked, "vllm_image_cache_path": "/root/.cache/vllm-fleet"}
+    password = "p'w \"x$y`"
+    with site.fleet.password_sudo(password, ["node3"]):
+        refused = site.run("--limit", "node3", **private)
+        assert refused.rc != 0 and not site.contents("sent:2")[2], refused.output
+        again = site.run("--limit", "node3", **private, ansible_become_password=password)
+        assert again.changed("node3"), again.output
+        assert password not in again.output
     assert site.contents("sent:2") == [wanted] * 3
     site.nothing_is_left()
 

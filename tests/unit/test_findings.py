@@ -127,7 +127,7 @@ HOLDER = {"pid": 7, "command": "vllm serve", "container": "f" * 64, "container_n
 )  # fmt: skip
 def test_one_thing_wrong(tmp_path, scenario, changes, expected, what, level, words):
     found = judged(node(tmp_path, scenario, **changes), **expected)[what]
-    assert (found.level, words in found.got) == (level, True), found
+    assert (found.level, words in f"{found.got} {found.remedy}") == (level, True), found
     assert bool(found.remedy) == (level != "ok")
 
 
@@ -185,6 +185,9 @@ def test_ram_is_left_alone_on_request_and_for_gpus_that_amd_names_no_figure_for(
     ("host", "expected", "what", "level", "words"),
     [
         (Host(rooms=[Room("/data", ["image", "weights"], 700 * GB, 699 * GB)]), {}, "disk of /data", "refused", "699.0 GB free"),
+        (Host(rooms=[Room("/data", ["image"], 60 * GB, 0)]), {}, "disk of /data", "refused", "or correct vllm_image_min_free_gib"),
+        (Host(rooms=[Room("/data", ["image", "weights"], 60 * GB, 0)]), {}, "disk of /data", "refused", "vllm_image_min_free_gib and preflight_disk_weights"),
+        (Host(image=Image("a:1", False, "archive"), archive=Finding("refused", "archive", "x", "not there", "copy it")), {}, "archive", "refused", "copy it"),
         (Host(rooms=[Room("/data", ["weights"], 700 * GB, 700 * GB)]), {}, "disk of /data", "ok", "700.0 GB free"),
         (Host(rooms=[Room("/data", ["weights"], 700 * GB, None)]), {}, "disk of /data", "unknown", "not known"),
         (Host(), {"port": 8000}, "port 8000", "ok", "free"),
@@ -214,7 +217,7 @@ def test_ram_is_left_alone_on_request_and_for_gpus_that_amd_names_no_figure_for(
 )  # fmt: skip
 def test_the_host(host, expected, what, level, words):
     found = judged(None, host, **expected)[what]
-    assert (found.level, words in found.got) == (level, True), found
+    assert (found.level, words in f"{found.got} {found.remedy}") == (level, True), found
     assert bool(found.remedy) == (level != "ok")
 
 

@@ -21,6 +21,7 @@ from ansible.module_utils.vllm_fleet.image import (
     chosen,
     content_id,
     is_wanted,
+    misnamed,
     problems,
     prunable,
     repo_digests,
@@ -155,6 +156,30 @@ def test_an_image_is_known_by_its_content_in_an_archive_and_in_either_store() ->
     assert held[0].content == content_id(classic) == content_id(containerd) != held[1].content
     assert content_id({**classic, "Config": {**config, "Entrypoint": None}}) != content_id(classic)
     assert chosen(held, "y:1") == held[1:] and chosen(held, "z:1") == held
+
+
+@pytest.mark.parametrize(
+    ("names", "expected_id", "said"),
+    [
+        ([["x:1"]], "", None),
+        ([["registry:5000/team/x:1"]], "", None),  # another place of the same
+        ([["x:2"]], "", ("x:2", "set vllm_image_name: x and vllm_image_tag: 2, or the id")),
+        ([["r:5/x:2"]], "", ("r:5/x:2", "set vllm_image_name: r:5/x and vllm_image_tag: 2, or the id")),
+        ([["x:2"], ["x:3"]], "", ("x:2, x:3", "name one of them, or the id")),
+        ([["x:2"], ["y:1"]], "", None),
+        ([["x:2"]], A, None),  # it says which image is meant
+        ([[]], "", None),  # saved by its id
+        ([["x:2"], []], "", None),
+        ([["x:stable"]], "", None),  # one of vllm_image_tags
+        ([], "", None),
+    ],
+)
+def test_an_archive_of_another_tag(names: list[list[str]], expected_id: str, said: tuple[str, str] | None) -> None:
+    wanted = Wanted("archive", "x", "1", ("stable",), archive="/a.tar", expected_id=expected_id)
+    found = misnamed(wanted, [Archived((A,), tuple(one), "") for one in names])
+    assert (found is None) == (said is None)
+    if found and said:
+        assert found[0] == said[0] and found[1].startswith(said[1])
 
 
 def row(letter: str, *names: str, label: str = "", created: int = 0) -> dict[str, Any]:

@@ -53,6 +53,8 @@ def test_short_of_space_names_path_need_and_what_is_there() -> None:
         "building image x:1 needs 6.0 GiB free under /b, which has 0.5 GiB: free space there or use a larger disk"
     )
     assert short_of_space({"/a": 1}, {"/a": 1}, "x") is None
+    said = short_of_space({"/a": 2**30}, {"/a": 0}, "x", "vllm_image_min_free_gib")
+    assert said and said.endswith("or use a larger disk, or set vllm_image_min_free_gib (GiB)")
 
 
 def test_free_bytes_of_a_folder_yet_to_be_made(tmp_path: Path) -> None:
