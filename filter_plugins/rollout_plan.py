@@ -16,7 +16,7 @@ _SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
 if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
     ansible.module_utils.__path__.append(_SHARED)
 
-from ansible.module_utils.vllm_fleet import inventory_checks  # noqa: E402
+from ansible.module_utils.vllm_fleet import inventory_checks, result  # noqa: E402
 
 SERVED_NAME = "served-model-name"
 KEEP = 1  # default of rollout_min_available
@@ -65,12 +65,17 @@ def sizes(waves: Any, replicas: int) -> list[int]:
 # --- what there is ------------------------------------------------------------------------------------------------
 
 
-def _pool(variables: Mapping[str, Any]) -> str:
-    """The name under which a host's server answers."""
+def _served(variables: Mapping[str, Any]) -> list[str]:
+    """The names under which a host's server is to answer."""
     for flag, value in (variables.get("vllm_server_args") or {}).items():
         if str(flag).lstrip("-").replace("_", "-") == SERVED_NAME and value:
-            return str(value if isinstance(value, str) else value[0])
-    return str(variables.get("vllm_server_model") or "")
+            return [str(name) for name in ([value] if isinstance(value, str) else value)]
+    return [str(variables.get("vllm_server_model") or "")]
+
+
+def _pool(variables: Mapping[str, Any]) -> str:
+    """The first of these names, by which the servers of a pool belong together."""
+    return _served(variables)[0]
 
 
 def _replica_name(hostvars: Mapping[str, Any], host: str) -> str:
@@ -263,6 +268,8 @@ def rollout_plan(
         if set(wrong).intersection(replica.hosts):
             replica.serves = replica.change = False
     change = [replica for replica in replicas if replica.change]
+    problems += _gaps(hostvars, replicas, gateways)
+    problems += rollout_apart(hostvars, fleet, [host for replica in change for host in replica.hosts], gateways)
     # What does not serve costs nothing when it is replaced. Stable: otherwise the inventory's order.
     change.sort(key=lambda replica: replica.serves)
     batches: list[list[Replica]] = []
@@ -317,6 +324,103 @@ def _batches(
         for replica in batch:
             spare[replica.pool] += not replica.serves and not replica.kept_out
     return batches, []
+
+
+def _lost_from_sight(hostvars: Mapping[str, Any], replica: Replica, gateways: Iterable[str]) -> str:
+    """`key` or `name` where a gateway with what is described takes a replica that serves for down; empty otherwise."""
+    answer = _asked(hostvars[replica.head])
+    changed = {one["name"]: one.get("current") for one in answer.get("differences") or []}
+    # A server without a key does not look at the one it is sent.
+    if changed.get("env.VLLM_API_KEY") is not None:
+        return "key"
+    if not changed.keys() & {"model", f"args.{SERVED_NAME}"}:
+        return ""
+    also = [set(hostvars[gateway].get("gateway_also_healthy") or []) for gateway in gateways]
+    made = result.made_of(hostvars[replica.head]) or {}
+    then = made.get("args", {}).get(SERVED_NAME) or made.get("model") or ""
+    known = {*_served(hostvars[replica.head]), *set.intersection(*also)}
+    return "" if known.intersection([then] if isinstance(then, str) else map(str, then)) else "name"
+
+
+def _gaps(hostvars: Mapping[str, Any], replicas: list[Replica], gateways: list[str]) -> list[str]:
+    """Say which pools would lose too many at once, because the gateways know one key and one name a pool."""
+    said = []
+    lost = [
+        (replica, why)
+        for replica in replicas
+        if gateways and replica.change and replica.serves
+        for why in [_lost_from_sight(hostvars, replica, gateways)]
+        if why
+    ]
+    for pool, why in dict.fromkeys((replica.pool, why) for replica, why in lost):
+        going = [replica for replica, _ in lost if replica.pool == pool]
+        stay = [replica for replica in replicas if replica.pool == pool and replica.serves and replica not in going]
+        keep = _keep(hostvars, replicas, pool)
+        if len(stay) >= keep:
+            continue
+        names = _names(replica.label for replica, cause in lost if (replica.pool, cause) == (pool, why))
+        what, remedy = {
+            "key": (
+                f"{names} would get another vllm_server_api_key. A gateway sends one key to a pool, and would take all "
+                "servers with the old one for down at once",
+                "",
+            ),
+            "name": (
+                f"{names} would get another served name, {pool}. A gateway would take all servers with the old one for "
+                "down at once",
+                "name the old one in gateway_also_healthy for this run, ",
+            ),
+        }[why]
+        said.append(
+            f"{what}: expected at least {keep} of {pool} to stay (rollout_min_available), {len(stay)} would. Clients "
+            f"need the new {why} at the same moment: {remedy}bring the new ones up as a second pool with a port of its "
+            "own and move the clients (docs/gateway.md), or accept the gap with -e rollout_min_available=0. No server "
+            "was replaced and no gateway was changed."
+        )
+    return said
+
+
+def rollout_apart(
+    hostvars: Mapping[str, Any], fleet: list[str], play: Iterable[str], gateways: Iterable[str]
+) -> list[str]:
+    """Say which gateways could neither drain nor admit the servers of `play`, and what to do, as sentences.
+
+    A gateway that takes part in the run starts and learns its servers in it; another one must know them.
+    """
+    replicas = [
+        replica
+        for name, hosts in _together(hostvars, fleet).items()
+        if set(hosts).intersection(play)
+        for replica in [Replica(name, _pool(hostvars[hosts[0]]), hosts)]
+    ]
+    said = []
+    for gateway in gateways if replicas else ():
+        variables = hostvars[gateway]
+        probe = variables.get("__gateway_probe") or {}
+        if "running" not in probe:
+            why = str(probe.get("msg") or "no reason was given").strip().removesuffix(".")
+            said.append(
+                f"{gateway} cannot be asked ({why}), so no server could be drained or admitted there. See to its "
+                "network, its SSH server and its sudo, or take it out of group gateway."
+            )
+        elif variables.get("__gateway_takes_part"):
+            continue
+        elif not probe["running"]:
+            said.append(
+                f"HAProxy on {gateway} {probe.get('reason') or 'does not answer'}, and this run does not change that "
+                f"gateway. Start it (systemctl status haproxy), or run deploy.yml with {gateway} in --limit, too."
+            )
+        else:
+            there = {(entry.get("backend"), entry.get("name")) for entry in probe.get("servers") or []}
+            missing = [one for one in replicas if (re.sub(r"[^A-Za-z0-9_.:-]", "_", one.pool), one.head) not in there]
+            pools = _names(dict.fromkeys(replica.pool for replica in missing))
+            hosts = ",".join(host for replica in missing for host in replica.hosts)
+            if missing:
+                said.append(
+                    f"{gateway} does not know {_names(replica.label for replica in missing)} by the model {pools}, and "
+                    f"this run does not change that gateway. Run deploy.yml with both: --limit {hosts},{gateway}."
+                )
+    return said
 
 
 def _stuck(hostvars: Mapping[str, Any], replicas: list[Replica], pool: str) -> str:
@@ -465,16 +569,60 @@ def rollout_verdict(hostvars: Mapping[str, Any], plan: Mapping[str, Any], host: 
 # --- for the headers of plays, where hostvars may not be there yet ------------------------------------------------
 
 
-def _plan(hostvars: Mapping[str, Any]) -> Mapping[str, Any]:
+def _noted(hostvars: Mapping[str, Any], host: str, name: str) -> Any:
+    """A fact of a host; None where there is no such host yet, or no such fact."""
     try:
-        return hostvars["localhost"].get("rollout_plan") or {}
+        return hostvars[host].get(name)
     except KeyError:
-        return {}
+        return None
 
 
-def rollout_hosts(hostvars: Mapping[str, Any]) -> list[str]:
+def _plan(hostvars: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _noted(hostvars, "localhost", "rollout_plan") or {}
+
+
+def rollout_gateways(hostvars: Mapping[str, Any], gateways: Iterable[str], part: str) -> list[str]:
+    """The gateways of this run that may change now.
+
+    For `prepare` all nodes must have come through, for `rollout` their plan. A run without nodes has neither.
+    """
+    stage, plan = _noted(hostvars, "localhost", "__deploy_stage"), _plan(hostvars)
+    accepted = stage == "prepared" and (part == "prepare" or plan.get("problems") == [])
+    return [
+        gateway
+        for gateway in gateways
+        if _noted(hostvars, gateway, "__gateway_takes_part") and (accepted or stage is None)
+    ] or NOBODY
+
+
+def _ready(hostvars: Mapping[str, Any], gateways: Iterable[str]) -> bool:
+    """Whether every gateway of this run has learnt its servers; Ansible goes on when one is lost over it."""
+    return not any(
+        _noted(hostvars, gateway, "__gateway_takes_part") and not _noted(hostvars, gateway, "__gateway_ready")
+        for gateway in gateways
+    )
+
+
+def rollout_left(hostvars: Mapping[str, Any], gateways: Iterable[str]) -> list[str]:
+    """The hosts of the run, where servers that are not replaced may have been left drained."""
+    plan = _plan(hostvars)
+    wanted = plan.get("problems") == [] and (plan.get("admit") or plan.get("unchanged")) and _ready(hostvars, gateways)
+    return list(plan["play"]) if wanted else NOBODY
+
+
+def rollout_hosts(hostvars: Mapping[str, Any], gateways: Iterable[str] = ()) -> list[str]:
     """Hosts in the order of the waves."""
-    return list(_plan(hostvars).get("hosts") or NOBODY)
+    return list(_plan(hostvars).get("hosts") or NOBODY) if _ready(hostvars, gateways) else NOBODY
+
+
+def rollout_url(variables: Mapping[str, Any]) -> str:
+    """Where a host asks the server that it runs now; the inventory's where none is known."""
+    made = result.made_of(variables) or {}
+    bind = str(made.get("bind") or variables.get("vllm_server_bind") or "127.0.0.1")
+    bind = "127.0.0.1" if bind in ("0.0.0.0", "::", "localhost") else bind  # noqa: S104 - a name, nothing is bound here
+    return (
+        f"http://{f'[{bind}]' if ':' in bind else bind}:{made.get('port') or variables.get('vllm_server_port') or 8000}"
+    )
 
 
 def rollout_serial(hostvars: Mapping[str, Any]) -> list[int]:
@@ -494,12 +642,16 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name them."""
         return {
+            "rollout_apart": rollout_apart,
             "rollout_failed": rollout_failed,
             "rollout_gate": rollout_gate,
+            "rollout_gateways": rollout_gateways,
             "rollout_hosts": rollout_hosts,
+            "rollout_left": rollout_left,
             "rollout_plan": rollout_plan,
             "rollout_serial": rollout_serial,
             "rollout_shortage": rollout_shortage,
             "rollout_unstaged": rollout_unstaged,
+            "rollout_url": rollout_url,
             "rollout_verdict": rollout_verdict,
         }

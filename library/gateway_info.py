@@ -80,7 +80,7 @@ differing:
   elements: str
 servers:
   description:
-    - The servers, each with C(backend), C(name), C(status) (C(UP), C(DOWN), C(DRAIN), C(MAINT), with more words after
+    - The servers, each with C(backend), C(name), C(address) (with its port), C(status) (C(UP), C(DOWN), C(DRAIN), C(MAINT), with more words after
       it), C(sessions), C(queue), C(requests) since the last reload, C(check) (the last health check) and C(seconds)
       since the status changed.
   returned: when running

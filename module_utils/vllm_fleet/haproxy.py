@@ -27,7 +27,10 @@ class SocketError(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """One server of one backend as the gateway sees it; `check` is the last health check in HAProxy's words."""
+    """One server of one backend as the gateway sees it.
+
+    `check` is the last health check in HAProxy's words, `address` is ADDRESS:PORT, empty while HAProxy has none for it.
+    """
 
     backend: str
     name: str
@@ -37,6 +40,7 @@ class Server:
     requests: int
     check: str
     seconds: int
+    address: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, in JSON's types."""
@@ -80,7 +84,46 @@ def servers(text: str) -> Iterator[Server]:
             requests=_number(row.get("stot")),
             check=" ".join(filter(None, words)),
             seconds=_number(row.get("lastchg")),
+            address=row.get("addr") or "",
         )
+
+
+def located(text: str, backend: str, server: str, port: int, address: str | None = None) -> str:
+    """The configuration `text` with a server of a backend at another port, and at another `address` if one is given."""
+    lines, section = text.split("\n"), ""
+    for number, line in enumerate(lines):
+        words = line.split()
+        if words and not line[0].isspace():
+            section = " ".join(words[:2])
+        elif section == f"backend {backend}" and words[:2] == ["server", server] and len(words) > 2:
+            host = f"[{address}]" if address and ":" in address else address or words[2].rpartition(":")[0]
+            lines[number] = line.replace(words[2], f"{host}:{port}", 1) if words[2] != server else line
+    return "\n".join(lines)
+
+
+def locate(path: str, backend: str, server: str, port: int, address: str | None = None) -> bool:
+    """Have HAProxy find a server at another port, and another `address` where one is given; whether that was a change.
+
+    Raises SocketError when HAProxy cannot be asked, has no such server, or does not do it.
+    """
+    before = _place(path, backend, server)
+    wanted = (address or before[0], port)
+    if before == wanted:
+        return False
+    answer = ask(path, f"set server {backend}/{server} addr {wanted[0]} port {port}")
+    if _place(path, backend, server) != wanted:
+        raise SocketError(f"did not take port {port} for {backend}/{server}: {answer.strip() or 'no reason was given'}")
+    return True
+
+
+def _place(path: str, backend: str, server: str) -> tuple[str, int]:
+    """Address and port of a server, from the table that `show servers state` gives after its version."""
+    lines = ask(path, f"show servers state {backend}").splitlines()
+    names = next((line.lstrip("# ").split() for line in lines if line.startswith("#")), [])
+    for row in (dict(zip(names, line.split(), strict=False)) for line in lines if not line.startswith("#")):
+        if row.get("srv_name") == server:
+            return row["srv_addr"], _number(row.get("srv_port"))
+    raise SocketError(f"has no server {backend}/{server}")
 
 
 def info(text: str) -> dict[str, str]:

@@ -59,6 +59,18 @@ def listed(running: Sequence[Mapping[str, Any]], port: int) -> bool:
     return any(entry.get("PublicPort") == port for container in running for entry in container.get("Ports") or [])
 
 
+def made_of(variables: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the container of a host is made of: ``spec`` of the last answer that vllm_server gave there in this run.
+
+    ``variables`` are the host's. Empty where there is no container, None where the host was not asked.
+    """
+    for name in ("__vllm_server_restored", "__vllm_server_started"):
+        answer = variables.get(name) or {}
+        if "spec" in answer:
+            return dict(answer["spec"] or {})
+    return None
+
+
 def describe(container: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Give the result's ``container`` from Docker's inspect."""
     if container is None:

@@ -136,11 +136,80 @@ def test_a_new_image_is_predicted_although_no_node_has_it_yet(scene):
     assert "is not on this node (image_missing)" in run.text, run.output
 
 
-def test_what_cannot_work_is_refused_before_anything_is_touched(scene):
-    before, scene.bad = scene.servers(), True
-    run = scene.deploy("--tags", "rollout", vllm_server_args={"max-model-len": 600}, rollout_min_available=4).failed()
-    assert "rollout_min_available is 4, but 4 of 4 replicas of acme/tiny serve" in run.text, run.output
+def gateway_whole(scene):
+    """The gateway's files to the byte, and the process that serves."""
+    script = "ls -l --time-style=full-iso /etc/haproxy; sha256sum /etc/haproxy/vllm-fleet*"
+    files = scene.fleet.exec("gateway1", ["sh", "-c", script]).stdout
+    about = scene.fleet.exec("gateway1", ["python3", "-c", ASK, "show info"]).stdout
+    return files, [line for line in about.splitlines() if line.startswith("Pid:")]
+
+
+@pytest.mark.parametrize(
+    ("words", "edit", "says"),
+    [
+        (
+            ["--tags", "rollout"],
+            {"vllm_server_args": {"max-model-len": 600}, "vllm_server_port": 8100, "rollout_min_available": 4},
+            "rollout_min_available is 4, but 4 of 4 replicas of acme/tiny serve",
+        ),
+        (
+            ["--check", "--tags", "rollout"],
+            {"vllm_server_api_key": KEY[::-1]},
+            "node1, node2, node3 and node4 would get another vllm_server_api_key. A gateway sends one key to a pool, and would "
+            "take all servers with the old one for down at once: expected at least 1 of acme/tiny to stay",
+        ),
+        (["--tags", "rollout"], {"vllm_server_api_key": KEY[::-1]}, "would get another vllm_server_api_key."),
+        (
+            ["--limit", "gateway1"],
+            {"vllm_server_api_key": KEY[::-1]},
+            "gateway1 would send requests for acme/tiny to 0 of 4 servers that have them now, expected at least 1",
+        ),
+        (
+            ["--tags", "rollout"],
+            {"vllm_server_args": {"served-model-name": "other"}},
+            "would get another served name, other. A gateway would take all servers with the old one for down at once",
+        ),
+        (
+            ["--limit", "node3"],
+            {"vllm_server_args": {"served-model-name": "other"}},
+            "gateway1 does not know node3 by the model other, and this run does not change that gateway. Run deploy.yml with "
+            "both: --limit node3,gateway1. Nothing was touched.",
+        ),
+    ],
+    ids=["too few", "key, check", "key", "key, gateway alone", "name", "gateway outside the limit"],
+)
+def test_what_cannot_work_is_refused_before_anything_is_touched(scene, load, words, edit, says):
+    before, kept, scene.bad = scene.servers(), gateway_whole(scene), True
+    run = scene.deploy(*words, **edit).failed()
+    assert says in run.text, run.output
     assert scene.servers() == before
+    assert gateway_whole(scene) == kept
+    assert all_up(scene)
+
+
+@pytest.mark.parametrize(
+    ("group", "rc", "says"),
+    [
+        ("vllm", 4, "node9: connection: "),
+        ("gateway", 2, "other cannot be asked ("),
+    ],
+)
+def test_a_host_out_of_reach_ends_the_run_before_anything_is_touched(scene, load, tmp_path, group, rc, says):
+    """Nothing but that is wrong, and there is something to do: a port that the gateway would have to know."""
+    before, kept, scene.bad = scene.servers(), gateway_whole(scene), True
+    name = {"vllm": "node9", "gateway": "other"}[group]
+    # Nobody listens on the discard port.
+    (tmp_path / "more.json").write_text(
+        json.dumps({group: {"hosts": {name: {"ansible_host": "127.0.0.1", "ansible_port": 9}}}})
+    )
+    run = scene.deploy("-i", str(tmp_path / "more.json"), "-e", "ansible_ssh_retries=0", vllm_server_port=8100)
+    assert run.rc == rc, run.output
+    assert says in run.text, run.output
+    assert "Nothing was touched." in run.text
+    assert "nothing to change" not in run.text
+    assert not any(run.recap("changed").values()), run.output
+    assert scene.servers() == before
+    assert gateway_whole(scene) == kept
     assert all_up(scene)
 
 
@@ -151,7 +220,7 @@ def test_a_configuration_that_haproxy_refuses_never_replaces_the_old(scene):
     before, kept, scene.bad = scene.servers(), config(), True
     edit = {"vllm_server_args": {"max-model-len": 600}, "gateway_certificate": "/nowhere.pem"}
     # Keys lie in a file of their own, and belong to the configuration that was checked with them.
-    edit["vllm_server_api_key"] = KEY[::-1]
+    edit |= {"vllm_server_api_key": KEY[::-1], "rollout_min_available": 0}
     run = scene.deploy("--tags", "rollout", **edit).failed()
     assert run.recap("failed")["gateway1"] == 1, run.output
     assert "/nowhere.pem" in run.text
@@ -160,10 +229,17 @@ def test_a_configuration_that_haproxy_refuses_never_replaces_the_old(scene):
     assert all_up(scene)
 
 
+def ports(config):
+    """The servers' ports in the gateway's file."""
+    return dict(re.findall(r"^ +server (\S+) \S+:(\d+)", config, re.MULTILINE))
+
+
 def test_an_edit_rolls_in_waves_and_no_request_is_lost(scene, load, note):
     before = scene.servers()
     with Watch(scene) as watch:
-        run = scene.start("-vvv", vllm_server_args={"max-model-len": 1024}, gateway_maxconn=4000)
+        # Of a new port no client knows: the gateway goes on with the old one until a server's turn has come.
+        edit = {"vllm_server_args": {"max-model-len": 1024}, "vllm_server_port": 8100}
+        run = scene.start("-vvv", **edit, gateway_maxconn=4000)
         run.until("Drain it at every gateway")
         second = scene.deploy("--tags", "rollout")
         done = run.wait().ok()
@@ -177,6 +253,7 @@ def test_an_edit_rolls_in_waves_and_no_request_is_lost(scene, load, note):
     assert all("1024" in scene.server(node)["Config"]["Cmd"] for node in ALL)
     config = scene.fleet.exec("gateway1", ["cat", "/etc/haproxy/vllm-fleet.cfg"]).stdout
     assert "maxconn 4000" in config
+    assert ports(config) == dict.fromkeys(ALL, "8100")
     assert watch.fewest >= 2, "a wave of two leaves two"
     assert all_up(scene)
     assert load.report.servers.keys() == set(ALL)
@@ -191,12 +268,15 @@ def test_a_rollback_returns_to_the_first_release_and_no_request_is_lost(scene, l
     assert "2 -> 1: acme/tiny" in done.text
     assert "4 of 4 replicas, in 3 waves: node1 | node2 | node3 and node4" in done.text
     assert all("512" in scene.server(node)["Config"]["Cmd"] for node in ALL)
+    assert ports(scene.fleet.exec("gateway1", ["cat", "/etc/haproxy/vllm-fleet.cfg"]).stdout) == dict.fromkeys(
+        ALL, "8000"
+    )
     assert watch.fewest >= 2
     assert not watch.seen
     assert all_up(scene)
     assert load.report.servers.keys() == set(ALL)
     note(f"never less than {watch.fewest} of 4 servers up")
-    del scene.variables["vllm_server_args"]
+    del scene.variables["vllm_server_args"], scene.variables["vllm_server_port"]
 
 
 def test_an_admission_that_never_came_is_made_up_for(scene):

@@ -47,7 +47,8 @@ def plan(hosts, play=None, alive=None, gateways=(), waves=WAVES, max_failures=0,
 
 def seen(**states):
     """A gateway that was asked."""
-    return {"__gateway_probe": {"servers": [{"name": name, "status": state} for name, state in states.items()]}}
+    servers = [{"backend": "m", "name": name, "status": state} for name, state in states.items()]
+    return {"__gateway_probe": {"running": True, "servers": servers}}
 
 
 @pytest.mark.parametrize(

@@ -5,21 +5,33 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import ansible.module_utils
 from ansible.module_utils.parsing.convert_bool import boolean
+
+_SHARED = str(Path(__file__).resolve().parents[3] / "module_utils")
+if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
+    ansible.module_utils.__path__.append(_SHARED)
+
+from ansible.module_utils.vllm_fleet import result  # noqa: E402
 
 # What HAProxy takes as a name (configuration manual, 2.2): letters, digits and these.
 NAME = r"[A-Za-z0-9_.:-]+"
 SERVED_NAME = "served-model-name"
 PORT = 8000  # default of the role vllm_server
 LOOPBACK = "127.0.0.1"  # likewise
-MAINT = "MAINT"
+MAINT, UP = "MAINT", "UP"
 # A name with these would end the quotes or the line that it stands in, in the configuration.
 NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f'\"]")
 ALLOWED = "vllm_server_allow_unauthenticated"
 # What a header may hold, without blanks: the rest of Latin-1 and beyond is read differently by every client.
 KEY = re.compile(r"[!-~]+")
+MOVE = (
+    "Bring the new ones up as a second pool with a port of its own and move the clients (docs/gateway.md), or accept "
+    "the gap with -e rollout_min_available=0."
+)
 WILDCARDS = ("0.0.0.0", "::", "*")  # noqa: S104 - names of what a server may listen on, nothing is bound here
 
 
@@ -49,6 +61,129 @@ def gateway_place(hostvars: Mapping[str, Any], hosts: Iterable[str], host: str) 
     head = replica_head(hostvars, hosts, host)
     model = served_names(hostvars[head])[0]
     return {"backend": backend_name(model), "server": head, "model": model, "head": head == host}
+
+
+def served_place(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The `bind` and `port` of a host's container, or the inventory's where none is known."""
+    made = result.made_of(variables) or {}
+    return {
+        "bind": str(made.get("bind") or variables.get("vllm_server_bind") or LOOPBACK),
+        "port": int(made.get("port") or variables.get("vllm_server_port") or PORT),
+    }
+
+
+def gateway_own_url(variables: Mapping[str, Any]) -> str:
+    """Where a host asks its own server."""
+    place = served_place(variables)
+    bind = LOOPBACK if place["bind"] in (*WILDCARDS, "localhost") else place["bind"]
+    return f"http://{_bracketed(bind)}:{place['port']}"
+
+
+def _bracketed(address: str) -> str:
+    """An address as URLs have it."""
+    return f"[{address}]" if ":" in address else address
+
+
+def _where(
+    server: Mapping[str, Any], gateway: Mapping[str, Any], problems: list[str], known: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """`address` and `port` at which a gateway finds a server as it is now, before its turn to be replaced has come.
+
+    Of a host that this run has not asked the gateway goes on with the port that it has, in `known`.
+    """
+    address, place = _address(server, gateway, problems), served_place(server)
+    if not _is_loopback(place["bind"]):
+        address = _address({**server, "vllm_server_bind": place["bind"]}, gateway, [])
+    port = place["port"]
+    if result.made_of(server) is None:
+        ports = [
+            str(one.get("address")).rpartition(":")[2]
+            for one in known
+            if one.get("name") == server.get("inventory_hostname")
+        ]
+        port = next((int(text) for text in ports if text.isdigit() and int(text)), port)
+    return {"address": address, "port": port}
+
+
+def _numbers(text: str) -> str | None:
+    """An address in numbers, written in one way; None for a name."""
+    try:
+        return str(ipaddress.ip_address(text.strip("[]")))
+    except ValueError:
+        return None
+
+
+def gateway_moved(
+    looks: Iterable[Mapping[str, Any]], hostvars: Mapping[str, Any], place: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The gateways that look for a server elsewhere than it serves, with the `address` (or None) and `port` it needs.
+
+    `looks` is a loop of gateway_info over gateways, `place` is the server's (gateway_place). A name keeps its address.
+    """
+    found = []
+    for look in looks:
+        for entry in look.get("servers") or []:
+            if (entry["backend"], entry["name"]) != (place["backend"], place["server"]) or not entry.get("address"):
+                continue
+            here = _where(hostvars[place["server"]], hostvars[look["item"]], [])
+            address, (host, _, port) = _numbers(here["address"]), entry["address"].rpartition(":")
+            if (address or _numbers(host), str(here["port"])) != (_numbers(host), port):
+                found.append({"gateway": look["item"], "address": address, "port": here["port"]})
+    return found
+
+
+def gateway_questions(pools: Iterable[Mapping[str, Any]], seen: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The servers that get requests now: `pool`, `server`, and the `url` that lists its models."""
+    up = {entry["name"] for entry in seen if str(entry["status"]).startswith(UP)}
+    return [
+        {
+            "pool": pool["name"],
+            "server": server["name"],
+            "url": f"http://{_bracketed(server['address'])}:{server['port']}/v1/models",
+        }
+        for pool in pools
+        for server in pool["servers"]
+        if server["name"] in up
+    ]
+
+
+def gateway_losses(
+    hostvars: Mapping[str, Any],
+    pools: Iterable[Mapping[str, Any]],
+    answers: Iterable[Mapping[str, Any]],
+    gateway: str,
+    also: Iterable[str] = (),
+) -> list[str]:
+    """Say which pools would keep too few servers once `gateway` has what is described, as sentences.
+
+    `answers` is a loop of the module uri over gateway_questions. Only a clear answer counts: a busy server gives none.
+    """
+    said = []
+    answers, also = list(answers), list(also)
+    for pool in pools:
+        names = [server["name"] for server in pool["servers"]]
+        told = [hostvars[name].get("rollout_min_available") for name in names]
+        keep = max([int(value) for value in told if value is not None] or [min(1, len(names) - 1)])
+        mine = [answer for answer in answers if answer["item"]["pool"] == pool["name"]]
+        key = [answer["item"]["server"] for answer in mine if answer.get("status") in (401, 403)]
+        other = [
+            answer["item"]["server"]
+            for answer in mine
+            if answer.get("status") == 200
+            and not {str(model.get("id")) for model in (answer.get("json") or {}).get("data") or []}.intersection(
+                [*pool["names"], *also]
+            )
+        ]
+        stay = len(mine) - len(key) - len(other)
+        if (key or other) and stay < keep:
+            why = [f"{', '.join(key)} does not take vllm_server_api_key as it is described"] if key else []
+            why += [f"{', '.join(other)} does not serve {pool['model']}"] if other else []
+            said.append(
+                f"With what is described, {gateway} would send requests for {pool['model']} to {stay} of {len(mine)} "
+                f"servers that have them now, expected at least {keep} (rollout_min_available): {'; '.join(why)}. "
+                f"{MOVE} The gateway was not changed."
+            )
+    return said
 
 
 def gateway_kept_out(looks: Iterable[Mapping[str, Any]], server: str) -> list[str]:
@@ -107,14 +242,16 @@ def gateway_pools(
     offset: int,
     bind: str = "*",
     also_healthy: Iterable[str] = (),
+    known: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, list[Any]]:
     """The pools behind `gateway` and, as sentences, what is wrong with them.
 
     A pool is the replicas that serve the same model; `key` says whether they have one. `port` is that of the only pool
     or of the first one, `ports` gives others by model; `offset` leads from a pool's port to its listener on loopback.
-    The gateway listens on `bind`, and takes servers that serve one of `also_healthy`.
+    The gateway listens on `bind`, and takes servers that serve one of `also_healthy`. A server stands there at the
+    address and port that it has now, which its wave may change; `known` is what the gateway itself has (gateway_info).
     """
-    hosts = list(hosts)
+    hosts, known = list(hosts), list(known)
     problems: list[str] = []
     pools: dict[str, dict[str, Any]] = {}
     for host in hosts:
@@ -148,9 +285,7 @@ def gateway_pools(
                 f"{host} and {pool['head']} serve {names[0]} with different keys, so a client could not tell which to "
                 "send: give them the same vllm_server_api_key."
             )
-        address = _address(variables, hostvars[gateway], problems)
-        server = {"name": host, "address": address, "port": int(variables.get("vllm_server_port") or PORT)}
-        pool["servers"].append(server)
+        pool["servers"].append({"name": host, **_where(variables, hostvars[gateway], problems, known)})
     _give_ports(list(pools.values()), port, ports, offset, problems)
     _open_pools(list(pools.values()), hostvars, gateway, bind, problems)
     _odd_words(list(pools.values()), hostvars, also_healthy, problems)
@@ -245,6 +380,10 @@ class FilterModule:
         return {
             "gateway_kept_out": gateway_kept_out,
             "gateway_local_url": gateway_local_url,
+            "gateway_losses": gateway_losses,
+            "gateway_moved": gateway_moved,
+            "gateway_own_url": gateway_own_url,
             "gateway_place": gateway_place,
             "gateway_pools": gateway_pools,
+            "gateway_questions": gateway_questions,
         }
