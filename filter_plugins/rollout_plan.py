@@ -268,8 +268,9 @@ def rollout_plan(
         if set(wrong).intersection(replica.hosts):
             replica.serves = replica.change = False
     change = [replica for replica in replicas if replica.change]
-    problems += _gaps(hostvars, replicas, gateways)
-    problems += rollout_apart(hostvars, fleet, [host for replica in change for host in replica.hosts], gateways)
+    if not problems:
+        problems += _gaps(hostvars, replicas, gateways)
+        problems += rollout_apart(hostvars, fleet, [host for replica in change for host in replica.hosts], gateways)
     # What does not serve costs nothing when it is replaced. Stable: otherwise the inventory's order.
     change.sort(key=lambda replica: replica.serves)
     batches: list[list[Replica]] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -97,7 +98,7 @@ def located(text: str, backend: str, server: str, port: int, address: str | None
             section = " ".join(words[:2])
         elif section == f"backend {backend}" and words[:2] == ["server", server] and len(words) > 2:
             host = f"[{address}]" if address and ":" in address else address or words[2].rpartition(":")[0]
-            lines[number] = line.replace(words[2], f"{host}:{port}", 1) if words[2] != server else line
+            lines[number] = re.sub(r"(\s+server\s+\S+\s+)\S+", rf"\g<1>{host}:{port}", line, count=1)
     return "\n".join(lines)
 
 

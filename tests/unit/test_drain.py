@@ -147,6 +147,31 @@ def test_haproxys_table_is_read_without_its_totals():
     assert (second.name, second.status, second.check) == ("node2", "DRAIN", "L4CON Connection refused, really")
 
 
+CONFIG = """\
+backend a
+    server n1 192.0.2.1:8000
+    server n1:8000 [2001:db8::1]:8000 weight 1
+backend b
+    server n1 node1.example.org:8000
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "old", "new"),
+    [
+        (("a", "n1", 8100), "n1 192.0.2.1:8000", "n1 192.0.2.1:8100"),
+        (("a", "n1", 8100, "192.0.2.9"), "n1 192.0.2.1:8000", "n1 192.0.2.9:8100"),
+        (("a", "n1:8000", 8100), "[2001:db8::1]:8000 weight", "[2001:db8::1]:8100 weight"),
+        (("a", "n1:8000", 8100, "2001:db8::2"), "[2001:db8::1]:8000 weight", "[2001:db8::2]:8100 weight"),
+        (("b", "n1", 8100), "node1.example.org:8000", "node1.example.org:8100"),
+        (("b", "n2", 8100), "", ""),
+        (("c", "n1", 8100), "", ""),
+    ],
+)
+def test_a_server_moves_in_the_configuration_alone_where_it_stands(where, old, new):
+    assert haproxy.located(CONFIG, *where) == (CONFIG.replace(old, new) if old else CONFIG)
+
+
 def test_haproxy_that_is_not_there_is_named(tmp_path):
     with pytest.raises(haproxy.SocketError, match=r"has no socket .*: it does not run, or with another configuration"):
         haproxy.ask(str(tmp_path / "none.sock"), "show info")

@@ -158,3 +158,85 @@ def test_the_port_on_loopback():
     assert pools.local_port(60000, 10000) == 50000
     assert pools.gateway_local_url({"gateway_ports": {"m": 9000}}, "m", 8080, 10000) == "http://127.0.0.1:19000"
     assert pools.gateway_local_url({}, "m", 8080, 10000) == "http://127.0.0.1:18080"
+
+
+# --- what a server has now, and what a change would lose
+
+
+def asked(name, port=8000, bind="0.0.0.0", **more):
+    return host(name, __vllm_server_started={"spec": {"port": port, "bind": bind}}, vllm_server_port=8100, **more)
+
+
+def seen_at(gateway, **addresses):
+    servers = [{"backend": "org_m", "name": name, "address": text, "status": "UP"} for name, text in addresses.items()]
+    return {"item": gateway, "servers": servers}
+
+
+def test_a_server_keeps_its_port_until_it_is_replaced():
+    hosts = (
+        asked("n1"),
+        host("n2", vllm_server_port=8100),  # outside the limit, and known to the gateway
+        host("n3", vllm_server_port=8100),  # outside, and unknown
+        host("n4", vllm_server_port=8100, __vllm_server_started={"spec": None}),  # none there yet
+        asked("n5", __vllm_server_restored={"spec": {"port": 8001}}),
+        asked("n6", bind="192.0.2.66"),
+        asked("n7", bind="127.0.0.1"),  # nobody could reach it there
+    )
+    hostvars = {entry["inventory_hostname"]: entry for entry in hosts} | {"gw": {"inventory_hostname": "gw"}}
+    known = seen_at("gw", n1="192.0.2.1:8100", n2="192.0.2.2:8000", n4="192.0.2.4:8000")["servers"]
+    names = [entry["inventory_hostname"] for entry in hosts]
+    found = pools.gateway_pools(hostvars, names, "gw", port=8080, ports={}, offset=10000, known=known)
+    assert [(server["address"][-3:], server["port"]) for server in found["pools"][0]["servers"]] == [
+        *(("2.1", 8000), ("2.2", 8000), ("2.3", 8100), ("2.4", 8100), ("2.5", 8001), (".66", 8000), ("2.7", 8000)),
+    ]
+    assert found["problems"] == []
+
+
+def test_gateways_are_told_where_they_look_elsewhere():
+    hostvars = {"n1": asked("n1", port=8100), "gw1": {}, "gw2": {}, "gw3": {}, "gw4": {}}
+    place = pools.gateway_place(hostvars, ["n1"], "n1")
+    looks = [
+        seen_at("gw1", n1="192.0.2.1:8100"),
+        seen_at("gw2", n1="192.0.2.1:8000"),
+        seen_at("gw3"),
+        {"item": "gw4", "unreachable": True},
+    ]
+    assert pools.gateway_moved(looks, hostvars, place) == [{"gateway": "gw2", "address": "192.0.2.1", "port": 8100}]
+    hostvars["n1"]["ansible_host"] = "n1.example.org"
+    assert pools.gateway_moved(looks[:2], hostvars, place) == [{"gateway": "gw2", "address": None, "port": 8100}]
+
+
+@pytest.mark.parametrize(
+    ("answers", "more", "says"),
+    [
+        ([(200, "org/m"), (401, "")], {}, ""),
+        (
+            [(401, ""), (401, "")],
+            {},
+            "to 0 of 2 servers that have them now, expected at least 1 (rollout_min_available): n1, n2",
+        ),
+        ([(401, ""), (401, "")], {"rollout_min_available": 0}, ""),
+        (
+            [(200, "before"), (401, "")],
+            {},
+            "n2 does not take vllm_server_api_key as it is described; n1 does not serve org/m",
+        ),
+        ([(200, "known"), (200, "known")], {}, ""),
+        ([(200, "org/m"), (401, "")], {"rollout_min_available": 2}, "to 1 of 2 servers"),
+        # A busy server gives no answer in time, and is not lost.
+        ([(-1, ""), (401, "")], {}, ""),
+        ([], {"rollout_min_available": 2}, ""),
+    ],
+)
+def test_a_change_that_would_lose_the_servers_that_have_requests(answers, more, says):
+    hostvars = {name: host(name, **more) for name in ("n1", "n2")} | {"gw": {}}
+    made = pools.gateway_pools(hostvars, ["n1", "n2"], "gw", port=8080, ports={}, offset=10000)["pools"]
+    up = seen_at("gw", **{f"n{n}": "" for n in range(1, len(answers) + 1)})["servers"]
+    questions = pools.gateway_questions(made, [*up, {"name": "n3", "status": "UP"}, {"name": "n2", "status": "DOWN"}])
+    assert len(questions) == len(answers)
+    results = [
+        {"item": item, "status": status, "json": {"data": [{"id": model}]}}
+        for item, (status, model) in zip(questions, answers, strict=True)
+    ]
+    told = pools.gateway_losses(hostvars, made, results, "gw", ["known"])
+    assert (len(told), says in "".join(told)) == (bool(says), True), told

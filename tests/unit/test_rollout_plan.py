@@ -171,6 +171,118 @@ def test_what_is_refused(hosts, options, says):
     assert made["hosts"] == []
 
 
+# --- what gateways know one of for all servers of a pool
+
+
+def edited(**differences):
+    """A server that would be replaced for these fields, by what they are now."""
+    found = [{"name": name.replace("__", "."), "current": value} for name, value in differences.items()]
+    args = (
+        {"served-model-name": differences["args__served_model_name"]}
+        if "args__served_model_name" in differences
+        else {}
+    )
+    for one in found:
+        one["name"] = one["name"].replace("served_model_name", "served-model-name")
+    return {**EDIT, "differences": found, "spec": {"model": "old", "args": args, "port": 8000}}
+
+
+KEY = edited(env__VLLM_API_KEY="(secret, fingerprint 1)")
+NAME = edited(model="old")
+
+
+@pytest.mark.parametrize(
+    ("hosts", "more", "says"),
+    [
+        (fleet(KEY, KEY), {}, "node1 and node2 would get another vllm_server_api_key"),
+        (fleet(NAME, NAME, NAME), {}, "expected at least 1 of m to stay (rollout_min_available), 0 would"),
+        (fleet(NAME, NAME), {}, "name the old one in gateway_also_healthy for this run, bring"),
+        (
+            fleet(edited(args__served_model_name=["old", "o"]), EDIT, rollout_min_available=2),
+            {},
+            "node1 would get another",
+        ),
+        # Accepted, or no way around it, or enough others that stay.
+        (fleet(KEY, KEY, rollout_min_available=0), {}, ""),
+        (fleet(KEY), {}, ""),
+        (fleet(KEY, SAME), {}, ""),
+        (fleet(NAME, NAME), {"gateway_also_healthy": ["old"]}, ""),
+        # The old server lists the new name, too.
+        (fleet(edited(args__served_model_name=["old", "m"]), KEY), {}, ""),
+        # It looks at no key.
+        (fleet(edited(env__VLLM_API_KEY=None), edited(env__VLLM_API_KEY=None)), {}, ""),
+        (fleet(edited(ports=["0.0.0.0:8000->8000"]), edited(ports=["0.0.0.0:8000->8000"])), {}, ""),
+        # What does not serve loses nothing.
+        (fleet({**KEY, "container": {"status": "exited"}}, NONE), {}, ""),
+    ],
+)
+def test_a_key_or_name_that_would_take_a_pool_from_the_gateways(hosts, more, says):
+    names = list(hosts)
+    hosts["gw"] = seen(**dict.fromkeys(names, "UP")) | more
+    problems = plan(hosts, gateways=["gw"])["problems"]
+    assert (len(problems), says in "".join(problems)) == (bool(says), True), problems
+    assert not plan({name: hosts[name] for name in names})["problems"] or says, (
+        "without a gateway it is its clients' affair"
+    )
+
+
+def test_a_gateway_that_could_not_drain_is_named_before_the_waves():
+    hosts = fleet(EDIT, EDIT, NONE)
+    known = {**hosts, "gw": seen(node1="UP", node2="UP")}
+    (problem,) = plan(known, gateways=["gw"])["problems"]
+    assert problem.startswith("gw does not know node3 by the model m, and this run does not change that gateway.")
+    assert problem.endswith("--limit node3,gw.")
+    assert plan({**hosts, "gw": seen() | {"__gateway_takes_part": True}}, gateways=["gw"])["problems"] == []
+    apart = [["node1"], ["node1"], ["gw"]]
+    gone = {"gw": {"__gateway_probe": {"unreachable": True, "msg": "timed out."}, "__gateway_takes_part": True}}
+    (problem,) = rollout.rollout_apart(hosts | gone, *apart)
+    assert problem.startswith("gw cannot be asked (timed out), so")
+    stopped = {"gw": {"__gateway_probe": {"running": False, "reason": "does not run: x"}}}
+    (problem,) = rollout.rollout_apart(hosts | stopped, *apart)
+    assert problem.startswith("HAProxy on gw does not run: x, and this run does not change that gateway.")
+    assert rollout.rollout_apart(hosts | gone, ["node1"], [], ["gw"]) == []
+
+
+ACCEPTED = {"problems": [], "play": ["node1"], "hosts": ["node1"], "unchanged": [], "admit": []}
+
+
+@pytest.mark.parametrize(
+    ("stage", "made", "prepare", "change"),
+    [
+        (None, None, True, True),  # no node in the run
+        ("begun", None, False, False),  # a node was lost or refused
+        ("prepared", None, True, False),  # lost in the plan
+        ("prepared", {**ACCEPTED, "problems": ["No."]}, True, False),
+        ("prepared", ACCEPTED, True, True),
+    ],
+)
+def test_gateways_change_after_nodes_and_plan_alone(stage, made, prepare, change):
+    hosts = {
+        "localhost": {"__deploy_stage": stage, "rollout_plan": made},
+        "gw": {"__gateway_takes_part": True},
+        "gw2": {},
+    }
+    for part, may in {"prepare": prepare, "rollout": change}.items():
+        assert rollout.rollout_gateways(hosts, ["gw", "gw2"], part) == (["gw"] if may else rollout.NOBODY)
+
+
+def test_no_wave_begins_before_every_gateway_of_the_run_is_ready():
+    hosts = {"localhost": {"rollout_plan": {**ACCEPTED, "admit": ["node1"]}}, "gw": {}, "gw2": {}}
+    both = (rollout.rollout_hosts, rollout.rollout_left)
+    assert [found(hosts, ["gw", "gw2"]) for found in both] == [["node1"]] * 2
+    hosts["gw"] = {"__gateway_takes_part": True}
+    assert [found(hosts, ["gw", "gw2"]) for found in both] == [rollout.NOBODY] * 2
+    hosts["gw"]["__gateway_ready"] = True
+    assert [found(hosts, ["gw", "gw2"]) for found in both] == [["node1"]] * 2
+    assert rollout.rollout_left({"localhost": {"rollout_plan": ACCEPTED}}, []) == rollout.NOBODY
+
+
+def test_a_server_is_asked_where_it_serves_now():
+    assert rollout.rollout_url({"vllm_server_port": 8100, "vllm_server_bind": "::"}) == "http://127.0.0.1:8100"
+    asked = {"vllm_server_port": 8100, "__vllm_server_started": {"spec": {"port": 8000, "bind": "2001:db8::1"}}}
+    assert rollout.rollout_url(asked) == "http://[2001:db8::1]:8000"
+
+
 # --- nodes whose driver waits for a boot
 
 DRIVER = "the amdgpu module on disk (6.16.13) is not the one in memory (of the distribution)"
