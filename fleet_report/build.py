@@ -88,6 +88,8 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
         "format": FORMAT,
         **{name: value for name, value in run.items() if name not in ("failed", "unreachable", "benchmarks")},
         "nodes": nodes,
+        # Hosts that are no nodes, such as gateways.
+        "failed_elsewhere": sorted({*run.get("failed", ()), *run.get("unreachable", ())} - _names(nodes), key=natural),
         "changing": bool(roles & CHANGING_ROLES) or any(n["started"] for n in nodes),
         "tasks": _tasks(results, tasks, starts),
     }
@@ -102,6 +104,11 @@ def worth_a_page(report: Mapping[str, Any]) -> bool:
     nodes = report["nodes"]
     bad = any(n["outcome"] in ("failed", "restored", "unreachable") for n in nodes)
     return any(n["changed"] or n["benchmark"] or n["burn_in"] for n in nodes) or (bool(report["changing"]) and bad)
+
+
+def _names(nodes: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The hosts of the nodes, and those of servers over several."""
+    return {str(n["name"]) for one in nodes for n in (one, *(one.get("members") or ()))}
 
 
 def _foreign(task: Mapping[str, Any], result: Mapping[str, Any]) -> bool:

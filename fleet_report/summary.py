@@ -42,9 +42,12 @@ def lines(report: Mapping[str, Any], page: str | None = None) -> list[str]:
     nodes = report["nodes"]
     if not nodes:
         return []
+    told_failures = [line for group in failures(nodes) for line in _why(group)]
+    elsewhere = report.get("failed_elsewhere")
+    if elsewhere and page is None and not told_failures and any(node["started"] for node in nodes):
+        return [f"{number(nodes)}, none replaced: {', '.join(elsewhere)} failed (see above)."]
     if report["check_mode"]:
         return _checked(nodes)
-    told_failures = [line for group in failures(nodes) for line in _why(group)]
     if page is None and not told_failures:
         return _calm(nodes)
     head = f"{number(nodes)} in {duration(report['elapsed'])}: {told(report['outcome'])}"

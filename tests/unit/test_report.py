@@ -139,6 +139,19 @@ def test_a_run_with_nothing_to_change_is_one_line_and_no_page():
     assert terminal.lines(report) == [expected]
 
 
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_a_gateway_that_fails_before_the_waves_is_no_run_with_nothing_to_change(check_mode):
+    run = Run(2)
+    run.play("vllm_server")
+    question = {"actions": ["stop", "keep", "create", "start"]}
+    run.task(
+        "Ask", "vllm_server", "vllm_server", dict.fromkeys(run.names, (1, "ok", question)), state="started", asked=True
+    )
+    report = report_of(run, failed=["gateway1"], check_mode=check_mode)
+    assert terminal.lines(report) == ["2 nodes, none replaced: gateway1 failed (see above)."]
+    assert report_of(noop(), failed=["node1"])["failed_elsewhere"] == []
+
+
 def test_a_node_whose_wave_never_came_is_not_reached():
     run = Run(2)
     run.play("rollout")
