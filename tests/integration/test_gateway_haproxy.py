@@ -210,6 +210,33 @@ def test_a_paused_server_ends_its_requests_and_its_drain(gateway: Gateway) -> No
     until(lambda: gateway.entry("closed").status == "UP", "it is up again")
 
 
+# -- where a server is -------------------------------------------------------------------------------------------------
+
+
+def test_a_server_moves_to_another_port_while_a_stream_goes_on_at_the_old_one(gateway: Gateway) -> None:
+    old = gateway.entry("closed").address
+    where = (gateway.socket, "closed", "closed1")
+    with standin.run_process(model="m", served="closed", VLLM_API_KEY=KEY) as other:
+        client = begin(gateway.ports["closed"], stream=True)
+        until(lambda: gateway.left("closed") == (1, 1), "the request runs")
+        try:
+            assert haproxy.locate(*where, other.port)
+            assert not haproxy.locate(*where, other.port), "it is there already"
+            assert gateway.entry("closed").address == f"127.0.0.1:{other.port}"
+            status, _, _ = ask(
+                gateway.ports["closed"], "/v1/chat/completions", "POST", json.dumps(QUESTION).encode(), **PROTECTED
+            )
+            assert status == 200
+            assert "POST /v1/chat/completions" in other.log
+            assert b"".join(iter(lambda: client.recv(65536), b"")).rstrip(b"\r\n0").endswith(b"[DONE]")
+            assert gateway.entry("closed").status == "UP"
+        finally:
+            haproxy.locate(*where, int(old.rpartition(":")[2]))
+            client.close()
+    with pytest.raises(haproxy.SocketError, match="has no server closed/closed9"):
+        haproxy.locate(gateway.socket, "closed", "closed9", 1)
+
+
 # -- who gets in -------------------------------------------------------------------------------------------------------
 
 REFUSED = [
