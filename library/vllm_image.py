@@ -371,7 +371,9 @@ def _held(module: AnsibleModule, wanted: Wanted) -> Held:
         )
     other = misnamed(wanted, held.images)
     if other:
-        module.fail_json(msg=f"archive {wanted.archive}: expected {wanted.name}:{wanted.tag}, it holds {other[0]}; {other[1]}")
+        module.fail_json(
+            msg=f"archive {wanted.archive}: expected {wanted.name}:{wanted.tag}, it holds {other[0]}; {other[1]}"
+        )
     return held
 
 

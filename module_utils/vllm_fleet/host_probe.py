@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
