@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 from ansible.plugins.action import normal
 
-_SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
-if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
-    ansible.module_utils.__path__.append(_SHARED)
-
-from ansible.module_utils.vllm_fleet import questions  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import plugin_utils  # noqa: F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.common import batch
 
 
 class ActionModule(normal.ActionModule):
@@ -23,6 +21,6 @@ class ActionModule(normal.ActionModule):
         variables = task_vars or {}
         known = None
         if self._templar.template(variables.get("__answered", False)):
-            known = questions.answer_to(variables.get("ansible_facts"), self._task.action, self._task.args)
+            known = batch.answer_to(variables.get("ansible_facts"), self._task.action, self._task.args)
         answer: dict[str, Any] = known or super().run(tmp, variables)
         return answer

@@ -5,21 +5,19 @@ The first line comes after five seconds, each following pause is half as long ag
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-_SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
-if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
-    ansible.module_utils.__path__.append(_SHARED)
-
-from ansible.module_utils.vllm_fleet import questions  # noqa: E402
-from ansible.module_utils.vllm_fleet.amounts import part_of  # noqa: E402
-from ansible.module_utils.vllm_fleet.patience import PATIENCE, patiently  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import plugin_utils  # noqa: F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.common import batch
+from ansible.module_utils.vllm_fleet.common.retry import PATIENCE, patiently
+from ansible.module_utils.vllm_fleet.common.units import part_of
 
 display = Display()
 
@@ -45,7 +43,7 @@ class ActionModule(ActionBase):
         args = {key: value for key, value in self._task.args.items() if key not in ("wait", "follow")}
         known = None
         if self._templar.template(task_vars.get("__answered", False)):
-            known = questions.answer_to(task_vars.get("ansible_facts"), self._task.action, args)
+            known = batch.answer_to(task_vars.get("ansible_facts"), self._task.action, args)
         if known:
             result.update(known)
             return result

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-_SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
-if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
-    ansible.module_utils.__path__.append(_SHARED)
-
-from ansible.module_utils.vllm_fleet.amounts import duration  # noqa: E402
-from ansible.module_utils.vllm_fleet.patience import PATIENCE, patiently  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import plugin_utils  # noqa: F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.common.retry import PATIENCE, patiently
+from ansible.module_utils.vllm_fleet.common.units import duration
 
 display = Display()
 

@@ -6,31 +6,25 @@ import contextlib
 import functools
 import re
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 import yaml
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import module_loader
 
-_SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
-if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
-    ansible.module_utils.__path__.append(_SHARED)
-
-from ansible.module_utils.vllm_fleet import (  # noqa: E402
-    archive,
-    findings,
-    gpu,
-    inventory_checks,
-    questions,
-    role_specs,
-)
-from ansible.module_utils.vllm_fleet.findings import Finding  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import plugin_utils  # noqa: F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.common import batch, finding
+from ansible.module_utils.vllm_fleet.common.finding import Finding
+from ansible.module_utils.vllm_fleet.container import archive
+from ansible.module_utils.vllm_fleet.host import gpu
+from ansible.module_utils.vllm_fleet.preflight import inventory, role_specs
 
 #: Asked of the connecting user's shell in one go. Root's rights are tried only where they would be needed.
 _QUESTION = """printf 'uid=%s\\nuser=%s\\nhome=%s\\n' "$(id -u)" "$(id -un)" "$HOME"
@@ -71,13 +65,13 @@ class ActionModule(ActionBase):
             more = [Finding("unseen", "connection", "an answer", _line(str(exc)), remedy)]
         except AnsibleError as exc:
             more = [_failed(_line(str(exc)))]
-        found = findings.accept([*mine, *more, *theirs], args.get("accept") or [])
+        found = finding.accept([*mine, *more, *theirs], args.get("accept") or [])
         result.update(
             answer,
             changed=False,
             findings=[asdict(one) for one in found],
-            worst=findings.worst(found),
-            refusals=[one.sentence for one in found if one.level in findings.ENDING],
+            worst=finding.worst(found),
+            refusals=[one.sentence for one in found if one.level in finding.ENDING],
         )
         return result
 
@@ -85,9 +79,9 @@ class ActionModule(ActionBase):
 
     def _inventory(self, variables: Mapping[str, Any]) -> list[Finding]:
         values = self._values(variables)
-        found = inventory_checks.judge(values)
+        found = inventory.judge(values)
         known = {one.what for one in found if one.level == "refused"}
-        open_to_all = inventory_checks.published(values, self._gateways(variables))
+        open_to_all = inventory.published(values, self._gateways(variables))
         if open_to_all and "vllm_server_bind" not in known:
             found.append(open_to_all)
         found += [one for one in self._specified(variables) if one.what not in known]
@@ -96,22 +90,22 @@ class ActionModule(ActionBase):
         replica = values.get("vllm_server_replica")
         if isinstance(replica, str) and replica:
             members = self._members(variables, replica, hosts)
-            found.append(inventory_checks.replica(replica, members))
+            found.append(inventory.replica(replica, members))
         # A list of waves is the fleet's: told once, of the first node.
         if hosts and variables.get("inventory_hostname") == hosts[0] and "rollout_waves" in values:
             given = values["rollout_waves"]
-            if not isinstance(given, inventory_checks.Unset):
-                found.append(inventory_checks.waves(given))
+            if not isinstance(given, inventory.Unset):
+                found.append(inventory.waves(given))
         return found
 
     def _values(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for name in inventory_checks.VARIABLES:
+        for name in inventory.VARIABLES:
             if name in variables:
                 try:
                     values[name] = self._templar.template(variables[name])
                 except AnsibleError as exc:
-                    values[name] = inventory_checks.Unset(_line(str(exc)))
+                    values[name] = inventory.Unset(_line(str(exc)))
         return values
 
     def _specified(self, variables: Mapping[str, Any]) -> list[Finding]:
@@ -163,13 +157,11 @@ class ActionModule(ActionBase):
 
     def _gateways(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         names = (variables.get("groups") or {}).get("gateway") or []
-        return {name: self._of(variables, name, "gateway_bind") or inventory_checks.EVERYWHERE for name in names}
+        return {name: self._of(variables, name, "gateway_bind") or inventory.EVERYWHERE for name in names}
 
     def _members(self, variables: Mapping[str, Any], replica: str, hosts: list[str]) -> dict[str, dict[str, Any]]:
         members = [host for host in hosts if self._of(variables, host, "vllm_server_replica") == replica]
-        return {
-            host: {name: self._of(variables, host, name) for name in inventory_checks.OF_A_REPLICA} for host in members
-        }
+        return {host: {name: self._of(variables, host, name) for name in inventory.OF_A_REPLICA} for host in members}
 
     # -- the node
 
@@ -251,7 +243,7 @@ class ActionModule(ActionBase):
 
         if not more:
             return call("preflight_host", args)
-        return questions.survey(
+        return batch.survey(
             {"module": "preflight_host", "args": args},
             more,
             lambda name: str(module_loader.find_plugin(name, mod_type=".py")),

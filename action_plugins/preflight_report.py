@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-_SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
-if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
-    ansible.module_utils.__path__.append(_SHARED)
-
-from ansible.module_utils.vllm_fleet import findings, inventory_checks  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import plugin_utils  # noqa: F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.common import finding
+from ansible.module_utils.vllm_fleet.preflight import inventory
 
 display = Display()
 
@@ -51,10 +50,10 @@ def table(chosen: list[tuple[str, ...]]) -> list[tuple[str, str]]:
     ]
 
 
-def read(result: Mapping[str, Any] | None) -> list[findings.Finding] | None:
+def read(result: Mapping[str, Any] | None) -> list[finding.Finding] | None:
     """Read the findings out of a registered result; None where there are none, because the node was not looked at."""
     given = (result or {}).get("findings")
-    return None if given is None else [findings.Finding(**one) for one in given]
+    return None if given is None else [finding.Finding(**one) for one in given]
 
 
 def places(nodes: list[str], variables: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
@@ -67,9 +66,9 @@ def places(nodes: list[str], variables: Mapping[str, Any], name: str) -> dict[st
     return found
 
 
-def worst(found: list[findings.Finding] | None) -> str:
+def worst(found: list[finding.Finding] | None) -> str:
     """Give a node's worst level."""
-    return "unseen" if found is None else findings.worst(found)
+    return "unseen" if found is None else finding.worst(found)
 
 
 def verdict(levels: list[str]) -> str:
@@ -106,11 +105,11 @@ class ActionModule(ActionBase):
         variables = task_vars or {}
         host = str(variables["inventory_hostname"])
         nodes = list(variables.get("ansible_play_batch") or [host])
-        crossed = inventory_checks.machines(places(nodes, variables, args["result"]))
+        crossed = inventory.machines(places(nodes, variables, args["result"]))
 
-        def of(node: str, seen: Mapping[str, Any] | None) -> list[findings.Finding] | None:
+        def of(node: str, seen: Mapping[str, Any] | None) -> list[finding.Finding] | None:
             own = read(seen)
-            return findings.accept([*own, crossed[node]], args["accept"]) if own and node in crossed else own
+            return finding.accept([*own, crossed[node]], args["accept"]) if own and node in crossed else own
 
         if host == nodes[0]:
             looked = {node: of(node, variables["hostvars"][node].get(args["result"])) for node in nodes}
@@ -124,7 +123,7 @@ class ActionModule(ActionBase):
             if args["json"]:
                 Path(args["json"]).expanduser().write_text(json.dumps(by_node, indent=2) + "\n", encoding="utf-8")
         mine = of(host, variables.get(args["result"])) or []
-        refusals = [one.sentence for one in mine if one.level in findings.ENDING]
+        refusals = [one.sentence for one in mine if one.level in finding.ENDING]
         result["changed"] = False
         if refusals:
             result["msg"] = f"{host}: {'. Also '.join(refusals)}. {args['ending']}"

@@ -10,25 +10,23 @@ import contextlib
 import json
 import re
 import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import module_loader
 from ansible.utils.display import Display
 
-# The nodes' code: on the controller Ansible does not import module_utils of a project by itself.
-_UTILS = str(Path(__file__).resolve().parent.parent / "module_utils")
-if _UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(_UTILS)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import plugin_utils  # noqa: F401 - finds vllm_fleet
 
 # Found through the path that is set above.
-from ansible.module_utils.vllm_fleet import questions  # noqa: E402
-from ansible.module_utils.vllm_fleet.amounts import duration  # noqa: E402
+from ansible.module_utils.vllm_fleet.common import batch as batches
+from ansible.module_utils.vllm_fleet.common.units import duration
 
 display = Display()
 
@@ -119,7 +117,7 @@ class ActionModule(ActionBase):
             question = self._templar.template(wanted)
         except AnsibleError:
             return None
-        return questions.survey(
+        return batches.survey(
             {"module": "vllm_server", "args": call},
             [question],
             lambda name: str(module_loader.find_plugin(name, mod_type=".py")),
@@ -130,7 +128,7 @@ class ActionModule(ActionBase):
         self, host: str, replica: dict[str, Any], args: dict[str, Any], variables: dict[str, Any]
     ) -> dict[str, Any]:
         """Bring this node of a server over several nodes through the run, together with the others."""
-        from ansible.module_utils.vllm_fleet.replica_run import ReplicaRun, incomplete  # noqa: PLC0415
+        from ansible.module_utils.vllm_fleet.replica.controller import ReplicaRun, incomplete  # noqa: PLC0415
 
         batch, forks = variables.get("ansible_play_batch") or [host], int(variables.get("ansible_forks") or 1)
         names = None

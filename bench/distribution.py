@@ -38,7 +38,8 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "bench")]
 from fake_hf_cache import COMMIT, REPO, FakeCache, model_files  # noqa: E402
 from svg import Series, line_chart  # noqa: E402
 
-from ansible.module_utils.vllm_fleet import fetch, snapshot, swarm  # noqa: E402
+from ansible.module_utils.vllm_fleet.weights import fetch, snapshot  # noqa: E402
+from ansible.module_utils.vllm_fleet.weights import torrent as torrents  # noqa: E402
 
 COUNTS = (2, 4, 8)
 SHARDS, SHARD_FLOATS = 40, 1 << 19
@@ -151,15 +152,15 @@ def by_swarm(net: Net, count: int, seed: FakeCache, folder: Path) -> float:
     share.symlink_to(seed.repo / "blobs")
     announce = f"http://{net.addresses[0]}:{TRACKER_PORT}/announce"
     size = sum(map(len, seed.files.values()))
-    argv = swarm.mktorrent_argv(COMMIT, announce, size, str(share), str(torrent))
+    argv = torrents.mktorrent_argv(COMMIT, announce, size, str(share), str(torrent))
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
-    parsed = swarm.read_torrent(torrent.read_bytes())
+    parsed = torrents.read_torrent(torrent.read_bytes())
     (folder / "whitelist").write_text(parsed.info_hash + "\n")
     folder.chmod(0o755)
     running = []
-    argv = swarm.tracker_argv(net.addresses[0], TRACKER_PORT, str(folder), "whitelist")
+    argv = torrents.tracker_argv(net.addresses[0], TRACKER_PORT, str(folder), "whitelist")
     running.append(net.start(0, argv, folder / "tracker.log"))
-    argv = swarm.aria2_argv(str(torrent), str(share.parent), net.addresses[0], PORT, seed="made")
+    argv = torrents.aria2_argv(str(torrent), str(share.parent), net.addresses[0], PORT, seed="made")
     running.append(net.start(0, argv, folder / "seed.log"))
     time.sleep(1.5)
 
@@ -167,11 +168,11 @@ def by_swarm(net: Net, count: int, seed: FakeCache, folder: Path) -> float:
         cache, log = folder / f"node{number}", folder / f"peer{number}.log"
         staging = cache / ".vllm-fleet" / "staging"
         staging.mkdir(parents=True)
-        argv = swarm.aria2_argv(str(torrent), str(staging), net.addresses[number], PORT, seed="no")
+        argv = torrents.aria2_argv(str(torrent), str(staging), net.addresses[number], PORT, seed="no")
         peer = net.start(number, argv, log)
         running.append(peer)
         deadline = time.monotonic() + LIMIT
-        while not swarm.read_progress(log.read_text(), size).seeding:
+        while not torrents.read_progress(log.read_text(), size).seeding:
             if peer.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(log.read_text()[-300:])
             time.sleep(0.2)

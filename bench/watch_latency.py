@@ -38,7 +38,7 @@ def run(runs: int = 20, ansible_runs: int | None = None) -> dict[str, Any]:
     import standin  # noqa: PLC0415
     from vllm_server_tools import Server  # noqa: PLC0415
 
-    from ansible.module_utils.vllm_fleet.engine import Engine  # noqa: PLC0415
+    from ansible.module_utils.vllm_fleet.container.engine import Engine  # noqa: PLC0415
 
     client = docker.from_env()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -73,7 +73,7 @@ def _fresh(server: Any) -> None:
 
 def _opened(server: Any) -> float:
     """Give the time at which the server's first 200 could be had, by Docker's stamp."""
-    from ansible.module_utils.vllm_fleet.watch import epoch  # noqa: PLC0415
+    from ansible.module_utils.vllm_fleet.server.watch import epoch  # noqa: PLC0415
 
     log = server.client.api.logs(server.name, timestamps=True).decode()
     stamp = next(line.split(" ", 1)[0] for line in log.splitlines() if OPEN in line)
@@ -114,7 +114,7 @@ def _over_ssh(image: str, folder: Path, runs: int) -> list[float]:
     """The same on a test node."""
     from fleet import Fleet  # noqa: PLC0415
 
-    from ansible.module_utils.vllm_fleet.watch import epoch  # noqa: PLC0415
+    from ansible.module_utils.vllm_fleet.server.watch import epoch  # noqa: PLC0415
 
     fleet = Fleet(f"bench-{os.getpid()}")
     found = []
@@ -152,7 +152,7 @@ def _line(target: list[str], options: dict[str, Any]) -> float:
 
 
 def _diagnosis() -> float:
-    from ansible.module_utils.vllm_fleet.diagnosis import Context, ExitFacts, diagnose  # noqa: PLC0415
+    from ansible.module_utils.vllm_fleet.diagnosis.diagnose import Context, ExitFacts, diagnose  # noqa: PLC0415
 
     block = (ROOT / "tests" / "fixtures" / "failures" / "weights_corrupt.log").read_text()
     # Each differs, so that none can be left out as already seen.

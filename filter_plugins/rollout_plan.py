@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 from ansible.module_utils.parsing.convert_bool import boolean
 
-_SHARED = str(Path(__file__).resolve().parent.parent / "module_utils")
-if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
-    ansible.module_utils.__path__.append(_SHARED)
-
-from ansible.module_utils.vllm_fleet import inventory_checks, result  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import plugin_utils  # noqa: F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.preflight import inventory
+from ansible.module_utils.vllm_fleet.server import result
 
 SERVED_NAME = "served-model-name"
 KEEP = 1  # default of rollout_min_available
@@ -58,7 +57,7 @@ class Replica:
 
 def sizes(waves: Any, replicas: int) -> list[int]:
     """Replicas of each wave; the last one is repeated as long as there are replicas."""
-    shares = [inventory_checks.wave(entry) for entry in inventory_checks.wave_list(waves)]
+    shares = [inventory.wave(entry) for entry in inventory.wave_list(waves)]
     return [count or max(1, replicas * percent // 100) for count, percent in shares]
 
 
@@ -229,7 +228,7 @@ def rollout_plan(
     that need nothing but to be admitted, `reboot` the hosts that are rebooted in their wave; `problems` are sentences,
     with any of them nothing is done. `missing` are files of tasks that a wave would look for in vain.
     """
-    judged = inventory_checks.waves(waves)
+    judged = inventory.waves(waves)
     problems = [f"{judged.sentence}."] if judged.level == "refused" else []
     problems += [
         f"{path} is no file on the controller; expected tasks that drain or admit a server. Give rollout_drain_tasks "

@@ -5,22 +5,22 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible.parsing.dataloader import DataLoader
 from ansible.utils.vars import load_extra_vars
 
 _ROOT = Path(__file__).resolve().parent.parent
-# The nodes' code under the name that it has on the nodes: on the controller Ansible does not import a project's own.
-if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
-
-from ansible.module_utils.vllm_fleet import command, names, planning, presets, sizing, sizing_table, snapshot  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import plugin_utils  # noqa: E402, F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.models import model_id, presets, sizing, sizing_table, what_fits  # noqa: E402
+from ansible.module_utils.vllm_fleet.vllm import cli  # noqa: E402
+from ansible.module_utils.vllm_fleet.weights import layout  # noqa: E402
 
 #: Every worker of a run reads the files once; libyaml does it ten times faster where PyYAML has it.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -78,7 +78,7 @@ def vllm_model_findings(
     verdict = _judged(text, exact, caches, path)
     if verdict.ok or not text:
         return []
-    expected = " or ".join(verdict.nearest) or f"an exact id such as {names.EXAMPLE}"
+    expected = " or ".join(verdict.nearest) or f"an exact id such as {model_id.EXAMPLE}"
     remedy = "nothing is guessed: write the exact id, as in the model's address on the Hub"
     if "/" in text and verdict.nearest:
         remedy += ", or set vllm_server_model_exact: true if it is another model"
@@ -86,10 +86,10 @@ def vllm_model_findings(
     return [{"level": "refused", "what": "model's id", "expected": expected, "got": got, "remedy": remedy}]
 
 
-def _judged(model: str, exact: bool, caches: Sequence[str], path: str) -> names.Verdict:
+def _judged(model: str, exact: bool, caches: Sequence[str], path: str) -> model_id.Verdict:
     folders = [*map(str, caches), *_own_caches()]
-    cached = [one for folder in folders for one in snapshot.known_repos(Path(folder).expanduser())]
-    return names.check(model, [*_all(path), *cached], exact=bool(exact))
+    cached = [one for folder in folders for one in layout.known_repos(Path(folder).expanduser())]
+    return model_id.check(model, [*_all(path), *cached], exact=bool(exact))
 
 
 def _own_caches() -> list[str]:
@@ -124,10 +124,8 @@ def vllm_sizing_options(
     of the container where they are not all.
     """
     shared = {"nnodes": replica} if replica > 1 else {}
-    mine = {command.flag_name(str(key)) for key in args}
-    kept = {
-        key: value for key, value in {**preset["args"], **shared}.items() if command.flag_name(str(key)) not in mine
-    }
+    mine = {cli.flag_name(str(key)) for key in args}
+    kept = {key: value for key, value in {**preset["args"], **shared}.items() if cli.flag_name(str(key)) not in mine}
     return {
         "args": {**kept, **args},
         "env": {**preset["env"], **env},
@@ -164,27 +162,27 @@ def vllm_plan(
     GPUs or kinds, all kinds that are known are taken. Gives `rows` for the table, `refusals` and `notes`.
     """
     model = sizing.Facts(**{key: facts[key] for key in ("model", "config", "weights_bytes", "source", "min_vllm")})
-    result = planning.Plan()
+    result = what_fits.Plan()
     for name, value in (("vllm_server_args", args), ("vllm_server_env", env)):
         if value is not None and not isinstance(value, Mapping):
             example = f'-e \'{{"{name}": {{"NAME": "VALUE"}}}}\''
             result.refusals.append(f"{name} is text; expected a mapping, which on the command line is {example}")
             return {"rows": [], "refusals": result.refusals, "notes": []}
     try:
-        together, sizes = planning.together(nodes or {})
-        machines = planning.machines(together, kinds, int(gpus))
+        together, sizes = what_fits.together(nodes or {})
+        machines = what_fits.machines(together, kinds, int(gpus))
         for name, accelerator, machine in machines:
             preset = vllm_preset(model.model, accelerator, machine.kind, path)
             shared = {"nnodes": str(sizes[name])} if sizes.get(name, 1) > 1 else {}
             given = {**_normal(preset["args"]), **_normal(args or {}), **shared}
-            result.add(name, model, machine, planning.Asked(given, {**preset["env"], **(env or {})}, image_version))
+            result.add(name, model, machine, what_fits.Asked(given, {**preset["env"], **(env or {})}, image_version))
     except ValueError as error:
         result.refusals.append(str(error))
     return {"rows": result.rows, "refusals": result.refusals, "notes": result.notes}
 
 
 def _normal(args: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(command.normalise_args(args))
+    return dict(cli.normalise_args(args))
 
 
 class FilterModule:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 from ansible.errors import AnsibleFilterError
 
-# The nodes' code: on the controller Ansible does not import module_utils of a project by itself.
-_UTILS = str(Path(__file__).resolve().parent.parent / "module_utils")
-if _UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(_UTILS)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import plugin_utils  # noqa: F401 - finds vllm_fleet
 
 #: What is read of other hosts' variables.
 READ = ("vllm_server_replica", "vllm_server_node_address", "ansible_host")
@@ -27,7 +25,8 @@ def vllm_replica(
     ``settings``: the user's args, env, entrypoint, devices, capabilities, volumes, network_mode, bind, accelerator,
     image, model, state_dir, backend, master_addr, master_port. Without them only ``replica`` is worked out.
     """
-    from ansible.module_utils.vllm_fleet import replica, spec  # noqa: PLC0415  found once the path is set
+    from ansible.module_utils.vllm_fleet.container import spec  # noqa: PLC0415  found once the path is set
+    from ansible.module_utils.vllm_fleet.vllm import ranks  # noqa: PLC0415  found once the path is set
 
     own = {name: hostvars[host].get(name) for name in READ}
     # A host alone need not look at the others: on a large fleet that is most of the work.
@@ -36,7 +35,7 @@ def vllm_replica(
         variables = {h: {name: hostvars[h].get(name) for name in READ} for h in hosts if h in hostvars} | variables
     given = dict(settings or {})
     try:
-        found = replica.describe(
+        found = ranks.describe(
             host,
             [h for h in hosts if h in variables] if own["vllm_server_replica"] else [host],
             variables,
@@ -46,8 +45,8 @@ def vllm_replica(
         )
         if settings is None:
             return {"replica": found}
-        return {"replica": found, **_options(found, given, replica, spec)}
-    except replica.ReplicaError as exc:
+        return {"replica": found, **_options(found, given, ranks, spec)}
+    except ranks.ReplicaError as exc:
         raise AnsibleFilterError(str(exc)) from None
 
 

@@ -73,7 +73,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import burnin
+from ansible.module_utils.vllm_fleet.preflight import burnin
 
 
 def main() -> None:

@@ -147,8 +147,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet.docker_api import DockerRefused, DockerUnavailable
-from ansible.module_utils.vllm_fleet.dockerd import Dockerd, DockerdFailure, Settings
+from ansible.module_utils.vllm_fleet.container.api import DockerRefused, DockerUnavailable
+from ansible.module_utils.vllm_fleet.container.dockerd import Dockerd, DockerdFailure, Settings
 
 
 def main() -> None:

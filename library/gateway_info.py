@@ -90,7 +90,7 @@ servers:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import haproxy
+from ansible.module_utils.vllm_fleet.gateway import haproxy
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import haproxy
+from ansible.module_utils.vllm_fleet.gateway import haproxy
 
 
 def rewrite(module: AnsibleModule, path: Path, text: str) -> None:

@@ -106,15 +106,16 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import detached, prewarm, snapshot
-from ansible.module_utils.vllm_fleet.meter import Meter
+from ansible.module_utils.vllm_fleet.common import detached
+from ansible.module_utils.vllm_fleet.common.meter import Meter
+from ansible.module_utils.vllm_fleet.weights import layout, prewarm, snapshot
 
 
 def weight_files(options: dict[str, Any]) -> list[Path]:
     """Return the weights of the snapshot that the options name; none where there is no such snapshot."""
     cache = Path(options["cache"])
     commit, _fault = snapshot.resolve(cache, options["repo_id"], options["revision"])
-    folder = snapshot.repo_folder(cache, options["repo_id"]) / "snapshots" / str(commit)
+    folder = layout.repo_folder(cache, options["repo_id"]) / "snapshots" / str(commit)
     return sorted(path for path in folder.rglob("*.safetensors") if path.is_file())
 
 
@@ -134,8 +135,8 @@ def main() -> None:
     )
     options = module.params
     try:
-        snapshot.check_repo_id(options["repo_id"])
-        snapshot.check_revision(options["revision"])
+        layout.check_repo_id(options["repo_id"])
+        layout.check_revision(options["revision"])
     except snapshot.SnapshotError as error:
         module.fail_json(msg=str(error))
     if options["rate"] <= 0:

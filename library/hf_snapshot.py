@@ -276,8 +276,9 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import detached, fetch, hub, snapshot
-from ansible.module_utils.vllm_fleet.meter import Meter
+from ansible.module_utils.vllm_fleet.common import detached
+from ansible.module_utils.vllm_fleet.common.meter import Meter
+from ansible.module_utils.vllm_fleet.weights import fetch, hub, snapshot
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "repo_id": {"type": "str", "required": True},

@@ -178,8 +178,9 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import swarm, swarm_node
-from ansible.module_utils.vllm_fleet.cache_files import FetchError
+from ansible.module_utils.vllm_fleet.weights import swarm
+from ansible.module_utils.vllm_fleet.weights import torrent as torrents
+from ansible.module_utils.vllm_fleet.weights.files import FetchError
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "state": {
@@ -209,37 +210,37 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def act(options: dict[str, Any], place: swarm_node.Place) -> dict[str, Any]:
+def act(options: dict[str, Any], place: swarm.Place) -> dict[str, Any]:
     """Do what `state` asks; raise SwarmError for what keeps the node out of the swarm."""
     state = options["state"]
     if state == "stopped":
-        return {"changed": swarm_node.stop(place)}
+        return {"changed": swarm.stop(place)}
     if state == "followed":
-        found = swarm_node.follow(place, options["wait"], options["stall"])
+        found = swarm.follow(place, options["wait"], options["stall"])
         return {**found, "ok": not found["failure"], "reason": found["failure"]}
-    address = swarm_node.own_address(options["address"], options["hint"], options["seed"])
+    address = swarm.own_address(options["address"], options["hint"], options["seed"])
     if state == "ready":
-        return {"address": address, "lacking": swarm_node.lacking(options["programs"])}
-    swarm_node.insist_on(options["programs"], options["lacking_because"])
+        return {"address": address, "lacking": swarm.lacking(options["programs"])}
+    swarm.insist_on(options["programs"], options["lacking_because"])
     if state == "shared":
-        origins = swarm_node.origins(Path(options["folder"]), options["blobs"])
+        origins = swarm.origins(Path(options["folder"]), options["blobs"])
         total = sum(origin.stat().st_size for origin in origins.values())
         announce = f"http://{address}:{place.tracker_port}/announce"
         folder = str(place.share / place.name)
-        argv = swarm.mktorrent_argv(place.name, announce, total, folder, str(place.torrent))
-        if not swarm_node.hashing(place, argv, options["blobs"]):
-            swarm_node.stop(place)
-            swarm_node.link_blobs(place, origins)
+        argv = torrents.mktorrent_argv(place.name, announce, total, folder, str(place.torrent))
+        if not swarm.hashing(place, argv, options["blobs"]):
+            swarm.stop(place)
+            swarm.link_blobs(place, origins)
         return {"address": address, "argv": argv, "changed": True}
     if state == "seeding":
-        swarm_node.start_seed(place, address)
+        swarm.start_seed(place, address)
         torrent = base64.b64encode(place.torrent.read_bytes()).decode()
         return {"address": address, "torrent": torrent, "changed": True}
     staging = Path(options["staging"]) if options["staging"] else None
     if staging:
-        swarm_node.stop(place)
+        swarm.stop(place)
     content = base64.b64decode(options["torrent"])
-    total = swarm_node.join(place, content, address, seed=options["seed"], staging=staging, wanted=options["blobs"])
+    total = swarm.join(place, content, address, seed=options["seed"], staging=staging, wanted=options["blobs"])
     return {"address": address, "total": total, "changed": True}
 
 
@@ -254,7 +255,7 @@ def main() -> None:
     result: dict[str, Any] = {"changed": False, "ok": True, "reason": ""}
     if module.check_mode:
         module.exit_json(**result)
-    place = swarm_node.Place(
+    place = swarm.Place(
         options["name"],
         options["port"],
         options["tracker_port"],
@@ -264,9 +265,9 @@ def main() -> None:
     )
     try:
         result |= act(options, place)
-    except (swarm.SwarmError, FetchError, OSError) as error:
+    except (torrents.SwarmError, FetchError, OSError) as error:
         if options["state"] not in ("ready", "followed", "stopped"):
-            swarm_node.stop(place)
+            swarm.stop(place)
         result |= {"ok": False, "reason": str(error)}
     module.exit_json(**result)
 

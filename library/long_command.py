@@ -143,8 +143,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet.amounts import duration
-from ansible.module_utils.vllm_fleet.job import (
+from ansible.module_utils.vllm_fleet.common.job import (
     Job,
     JobError,
     State,
@@ -153,6 +152,7 @@ from ansible.module_utils.vllm_fleet.job import (
     progress_line,
     short_of_space,
 )
+from ansible.module_utils.vllm_fleet.common.units import duration
 
 
 def main() -> None:

@@ -43,47 +43,29 @@ answers:
 from ansible.module_utils import basic
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import questions
+from ansible.module_utils.vllm_fleet.common import batch
 
 
 def main() -> None:
     """Ask, tell."""
     spec = {"questions": {"type": "str", "required": True, "no_log": True}}
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
-    answers = questions.ask_all(module.params["questions"], basic)
+    answers = batch.ask_all(module.params["questions"], basic)
     module.exit_json(changed=False, answers=answers)
 
 
 def packed() -> None:
     """Name what the asked modules import: Ansible sends what it finds named in this file, and sees their sources as text."""
     # ruff: noqa: F401, PLC0415
-    from ansible.module_utils.vllm_fleet import (
-        chat,
-        chat_request,
-        command,
-        detached,
-        docker_api,
-        dockerd,
-        engine,
-        fetch,
-        findings,
-        host_probe,
-        hub,
-        image,
-        lifecycle,
-        memory,
-        meter,
-        model_files,
-        replica_lifecycle,
-        result,
-        rocm_probe,
-        sizing,
-        sizing_table,
-        snapshot,
-        spec,
-        state,
-        watch,
-    )
+    from ansible.module_utils.vllm_fleet.common import detached, finding, meter
+    from ansible.module_utils.vllm_fleet.container import api, archive, dockerd, engine, image, spec
+    from ansible.module_utils.vllm_fleet.host import gpu_memory, probe, rocm
+    from ansible.module_utils.vllm_fleet.models import model_files, sizing, sizing_table
+    from ansible.module_utils.vllm_fleet.preflight import judge
+    from ansible.module_utils.vllm_fleet.replica import rank_lifecycle
+    from ansible.module_utils.vllm_fleet.server import lifecycle, release_store, result, state, watch
+    from ansible.module_utils.vllm_fleet.vllm import chat, chat_request, cli
+    from ansible.module_utils.vllm_fleet.weights import fetch, hub, snapshot
 
 
 if __name__ == "__main__":

@@ -263,9 +263,12 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import findings, host_probe, memory, model_files, rocm_probe, sizing, sizing_table
-from ansible.module_utils.vllm_fleet.command import CommandError
-from ansible.module_utils.vllm_fleet.docker_api import DockerApi
+from ansible.module_utils.vllm_fleet.common import finding
+from ansible.module_utils.vllm_fleet.container.api import DockerApi
+from ansible.module_utils.vllm_fleet.host import gpu_memory, probe, rocm
+from ansible.module_utils.vllm_fleet.models import model_files, sizing, sizing_table
+from ansible.module_utils.vllm_fleet.preflight import judge
+from ansible.module_utils.vllm_fleet.vllm.cli import CommandError
 
 SIZING: dict[str, Any] = {
     "args": {"type": "dict", "default": {}},
@@ -335,7 +338,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    found = [findings.Finding(**one) for one in module.params["findings"]]
+    found = [finding.Finding(**one) for one in module.params["findings"]]
     answer: dict[str, Any] = {}
     if module.params["host"]:
         try:
@@ -343,26 +346,26 @@ def main() -> None:
         except ValueError as error:
             module.fail_json(msg=str(error))
         found = [*found, *more]
-    found = findings.accept(found, module.params["accept"])
+    found = finding.accept(found, module.params["accept"])
     module.exit_json(
         changed=False,
-        ansible_facts={"ansible_distribution_release": rocm_probe.operating_system(Path("/etc"))["version_codename"]},
+        ansible_facts={"ansible_distribution_release": rocm.operating_system(Path("/etc"))["version_codename"]},
         findings=[asdict(one) for one in found],
-        worst=findings.worst(found),
-        refusals=[one.sentence for one in found if one.level in findings.ENDING],
+        worst=finding.worst(found),
+        refusals=[one.sentence for one in found if one.level in finding.ENDING],
         **answer,
     )
 
 
-def look(options: dict[str, Any]) -> tuple[dict[str, Any], list[findings.Finding]]:
+def look(options: dict[str, Any]) -> tuple[dict[str, Any], list[finding.Finding]]:
     """Return what rocm_info says (node) and what the model takes (sizing), where there is such, and all findings."""
     engine = DockerApi(options["docker_socket"], timeout=20)
-    own = host_probe.own_container(engine, options["name"])
+    own = probe.own_container(engine, options["name"])
     node = None
     if options["accelerator"] == "rocm":
         allowed = options["allowed_driver_versions"]
-        node = rocm_probe.look(
-            rocm_probe.Roots(
+        node = rocm.look(
+            rocm.Roots(
                 options["sysfs_root"],
                 options["proc_root"],
                 docker_socket=options["docker_socket"],
@@ -373,7 +376,7 @@ def look(options: dict[str, Any]) -> tuple[dict[str, Any], list[findings.Finding
         if not allowed:
             node["driver"]["allowed"] = None
     share, used = wants(options, node)
-    expected = findings.Expected(
+    expected = judge.Expected(
         gpus=options["gpus"],
         gpu_name=options["gpu_name"],
         idle_vram=options["idle_vram"],
@@ -390,10 +393,10 @@ def look(options: dict[str, Any]) -> tuple[dict[str, Any], list[findings.Finding
         clock=options["clock"],
         sysctls={name: str(value) for name, value in options["sysctls"].items()},
     )
-    found = findings.judge(node, host_probe.look(options, engine, own), expected)
+    found = judge.judge(node, probe.look(options, engine, own), expected)
     answer: dict[str, Any] = {} if node is None else {"node": node}
     answer["place"] = {
-        "machine": host_probe.machine(Path(options["proc_root"])),
+        "machine": probe.machine(Path(options["proc_root"])),
         **{name: options[name] for name in ("name", "bind", "port")},
     }
     if options["sizing"] and options["model"]:
@@ -411,7 +414,7 @@ def wants(options: dict[str, Any], node: dict[str, Any] | None) -> tuple[float, 
     try:
         share, used = sizing.wants((node or {}).get("gpus") or [], asked["args"], asked["env"], asked["devices"])
     except (CommandError, ValueError):  # told by the arithmetic of what fits
-        share, used = memory.DEFAULT_UTILIZATION, None
+        share, used = gpu_memory.DEFAULT_UTILIZATION, None
     given = options["utilization"]
     return (share if given is None else given), (used if options["sizing"] else None)
 

@@ -189,7 +189,7 @@ notes:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import rocm_probe
+from ansible.module_utils.vllm_fleet.host import rocm
 
 
 def main() -> None:
@@ -211,7 +211,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        result = rocm_probe.look(rocm_probe.Roots(**module.params))
+        result = rocm.look(rocm.Roots(**module.params))
     except ValueError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, **result)

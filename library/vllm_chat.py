@@ -327,8 +327,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet.chat import chat_all
-from ansible.module_utils.vllm_fleet.chat_request import FINISH_REASONS, ChatRequest, ChatResult, Expectation
+from ansible.module_utils.vllm_fleet.vllm.chat import chat_all
+from ansible.module_utils.vllm_fleet.vllm.chat_request import FINISH_REASONS, ChatRequest, ChatResult, Expectation
 
 EXPECT = {
     "type": "dict",

@@ -130,8 +130,8 @@ import functools
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import drain
-from ansible.module_utils.vllm_fleet.haproxy import SocketError
+from ansible.module_utils.vllm_fleet.gateway import drain
+from ansible.module_utils.vllm_fleet.gateway.haproxy import SocketError
 
 
 def main() -> None:

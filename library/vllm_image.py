@@ -186,10 +186,10 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import archive, releases
-from ansible.module_utils.vllm_fleet.archive import Held
-from ansible.module_utils.vllm_fleet.docker_api import DockerApi, DockerRefused, DockerUnavailable
-from ansible.module_utils.vllm_fleet.image import (
+from ansible.module_utils.vllm_fleet.container import archive
+from ansible.module_utils.vllm_fleet.container.api import DockerApi, DockerRefused, DockerUnavailable
+from ansible.module_utils.vllm_fleet.container.archive import Held
+from ansible.module_utils.vllm_fleet.container.image import (
     LABEL_BUILD_INPUTS,
     Archived,
     Client,
@@ -204,6 +204,7 @@ from ansible.module_utils.vllm_fleet.image import (
     prunable,
     repo_digests,
 )
+from ansible.module_utils.vllm_fleet.server import release_store
 
 
 def main() -> None:
@@ -382,7 +383,7 @@ def _prune(module: AnsibleModule, api: DockerApi, wanted: Wanted, archived: list
     image, reason = _search(api, wanted, archived)
     if image is None:
         module.fail_json(msg=f"nothing is pruned: image {wanted.ref}: {reason}")
-    recorded, silent = releases.images(Path(module.params["state_dir"]))
+    recorded, silent = release_store.images(Path(module.params["state_dir"]))
     if silent:
         # Housekeeping is no reason to end a deployment, and a record that cannot be read may name the last good image.
         module.warn(

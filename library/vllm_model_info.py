@@ -95,8 +95,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import hub_files, model_files
-from ansible.module_utils.vllm_fleet.sizing import Facts
+from ansible.module_utils.vllm_fleet.models import hub_files, model_files
+from ansible.module_utils.vllm_fleet.models.sizing import Facts
 
 
 def main() -> None:

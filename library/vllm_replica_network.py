@@ -113,9 +113,9 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet import network
-from ansible.module_utils.vllm_fleet.engine import Engine, EngineError, EngineUnavailable
-from ansible.module_utils.vllm_fleet.preconditions import Refused
+from ansible.module_utils.vllm_fleet.common.refused import Refused
+from ansible.module_utils.vllm_fleet.container.engine import Engine, EngineError, EngineUnavailable
+from ansible.module_utils.vllm_fleet.replica import network
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "step": {"type": "str", "choices": ["listen", "connect"], "required": True},

@@ -431,13 +431,13 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.validation import check_type_dict
 
-from ansible.module_utils.vllm_fleet.engine import Engine, EngineUnavailable
-from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
-from ansible.module_utils.vllm_fleet.replica_lifecycle import ReplicaLifecycle
-from ansible.module_utils.vllm_fleet.result import no_engine
-from ansible.module_utils.vllm_fleet.spec import secret_values
-from ansible.module_utils.vllm_fleet.state import DEFAULT_STATE_DIR
-from ansible.module_utils.vllm_fleet.watch import ENGINE_PATIENCE
+from ansible.module_utils.vllm_fleet.container.engine import Engine, EngineUnavailable
+from ansible.module_utils.vllm_fleet.container.spec import secret_values
+from ansible.module_utils.vllm_fleet.replica.rank_lifecycle import ReplicaLifecycle
+from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
+from ansible.module_utils.vllm_fleet.server.result import no_engine
+from ansible.module_utils.vllm_fleet.server.state import DEFAULT_STATE_DIR
+from ansible.module_utils.vllm_fleet.server.watch import ENGINE_PATIENCE
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "name": {"type": "str", "default": "vllm"},

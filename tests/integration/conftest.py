@@ -63,7 +63,7 @@ def standin_openai_image(docker_client: Any) -> str:
 @pytest.fixture(scope="session")
 def engine() -> Any:
     """The project's own connection to the engine."""
-    from ansible.module_utils.vllm_fleet.engine import Engine
+    from ansible.module_utils.vllm_fleet.container.engine import Engine
 
     return Engine()
 

@@ -16,7 +16,7 @@ from typing import Any
 import play
 import pytest
 
-from ansible.module_utils.vllm_fleet.docker_api import DockerApi, DockerUnavailable
+from ansible.module_utils.vllm_fleet.container.api import DockerApi, DockerUnavailable
 
 pytestmark = [
     pytest.mark.engine,

@@ -19,9 +19,9 @@ import play
 import pytest
 import standin
 
-from ansible.module_utils.vllm_fleet import drain, haproxy
-from ansible.module_utils.vllm_fleet.chat import chat
-from ansible.module_utils.vllm_fleet.chat_request import ChatRequest, Expectation
+from ansible.module_utils.vllm_fleet.gateway import drain, haproxy
+from ansible.module_utils.vllm_fleet.vllm.chat import chat
+from ansible.module_utils.vllm_fleet.vllm.chat_request import ChatRequest, Expectation
 
 ROLE = play.ROOT / "roles" / "gateway"
 PROGRAM = "/usr/sbin/haproxy"

@@ -23,7 +23,7 @@ import pytest
 from fake_hf_cache import COMMIT, FakeCache, model_files
 from hub_standin import CANARY, Hub, hub_reads
 
-from ansible.module_utils.vllm_fleet.swarm import service_argv
+from ansible.module_utils.vllm_fleet.weights.torrent import service_argv
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "fleet"))

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import standin
 
-from ansible.module_utils.vllm_fleet.chat import chat, chat_all
-from ansible.module_utils.vllm_fleet.chat_request import ChatRequest, Expectation
+from ansible.module_utils.vllm_fleet.vllm.chat import chat, chat_all
+from ansible.module_utils.vllm_fleet.vllm.chat_request import ChatRequest, Expectation
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPITAL = "What is the capital of France?"

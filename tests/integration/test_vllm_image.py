@@ -21,7 +21,7 @@ from typing import Any
 import play
 import pytest
 
-from ansible.module_utils.vllm_fleet.docker_api import DockerApi
+from ansible.module_utils.vllm_fleet.container.api import DockerApi
 
 pytestmark = pytest.mark.engine
 

@@ -24,7 +24,7 @@ import play
 import pytest
 from fleet import Fleet
 
-from ansible.module_utils.vllm_fleet import release
+from ansible.module_utils.vllm_fleet.server import release
 
 pytestmark = pytest.mark.engine
 

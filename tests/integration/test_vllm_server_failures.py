@@ -14,7 +14,7 @@ import standin
 from fake_hf_cache import FakeCache
 from vllm_server_tools import ROOT, Server, facts
 
-from ansible.module_utils.vllm_fleet.diagnosis import CLASSES
+from ansible.module_utils.vllm_fleet.diagnosis.diagnose import CLASSES
 
 pytestmark = pytest.mark.engine
 
@@ -112,7 +112,7 @@ def test_a_program_that_the_image_does_not_have(server):
 @pytest.mark.parametrize("policy", ["no", "unless-stopped"])
 def test_a_memory_limit(server, engine, policy):
     """The kernel ends it for want of memory: Docker says so, whatever the log says, and also when it has restarted."""
-    from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
+    from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
 
     def limit(action):
         if action == "create":
@@ -127,7 +127,7 @@ def test_a_memory_limit(server, engine, policy):
 def test_logs_of_failed_starts_do_not_pile_up(server):
     for _ in range(3):
         server.run(env={"STANDIN_FAIL_AT": "config"})
-    from ansible.module_utils.vllm_fleet.state import KEPT_LOGS, NodeState
+    from ansible.module_utils.vllm_fleet.server.state import KEPT_LOGS, NodeState
 
     node = NodeState(str(server.state_dir), server.name)
     for number in range(KEPT_LOGS):
@@ -272,7 +272,7 @@ def test_a_port_held_by_a_container_is_named(serving, docker_client, standin_ima
 
 def test_a_port_taken_after_the_check_is_diagnosed_from_dockers_words(server, engine):
     """Between the check and the start somebody was quicker."""
-    from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
+    from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
 
     holders = []
 
@@ -381,7 +381,7 @@ def test_a_full_disk_is_told_before_anything_is_touched(server, small_disk):
 
 def test_a_disk_that_fills_up_does_not_keep_the_old_server_from_coming_back(server, small_disk, engine):
     """There is no room for the log of the failure and for what was learnt of it."""
-    from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
+    from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
 
     old = server.ready()["container"]["id"]
     options = server.options(env={"STANDIN_FAIL_AT": "load"})

@@ -15,7 +15,7 @@ import trees
 from fake_hf_cache import FakeCache, model_files
 from vllm_server_tools import ROOT, facts
 
-from ansible.module_utils.vllm_fleet import gpu_gate
+from ansible.module_utils.vllm_fleet.server import gpu_gate
 
 pytestmark = pytest.mark.engine
 GIB = 1 << 30
@@ -218,7 +218,7 @@ def test_the_old_server_waits_for_the_memory_of_the_new_one(server, idle, how):
         if action == "remove":
             threading.Timer(1.2, free).start()
 
-    from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
+    from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
 
     bad = {"STANDIN_START_SECONDS": "0", **({"STANDIN_FAIL_AT": "load"} if how == "failed" else {})}
     for change in ({"env": bad, "labels": {"release": "2"}}, {"state": "restored"}):
@@ -322,7 +322,7 @@ def test_no_gpu(server, tmp_path):
 
 def test_a_device_that_vanishes_after_the_check(server, idle):
     """Docker says it then, and the class is the same."""
-    from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
+    from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
 
     device = "/dev/kfd-of-a-test"
     os.mknod(device, 0o666 | 0o020000, os.makedev(1, 3))

@@ -11,8 +11,8 @@ import time
 import pytest
 from vllm_server_tools import Forks, Server, facts, outcome
 
-from ansible.module_utils.vllm_fleet.plan import Rank
-from ansible.module_utils.vllm_fleet.state import NodeState
+from ansible.module_utils.vllm_fleet.container.plan import Rank
+from ansible.module_utils.vllm_fleet.server.state import NodeState
 
 pytestmark = pytest.mark.engine
 PREVIOUS = ".previous"

@@ -12,7 +12,7 @@ import standin
 from fake_hf_cache import FakeCache
 from vllm_server_tools import facts, outcome
 
-from ansible.module_utils.vllm_fleet import watch
+from ansible.module_utils.vllm_fleet.server import watch
 
 pytestmark = pytest.mark.engine
 

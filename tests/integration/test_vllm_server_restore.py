@@ -143,7 +143,7 @@ def test_an_older_release_is_not_needed_when_the_latest_comes_back(server):
 
 def test_neither_comes_up(server, engine):
     """The old one cannot come back: both reasons are told, and nothing runs in a loop behind the user's back."""
-    from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
+    from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
 
     server.ready(**release(1, env={"STANDIN_GROW_FILE": "/data/x"}, volumes=[f"{server.folder}:/data"]))
 
@@ -246,7 +246,7 @@ def test_a_start_that_hangs_is_replaced_by_the_old_one(server):
 
 def blocked(server, action, block):
     """Run release 2 while ``block`` is called after an action, so that the next one is refused by Docker."""
-    from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
+    from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
 
     def after(done):
         if done == action:
@@ -267,7 +267,7 @@ def test_an_action_that_docker_refuses_does_not_cost_the_old_server(server):
 
 
 def test_a_refused_update_leaves_the_server_alone(server, engine, monkeypatch):
-    from ansible.module_utils.vllm_fleet.engine import EngineError
+    from ansible.module_utils.vllm_fleet.container.engine import EngineError
 
     def refuse(self, container, policy):
         raise EngineError("update container: no")
@@ -454,7 +454,7 @@ def test_a_server_that_another_run_replaced_meanwhile_is_not_taken_for_the_watch
 
 def test_a_rank_that_is_told_twice_to_go_back_goes_back_once(server):
     """The answer to the first time was lost: the one that came back must not be taken for the one that failed."""
-    from ansible.module_utils.vllm_fleet.replica_lifecycle import ReplicaLifecycle
+    from ansible.module_utils.vllm_fleet.replica.rank_lifecycle import ReplicaLifecycle
 
     def step(name, token=None):
         options = server.options(**release(2, **BAD), replica_step={"name": name})

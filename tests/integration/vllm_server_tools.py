@@ -22,9 +22,9 @@ from typing import Any
 import standin
 import vllm_server as module
 
-from ansible.module_utils.vllm_fleet.engine import Engine
-from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
-from ansible.module_utils.vllm_fleet.spec import is_secret
+from ansible.module_utils.vllm_fleet.container.engine import Engine
+from ansible.module_utils.vllm_fleet.container.spec import is_secret
+from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
 
 ROOT = Path(__file__).resolve().parents[2]
 PREVIOUS = ".previous"
@@ -255,8 +255,8 @@ class Forks:
 #: One run of the logic, its job on stdin and its result on stdout; with an argument, a fork for each line of stdin.
 _DRIVER = r"""
 import json, os, signal, sys
-from ansible.module_utils.vllm_fleet.engine import Engine
-from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
+from ansible.module_utils.vllm_fleet.container.engine import Engine
+from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
 
 def run(job):
     done = []

@@ -20,7 +20,7 @@ def real(docker_client, tmp_path):
     """A server of the real image, with the local inventory's model and arguments."""
     from vllm_server_tools import Server
 
-    from ansible.module_utils.vllm_fleet.engine import Engine
+    from ansible.module_utils.vllm_fleet.container.engine import Engine
 
     made = Server(Engine(), docker_client, f"{LOCAL['vllm_image_name']}:{LOCAL['vllm_image_tag']}", tmp_path)
     made.fixed = {

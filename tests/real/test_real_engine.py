@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.chat import chat
-from ansible.module_utils.vllm_fleet.chat_request import ChatRequest, Expectation
+from ansible.module_utils.vllm_fleet.vllm.chat import chat
+from ansible.module_utils.vllm_fleet.vllm.chat_request import ChatRequest, Expectation
 
 pytestmark = pytest.mark.engine
 

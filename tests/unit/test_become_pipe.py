@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import become_pipe
+from plugin_utils import become_pipe
 
 PASSWORD = "p'w \"x$y`"
 #: Like sudo -S: it asks on standard error, three times, and reads up to the end of the line and no byte more.

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def transfer() -> ModuleType:
     """The program, with its companion beside it as on a node."""
-    sys.path.insert(0, str(ROOT / "module_utils/vllm_fleet"))
+    sys.modules["docker_api"] = importlib.import_module("ansible.module_utils.vllm_fleet.container.api")
     try:
         spec = importlib.util.spec_from_file_location(
             "image_transfer", ROOT / "roles/vllm_image/files/image_transfer.py"
@@ -25,7 +25,7 @@ def transfer() -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     finally:
-        sys.path.pop(0)
+        del sys.modules["docker_api"]
     return module
 
 

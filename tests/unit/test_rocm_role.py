@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible.module_utils.vllm_fleet import gpu
+from ansible.module_utils.vllm_fleet.host import gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLE = ROOT / "roles/rocm"

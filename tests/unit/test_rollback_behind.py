@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import release
+from ansible.module_utils.vllm_fleet.server import release
 
 SOURCE = Path(__file__).resolve().parents[2] / "roles" / "rollback" / "filter_plugins" / "rollback_behind.py"
 spec = importlib.util.spec_from_file_location("rollback_behind", SOURCE)

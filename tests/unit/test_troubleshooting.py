@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible.module_utils.vllm_fleet.diagnosis import CLASSES
+from ansible.module_utils.vllm_fleet.diagnosis.diagnose import CLASSES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet.job import Job, JobError, fingerprint
-from ansible.module_utils.vllm_fleet.meter import Meter
+from .job import Job, JobError, fingerprint
+from .meter import Meter
 
 JOBS = "~/.cache/vllm-fleet/jobs"
 """Where jobs are kept, as long_command does."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet.image import Archived, archived_images, config_member
+from .image import Archived, archived_images, config_member
 
 #: Beginnings of gzip, zstd, bzip2 and xz.
 _COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")

@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ansible.module_utils.vllm_fleet import command
-from ansible.module_utils.vllm_fleet.spec import (
+from ..vllm import cli
+from .spec import (
     ENGINE_CACHE,
     HF_HOME,
     LABEL_IMAGE_ID,
@@ -228,12 +228,12 @@ def _entrypoint_and_words(config: Mapping[str, object]) -> tuple[list[str], list
     """
     entry = [str(w) for w in _list(config.get("Entrypoint"))]
     words = [str(w) for w in _list(config.get("Cmd"))]
-    head, tail = command.split_entrypoint([*entry, *words])
+    head, tail = cli.split_entrypoint([*entry, *words])
     return (head, tail) if len(head) >= len(entry) and head else (entry, words)
 
 
 def _command_fields(words: Sequence[str], redact: Redact) -> Fields:
-    parsed = command.parse(words)
+    parsed = cli.parse(words)
     # Somebody else's secrets on a command line are in every process list, and must not be in a diff too.
     fields: Fields = {f"args.{k}": redact(str(v)) if _hides(k, v) else _plain(v) for k, v in parsed.flags.items()}
     if parsed.model is not None:

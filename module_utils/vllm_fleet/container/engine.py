@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from ansible.module_utils.vllm_fleet.docker_api import DockerApi, DockerRefused, DockerUnavailable
-from ansible.module_utils.vllm_fleet.spec import (
+from .api import DockerApi, DockerRefused, DockerUnavailable
+from .spec import (
     LABEL_ASKED_UTILIZATION,
     LABEL_IMAGE_ID,
     LABEL_MANAGED,
@@ -310,7 +310,7 @@ class Engine:
 
     def restart(self) -> None:
         """Restart the engine itself. Raises EngineError."""
-        from ansible.module_utils.vllm_fleet import dockerd  # noqa: PLC0415  nearly no run needs it
+        from . import dockerd  # noqa: PLC0415  nearly no run needs it
 
         try:
             dockerd.Dockerd(dockerd.Settings(socket=self._url.removeprefix("unix://"))).restart()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from ansible.module_utils.vllm_fleet.compare import UPDATABLE, Difference
+from .compare import UPDATABLE, Difference
 
 #: The name under which the replaced container waits, in case it is needed again.
 PREVIOUS_SUFFIX = ".previous"

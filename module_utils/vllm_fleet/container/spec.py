@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ansible.module_utils.vllm_fleet import command, snapshot
+from ..vllm import cli
+from ..weights import layout, snapshot
 
 #: Where the Hugging Face home and the engine's own caches appear inside the container (vLLM's documented
 #: ``-v ~/.cache/huggingface:/root/.cache/huggingface``).
@@ -260,7 +261,7 @@ def check_model(model: str) -> None:
     if model.startswith("/"):
         return
     try:
-        snapshot.check_repo_id(model)
+        layout.check_repo_id(model)
     except snapshot.SnapshotError as exc:
         raise SpecError(f"model: {exc}") from None
 
@@ -278,7 +279,7 @@ def build(options: Mapping[str, object], image: Image, node: NodeFacts, *, shutd
     model = str(options["model"])
     check_model(model)
     rocm = options["accelerator"] == "rocm"
-    entrypoint = command.entrypoint_for(image.entrypoint, _strings(options.get("entrypoint")))
+    entrypoint = cli.entrypoint_for(image.entrypoint, _strings(options.get("entrypoint")))
     env, secrets = _env(options)
     network_mode = str(options.get("network_mode") or "bridge")
     bind, port = _address(str(options["bind"]), published=network_mode != "host"), _int(options["port"])
@@ -294,13 +295,13 @@ def build(options: Mapping[str, object], image: Image, node: NodeFacts, *, shutd
         ports = {f"{CONTAINER_PORT}/tcp": f"{bind}:{port}"}
     args = _mapping(options.get("args"))
     stop_timeout = _int(options["stop_timeout"])
-    names = command.normalise_args(args)
+    names = cli.normalise_args(args)
     if shutdown_timeout and "shutdown-timeout" not in names:
         # Below Docker's own limit, so that vLLM ends by itself and is not killed in the middle of the last answer.
         extra["shutdown-timeout"] = str(max(0, stop_timeout - max(2, stop_timeout // 6)))
     check_utilization(names.get("gpu-memory-utilization"))
     _check_plain_http(names)
-    words = command.build(model, args, entrypoint=entrypoint, extra=extra)
+    words = cli.build(model, args, entrypoint=entrypoint, extra=extra)
     spec = Spec(
         name=name,
         image=str(options["image"]),
@@ -362,7 +363,7 @@ def with_utilization(spec: Spec, utilization: float) -> Spec:
 
 def utilization_of(words: Sequence[str]) -> str:
     """Give the --gpu-memory-utilization of a command line as it is written; ``default`` where it is left to vLLM."""
-    return str(command.parse(words).flags.get(UTILIZATION, "default"))
+    return str(cli.parse(words).flags.get(UTILIZATION, "default"))
 
 
 def _address(bind: str, *, published: bool) -> str:

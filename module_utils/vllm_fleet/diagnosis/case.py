@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ansible.module_utils.vllm_fleet.logtext import Error
-from ansible.module_utils.vllm_fleet.progress import Progress
+from ..vllm.log import Error
+from ..vllm.startup import Progress
 
 #: vLLM 0.32.0 config/cache.py.
 DEFAULT_UTILIZATION = 0.92

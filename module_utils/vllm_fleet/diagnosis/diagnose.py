@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ansible.module_utils.vllm_fleet import failure_words as say
-from ansible.module_utils.vllm_fleet.failure_case import Case, Context, ExitFacts, Gpu, Holder, Run
-from ansible.module_utils.vllm_fleet.failure_words import Explain, Words
-from ansible.module_utils.vllm_fleet.failures import CLASSES, ROWS, Row
-from ansible.module_utils.vllm_fleet.logtext import Error, errors, scrub, split
-from ansible.module_utils.vllm_fleet.progress import Progress
+from ..vllm.log import Error, errors, scrub, split
+from ..vllm.startup import Progress
+from . import messages as say
+from .case import Case, Context, ExitFacts, Gpu, Holder, Run
+from .messages import Explain, Words
+from .patterns import CLASSES, ROWS, Row
 
 __all__ = [
     "CLASSES",

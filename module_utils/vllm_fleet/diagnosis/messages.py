@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from ansible.module_utils.vllm_fleet.failure_case import Case, Gpu, Holder
+from .case import Case, Gpu, Holder
 
 GIB = 2**30
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ansible.module_utils.vllm_fleet import failure_words as say
+from . import messages as say
 
 #: A Hub id within a URL such as https://huggingface.co/api/models/meta-llama/Llama-3.1-8B/revision/main
 _URL = r"https?://[^/\s]+/(?:api/models/)?(?P<repo>[\w.-]+/[\w.-]*\w)"

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ansible.module_utils.vllm_fleet import haproxy, metrics
+from ..vllm import metrics
+from . import haproxy
 
 # A busy event loop may be late with /metrics; one that is silent for longer is no answer.
 METRICS_TIMEOUT = 10.0

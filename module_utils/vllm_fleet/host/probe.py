@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import archive, findings, preconditions, snapshot
-from ansible.module_utils.vllm_fleet.docker_api import DockerApi, DockerRefused, DockerUnavailable
-from ansible.module_utils.vllm_fleet.image import Wanted, chosen, is_wanted, misnamed
+from ..common import finding
+from ..container import archive
+from ..container.api import DockerApi, DockerRefused, DockerUnavailable
+from ..container.image import Wanted, chosen, is_wanted, misnamed
+from ..weights import layout, snapshot
+from . import facts, ports
 
 PROC = Path("/proc")
 
@@ -33,14 +36,14 @@ class Timex(ctypes.Structure):
     )
 
 
-def look(options: Mapping[str, Any], engine: DockerApi, own: Mapping[str, Any]) -> findings.Host:
+def look(options: Mapping[str, Any], engine: DockerApi, own: Mapping[str, Any]) -> facts.Host:
     """Read everything that ``options`` (the module's) ask for. ``own`` is the server's container, see own_container."""
     holder, ours = port_holder(options, own)
     image = image_state(options, engine)
     held, problem = archive_state(options, engine)
     if held is not None and image is not None:
         image = dataclasses.replace(image, present=image.present and is_held(options, engine, held))
-    return findings.Host(
+    return facts.Host(
         rooms=rooms(options, engine, image, held),
         image=image,
         archive=problem,
@@ -67,30 +70,30 @@ def machine(proc: Path = PROC, etc: Path = Path("/etc")) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16] if parts else ""
 
 
-def image_state(options: Mapping[str, Any], engine: DockerApi) -> findings.Image | None:
+def image_state(options: Mapping[str, Any], engine: DockerApi) -> facts.Image | None:
     """Tell whether the engine has the image and, where it would be pulled, whether the registry has it."""
     name, source = options["image"], options["image_source"]
     if not name:
         return None
     try:
         if engine.image(name) is not None:
-            return findings.Image(name, True, source)
+            return facts.Image(name, True, source)
     except (DockerUnavailable, DockerRefused):
-        return findings.Image(name, None, source)
+        return facts.Image(name, None, source)
     if source != "pull":
-        return findings.Image(name, False, source)
+        return facts.Image(name, False, source)
     try:
-        return findings.Image(name, False, source, engine.registry_digest(name))
+        return facts.Image(name, False, source, engine.registry_digest(name))
     except (DockerUnavailable, DockerRefused) as error:
         answer = " ".join(str(error).split())
         # How registries and Docker's engine word it (OCI distribution: MANIFEST_UNKNOWN, NAME_UNKNOWN).
         gone = any(words in answer.lower() for words in ("manifest unknown", "name unknown", "no such manifest"))
-        return findings.Image(name, False, source, answer[:200], gone)
+        return facts.Image(name, False, source, answer[:200], gone)
 
 
 def archive_state(
     options: Mapping[str, Any], engine: DockerApi
-) -> tuple[dict[str, Any] | None, findings.Finding | None]:
+) -> tuple[dict[str, Any] | None, finding.Finding | None]:
     """Read the archive that the image is to come from: what it holds (`Held.facts`), and what is wrong with it.
 
     Both are None where it is not needed. A file of the controller was read there; its facts are in the option.
@@ -115,12 +118,12 @@ def archive_state(
         trouble = f"{path} is compressed and cannot be looked into"
         remedy = "unpack it, or set vllm_image_expected_id to the id that the image had where it was saved"
     if trouble:
-        return None, findings.Finding("refused", "archive", wanted, trouble, remedy)
+        return None, finding.Finding("refused", "archive", wanted, trouble, remedy)
     name, _, tag = options["image"].rpartition(":")
     meant = Wanted("archive", name, tag, archive=path, expected_id=asked["expected_id"])
     other = misnamed(meant, archive.told(held["archived"])) if held else None
     if other:
-        return None, findings.Finding("refused", "archive", wanted, f"one with {other[0]}", other[1])
+        return None, finding.Finding("refused", "archive", wanted, f"one with {other[0]}", other[1])
     return held, None
 
 
@@ -142,7 +145,7 @@ def _has(engine: DockerApi, ident: str) -> bool:
     return False
 
 
-def folder_state(options: Mapping[str, Any]) -> findings.Folder | None:
+def folder_state(options: Mapping[str, Any]) -> facts.Folder | None:
     """Look at the cache, or at the model's own folder where a path is given for it."""
     model = options["model"]
     by_path = model.startswith("/")
@@ -155,15 +158,15 @@ def folder_state(options: Mapping[str, Any]) -> findings.Folder | None:
         kind = "unreadable"
     what = "model's folder" if by_path else "cache"
     held = cached(path, model) if kind == "folder" and not by_path else 0
-    return findings.Folder(what, str(path), kind, bool(options["cache_create"]) and not by_path, held)
+    return facts.Folder(what, str(path), kind, bool(options["cache_create"]) and not by_path, held)
 
 
 def rooms(
     options: Mapping[str, Any],
     engine: DockerApi,
-    image: findings.Image | None,
+    image: facts.Image | None,
     held: Mapping[str, Any] | None = None,
-) -> list[findings.Room]:
+) -> list[facts.Room]:
     """Return what has to fit where; image, archive and weights on one file system are one sum.
 
     ``held`` is the archive that would be loaded (`Held.facts`): what it takes counts unless a figure is given.
@@ -182,7 +185,7 @@ def rooms(
     if options["disk_weights"] and options["cache"]:
         cache = Path(options["cache"])
         wanted.append(("weights", cache, max(0, options["disk_weights"] - cached(cache, options["model"]))))
-    by_device: dict[int | str, findings.Room] = {}
+    by_device: dict[int | str, facts.Room] = {}
     for purpose, path, needed in wanted:
         try:
             place = next(one for one in (path, *path.parents) if one.exists())
@@ -193,8 +196,8 @@ def rooms(
             device, free = str(path), None
         other = by_device.get(device)
         purposes = [*other.purposes, purpose] if other else [purpose]
-        known = other or findings.Room(str(path), [], 0, free)
-        by_device[device] = findings.Room(known.path, purposes, known.needed + needed, free)
+        known = other or facts.Room(str(path), [], 0, free)
+        by_device[device] = facts.Room(known.path, purposes, known.needed + needed, free)
     return [room for room in by_device.values() if room.needed]
 
 
@@ -209,7 +212,7 @@ def _bytes(path: Path) -> int:
 def cached(cache: Path, model: str) -> int:
     """Return the bytes that the cache already holds of a model."""
     try:
-        blobs = snapshot.repo_folder(cache, model) / "blobs"
+        blobs = layout.repo_folder(cache, model) / "blobs"
         return sum(entry.stat().st_size for entry in blobs.iterdir())
     except (OSError, ValueError, snapshot.SnapshotError):
         return 0
@@ -230,7 +233,7 @@ def port_holder(options: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str
         return "", False
     if not (proc / "net/tcp").is_file():
         return None, False
-    holders = preconditions.listeners(options["bind"], port, proc)
+    holders = ports.listeners(options["bind"], port, proc)
     if not holders:
         return "", False
     pid, command = next(iter(holders.items()))

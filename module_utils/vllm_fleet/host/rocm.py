@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import amdsmi, gpu, memory
-from ansible.module_utils.vllm_fleet.docker_api import DEFAULT_SOCKET, DockerApi, DockerRefused, DockerUnavailable
+from ..container.api import DEFAULT_SOCKET, DockerApi, DockerRefused, DockerUnavailable
+from . import amdsmi, gpu, gpu_memory
 
 AMD_SMI_TIMEOUT = 60  # s; it queries every GPU one after the other, and a hung GPU hangs it
 GROUPS = ("video", "render")
@@ -272,20 +272,20 @@ def connecting_user() -> dict[str, Any]:
 
 def free_memory(gpus: list[gpu.Gpu], own: str | None, notes: list[str]) -> dict[str, Any]:
     """Return the utilization that the tightest GPU has room for, counting the own container's memory as free."""
-    known, unknown = memory.readable(gpus)
+    known, unknown = gpu_memory.readable(gpus)
     if unknown:
         notes.append(f"GPU memory is not known of GPU {', '.join(map(str, unknown))}: left out of the utilization")
     if not known:
         return {"safe_gpu_memory_utilization": None}
 
-    def is_own(holder: memory.HolderLike) -> bool:
+    def is_own(holder: gpu_memory.HolderLike) -> bool:
         return bool(own) and (holder.container_name == own or (holder.container or "").startswith(own or "\0"))
 
     mine = {one.number: sum(holder.bytes or 0 for holder in one.holders if is_own(holder)) for one in known}
     others = [one._replace(holders=[holder for holder in one.holders if not is_own(holder)]) for one in known]
-    verdict = memory.fit(others, memory.DEFAULT_UTILIZATION, mine)
+    verdict = gpu_memory.fit(others, gpu_memory.DEFAULT_UTILIZATION, mine)
     return {
-        "safe_gpu_memory_utilization": min(verdict.highest, memory.DEFAULT_UTILIZATION),
+        "safe_gpu_memory_utilization": min(verdict.highest, gpu_memory.DEFAULT_UTILIZATION),
         "memory": {key: getattr(verdict, key) for key in ("index", "total", "free", "taken", "highest", "sentence")},
     }
 

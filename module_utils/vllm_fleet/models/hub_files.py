@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import model_files
-from ansible.module_utils.vllm_fleet.sizing import Facts
+from . import model_files
+from .sizing import Facts
 
 #: A model of one file has no index; the Hub tells its size.
 SINGLE = "model.safetensors"

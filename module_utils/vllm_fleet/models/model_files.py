@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import names, sizing, snapshot
-from ansible.module_utils.vllm_fleet.command import CommandError
-from ansible.module_utils.vllm_fleet.findings import Finding
-from ansible.module_utils.vllm_fleet.sizing import Facts, Sizing
+from ..common.finding import Finding
+from ..vllm.cli import CommandError
+from ..weights import layout, snapshot
+from . import model_id, sizing
+from .sizing import Facts, Sizing
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -51,7 +52,7 @@ def of_cache(model: str, caches: Iterable[Path], revision: str) -> Facts | None:
             continue
         if commit is None:
             continue
-        folder = snapshot.repo_folder(cache, model) / "snapshots" / commit
+        folder = layout.repo_folder(cache, model) / "snapshots" / commit
         found = of_folder(model, folder, f"config.json in the cache, {commit[:12]}")
         if found is not None:
             return found
@@ -82,7 +83,7 @@ def on_node(
     """
     found: list[Finding] = []
     if not asked["preset"] and cache is not None:
-        verdict = names.check(model, snapshot.known_repos(cache), exact=bool(asked["exact"]))
+        verdict = model_id.check(model, layout.known_repos(cache), exact=bool(asked["exact"]))
         if not verdict.ok:
             remedy = "write the id exactly, or set vllm_server_model_exact: true if it is another model"
             found.append(

@@ -16,7 +16,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ansible.module_utils.vllm_fleet.snapshot import SnapshotError, check_repo_id
+from ..weights.layout import check_repo_id
+from ..weights.snapshot import SnapshotError
 
 _WORD = re.compile(r"[a-z]+|\d+")
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import schema, sizing
-from ansible.module_utils.vllm_fleet.command import CommandError
+from ..vllm.cli import CommandError
+from . import json_schema, sizing
 
 #: Accelerators that are not laid over ``rocm``.
 CPU = "cpu"
@@ -18,7 +18,7 @@ ROCM = "rocm"
 
 def faults(preset: Any, rules: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with one file's content, a clause each; ``rules`` is the parsed schema."""
-    found = schema.faults(preset, rules)
+    found = json_schema.faults(preset, rules)
     if found:
         return found
     for name, entry in preset["accelerators"].items():

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import memory
-from ansible.module_utils.vllm_fleet.checkpoint import (
+from ..common.finding import Finding
+from ..host import gpu_memory
+from ..vllm.cli import normalise_args
+from .checkpoint import (
     contexts,
     kv_heads,
     lessened,
@@ -22,10 +24,8 @@ from ansible.module_utils.vllm_fleet.checkpoint import (
     plain_config,
     whole,
 )
-from ansible.module_utils.vllm_fleet.command import normalise_args
-from ansible.module_utils.vllm_fleet.findings import Finding
-from ansible.module_utils.vllm_fleet.placement import Ranks, count, visible
-from ansible.module_utils.vllm_fleet.placement import ranks as spread
+from .placement import Ranks, count, visible
+from .placement import ranks as spread
 
 #: Bytes of VRAM that the driver reports. MI300X: rocm-smi, 196592 MiB. MI355X: amd-smi, 294896 MiB. MI325X: derived,
 #: 256 GiB less the 16 MiB by which the MI300X stays under its 192 GiB.
@@ -169,7 +169,7 @@ def size(
     heads, shared = whole(config.get("num_attention_heads")), kv_heads(config)
     sizes = None
     if heads is not None:
-        sizes = tuple(memory.tensor_parallel_sizes(heads, (machine.gpus or CPU_RANKS) * nodes, shared))
+        sizes = tuple(gpu_memory.tensor_parallel_sizes(heads, (machine.gpus or CPU_RANKS) * nodes, shared))
         lines.append(f"{_heads_text(heads, shared)}: tensor-parallel-size may be {_words(sizes)}")
         found += _heads(heads, shared, ranks.tensor)
     found += _gpus(case)
@@ -237,7 +237,7 @@ def _weights(case: _Case) -> tuple[int | None, int | None]:
     if on_disk is None:
         lines.append("weights: their size is not known before they are there")
         return None, None
-    told = f"weights: {memory.gib(on_disk)} GiB on disk"
+    told = f"weights: {gpu_memory.gib(on_disk)} GiB on disk"
     taken = loaded(on_disk, config, flags)
     if taken is None:
         lines.append(f"{told}, less in memory: {lessened(config, flags)}, how much is not known")
@@ -247,7 +247,7 @@ def _weights(case: _Case) -> tuple[int | None, int | None]:
     per_gpu = -(-taken.bytes // ranks)
     over = f" / {ranks} GPUs" if ranks > 1 else ""
     if case.machine.gpus:
-        told += f"; {memory.gib(taken.bytes)} GiB{over} = {memory.gib(per_gpu)} GiB per GPU, split evenly"
+        told += f"; {gpu_memory.gib(taken.bytes)} GiB{over} = {gpu_memory.gib(per_gpu)} GiB per GPU, split evenly"
     lines.append(told)
     return per_gpu, -(-taken.certain // ranks)
 
@@ -261,23 +261,23 @@ def _room(case: _Case, per_gpu: int | None) -> tuple[int | None, int | None, boo
             lines.append("KV cache: vLLM's own choice of RAM; VLLM_CPU_KVCACHE_SPACE (GiB) sets it")
             return None, None, True
         lines.append(f"KV cache: VLLM_CPU_KVCACHE_SPACE = {space} GiB")
-        return None, int(float(space) * memory.GIB), True
+        return None, int(float(space) * gpu_memory.GIB), True
     fixed = str(case.flags.get("kv-cache-memory-bytes") or case.flags.get("kv-cache-memory") or "")
     if fixed.isdigit():
-        lines.append(f"KV cache: kv-cache-memory-bytes = {memory.gib(int(fixed))} GiB per GPU")
+        lines.append(f"KV cache: kv-cache-memory-bytes = {gpu_memory.gib(int(fixed))} GiB per GPU")
         return None, int(fixed), True
     if machine.vram is None:
         lines.append("KV cache: the GPUs' memory is not known")
         return None, None, False
     share = _share(case.flags)
-    budget = memory.requested(machine.vram, share)
-    whole = f"{share:g} x {memory.gib(machine.vram)} GiB ({machine.kind}) = {memory.gib(budget)} GiB"
+    budget = gpu_memory.requested(machine.vram, share)
+    whole = f"{share:g} x {gpu_memory.gib(machine.vram)} GiB ({machine.kind}) = {gpu_memory.gib(budget)} GiB"
     if per_gpu is None:
         lines.append(f"budget: {whole} per GPU for weights, activations and KV cache")
         return budget, None, False
-    kv = memory.kv_budget(machine.vram, share, per_gpu)
+    kv = gpu_memory.kv_budget(machine.vram, share, per_gpu)
     lines.append(
-        f"KV cache: {whole}; less {memory.gib(per_gpu)} GiB of weights = {memory.gib(kv)} GiB per GPU at most"
+        f"KV cache: {whole}; less {gpu_memory.gib(per_gpu)} GiB of weights = {gpu_memory.gib(kv)} GiB per GPU at most"
         " (activations and graphs take their part)"
     )
     return budget, kv, False
@@ -286,7 +286,7 @@ def _room(case: _Case, per_gpu: int | None) -> tuple[int | None, int | None, boo
 def _share(flags: Mapping[str, Any]) -> float:
     value = flags.get("gpu-memory-utilization")
     if value is None:
-        return memory.DEFAULT_UTILIZATION
+        return gpu_memory.DEFAULT_UTILIZATION
     try:
         share = float(str(value))
     except ValueError:
@@ -296,10 +296,10 @@ def _share(flags: Mapping[str, Any]) -> float:
     return share
 
 
-def _tokens(case: _Case, kv: int | None) -> tuple[int | None, memory.KvCost | None]:
+def _tokens(case: _Case, kv: int | None) -> tuple[int | None, gpu_memory.KvCost | None]:
     flags, ranks, lines = case.flags, case.ranks, case.lines
     try:
-        cost = memory.kv_cost(
+        cost = gpu_memory.kv_cost(
             case.config,
             tensor_parallel=ranks.tensor,
             pipeline_parallel=ranks.pipeline,
@@ -316,7 +316,7 @@ def _tokens(case: _Case, kv: int | None) -> tuple[int | None, memory.KvCost | No
         lines.append(line)
         return None, cost
     block = str(flags.get("block-size"))
-    tokens = memory.largest_context(kv, cost, int(block) if block.isdigit() else 16)
+    tokens = gpu_memory.largest_context(kv, cost, int(block) if block.isdigit() else 16)
     if tokens is None:
         lines.append(f"{line}: the context's length costs nothing")
         return None, cost
@@ -324,7 +324,7 @@ def _tokens(case: _Case, kv: int | None) -> tuple[int | None, memory.KvCost | No
     tokens *= parts
     split = f" x {parts} GPUs (decode-context-parallel-size)" if parts > 1 else ""
     at_most = "" if cost.exact else " at most"
-    lines.append(f"{line}; {memory.gib(kv)} GiB{split} / {cost.bytes_per_token} bytes = {tokens} tokens{at_most}")
+    lines.append(f"{line}; {gpu_memory.gib(kv)} GiB{split} / {cost.bytes_per_token} bytes = {tokens} tokens{at_most}")
     return tokens, cost
 
 
@@ -333,9 +333,9 @@ def _heads_text(heads: int, shared: int | None) -> str:
 
 
 def _heads(heads: int, shared: int | None, tensor: int) -> list[Finding]:
-    if memory.splits(tensor, heads, shared):
+    if gpu_memory.splits(tensor, heads, shared):
         return []
-    sizes = memory.tensor_parallel_sizes(heads, 64, shared)
+    sizes = gpu_memory.tensor_parallel_sizes(heads, 64, shared)
     wanted = f"a divisor of {heads} attention heads"
     if heads % tensor == 0:
         wanted += f" that divides the {shared} KV heads or is a multiple of them"
@@ -346,14 +346,16 @@ def _heads(heads: int, shared: int | None, tensor: int) -> list[Finding]:
 def _too_large(case: _Case, heads: int | None, least: int, budget: int) -> Finding:
     machine, nodes = case.machine, count(case.flags, "nnodes")
     gpus = machine.gpus * nodes
-    sizes = memory.tensor_parallel_sizes(heads or gpus, gpus, kv_heads(case.config))
+    sizes = gpu_memory.tensor_parallel_sizes(heads or gpus, gpus, kv_heads(case.config))
     fitting = [one for one in _holding(case, sizes, least, budget) if one > case.ranks.tensor and _spreads(case, one)]
     remedy = "use a quantised or smaller model, or spread it over more GPUs"
     if fitting:
         remedy = f"set tensor-parallel-size in vllm_server_args to {fitting[0]}"
-    wanted = f"at most {memory.gib(budget)} GiB per GPU ({_share(case.flags):g} of {memory.gib(machine.vram or 0)})"
+    wanted = (
+        f"at most {gpu_memory.gib(budget)} GiB per GPU ({_share(case.flags):g} of {gpu_memory.gib(machine.vram or 0)})"
+    )
     return Finding(
-        "refused", "size of the model", wanted, f"at least {memory.gib(least)} GiB of weights per GPU", remedy
+        "refused", "size of the model", wanted, f"at least {gpu_memory.gib(least)} GiB of weights per GPU", remedy
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import memory
-from ansible.module_utils.vllm_fleet.sizing import Sizing
+from ..host import gpu_memory
+from .sizing import Sizing
 
 _COLUMNS = ("NODE", "MACHINE", "TP", "TP SIZES", "WEIGHTS/GPU", "KV CACHE/GPU", "CONTEXT", "FULL REQUESTS", "DISK")
 
@@ -89,7 +89,7 @@ def _machine_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _gib(size: int | None, most: str = "") -> str:
-    return "?" if size is None else f"{most}{size / memory.GIB:.1f} GiB"
+    return "?" if size is None else f"{most}{size / gpu_memory.GIB:.1f} GiB"
 
 
 def _tells(row: Mapping[str, Any]) -> bool:

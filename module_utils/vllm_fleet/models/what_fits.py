@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import checkpoint, memory, presets, replica, sizing, sizing_table
-from ansible.module_utils.vllm_fleet.sizing import Facts, Machine, Sizing
+from ..host import gpu_memory
+from ..vllm import ranks
+from . import checkpoint, presets, sizing, sizing_table
+from .sizing import Facts, Machine, Sizing
 
 TENSOR = "tensor-parallel-size"
 
@@ -40,7 +42,7 @@ def machines(nodes: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], gpus:
             name, equals, gib = kind.partition("=")
             if equals and not gib.strip().isdigit():
                 raise ValueError(f"plan_gpu has {kind!r}; the memory of a GPU is expected in GiB, such as MI210=64")
-            vram = int(gib) * memory.GIB if equals else None
+            vram = int(gib) * gpu_memory.GIB if equals else None
             found.append(("-", presets.ROCM, sizing.named(name.strip(), gpus, vram)))
     return found
 
@@ -52,7 +54,7 @@ def together(nodes: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Mapping[
     """
     found: dict[str, list[str]] = {}
     for host in nodes:
-        found.setdefault(replica.replica_name(host, nodes), []).append(host)
+        found.setdefault(ranks.replica_name(host, nodes), []).append(host)
     named = {hosts[0] if len(hosts) == 1 else f"{name} ({'+'.join(hosts)})": hosts for name, hosts in found.items()}
     return {label: nodes[hosts[0]] for label, hosts in named.items()}, {label: len(h) for label, h in named.items()}
 
@@ -88,9 +90,9 @@ class Plan:
             return
         config, gpus = checkpoint.plain_config(facts.config), machine.gpus * nodes
         heads = checkpoint.whole(config.get("num_attention_heads"))
-        sizes = memory.tensor_parallel_sizes(heads or gpus, gpus, checkpoint.kv_heads(config))
+        sizes = gpu_memory.tensor_parallel_sizes(heads or gpus, gpus, checkpoint.kv_heads(config))
         # The ranks are dealt out evenly over the nodes of a replica.
-        rest = replica.world_size({key: value for key, value in asked.args.items() if key != TENSOR})
+        rest = ranks.world_size({key: value for key, value in asked.args.items() if key != TENSOR})
         sizes = [size for size in sizes if size * rest % nodes == 0]
         tried = [self._row(name, facts, machine, asked, {TENSOR: size}) for size in sizes]
         refused = [[one for one in sized.findings if one.level == "refused"] for sized in tried]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ansible.module_utils.vllm_fleet.findings import Finding
+from ..common.finding import Finding
 
 #: In-place bus bandwidth in GB/s that `all_reduce_perf -b 8 -e 8G -f 2 -g 8` has to reach, by part of the product name.
 MIN_BUSBW: Mapping[str, float] = {"MI300X": 304.0, "MI350X": 350.0, "MI355X": 350.0}

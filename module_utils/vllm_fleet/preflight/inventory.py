@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ansible.module_utils.vllm_fleet.command import flag_name
-from ansible.module_utils.vllm_fleet.findings import Finding
-from ansible.module_utils.vllm_fleet.spec import LOOPBACK, overlap
+from ..common.finding import Finding
+from ..container.spec import LOOPBACK, overlap
+from ..vllm.cli import flag_name
 
 #: The variables that the checks look at; the controller fetches these.
 VARIABLES = (

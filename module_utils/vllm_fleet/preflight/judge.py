@@ -8,42 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import memory
-from ansible.module_utils.vllm_fleet.gpu import INBOX, REQUIRED_ON_INTEL
-
-LEVELS = ("ok", "unknown", "warning", "unseen", "refused")
-"""In rising order. ``refused`` is what a server cannot work with, ``warning`` what makes it slower or less certain.
-
-``unknown`` is one fact that cannot be read; ``unseen`` a whole node that cannot be looked at, which ends a run as well.
-"""
-
-ENDING = ("unseen", "refused")
-"""Levels with which a node is not deployed to."""
+from ..common.finding import Finding
+from ..host import gpu_memory
+from ..host.facts import Folder, Host, Image, Room
+from ..host.gpu import INBOX, REQUIRED_ON_INTEL
 
 TERA = 10**12
 #: Bytes of RAM that AMD's system acceptance documents ask of an eight-GPU node, by part of the product name.
 MIN_RAM: Mapping[str, int] = {"MI300X": 2 * TERA, "MI325X": 25 * TERA // 10, "MI355X": 3 * TERA}
 #: Firmware and kernel keep some of the installed RAM for themselves; MemTotal is what is left.
 RAM_TOLERANCE = 0.97
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check. ``expected`` and ``got`` are short, for a column; ``remedy`` is empty where nothing is to be done."""
-
-    level: str
-    what: str
-    expected: str
-    got: str
-    remedy: str = ""
-
-    @property
-    def sentence(self) -> str:
-        """The finding as one sentence."""
-        return f"{self.what}: expected {self.expected}, found {self.got}; {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -67,81 +44,12 @@ class Expected:
     sysctls: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Room:
-    """One file system: what has to fit, how much of it is there already, how much is free. Bytes."""
-
-    path: str
-    purposes: Sequence[str]
-    needed: int
-    free: int | None
-
-
-@dataclass(frozen=True)
-class Image:
-    """The server's image. ``present`` is None without an engine to ask.
-
-    ``source`` is how it gets to a node that lacks it (pull, build, archive; "" does not say). ``answer`` is the
-    registry's when it was asked: the digest, or its refusal; ``missing`` is true when the registry does not have it.
-    """
-
-    name: str
-    present: bool | None
-    source: str = ""
-    answer: str = ""
-    missing: bool = False
-
-
-@dataclass(frozen=True)
-class Folder:
-    """The cache, or the folder of a model that is given by its path.
-
-    ``kind`` is folder, file (whatever is no folder), none or unreadable; ``held`` the bytes of the model in it.
-    """
-
-    what: str
-    path: str
-    kind: str
-    created: bool = False
-    held: int = 0
-
-
-@dataclass(frozen=True)
-class Host:
-    """Facts of a node that are not about GPUs.
-
-    ``port_holder`` names who listens on the server's port, "" when nobody does, None when that cannot be seen.
-    ``clock_synchronised`` is None where the kernel does not tell.
-    """
-
-    rooms: Sequence[Room] = ()
-    image: Image | None = None
-    #: About the archive that the image comes from; None for a good one, and where the image comes another way.
-    archive: Finding | None = None
-    folder: Folder | None = None
-    port_holder: str | None = ""
-    port_is_ours: bool = False
-    clock_synchronised: bool | None = None
-    sysctls: Mapping[str, str | None] = field(default_factory=dict)
-
-
 #: What a figure of needed room comes from, for the one who knows better.
 SOURCES_OF_NEED = {
     "image": "vllm_image_min_free_gib",
     "archive": "vllm_image_cache_path",
     "weights": "preflight_disk_weights",
 }
-
-
-def worst(findings: Iterable[Finding]) -> str:
-    """Return the highest level; ``ok`` of nothing."""
-    return max((finding.level for finding in findings), key=LEVELS.index, default="ok")
-
-
-def accept(findings: Iterable[Finding], accepted: Iterable[str]) -> list[Finding]:
-    """Turn refusals that the operator has accepted by name (``what``) into warnings."""
-    names = set(accepted)
-    return [replace(one, level="warning") if one.level == "refused" and one.what in names else one for one in findings]
 
 
 def judge(node: Mapping[str, Any] | None, host: Host, expected: Expected) -> list[Finding]:
@@ -320,7 +228,7 @@ def _room(gpus: Sequence[Mapping[str, Any]], expected: Expected) -> Finding:
     wanted = f"room for gpu-memory-utilization {expected.utilization:g}" if expected.utilization else "known"
     used = [gpu for gpu in gpus if expected.used is None or gpu["index"] in expected.used]
     known = [
-        memory.GpuMemory(gpu["index"], gpu["vram_total"], gpu["vram_free"])
+        gpu_memory.GpuMemory(gpu["index"], gpu["vram_total"], gpu["vram_free"])
         for gpu in used
         if gpu.get("vram_total") and gpu.get("vram_free") is not None
     ]
@@ -332,7 +240,7 @@ def _room(gpus: Sequence[Mapping[str, Any]], expected: Expected) -> Finding:
         gpu["index"]: sum(one.get("bytes") or 0 for one in gpu.get("holders") or [] if _own(one, expected))
         for gpu in used
     }
-    fit = memory.fit(known, expected.utilization or memory.DEFAULT_UTILIZATION, own)
+    fit = gpu_memory.fit(known, expected.utilization or gpu_memory.DEFAULT_UTILIZATION, own)
     got = f"up to {fit.highest:g} ({size(fit.free)} of {size(fit.total)} free on GPU {fit.index})"
     if expected.utilization and not fit.ok:
         remedy = f"free it, or set vllm_server_args: {{gpu-memory-utilization: {fit.highest:g}}}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator  # type: ignore[import-untyped]  # Ansible has no types
 
-from ansible.module_utils.vllm_fleet.findings import Finding
+from ..common.finding import Finding
 
 #: The roles of a deployment whose variables are the user's.
 ROLES = ("preflight", "fleet_lock", "docker_engine", "rocm", "vllm_image", "hf_cache", "vllm_server", "rollout")

@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import replica as replicas
-from ansible.module_utils.vllm_fleet.rendezvous import INTERVAL, Lost, Rendezvous
+from ..vllm import ranks as replicas
+from .rendezvous import INTERVAL, Lost, Rendezvous
 
 Answer = dict[str, Any]
 #: Calls a module on the node: (module, arguments) to its answer.

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet.preconditions import Refused, listeners
+from ..common.refused import Refused
+from ..host.ports import listeners
 
 #: Seconds that a listener waits for its partners, and one connection may take.
 LISTEN_TIME, CONNECT_TIME = 30.0, 5.0

@@ -16,16 +16,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import compare, plan, replica_guard
-from ansible.module_utils.vllm_fleet import survey as surveys
-from ansible.module_utils.vllm_fleet.engine import EngineError
-from ansible.module_utils.vllm_fleet.lifecycle import PUT_BACK, Lifecycle
-from ansible.module_utils.vllm_fleet.plan import Plan
-from ansible.module_utils.vllm_fleet.preconditions import Refused
-from ansible.module_utils.vllm_fleet.replica import CONSEQUENCES, GUARD_TARGET
-from ansible.module_utils.vllm_fleet.spec import Spec
-from ansible.module_utils.vllm_fleet.survey import Survey
-from ansible.module_utils.vllm_fleet.watch import News, Outcome, Token
+from ..common.refused import Refused
+from ..container import compare, plan
+from ..container.engine import EngineError
+from ..container.plan import Plan
+from ..container.spec import Spec
+from ..server import endpoint
+from ..server import observe as surveys
+from ..server.lifecycle import PUT_BACK, Lifecycle
+from ..server.observe import Survey
+from ..server.watch import News, Outcome, Token
+from ..vllm.ranks import CONSEQUENCES, GUARD_TARGET
+from . import guard
 
 #: Seconds beyond the head's patience that a worker waits for the head's verdict.
 WORKER_SLACK = 120.0
@@ -42,7 +44,7 @@ class ReplicaLifecycle(Lifecycle):
         """Remember the step; nothing happens yet."""
         self.step: Mapping[str, Any] = options.get("replica_step") or {}
         changed = dict(options)
-        if surveys.headless(options):
+        if endpoint.headless(options):
             # Ready is what the head says, so the head's patience is the replica's.
             changed["ready_timeout"] = float(options["ready_timeout"]) + WORKER_SLACK
         super().__init__(changed, *args, **named)
@@ -89,7 +91,7 @@ class ReplicaLifecycle(Lifecycle):
         return {
             "wake": self._file("wake"),
             # The rank's own guard knows at once that another one is lost.
-            "alarm": replica_guard.ENDING.encode(),
+            "alarm": guard.ENDING.encode(),
             "partners_idle": self.step.get("idle"),
             "feed": feed and (lambda news: self._feed(feed, news)),
         }
@@ -107,7 +109,7 @@ class ReplicaLifecycle(Lifecycle):
     def _failed(self, current: Mapping[str, Any] | None, outcome: Outcome) -> dict[str, Any]:
         """Where the guard ended the server, what the server failed of before that is the reason, if it did."""
         found = None
-        if current and not self.passage.failure and outcome.exit_code == replica_guard.LOST:
+        if current and not self.passage.failure and outcome.exit_code == guard.LOST:
             found = self._own_reason(current, outcome)
         return found or super()._failed(current, outcome)
 
@@ -130,7 +132,7 @@ class ReplicaLifecycle(Lifecycle):
         deadline = time.monotonic() + patience
         while True:
             since, until = self._span_of_start(current, ended)
-            word = replica_guard.ENDING.encode()
+            word = guard.ENDING.encode()
             said, whole = self.engine.log_before(str(current["Id"]), word, since, until)
             if whole or until is not None or time.monotonic() >= deadline:
                 return self._scrubbed(said)
@@ -267,5 +269,5 @@ class ReplicaLifecycle(Lifecycle):
 
 def guard_source() -> str:
     """Text of `replica_guard`, from wherever this package was loaded (Ansible sends it as a zip)."""
-    loader: Any = replica_guard.__loader__
-    return str(loader.get_source(replica_guard.__name__))
+    loader: Any = guard.__loader__
+    return str(loader.get_source(guard.__name__))

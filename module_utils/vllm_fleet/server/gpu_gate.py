@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import checkpoint, command, gpu, memory, placement, snapshot
-from ansible.module_utils.vllm_fleet.preconditions import Refused
-from ansible.module_utils.vllm_fleet.spec import LABEL_ASKED_UTILIZATION, Spec, utilization_of, with_utilization
+from ..common.refused import Refused
+from ..container.spec import LABEL_ASKED_UTILIZATION, Spec, utilization_of, with_utilization
+from ..host import gpu, gpu_memory
+from ..models import checkpoint, placement
+from ..vllm import cli
+from ..weights import snapshot
 
 #: Seconds to wait for a stopped server's VRAM; the driver frees it after the process is gone, usually within seconds.
 RELEASE_TIMEOUT = 120.0
@@ -30,8 +33,8 @@ def utilization(options: Mapping[str, Any]) -> float | None:
     """Give the --gpu-memory-utilization that the server will use; None without GPUs."""
     if options.get("accelerator") != "rocm":
         return None
-    value = command.normalise_args(options.get("args") or {}).get("gpu-memory-utilization")
-    return memory.DEFAULT_UTILIZATION if value is None else float(str(value))
+    value = cli.normalise_args(options.get("args") or {}).get("gpu-memory-utilization")
+    return gpu_memory.DEFAULT_UTILIZATION if value is None else float(str(value))
 
 
 def lowered_before(options: Mapping[str, Any], made: Spec, container: Mapping[str, Any] | None) -> Spec:
@@ -66,7 +69,7 @@ def gpus_as_dicts(options: Mapping[str, Any], names: Mapping[str, str] | None = 
 def ranks(options: Mapping[str, Any]) -> placement.Ranks:
     """Tell how the arguments spread the model. Raises Refused for a size that is no number."""
     try:
-        return placement.ranks(command.normalise_args(options.get("args") or {}))
+        return placement.ranks(cli.normalise_args(options.get("args") or {}))
     except ValueError as error:
         raise Refused("bad_argument", str(error), "correct it in vllm_server_args") from None
 
@@ -92,7 +95,7 @@ def before_stop(options: Mapping[str, Any], made: Spec, own_pids: frozenset[int]
             "(HIP_VISIBLE_DEVICES and its like in vllm_server_env, vllm_server_devices)",
         )
     used = found[:needed]
-    known, unknown = memory.readable(used)
+    known, unknown = gpu_memory.readable(used)
     verdict = Verdict(made)
     if unknown:
         verdict.notes.append(f"VRAM of GPU {', '.join(map(str, unknown))} cannot be read; it was not checked")
@@ -105,8 +108,8 @@ def before_stop(options: Mapping[str, Any], made: Spec, own_pids: frozenset[int]
         return verdict
     own = {g.index: sum(h.bytes or 0 for h in g.holders if h.pid in own_pids) for g in used}
     others = [g._replace(holders=[h for h in g.holders if h.pid not in own_pids]) for g in known]
-    fit = memory.fit(others, wanted, own)
-    decision = memory.apply_policy(policy, fit, wanted, lowest)
+    fit = gpu_memory.fit(others, wanted, own)
+    decision = gpu_memory.apply_policy(policy, fit, wanted, lowest)
     if decision.refuse:
         raise _taken(decision.message)
     if decision.lowered:
@@ -133,10 +136,10 @@ def after_stop(
     deadline = clock() + RELEASE_TIMEOUT
     while True:
         found, certain = gpus(options)
-        known, _ = memory.readable(found[:needed])
+        known, _ = gpu_memory.readable(found[:needed])
         if not known or not certain:
             return
-        fit = memory.fit(known, wanted)
+        fit = gpu_memory.fit(known, wanted)
         if fit.ok:
             return
         if clock() >= deadline:
@@ -152,9 +155,9 @@ def check_parallelism(options: Mapping[str, Any]) -> None:
         return
     config = checkpoint.plain_config(weights.config)
     heads, shared = checkpoint.whole(config.get("num_attention_heads")), checkpoint.kv_heads(config)
-    if heads is not None and not memory.splits(tensor, heads, shared):
+    if heads is not None and not gpu_memory.splits(tensor, heads, shared):
         has = f"{heads} attention heads" if heads % tensor else f"{shared} KV heads"
-        sizes = ", ".join(map(str, memory.tensor_parallel_sizes(heads, heads, shared)))
+        sizes = ", ".join(map(str, gpu_memory.tensor_parallel_sizes(heads, heads, shared)))
         raise Refused(
             "bad_parallelism",
             f"{options['model']} has {has}, which tensor-parallel-size {tensor} does not divide",
@@ -164,7 +167,7 @@ def check_parallelism(options: Mapping[str, Any]) -> None:
 
 def _share(words: Sequence[str]) -> float:
     text = utilization_of(words)
-    return memory.DEFAULT_UTILIZATION if text == "default" else float(text)
+    return gpu_memory.DEFAULT_UTILIZATION if text == "default" else float(text)
 
 
 def _taken(message: str) -> Refused:
@@ -187,14 +190,14 @@ def _weights(options: Mapping[str, Any], vram_total: int, wanted: float) -> floa
     """Refuse weights that cannot fit (``model_too_large``); else give the lowest utilization that still holds them."""
     weights = _cached(options)
     if weights is None:
-        return memory.LOWEST_UTILIZATION
+        return gpu_memory.LOWEST_UTILIZATION
     config = checkpoint.plain_config(weights.config)
-    loaded = checkpoint.loaded(weights.total_bytes, config, command.normalise_args(options.get("args") or {}))
+    loaded = checkpoint.loaded(weights.total_bytes, config, cli.normalise_args(options.get("args") or {}))
     if loaded is None:
         # Quantised while loading, or offloaded, they take less than their files; by how much only the engine knows.
-        return memory.LOWEST_UTILIZATION
+        return gpu_memory.LOWEST_UTILIZATION
     spread = ranks(options)
-    fit = memory.weights_fit(
+    fit = gpu_memory.weights_fit(
         loaded.certain,
         spread.tensor,
         spread.pipeline,
@@ -209,4 +212,4 @@ def _weights(options: Mapping[str, Any], vram_total: int, wanted: float) -> floa
         raise Refused(
             "model_too_large", head, tail.rstrip(".") or "use more GPUs (tensor-parallel-size) or a smaller model"
         )
-    return memory.lowest_for_weights(fit.per_gpu, vram_total)
+    return gpu_memory.lowest_for_weights(fit.per_gpu, vram_total)

@@ -14,19 +14,21 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import compare, gpu_gate, plan, preconditions, release, snapshot
-from ansible.module_utils.vllm_fleet import survey as surveys
-from ansible.module_utils.vllm_fleet.engine import Engine, EngineError, EngineUnavailable
-from ansible.module_utils.vllm_fleet.logtext import scrub
-from ansible.module_utils.vllm_fleet.plan import PREVIOUS_SUFFIX, Existing, Plan, Rank
-from ansible.module_utils.vllm_fleet.preconditions import Refused
-from ansible.module_utils.vllm_fleet.releases import Releases, standing
-from ansible.module_utils.vllm_fleet.replica import GUARD_TARGET
-from ansible.module_utils.vllm_fleet.result import ENGINE_REMEDY, describe, listed, names, unwritable
-from ansible.module_utils.vllm_fleet.spec import ENGINE_CACHE, Spec
-from ansible.module_utils.vllm_fleet.state import LockTaken, NodeState
-from ansible.module_utils.vllm_fleet.survey import Survey
-from ansible.module_utils.vllm_fleet.watch import ENGINE_PATIENCE, Limits, Outcome, Token, Watch, epoch
+from ..common.refused import Refused
+from ..container import compare, plan
+from ..container.engine import Engine, EngineError, EngineUnavailable
+from ..container.plan import PREVIOUS_SUFFIX, Existing, Plan, Rank
+from ..container.spec import ENGINE_CACHE, Spec
+from ..vllm.log import scrub
+from ..vllm.ranks import GUARD_TARGET
+from ..weights import layout
+from . import endpoint, gpu_gate, preconditions, release
+from . import observe as surveys
+from .observe import Survey
+from .release_store import Releases, standing
+from .result import ENGINE_REMEDY, describe, listed, names, unwritable
+from .state import LockTaken, NodeState
+from .watch import ENGINE_PATIENCE, Limits, Outcome, Token, Watch, epoch
 
 #: Seconds to wait for another module run on the same container: the slice of a run whose connection was lost.
 LOCK_WAIT = 45.0
@@ -213,7 +215,7 @@ class Lifecycle:
                 seen.spec = verdict.spec
                 seen.differences, seen.plan = seen.judge(verdict.spec)
         # A rank without a port of its own needs none.
-        if not surveys.headless(options) and not self._port_is_ours(seen, running):
+        if not endpoint.headless(options) and not self._port_is_ours(seen, running):
             seen.plan = replace(seen.plan, actions=("restart_engine", *seen.plan.actions))
             self.passage.notes.append(
                 f"port {options['port']} was held by the Docker engine for a container that does not run, so the "
@@ -295,7 +297,7 @@ class Lifecycle:
                 gpu_gate.after_stop(self.options, made.command)
             elif not self._waited:
                 info = self.engine.container(container) or {}
-                gpu_gate.after_stop(*surveys.demand_of(info, self.options))
+                gpu_gate.after_stop(*endpoint.demand_of(info, self.options))
         except Refused as exc:
             self._waited = True  # once is enough: one that comes back afterwards is started as it is
             if made:
@@ -381,7 +383,7 @@ class Lifecycle:
         p, options = self.passage, self.options
         restoring = p.phase == "restore"
         p.current = str(current["Id"])
-        where = surveys.endpoint_of(current) if restoring else surveys.endpoint(options)
+        where = endpoint.endpoint_of(current) if restoring else endpoint.endpoint(options)
         watch = Watch(
             self.engine,
             str(current["Id"]),
@@ -407,7 +409,7 @@ class Lifecycle:
 
     def _blobs(self) -> Path | None:
         cache, model = self.options.get("hf_cache"), str(self.options.get("model") or "/")
-        return snapshot.repo_folder(Path(str(cache)), model) / "blobs" if cache and not model.startswith("/") else None
+        return layout.repo_folder(Path(str(cache)), model) / "blobs" if cache and not model.startswith("/") else None
 
     def _pending(self, current: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
         result = self._result(current, outcome)
@@ -562,14 +564,14 @@ class Lifecycle:
     def _diagnose(self, outcome: Outcome, log: str, *, one_start: bool = False) -> None:
         """Turn an outcome into the failure that the user reads."""
         # Imported here: a run with nothing to diagnose, which is nearly every run, does not pay for the table.
-        from ansible.module_utils.vllm_fleet import diagnosis  # noqa: PLC0415
+        from ..diagnosis import diagnose  # noqa: PLC0415
 
         p, options = self.passage, self.options
         named: dict[str, str] = {}
         if options.get("accelerator") == "rocm":
             with contextlib.suppress(EngineError):  # names are a help to the reader, and what follows is to be done
                 named = names(self.engine.running())
-        facts = diagnosis.ExitFacts(
+        facts = diagnose.ExitFacts(
             exit_code=outcome.exit_code,
             oom_killed=outcome.oom_killed,
             error=outcome.detail if outcome.verdict in ("not_started", "exited") else "",
@@ -577,7 +579,7 @@ class Lifecycle:
             seconds=outcome.elapsed,
             detail=outcome.detail,
         )
-        context = diagnosis.Context(
+        context = diagnose.Context(
             host=self.host,
             container=self.name,
             image=str(options.get("image") or ""),
@@ -585,13 +587,13 @@ class Lifecycle:
             port=int(options.get("port") or 0),
             args=dict(options.get("args") or {}),
             utilization=gpu_gate.utilization(options),
-            gpus=diagnosis.gpus_from_info(gpu_gate.gpus_as_dicts(options, named)) or None,
+            gpus=diagnose.gpus_from_info(gpu_gate.gpus_as_dicts(options, named)) or None,
             log_file=p.log_file or "",
             secrets=self.secrets,
         )
-        found = diagnosis.diagnose(log, facts, context, one_start=one_start)
+        found = diagnose.diagnose(log, facts, context, one_start=one_start)
         p.failure = found.as_dict()
-        p.msg = diagnosis.message(found, context)
+        p.msg = diagnose.message(found, context)
 
     def _set_failure(self, exc: Refused) -> None:
         remedy = exc.remedy[:1].upper() + exc.remedy[1:].rstrip(".")
@@ -642,7 +644,7 @@ class Lifecycle:
         result["release"] = release.summary(kept)
         if self.check_mode:
             running = current is not None and current["State"].get("Running")
-            result["serving"] = standing(surveys.endpoint_of(current)) if current and running else None
+            result["serving"] = standing(endpoint.endpoint_of(current)) if current and running else None
         if p.failure:
             result["failure"] = p.failure
         if failed:

@@ -6,17 +6,22 @@ import contextlib
 import difflib
 import grp
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import command, compare, gpu_gate, plan, probe, replica, snapshot, spec
-from ansible.module_utils.vllm_fleet.engine import Engine
-from ansible.module_utils.vllm_fleet.plan import PREVIOUS_SUFFIX, Existing, Plan, Rank
-from ansible.module_utils.vllm_fleet.preconditions import Refused, reachable
-from ansible.module_utils.vllm_fleet.spec import Image, NodeFacts, Spec
-from ansible.module_utils.vllm_fleet.state import NodeState
+from ..common.refused import Refused
+from ..container import compare, plan, spec
+from ..container.engine import Engine
+from ..container.plan import PREVIOUS_SUFFIX, Existing, Plan, Rank
+from ..container.spec import Image, NodeFacts, Spec
+from ..vllm import cli, readiness
+from ..vllm import ranks as node_ranks
+from ..weights import layout
+from . import gpu_gate
+from .endpoint import endpoint_of
+from .state import NodeState
 
 #: Seconds that an image may take to print its help; importing vLLM on a busy node takes about 30.
 HELP_TIMEOUT = 180.0
@@ -128,8 +133,8 @@ def desired(options: Mapping[str, Any], engine: Engine, node: NodeState) -> tupl
     try:
         spec.check_image_ref(ref, allow_latest=bool(options.get("allow_latest")))
         spec.check_model(str(options["model"]))
-        command.normalise_args(options.get("args") or {})
-    except (spec.SpecError, command.CommandError) as exc:
+        cli.normalise_args(options.get("args") or {})
+    except (spec.SpecError, cli.CommandError) as exc:
         raise Refused("bad_argument", str(exc), "correct that option and run again; nothing was touched") from None
     image = engine.image(ref)
     if image is None:
@@ -144,7 +149,7 @@ def desired(options: Mapping[str, Any], engine: Engine, node: NodeState) -> tupl
     full = {**options, "engine_cache": cache or None}
     try:
         made = spec.build(full, image, node_facts(options), shutdown_timeout="shutdown-timeout" in known)
-    except (spec.SpecError, command.CommandError) as exc:
+    except (spec.SpecError, cli.CommandError) as exc:
         raise Refused("bad_argument", str(exc), "correct that option and run again; nothing was touched") from None
     if made.network_mode not in ("bridge", "host", "none") and not engine.network_exists(made.network_mode):
         raise Refused(
@@ -164,11 +169,11 @@ def _known_flags(
     GPU) is not held against anyone: the flags are then not checked, and a note says so.
     """
     known = node.flags(image.id)
-    entrypoint = command.entrypoint_for(image.entrypoint, replica.behind_guard(options.get("entrypoint")))
+    entrypoint = cli.entrypoint_for(image.entrypoint, node_ranks.behind_guard(options.get("entrypoint")))
     if known is None:
         devices = tuple(d for d in spec.ROCM_DEVICES if Path(d).exists())
         text = engine.run_once(image, [*entrypoint, "--help=all"], timeout=HELP_TIMEOUT, devices=devices)
-        known = command.flags_in_help(text or "")
+        known = cli.flags_in_help(text or "")
         if not known >= _WELL_KNOWN:
             known = frozenset()
         if text is not None:  # None: not in time, which another time it may be
@@ -177,7 +182,7 @@ def _known_flags(
     if not known:
         notes.append(f"the flags in args were not checked: {image.ref} did not print vLLM's help")
         return known
-    unknown = command.unknown_flags(options.get("args") or {}, known)
+    unknown = cli.unknown_flags(options.get("args") or {}, known)
     if unknown:
         near = difflib.get_close_matches(unknown[0], sorted(known), n=3, cutoff=0.6)
         hint = f"did you mean {', '.join('--' + n for n in near)}?" if near else "see `vllm serve --help=all`"
@@ -215,97 +220,10 @@ def node_facts(options: Mapping[str, Any]) -> NodeFacts:
     return NodeFacts(tuple(sorted(gids)), target, groups)
 
 
-def headless(options: Mapping[str, Any]) -> bool:
-    """Tell whether this is a rank without a port: a worker of a server over several nodes."""
-    return command.normalise_args(options.get("args") or {}).get("headless") is True
-
-
 def bare(name: str, current: Mapping[str, Any]) -> Survey:
     """A survey of a container that is only to be started, whoever made it."""
     unknown, nothing = Rank.UNKNOWN, Plan((), watch=True)
     return Survey(name, "restored", None, None, current, None, unknown, unknown, [], nothing)
-
-
-def endpoint(options: Mapping[str, Any]) -> probe.Endpoint | None:
-    """Say where the server answers from its own node and what it must serve; None for a headless rank."""
-    if headless(options):
-        return None
-    model = str(options["model"])
-    flags = command.normalise_args(options.get("args") or {})
-    served = flags.get("served-model-name")
-    names = tuple(served) if isinstance(served, list) else (str(served),) if served else (model,)
-    key = options.get("api_key") or (options.get("env") or {}).get("VLLM_API_KEY")
-    return probe.Endpoint(
-        host=reachable(str(options["bind"])),
-        port=int(options["port"]),
-        names=names,
-        root=model,
-        api_key=str(key) if key else None,
-    )
-
-
-def endpoint_of(container: Mapping[str, Any]) -> probe.Endpoint | None:
-    """Read the same out of an existing container, whoever made it; None when it has no reachable port.
-
-    Where `vllm serve` stands in a script, its model is not known, and whatever the server lists is right.
-    """
-    config, host = container.get("Config") or {}, container.get("HostConfig") or {}
-    words = [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
-    head, tail = command.split_entrypoint(words)
-    parsed = command.parse(tail if head else _in_a_script(words) or tail)
-    if parsed.flags.get("headless"):
-        return None
-    env = dict(str(item).partition("=")[::2] for item in config.get("Env") or [])
-    served = parsed.flags.get("served-model-name") or parsed.model or ""
-    key = _first(parsed.flags.get("api-key")) or env.get("VLLM_API_KEY")
-    inner = str(parsed.flags.get("port", ""))
-    inner = inner if inner.isdigit() else str(spec.CONTAINER_PORT)
-    published = {p: b for p, b in (host.get("PortBindings") or {}).items() if b and p.endswith("/tcp")}
-    if host.get("NetworkMode") == "host":
-        address, port = str(parsed.flags.get("host") or "127.0.0.1"), inner
-    else:
-        bindings = published.get(f"{inner}/tcp") or []
-        if not bindings and not head and len(published) == 1:
-            (bindings,) = published.values()
-        if not bindings:
-            return None
-        address, port = bindings[0].get("HostIp") or "127.0.0.1", bindings[0].get("HostPort") or "0"
-    return probe.Endpoint(
-        reachable(address),
-        int(port),
-        (tuple(served) if isinstance(served, list) else (str(served),)) if head else (),
-        root=parsed.model if head else None,
-        api_key=str(key) if key else None,
-        tls="ssl-certfile" in parsed.flags,
-    )
-
-
-def _in_a_script(words: Sequence[str]) -> list[str]:
-    """Find what follows `vllm serve` in a shell's text; variables in it stay what they are."""
-    import shlex  # noqa: PLC0415  nearly no container needs it
-
-    for word in words:
-        with contextlib.suppress(ValueError):
-            head, tail = command.split_entrypoint(shlex.split(word))
-            if head:
-                return tail
-    return []
-
-
-def demand_of(container: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Read out of an existing container what decides over its GPU memory: ``options`` with its own, and its command."""
-    config, host = container.get("Config") or {}, container.get("HostConfig") or {}
-    words = command.split_entrypoint([*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])])[1]
-    flags = {name: value for name, value in command.parse(words).flags.items() if name not in command.RESERVED_FLAGS}
-    env = dict(str(item).partition("=")[::2] for item in config.get("Env") or [])
-    devices = [str(device.get("PathOnHost")) for device in host.get("Devices") or []]
-    policy = options["gpu_memory_policy"] if devices or host.get("Privileged") or host.get("DeviceRequests") else "off"
-    return {**options, "args": flags, "env": env, "devices": devices, "gpu_memory_policy": policy}, words
-
-
-def _first(value: command.FlagValue | None) -> str | None:
-    """Give a flag's value, of several the first."""
-    return value[0] if isinstance(value, list) else value if isinstance(value, str) else None
 
 
 def _existing(container: Mapping[str, Any] | None, rank: Rank) -> Existing | None:
@@ -323,12 +241,12 @@ def _rank(current: Mapping[str, Any] | None, node: NodeState, options: Mapping[s
     if noted > Rank.UNKNOWN or not current["State"].get("Running"):
         return noted
     where = endpoint_of(current)
-    return Rank.READY if where and probe.ask(where, timeout=2.0).ready else noted
+    return Rank.READY if where and readiness.ask(where, timeout=2.0).ready else noted
 
 
 def suggest_model(model: str, cache: str | None) -> str:
     """Name models in the cache that may have been meant; empty when none is near."""
     if not cache or model.startswith("/"):
         return ""
-    near = snapshot.nearest(model, snapshot.known_repos(Path(cache)))
+    near = layout.nearest(model, layout.known_repos(Path(cache)))
     return f"; in the cache there is {', '.join(near)}" if near else ""

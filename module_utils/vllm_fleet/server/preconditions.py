@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import socket
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import snapshot
-from ansible.module_utils.vllm_fleet.spec import (
+from ..common.refused import Refused
+from ..container.spec import (
     ALL_CAPABILITIES,
     CAPABILITIES,
     HF_HOME,
@@ -20,26 +17,11 @@ from ansible.module_utils.vllm_fleet.spec import (
     Volume,
     overlap,
 )
+from ..host.ports import listeners
+from ..weights import snapshot
 
 #: Programs that listen for containers: the proxy of each published port, or the engine itself.
 _DOCKERS_OWN = ("docker-proxy", "dockerd")
-
-
-@dataclass
-class Refused(Exception):
-    """A start that cannot succeed, found before anything was touched.
-
-    ``failure_class`` is one of the public classes; ``cause`` and ``remedy`` are sentences; ``evidence`` lines.
-    """
-
-    failure_class: str
-    cause: str
-    remedy: str
-    evidence: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        """Give the sentence."""
-        return f"{self.cause}; {self.remedy}"
 
 
 class Leaked(Refused):
@@ -118,34 +100,6 @@ def _port_taken(bind: str, port: int, who: str) -> Refused:
         "stop that program or choose another port (vllm_server_port)",
         [f"listening on port {port}: {who}"],
     )
-
-
-def listeners(bind: str, port: int, proc: Path = Path("/proc")) -> dict[int, str]:
-    """Name the processes that listen on a TCP port of ``bind``: {pid: command}; empty when they cannot be seen."""
-    inodes = set()
-    for table in ("net/tcp", "net/tcp6"):
-        with contextlib.suppress(OSError):
-            for line in (proc / table).read_text().splitlines()[1:]:
-                fields = line.split()
-                address, _, number = fields[1].rpartition(":")
-                if fields[3] == "0A" and int(number, 16) == port and overlap(bind, _proc_address(address)):
-                    inodes.add(f"socket:[{fields[9]}]")
-    found = {}
-    for folder in proc.glob("[0-9]*") if inodes else ():
-        with contextlib.suppress(OSError):
-            for handle in (folder / "fd").iterdir():
-                if str(handle.readlink()) in inodes:
-                    words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                    found[int(folder.name)] = words[:80] or folder.name
-                    break
-    return found
-
-
-def _proc_address(text: str) -> str:
-    """Read an address of /proc/net/tcp and tcp6: 32-bit words in the machine's byte order."""
-    packed = b"".join(struct.pack("=I", int(text[at : at + 8], 16)) for at in range(0, len(text), 8))
-    address = socket.inet_ntop(socket.AF_INET6 if len(packed) == 16 else socket.AF_INET, packed)
-    return address.removeprefix("::ffff:")
 
 
 def volumes_exist(volumes: Iterable[Volume]) -> None:

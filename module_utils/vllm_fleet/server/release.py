@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import replica
-from ansible.module_utils.vllm_fleet.spec import SECRET_ENV
+from ..container.spec import SECRET_ENV
+from ..vllm import ranks
 
 Record = dict[str, Any]
 
@@ -84,13 +84,13 @@ def ready_seconds(stages: Sequence[Mapping[str, Any]]) -> float | None:
 def content(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """What makes two releases the same: everything the container is made of, and the model's commit."""
     spec = {name: value for name, value in record["spec"].items() if name not in _NAMES}
-    spec["entrypoint"] = replica.without_id(spec.get("entrypoint") or [])
+    spec["entrypoint"] = ranks.without_id(spec.get("entrypoint") or [])
     return spec, record["model"].get("commit") or record["spec"].get("revision")
 
 
 def common(record: Mapping[str, Any]) -> str:
     """A digest of what releases of several nodes have in common: without secrets, groups, devices, paths."""
-    spec = replica.without_place(record["spec"])
+    spec = ranks.without_place(record["spec"])
     hidden = frozenset(spec.get("secrets") or ())
     made = [
         # By its name: the two kinds of image store know the same image by different digests.
@@ -183,7 +183,7 @@ def role_variables(
     The model's preset is switched off: what it gave then is in the arguments already. Of a server over several nodes
     rank and addresses are left out, for they follow from the inventory.
     """
-    spec = replica.without_place(record["spec"])
+    spec = ranks.without_place(record["spec"])
     hidden = frozenset(spec.get("secrets") or ())
     left_out = {"image", "image_id", "secrets", "engine_cache", "env"}
     values = {name: value for name, value in spec.items() if name not in left_out}

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import metrics, probe, release, snapshot
-from ansible.module_utils.vllm_fleet.release import Record
-from ansible.module_utils.vllm_fleet.spec import CONTAINER_PORT
-from ansible.module_utils.vllm_fleet.state import NodeState
+from ..container.spec import CONTAINER_PORT
+from ..vllm import metrics, readiness
+from ..weights import layout, snapshot
+from . import release
+from .release import Record
+from .state import NodeState
 
 FOLDER = "releases"
 
@@ -105,23 +107,23 @@ def commit_of(spec: Mapping[str, Any]) -> str | None:
     model, revision, cache = str(spec.get("model") or ""), str(spec.get("revision") or "main"), spec.get("hf_cache")
     if not model or model.startswith("/"):
         return None
-    if snapshot.is_commit(revision):
+    if layout.is_commit(revision):
         return revision
     with contextlib.suppress(OSError, ValueError, snapshot.SnapshotError):
         return snapshot.resolve(Path(str(cache)), model, revision)[0] if cache else None
     return None
 
 
-def standing(where: probe.Endpoint | None, timeout: float = 2.0) -> dict[str, Any]:
+def standing(where: readiness.Endpoint | None, timeout: float = 2.0) -> dict[str, Any]:
     """Ask a server how it is: ``health`` (ready, wrong, not ready), why, and its running and waiting requests."""
     found: dict[str, Any] = {"health": "not ready", "detail": "no port", "running": None, "waiting": None}
     if where is None:
         return found
-    answer = probe.ask(where, timeout)
+    answer = readiness.ask(where, timeout)
     found |= {"health": "ready" if answer.ready else "wrong" if answer.wrong else "not ready", "detail": answer.detail}
     if answer.ready:
         with contextlib.suppress(OSError, ValueError):
-            load = metrics.load(probe.page(where, "/metrics", timeout))
+            load = metrics.load(readiness.page(where, "/metrics", timeout))
             found |= {"running": load.running, "waiting": load.waiting}
     return found
 

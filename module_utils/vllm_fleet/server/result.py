@@ -6,7 +6,7 @@ import errno
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible.module_utils.vllm_fleet.preconditions import Refused
+from ..common.refused import Refused
 
 #: What to do when Docker does not answer.
 ENGINE_REMEDY = (

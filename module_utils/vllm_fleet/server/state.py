@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet.plan import Rank
+from ..container.plan import Rank
 
 DEFAULT_STATE_DIR = "/var/lib/vllm-fleet"
 #: Logs of failed starts that are kept for each container name.

@@ -19,10 +19,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
-from ansible.module_utils.vllm_fleet import probe
-from ansible.module_utils.vllm_fleet.engine import EngineError
-from ansible.module_utils.vllm_fleet.logtext import LogReader
-from ansible.module_utils.vllm_fleet.progress import Progress
+from ..container.engine import EngineError
+from ..vllm import readiness
+from ..vllm.log import LogReader
+from ..vllm.startup import Progress
 
 #: Seconds between two HTTP probes: the larger half of what lies between the first 200 and the verdict.
 PROBE_INTERVAL = 0.1
@@ -139,7 +139,7 @@ class Watch:
         self,
         source: Source,
         container: str,
-        endpoint: probe.Endpoint | None,
+        endpoint: readiness.Endpoint | None,
         limits: Limits,
         *,
         token: Token | None = None,
@@ -152,7 +152,7 @@ class Watch:
         partners_idle: float | None = None,
         feed: Callable[[Sequence[News]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
-        ask: Callable[[probe.Endpoint], probe.Answer] = probe.ask,
+        ask: Callable[[readiness.Endpoint], readiness.Answer] = readiness.ask,
     ) -> None:
         """Prepare to watch ``container`` (an id).
 
@@ -184,7 +184,7 @@ class Watch:
         self._read_before = -1.0  # of a log that is read again: up to where it was read
         self._broken: set[str] = set()
         self._breaks = 0
-        self._answer: probe.Answer | None = None
+        self._answer: readiness.Answer | None = None
         self._started = 0.0
         self._oom = False
         self._died_at: float | None = None
@@ -350,7 +350,7 @@ class Watch:
                 news = True
         return news
 
-    def _judge(self, answer: probe.Answer, age: float) -> Outcome | None:
+    def _judge(self, answer: readiness.Answer, age: float) -> Outcome | None:
         self._answer = answer
         if answer.ready:
             self._stages.append({"stage": "ready", "at": round(age, 3)})

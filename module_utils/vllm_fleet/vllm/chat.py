@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ansible.module_utils.vllm_fleet.chat_request import (
+from .chat_request import (
     NOT_OPENAI,
     PATHS,
     ChatError,
@@ -19,7 +19,7 @@ from ansible.module_utils.vllm_fleet.chat_request import (
     error_text,
     shorten,
 )
-from ansible.module_utils.vllm_fleet.chat_wire import Connection, SSEParser
+from .chat_wire import Connection, SSEParser
 
 MODELS_PATH = "/v1/models"
 # A list of models or a page of documentation comes at once or not at all.

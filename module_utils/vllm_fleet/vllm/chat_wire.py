@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ansible.module_utils.vllm_fleet.chat_request import NOT_OPENAI, ChatError, target_of
+from .chat_request import NOT_OPENAI, ChatError, target_of
 
 # A host that does not answer a SYN within this is not there; the wait for the answer itself may be long.
 CONNECT_TIMEOUT = 10.0

@@ -12,10 +12,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import command
+from . import cli
 
 #: Where the first process of every rank lies inside the container, and its name in the node's state folder.
-GUARD_TARGET = command.REPLICA_GUARD
+GUARD_TARGET = cli.REPLICA_GUARD
 GUARD_FILE = "replica_guard.py"
 
 #: torch.distributed's own default port, and that of Ray's GCS.
@@ -117,7 +117,7 @@ def args(wanted: Mapping[str, Any], replica: Mapping[str, Any]) -> dict[str, Any
     """
     if replica["size"] == 1:
         return dict(wanted)
-    spelt = {command.flag_name(str(key)): value for key, value in wanted.items()}
+    spelt = {cli.flag_name(str(key)): value for key, value in wanted.items()}
     name, size = replica["name"], replica["size"]
     for flag in OWN_FLAGS:
         if spelt.get(flag) is not None and not (flag == OWN_FLAGS[-1] and spelt[flag] == replica["backend"]):
@@ -132,7 +132,7 @@ def args(wanted: Mapping[str, Any], replica: Mapping[str, Any]) -> dict[str, Any
             f"{size}, as every node runs as many of the ranks; correct tensor-parallel-size or "
             f"pipeline-parallel-size (vllm_server_args), or the hosts of the replica"
         )
-    out = {key: value for key, value in wanted.items() if command.flag_name(str(key)) != OWN_FLAGS[-1]}
+    out = {key: value for key, value in wanted.items() if cli.flag_name(str(key)) != OWN_FLAGS[-1]}
     out["distributed-executor-backend"] = replica["backend"]
     if replica["backend"] == "mp":
         out |= {"nnodes": size, "node-rank": replica["rank"]}
@@ -187,8 +187,8 @@ def identity(replica: Mapping[str, Any], wanted: Mapping[str, Any], image: str, 
     """A short text that ranks of the same release share: ranks of two releases must not meet."""
     shared = {k: replica[k] for k in ("name", "hosts", "backend", "master_addr", "master_port")}
     try:
-        spelt: Mapping[str, Any] = command.normalise_args(wanted)
-    except command.CommandError:  # the module refuses them in its own words
+        spelt: Mapping[str, Any] = cli.normalise_args(wanted)
+    except cli.CommandError:  # the module refuses them in its own words
         spelt = wanted
     # The same flags however they are written, and without those that a record has besides (see without_place).
     flags = {k: v for k, v in spelt.items() if k not in (*OWN_FLAGS, "shutdown-timeout") and v is not None}
@@ -249,7 +249,7 @@ def without_place(spec: Mapping[str, Any]) -> dict[str, Any]:
     words = [str(word) for word in spec.get("entrypoint") or ()]
     if GUARD_TARGET not in words:
         return dict(spec)
-    args = {k: v for k, v in (spec.get("args") or {}).items() if command.flag_name(str(k)) not in OWN_FLAGS}
+    args = {k: v for k, v in (spec.get("args") or {}).items() if cli.flag_name(str(k)) not in OWN_FLAGS}
     return {
         **spec,
         "args": args,

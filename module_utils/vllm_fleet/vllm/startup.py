@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ansible.module_utils.vllm_fleet.logtext import Line, LogReader, parse, scrub
+from .log import Line, LogReader, parse, scrub
 
 __all__ = ["STAGES", "Event", "Facts", "LogReader", "Progress"]
 

@@ -10,18 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import snapshot
-from ansible.module_utils.vllm_fleet.cache_files import (
-    FetchError,
-    allocated_below,
-    check_cache,
-    check_space,
-    locked,
-    owner_of,
-)
-from ansible.module_utils.vllm_fleet.fetch_apply import apply, refresh_marker, remove
-from ansible.module_utils.vllm_fleet.fetch_plan import Plan, plan_absent, plan_present, plan_pruned
-from ansible.module_utils.vllm_fleet.fetch_source import (
+from ..common.meter import Meter
+from . import layout, snapshot
+from .fetch_apply import apply, refresh_marker, remove
+from .fetch_plan import Plan, plan_absent, plan_present, plan_pruned
+from .fetch_source import (
     Source,
     blobs_source,
     cache_source,
@@ -30,10 +23,17 @@ from ansible.module_utils.vllm_fleet.fetch_source import (
     own_source,
     refs_to,
 )
-from ansible.module_utils.vllm_fleet.hub import Client, apply_hub, hub_source
-from ansible.module_utils.vllm_fleet.manifest import Manifest, given_manifest
-from ansible.module_utils.vllm_fleet.meter import Meter
-from ansible.module_utils.vllm_fleet.snapshot import Report
+from .files import (
+    FetchError,
+    allocated_below,
+    check_cache,
+    check_space,
+    locked,
+    owner_of,
+)
+from .hub import Client, apply_hub, hub_source
+from .manifest import Manifest, given_manifest
+from .snapshot import Report
 
 
 @dataclass(frozen=True)
@@ -136,23 +136,23 @@ def _given(wish: Wish) -> tuple[Manifest, tuple[str, ...]] | None:
             "The manifest must have the keys commit and files, as hf_snapshot returns it with with_manifest.",
             "bad_argument",
         ) from error
-    if not snapshot.is_commit(commit) or (snapshot.is_commit(wish.revision) and commit != wish.revision):
+    if not layout.is_commit(commit) or (layout.is_commit(wish.revision) and commit != wish.revision):
         raise FetchError(f"The manifest is of commit {commit}, expected {wish.revision}.", "bad_argument")
     origin = "tree" if wish.manifest.get("origin") == "tree" else "links"
     manifest = replace(given_manifest(commit, files), origin=origin)
     refs = tuple(str(name) for name in wish.manifest.get("refs") or ())
     for name in refs:
-        snapshot.check_revision(name)
+        layout.check_revision(name)
     return manifest, refs
 
 
 def _incomplete(wish: Wish, report: Report, hint: str) -> FetchError:
     """Say why a snapshot is not usable; a model that is not there at all gets the nearest names instead."""
     if report.manifest is None:
-        known = snapshot.known_repos(wish.cache)
-        near = snapshot.nearest(wish.repo_id, [name for name in known if name != wish.repo_id])
+        known = layout.known_repos(wish.cache)
+        near = layout.nearest(wish.repo_id, [name for name in known if name != wish.repo_id])
         if wish.repo_id in known:
-            held = ", ".join(held_revisions(snapshot.repo_folder(wish.cache, wish.repo_id)))
+            held = ", ".join(held_revisions(layout.repo_folder(wish.cache, wish.repo_id)))
             has = f" at revision {wish.revision}; it has {held}"
         else:
             has = f"; the nearest it has is {', '.join(near)}" if near else ""
@@ -186,8 +186,8 @@ def verified(wish: Wish, outcome: Outcome) -> None:
 
 
 def _check_names(wish: Wish) -> None:
-    snapshot.check_repo_id(wish.repo_id)
-    snapshot.check_revision(wish.revision)
+    layout.check_repo_id(wish.repo_id)
+    layout.check_revision(wish.revision)
 
 
 def _open_source(wish: Wish) -> Source | None:
@@ -265,7 +265,7 @@ def present(wish: Wish, outcome: Outcome) -> None:
 def _conclude(wish: Wish, outcome: Outcome, source: Source) -> None:
     """Look again after writing, and leave the marker when all contents went through the hash."""
     before = outcome.report
-    revision = wish.revision if not snapshot.is_commit(wish.revision) else source.manifest.commit
+    revision = wish.revision if not layout.is_commit(wish.revision) else source.manifest.commit
     outcome.report = snapshot.inspect(wish.cache, wish.repo_id, revision, manifest=source.manifest)
     if not outcome.report.complete:
         raise _incomplete(wish, outcome.report, "something else writes into this cache; run again")

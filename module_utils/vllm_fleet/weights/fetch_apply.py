@@ -12,8 +12,11 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ansible.module_utils.vllm_fleet import snapshot
-from ansible.module_utils.vllm_fleet.cache_files import (
+from ..common.meter import Meter
+from . import layout, snapshot
+from .fetch_plan import Plan
+from .fetch_source import Source
+from .files import (
     FILE_MODE,
     FetchError,
     device_of,
@@ -23,11 +26,8 @@ from ansible.module_utils.vllm_fleet.cache_files import (
     owner_of,
     write_text,
 )
-from ansible.module_utils.vllm_fleet.fetch_plan import Plan
-from ansible.module_utils.vllm_fleet.fetch_source import Source
-from ansible.module_utils.vllm_fleet.manifest import Entry, blob_hash, new_digest
-from ansible.module_utils.vllm_fleet.meter import Meter
-from ansible.module_utils.vllm_fleet.snapshot import Report
+from .manifest import Entry, blob_hash, new_digest
+from .snapshot import Report
 
 COPY_CHUNK = 4 << 20
 COPY_WORKERS = 4
@@ -48,7 +48,7 @@ def _write_link(repo: Path, commit: str, entry: Entry, owner: tuple[int, int] | 
 def _write_blob(repo: Path, entry: Entry, source: Source, owner: tuple[int, int] | None, meter: Meter) -> str:
     """Copy (or move) one blob, hashed on the way and renamed to its name only when whole and right; return the name."""
     blob = repo / "blobs" / str(entry.blob)
-    temporary = blob.with_name(f".{entry.blob}{snapshot.PART_SUFFIX}")
+    temporary = blob.with_name(f".{entry.blob}{layout.PART_SUFFIX}")
     origin = source.find(entry)
     with explained(blob):
         try:
@@ -93,7 +93,7 @@ def _copy(origin: Path, temporary: Path, blob: str, meter: Meter) -> str:
 def apply(cache: Path, repo_id: str, plan: Plan, source: Source, meter: Meter) -> None:
     """Write what `plan` lists. Raises FetchError; what was finished until then stays and is not fetched again."""
     owner = owner_of(cache)
-    repo = snapshot.repo_folder(cache, repo_id)
+    repo = layout.repo_folder(cache, repo_id)
     with explained(repo):
         make_folder(repo / "blobs", owner)
         for name in plan.remove:
@@ -115,7 +115,7 @@ def apply(cache: Path, repo_id: str, plan: Plan, source: Source, meter: Meter) -
 def write_tree_links_refs(cache: Path, repo_id: str, plan: Plan) -> None:
     """Write the part of a plan that makes blobs a snapshot, in the order in which a half copy never resolves."""
     owner = owner_of(cache)
-    repo = snapshot.repo_folder(cache, repo_id)
+    repo = layout.repo_folder(cache, repo_id)
     if plan.tree:
         write_text(repo / "trees" / f"{plan.commit}.json", plan.tree, owner)
     for entry in plan.links:
@@ -131,7 +131,7 @@ def refresh_marker(cache: Path, report: Report) -> None:
     """
     if not (report.complete and report.hashed and report.manifest):
         return
-    path = snapshot.marker_path(cache, report.repo_id, report.manifest.commit)
+    path = layout.marker_path(cache, report.repo_id, report.manifest.commit)
     with contextlib.suppress(FetchError, OSError):
         text = snapshot.marker_json(cache, report.repo_id, report.manifest)
         if not path.exists() or path.read_text(encoding="utf-8") != text:

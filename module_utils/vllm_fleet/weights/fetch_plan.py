@@ -8,11 +8,11 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ansible.module_utils.vllm_fleet import snapshot
-from ansible.module_utils.vllm_fleet.cache_files import device_of, nearest_existing
-from ansible.module_utils.vllm_fleet.fetch_source import Source, refs_to
-from ansible.module_utils.vllm_fleet.manifest import Entry, blob_hash, tree_json, tree_manifest
-from ansible.module_utils.vllm_fleet.snapshot import Report
+from . import layout, snapshot
+from .fetch_source import Source, refs_to
+from .files import device_of, nearest_existing
+from .manifest import Entry, blob_hash, tree_json, tree_manifest
+from .snapshot import Report
 
 BLOCK = 4096
 """Bytes that a file system gives out at least; many small files take more than the sum of their sizes."""
@@ -71,7 +71,7 @@ def plan_present(cache: Path, report: Report, source: Source, *, revision: str, 
     and becomes a ref when it is a name.
     """
     manifest = source.manifest
-    repo = snapshot.repo_folder(cache, report.repo_id)
+    repo = layout.repo_folder(cache, report.repo_id)
     root = repo / "snapshots" / manifest.commit
     faults = {problem.file: problem.kind for problem in report.problems}
     optional = set(report.optional)
@@ -116,7 +116,7 @@ def _plan_refs(repo: Path, revision: str, commit: str, names: tuple[str, ...]) -
     A ref of this cache that stands for another commit is the user's and stays.
     """
     wanted = []
-    for name in sorted({*names, *([] if snapshot.is_commit(revision) else [revision])}):
+    for name in sorted({*names, *([] if layout.is_commit(revision) else [revision])}):
         try:
             content = (repo / "refs" / name).read_bytes()
         except OSError:
@@ -157,7 +157,7 @@ def _stale_litter(cache: Path, repo: Path, litter: list[str]) -> list[str]:
     for name in litter:
         blob = Path(name).name.lstrip(".").split(".")[0]
         lock = repo.parent / ".locks" / repo.name / f"{blob}.lock"
-        if name.endswith(snapshot.PART_SUFFIX) or not _held(lock):
+        if name.endswith(layout.PART_SUFFIX) or not _held(lock):
             stale.append(name)
     return stale
 
@@ -179,7 +179,7 @@ def plan_absent(cache: Path, repo_id: str, revision: str) -> Plan:
     Payloads in the store that repositories share stay (`hf cache prune` knows whether another one needs them).
     """
     commit, _fault = snapshot.resolve(cache, repo_id, revision)
-    repo = snapshot.repo_folder(cache, repo_id)
+    repo = layout.repo_folder(cache, repo_id)
     if commit is None:
         return Plan()
     root = repo / "snapshots"
@@ -192,12 +192,12 @@ def plan_absent(cache: Path, repo_id: str, revision: str) -> Plan:
                 alone = False
                 others |= _blobs_of(folder)
     places = [root / commit, repo / "trees" / f"{commit}.json", repo / ".no_exist" / commit]
-    places.append(repo / snapshot.STATE_FOLDER / commit)
+    places.append(repo / layout.STATE_FOLDER / commit)
     places += [repo / "refs" / name for name in refs_to(repo, commit)]
     places += [repo / "blobs" / name for name in sorted(mine - others)]
-    places.append(snapshot.marker_path(cache, repo_id, commit))
+    places.append(layout.marker_path(cache, repo_id, commit))
     if alone and (root / commit).exists():
-        places = [repo, repo.parent / ".locks" / repo.name, cache / snapshot.STATE_FOLDER / repo.name]
+        places = [repo, repo.parent / ".locks" / repo.name, cache / layout.STATE_FOLDER / repo.name]
     there = [path for path in places if os.path.lexists(path)]
     plan = Plan(commit=commit, remove=[path.relative_to(cache).as_posix() for path in there])
     if shared := [name for name in mine - others if (repo / "blobs" / name).is_symlink()]:
@@ -213,7 +213,7 @@ def plan_pruned(cache: Path, repo_id: str, keep: set[str]) -> Plan:
     That one is what was served before, or what a failed roll-out left: going back must not need a download.
     What is wanted is there, so whatever was on its way and has stayed there was of a run that nobody took up.
     """
-    repo = snapshot.repo_folder(cache, repo_id)
+    repo = layout.repo_folder(cache, repo_id)
     root = repo / "snapshots"
     found = sorted(root.iterdir(), key=lambda path: path.stat().st_mtime) if root.is_dir() else []
     old = [path for path in found if path.name not in keep][:-1]
@@ -227,9 +227,9 @@ def plan_pruned(cache: Path, repo_id: str, keep: set[str]) -> Plan:
         gone |= _blobs_of(path)
         places += [path, repo / "trees" / f"{path.name}.json", repo / ".no_exist" / path.name]
         places += [repo / "refs" / name for name in refs_to(repo, path.name)]
-        places.append(snapshot.marker_path(cache, repo_id, path.name))
+        places.append(layout.marker_path(cache, repo_id, path.name))
     places += [repo / "blobs" / name for name in sorted(gone - kept)]
-    places.append(repo / snapshot.STATE_FOLDER)
+    places.append(repo / layout.STATE_FOLDER)
     there = [path for path in places if os.path.lexists(path)]
     return Plan(commit=", ".join(path.name for path in old), remove=[p.relative_to(cache).as_posix() for p in there])
 

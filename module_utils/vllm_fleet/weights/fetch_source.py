@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ansible.module_utils.vllm_fleet import snapshot
-from ansible.module_utils.vllm_fleet.cache_files import FetchError, check_cache
-from ansible.module_utils.vllm_fleet.manifest import Entry, Manifest, blob_hash
-from ansible.module_utils.vllm_fleet.snapshot import Report
+from . import layout, snapshot
+from .files import FetchError, check_cache
+from .manifest import Entry, Manifest, blob_hash
+from .snapshot import Report
 
 LFS_THRESHOLD = 10 << 20
 """Bytes from which a file of unknown hash gets a sha256 name, as the Hub keeps such files in Large File Storage."""
@@ -43,20 +43,20 @@ def cache_source(path: Path, repo_id: str, revision: str, target: Path) -> Sourc
     check_cache(path, create=False, write=False)
     report = snapshot.inspect(path, repo_id, revision)
     if not report.complete or report.manifest is None:
-        known = snapshot.known_repos(path)
+        known = layout.known_repos(path)
         if repo_id in known and not report.files:
-            held = ", ".join(held_revisions(snapshot.repo_folder(path, repo_id))) or "none"
+            held = ", ".join(held_revisions(layout.repo_folder(path, repo_id))) or "none"
             raise FetchError(
                 f"Source {path} has {repo_id}, but not at revision {revision}; it has {held}.", "model_not_found"
             )
         if repo_id not in known:
-            near = snapshot.nearest(repo_id, known)
+            near = layout.nearest(repo_id, known)
             hint = (
                 f"the nearest it has is {', '.join(near)}" if near else f"it has {', '.join(known[:5]) or 'no models'}"
             )
             raise FetchError(f"Source {path} does not have the model {repo_id}; {hint}.", "model_not_found")
         raise FetchError(f"Source {path} cannot be copied from: {report.sentence()}", report.failure)
-    repo = snapshot.repo_folder(path, repo_id)
+    repo = layout.repo_folder(path, repo_id)
     root = repo / "snapshots" / report.manifest.commit
     absent = set(report.optional)
     listed = snapshot.without_copies(report.manifest)
@@ -74,7 +74,7 @@ def own_source(cache: Path, report: Report) -> Source | None:
     """
     if report.manifest is None or any(entry.blob is None for entry in report.manifest.entries):
         return None
-    repo = snapshot.repo_folder(cache, report.repo_id)
+    repo = layout.repo_folder(cache, report.repo_id)
     manifest = report.manifest
     return Source(str(cache), manifest, lambda entry: Path(), refs_to(repo, manifest.commit))
 

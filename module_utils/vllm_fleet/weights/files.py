@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ansible.module_utils.vllm_fleet import snapshot
+from . import layout
 
 FILE_MODE = 0o644
 FOLDER_MODE = 0o755
@@ -42,7 +42,7 @@ def check_cache(cache: Path, *, create: bool, write: bool) -> None:
             f"Cache path {str(cache)!r} is relative; give an absolute path such as /var/lib/huggingface.",
             "bad_argument",
         )
-    hub = snapshot.hub_of(cache)
+    hub = layout.hub_of(cache)
     found = nearest_existing(cache)
     if bad := next((path for path in (found, nearest_existing(hub)) if not path.is_dir()), None):
         found = bad
@@ -75,7 +75,7 @@ def check_space(cache: Path, needed: int, margin: int) -> None:
     """Raise FetchError when the disk of `cache` lacks `needed` + `margin` bytes; nothing needed is always fine."""
     if not needed:
         return
-    disk = os.statvfs(nearest_existing(snapshot.hub_of(cache)))  # the hub may be a link or a mount of its own
+    disk = os.statvfs(nearest_existing(layout.hub_of(cache)))  # the hub may be a link or a mount of its own
     free = disk.f_bavail * disk.f_frsize
     if free < needed + margin:
         raise FetchError(
@@ -92,7 +92,7 @@ def locked(cache: Path) -> Iterator[bool]:
 
     The folder of the lock is made in the cache, so take it only when something is to be written.
     """
-    state = cache / snapshot.STATE_FOLDER
+    state = cache / layout.STATE_FOLDER
     with explained(state):
         make_folder(state, owner_of(cache))
         handle = (state / "lock").open("a")

@@ -16,8 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import snapshot
-from ansible.module_utils.vllm_fleet.cache_files import (
+from ..common.meter import Meter
+from . import layout, snapshot
+from .fetch_apply import write_tree_links_refs
+from .fetch_plan import Plan
+from .fetch_source import Source
+from .files import (
     FILE_MODE,
     FetchError,
     allocated_below,
@@ -26,11 +30,8 @@ from ansible.module_utils.vllm_fleet.cache_files import (
     make_folder,
     owner_of,
 )
-from ansible.module_utils.vllm_fleet.fetch_apply import write_tree_links_refs
-from ansible.module_utils.vllm_fleet.fetch_plan import Plan
-from ansible.module_utils.vllm_fleet.fetch_source import Source
-from ansible.module_utils.vllm_fleet.manifest import SnapshotError, blob_hash, given_manifest, tree_manifest
-from ansible.module_utils.vllm_fleet.meter import Meter
+from .layout import SnapshotError
+from .manifest import blob_hash, given_manifest, tree_manifest
 
 TRIES = 4
 """Tries in a row that may bring no whole file, or no file list, before a download is given up."""
@@ -167,7 +168,7 @@ def _hub(
 
 
 def _scratch(cache: Path, repo_id: str) -> Path:
-    return snapshot.repo_folder(cache, repo_id) / snapshot.STATE_FOLDER / "xet"
+    return layout.repo_folder(cache, repo_id) / layout.STATE_FOLDER / "xet"
 
 
 def _communicate(
@@ -316,7 +317,7 @@ def apply_hub(cache: Path, repo_id: str, plan: Plan, client: Client, meter: Mete
     huggingface_hub takes any blob that lies under the right name for good, so a wrong one is removed beforehand.
     """
     owner = owner_of(cache)
-    repo = snapshot.repo_folder(cache, repo_id)
+    repo = layout.repo_folder(cache, repo_id)
     with explained(repo):
         make_folder(repo / "blobs", owner)
         for name in plan.remove:
@@ -333,7 +334,7 @@ def apply_hub(cache: Path, repo_id: str, plan: Plan, client: Client, meter: Mete
             "do": "get",
             "repo_id": repo_id,
             "commit": plan.commit,
-            "hub": str(snapshot.hub_of(cache)),
+            "hub": str(layout.hub_of(cache)),
             "paths": paths,
         }
         wanted, there = sum(entry.size or 0 for entry in plan.blobs), allocated_below(repo / "blobs")

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet.meter import Meter
+from ..common.meter import Meter
+from .layout import SnapshotError
 
 TREE_FORMAT = 1
 """`format_version` of trees/<commit>.json that huggingface_hub 2.4.0 reads and writes (_tree_cache.py)."""
@@ -21,10 +22,6 @@ TREE_FORMAT = 1
 HASH_CHUNK = 1 << 20
 
 BLOB_NAME = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-
-
-class SnapshotError(Exception):
-    """The question itself is wrong (a repository id, a revision, a cache path); the message is one sentence."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ansible.module_utils.vllm_fleet.meter import Meter
+from ..common.meter import Meter
 
 CHUNK = 8 << 20
 """Bytes read at a time; between two the clock and the memory that is left are looked at."""

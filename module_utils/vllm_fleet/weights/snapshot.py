@@ -14,19 +14,19 @@ huggingface_hub itself checks neither sizes nor hashes of what it finds there (a
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import json
 import os
-import re
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import manifest as lists
-from ansible.module_utils.vllm_fleet.manifest import (
+from ..common.meter import Meter
+from . import layout
+from .layout import check_repo_id, check_revision, is_commit, marker_path, repo_folder
+from .manifest import (
     BLOB_NAME,
     Entry,
     Manifest,
@@ -35,26 +35,15 @@ from ansible.module_utils.vllm_fleet.manifest import (
     safetensors_size,
     tree_manifest,
 )
-from ansible.module_utils.vllm_fleet.meter import Meter
 
-SnapshotError = lists.SnapshotError
+SnapshotError = layout.SnapshotError
 
 MARKER_FORMAT = 1
-STATE_FOLDER = ".vllm-fleet"
-"""Folder in the cache, beside `hub`, for markers and the lock: huggingface_hub never looks there.
 
-In a repository's folder, one of the same name holds what is on its way, on the disk that it goes to.
-"""
-
-PART_SUFFIX = ".vllm-fleet.incomplete"
-"""Ending of the temporary files of this project inside `blobs`."""
 
 SMALL_FILE = 1 << 20
 """Without a file list, files up to this many bytes are hashed even by a quick check: sizes say nothing there."""
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_REPO_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
-_REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_./-]*[A-Za-z0-9_])?")
 
 # What `vllm serve` does not read when safetensors are there. A cache filled with patterns (vLLM's own download does
 # so) lacks these and still serves; they count only as long as nothing else of the snapshot is there.
@@ -147,78 +136,6 @@ class Weights:
 
 
 # Names and places
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Raise SnapshotError unless `repo_id` is a model's id on the Hub: `name` or `organisation/name`.
-
-    The rules are those of huggingface_hub 2.4.0 `validate_repo_id`, without its range of repository types.
-    """
-    parts = repo_id.split("/")
-    fault = ""
-    if len(parts) > 2:
-        fault = "it has more than one slash"
-    elif any(character.isspace() for character in repo_id):
-        fault = "it has a space in it"
-    elif "--" in repo_id or ".." in repo_id:
-        fault = "it has `--` or `..` in it"
-    elif len(repo_id) > 96:
-        fault = "it is longer than 96 characters"
-    elif not all(_REPO_PART.fullmatch(part) for part in parts):
-        fault = "only letters, digits, `-`, `_` and `.` may occur, the last two not at an end"
-    if fault:
-        raise SnapshotError(
-            f"Model id {repo_id!r} is not a Hugging Face repository: {fault}; "
-            "give it as the Hub's page shows it, such as 'deepseek-ai/DeepSeek-V3.1'."
-        )
-
-
-def check_revision(revision: str) -> None:
-    """Raise SnapshotError unless `revision` is a commit or can be the name of a branch or tag."""
-    if not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision:
-        raise SnapshotError(
-            f"Revision {revision!r} is neither a commit (40 hexadecimal digits) nor a branch or tag name."
-        )
-
-
-def is_commit(revision: str) -> bool:
-    """Return whether `revision` is a full commit id."""
-    return bool(_COMMIT.fullmatch(revision))
-
-
-def hub_of(cache: Path) -> Path:
-    """Return the hub folder of a cache (HF_HOME)."""
-    return cache / "hub"
-
-
-def repo_folder(cache: Path, repo_id: str) -> Path:
-    """Return the folder of a model repository inside `cache`."""
-    return hub_of(cache) / ("models--" + repo_id.replace("/", "--"))
-
-
-def marker_path(cache: Path, repo_id: str, commit: str) -> Path:
-    """Return where the marker of one verified snapshot lies."""
-    return cache / STATE_FOLDER / repo_folder(cache, repo_id).name / f"{commit}.json"
-
-
-def known_repos(cache: Path) -> list[str]:
-    """Return the ids of the model repositories in `cache` that have at least one snapshot, sorted."""
-    found = []
-    try:
-        folders = sorted(hub_of(cache).iterdir())
-    except OSError:
-        return []
-    for folder in folders:
-        if folder.name.startswith("models--") and (folder / "snapshots").is_dir():
-            found.append(folder.name.removeprefix("models--").replace("--", "/"))
-    return found
-
-
-def nearest(repo_id: str, known: list[str]) -> list[str]:
-    """Return up to three of `known` that `repo_id` may have meant, the best first."""
-    by_lower = {name.lower(): name for name in known}
-    matches = difflib.get_close_matches(repo_id.lower(), by_lower, n=3, cutoff=0.6)
-    return [by_lower[match] for match in matches]
 
 
 def _linked_files(snapshot: Path) -> list[str]:

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.vllm_fleet import swarm
-from ansible.module_utils.vllm_fleet.cache_files import allocated_below, make_folder, owner_of
-from ansible.module_utils.vllm_fleet.detached import JOBS
-from ansible.module_utils.vllm_fleet.job import Job, fingerprint
-from ansible.module_utils.vllm_fleet.swarm import SwarmError
+from ..common.detached import JOBS
+from ..common.job import Job, fingerprint
+from . import torrent as torrents
+from .files import allocated_below, make_folder, owner_of
+from .torrent import SwarmError
 
 RUN = Path("/run/vllm-fleet")
 CONNECT_TIMEOUT = 5.0
@@ -70,7 +70,7 @@ class Place:
 
     def unit(self, part: str) -> str:
         """Return the unit of one part."""
-        return swarm.unit(self.name, part)
+        return torrents.unit(self.name, part)
 
 
 def _run(argv: Sequence[str], what: str) -> str:
@@ -139,7 +139,7 @@ def own_address(asked: str, hint: str, toward: str) -> str:
     candidates = [_source_toward(toward) if toward else "", hinted, _source_toward("192.0.2.1")]
     found = [item for item in candidates if item and not item.startswith("127.") and _is_local(item)]
     for address in found:
-        if swarm.is_private(address):
+        if torrents.is_private(address):
             return address
     raise SwarmError(
         f"no private address for the swarm was found (looked at {', '.join(found) or 'none'}); "
@@ -188,7 +188,7 @@ def renew_lease(place: Place) -> None:
     timer = place.unit("lease")
     subprocess.run(["systemctl", "stop", f"{timer}.timer"], capture_output=True, check=False)
     units = [place.unit("peer"), place.unit("tracker")]
-    _run(swarm.lease_argv(timer, units, place.lease), "the swarm's lease")
+    _run(torrents.lease_argv(timer, units, place.lease), "the swarm's lease")
 
 
 def stop(place: Place) -> bool:
@@ -243,15 +243,15 @@ def hashing(place: Place, argv: Sequence[str], blobs: Sequence[str]) -> bool:
     return False
 
 
-def start_seed(place: Place, address: str) -> swarm.Torrent:
+def start_seed(place: Place, address: str) -> torrents.Torrent:
     """Start tracker and first seed, of the torrent that was made; return when both listen. Raises SwarmError."""
-    torrent = swarm.read_torrent(place.torrent.read_bytes())
+    torrent = torrents.read_torrent(place.torrent.read_bytes())
     for port in (place.tracker_port, place.port):
         _check_free(address, port)
     (place.run / "whitelist").write_text(torrent.info_hash + "\n", encoding="ascii")
-    argv = swarm.tracker_argv(address, place.tracker_port, str(place.run), "whitelist")
+    argv = torrents.tracker_argv(address, place.tracker_port, str(place.run), "whitelist")
     log = str(place.run / "tracker.log")
-    command = swarm.service_argv(place.unit("tracker"), argv, seconds=place.max_runtime, log=log, dynamic=True)
+    command = torrents.service_argv(place.unit("tracker"), argv, seconds=place.max_runtime, log=log, dynamic=True)
     renew_lease(place)
     _run(command, "the tracker")
     _save(place, {"seed": True})
@@ -262,10 +262,10 @@ def start_seed(place: Place, address: str) -> swarm.Torrent:
 
 
 def _start_peer(place: Place, address: str, folder: Path, *, seed: str, select: Sequence[int] = ()) -> None:
-    argv = swarm.aria2_argv(
+    argv = torrents.aria2_argv(
         str(place.torrent), str(folder), address, place.port, seed=seed, select=select, rate=place.upload_limit
     )
-    command = swarm.service_argv(
+    command = torrents.service_argv(
         place.unit("peer"), argv, seconds=place.max_runtime, log=str(place.log), writable=str(folder)
     )
     _run(command, "aria2")
@@ -295,7 +295,7 @@ def join(place: Place, torrent: bytes, address: str, *, seed: str, staging: Path
     _check_free(address, place.port)
     place.run.mkdir(parents=True, exist_ok=True)
     place.torrent.write_bytes(torrent)
-    parsed = swarm.read_torrent(torrent)
+    parsed = torrents.read_torrent(torrent)
     renew_lease(place)
     if staging is None:
         _save(place, {"seed": True})
@@ -352,7 +352,7 @@ def follow(place: Place, seconds: float, stall: float) -> dict[str, Any]:
             renew_lease(place)
             renewed = time.monotonic()
         running = alive(place.unit("peer"))
-        now = swarm.read_progress(_tail(place.log, TAIL), state["total"])
+        now = torrents.read_progress(_tail(place.log, TAIL), state["total"])
         if state["first"] is None and now.first is not None:
             # aria2 first says what it has after up to a second of receiving; more than was on the disk it had not.
             state["first"] = min(now.first, state["before"])
@@ -377,11 +377,11 @@ def follow(place: Place, seconds: float, stall: float) -> dict[str, Any]:
     }
 
 
-def _failure(place: Place, now: swarm.Progress, running: bool, still: float, stall: float) -> tuple[str, str]:
+def _failure(place: Place, now: torrents.Progress, running: bool, still: float, stall: float) -> tuple[str, str]:
     if not running:
         ended = _state(place.unit("peer"))
         code = int(ended.get("ExecMainStatus") or 0) or now.code
-        if code == swarm.DISK_FULL or "No space left" in now.error:
+        if code == torrents.DISK_FULL or "No space left" in now.error:
             return "the disk got full; make room and run again, what has arrived is kept", "disk_full"
         return f"aria2 ended ({ended.get('Result')}, exit code {code}): {now.error or _tail(place.log, 200)}", "unknown"
     if still > stall:

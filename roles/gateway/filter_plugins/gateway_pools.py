@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 from ansible.module_utils.parsing.convert_bool import boolean
 
-_SHARED = str(Path(__file__).resolve().parents[3] / "module_utils")
-if _SHARED not in ansible.module_utils.__path__:  # what the nodes import by this name, imported here by the same
-    ansible.module_utils.__path__.append(_SHARED)
-
-from ansible.module_utils.vllm_fleet import result  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+import plugin_utils  # noqa: F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.server import result
 
 # What HAProxy takes as a name (configuration manual, 2.2): letters, digits and these.
 NAME = r"[A-Za-z0-9_.:-]+"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import questions
+from ansible.module_utils.vllm_fleet.common import batch
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 #: What the actions put into one survey.
 ASKED = ("preflight_host", "docker_engine", "vllm_image", "hf_snapshot", "vllm_server", "vllm_chat")
 
@@ -35,11 +35,11 @@ import json, runpy, sys
 runpy.run_path(sys.argv[1])
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
-from ansible.module_utils.vllm_fleet import questions
+from ansible.module_utils.vllm_fleet.common import batch
 with patch_module_args({"questions": "x"}):
     basic._load_params()
     before = basic._ANSIBLE_ARGS
-    answers = questions.ask_all(sys.argv[2], basic)
+    answers = batch.ask_all(sys.argv[2], basic)
     assert basic._ANSIBLE_ARGS == before
 print(json.dumps(answers))
 """
@@ -47,7 +47,7 @@ print(json.dumps(answers))
 
 def survey(tmp_path, *asked):
     (tmp_path / "m.py").write_text(MODULE)
-    text = questions.pack([{"module": "m", **one} for one in asked], lambda name: str(tmp_path / f"{name}.py"))
+    text = batch.pack([{"module": "m", **one} for one in asked], lambda name: str(tmp_path / f"{name}.py"))
     command = [sys.executable, "-c", SURVEY, str(ROOT / "tests/conftest.py"), text]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -62,12 +62,12 @@ def test_each_is_asked_as_its_own_process_would_be(tmp_path):
 
 
 def test_after_an_engine_that_is_not_right_no_image_is_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(questions, "_ask", lambda name, _: {"right": False} if name == "docker_engine" else {})
+    monkeypatch.setattr(batch, "_ask", lambda name, _: {"right": False} if name == "docker_engine" else {})
     text = json.dumps(
         [{"module": m, "args": {}, "source": ""} for m in ("preflight_host", "docker_engine", "vllm_image")]
     )
     basic = type("basic", (), {"_ANSIBLE_ARGS": b'{"ANSIBLE_MODULE_ARGS": {}}'})
-    assert questions.ask_all(text, basic) == [{}, {"right": False}]
+    assert batch.ask_all(text, basic) == [{}, {"right": False}]
 
 
 @pytest.mark.parametrize(("say", "told"), [("change", {"changed": True}), ("fail", {"failed": True, "msg": "no"})])
@@ -101,19 +101,19 @@ def test_one_that_crashes_or_is_asked_wrongly_has_failed(tmp_path):
 )
 def test_an_answer_is_taken_where_nothing_is_to_be_done(module, answer, taken):
     facts = asked({"module": module, "args": {"a": [1], "b": None}}, answer)
-    assert questions.settled(module, answer) is taken
-    assert questions.answer_to(facts, module, {"a": [1]}) == (answer if taken else None)
+    assert batch.settled(module, answer) is taken
+    assert batch.answer_to(facts, module, {"a": [1]}) == (answer if taken else None)
     # Only for just this question.
-    assert questions.answer_to(facts, module, {"a": [2]}) is None
-    assert questions.answer_to(facts, "other", {"a": [1]}) is None
-    assert questions.answer_to(None, module, {"a": [1]}) is None
+    assert batch.answer_to(facts, module, {"a": [2]}) is None
+    assert batch.answer_to(facts, "other", {"a": [1]}) is None
+    assert batch.answer_to(None, module, {"a": [1]}) is None
 
 
 def asked(question, answer):
     """Facts of a host that was asked something first, and ``question`` with it."""
     first = {"module": "first", "args": {}}
     here = lambda _: __file__  # noqa: E731
-    told = questions.survey(first, [question], here, lambda _: {"answers": [{"changed": False}, answer]})
+    told = batch.survey(first, [question], here, lambda _: {"answers": [{"changed": False}, answer]})
     assert told.pop("changed") is False
     return told["ansible_facts"]
 
@@ -121,12 +121,12 @@ def asked(question, answer):
 def test_a_key_is_not_kept():
     facts = asked({"module": "vllm_chat", "args": {"url": "u", "api_key": "s3cret"}}, {"results": [1]})
     assert "s3cret" not in json.dumps(facts)
-    assert questions.answer_to(facts, "vllm_chat", {"url": "u", "api_key": "s3cret"}) == {"results": [1]}
+    assert batch.answer_to(facts, "vllm_chat", {"url": "u", "api_key": "s3cret"}) == {"results": [1]}
 
 
 def test_a_node_that_does_not_answer_is_told_as_it_is():
     lost = {"unreachable": True, "msg": "no route"}
-    assert questions.survey({"module": "m", "args": {}}, [], lambda _: __file__, lambda _: lost) == lost
+    assert batch.survey({"module": "m", "args": {}}, [], lambda _: __file__, lambda _: lost) == lost
 
 
 def imports(path):
@@ -135,11 +135,12 @@ def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ansible.module_utils.vllm_fleet"):
             rest = (node.module or "").removeprefix("ansible.module_utils.vllm_fleet").lstrip(".")
-            found |= {rest.split(".")[0]} if rest else {name.name for name in node.names}
+            inside = {f"{rest}.{name.name}" for name in node.names}
+            found |= {rest} if "." in rest else inside
     return found
 
 
 def test_what_the_asked_modules_import_is_sent_with_the_survey():
     wanted = set().union(*(imports(ROOT / "library" / f"{name}.py") for name in ASKED))
     assert wanted <= imports(ROOT / "library/node_survey.py")
-    assert imports(ROOT / "library/node_survey.py") - wanted == {"questions"}
+    assert imports(ROOT / "library/node_survey.py") - wanted == {"common.batch"}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import detached
-from ansible.module_utils.vllm_fleet.meter import Meter
+from ansible.module_utils.vllm_fleet.common import detached
+from ansible.module_utils.vllm_fleet.common.meter import Meter
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.job import (
+from ansible.module_utils.vllm_fleet.common.job import (
     Job,
     JobError,
     fingerprint,

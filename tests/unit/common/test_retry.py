@@ -2,7 +2,7 @@
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.patience import patiently
+from ansible.module_utils.vllm_fleet.common.retry import patiently
 
 
 class Away(Exception):

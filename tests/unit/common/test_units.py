@@ -2,7 +2,7 @@
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.amounts import duration, part_of, size, time_left
+from ansible.module_utils.vllm_fleet.common.units import duration, part_of, size, time_left
 
 
 @pytest.mark.parametrize(

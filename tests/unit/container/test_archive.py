@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import archive
+from ansible.module_utils.vllm_fleet.container import archive
 
 MB = 1_000_000
 HEX = "ab" * 32

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import compare, engine, spec
+from ansible.module_utils.vllm_fleet.container import compare, engine, spec
 
-RECORDED = Path(__file__).parent.parent / "fixtures" / "docker-inspect"
+RECORDED = Path(__file__).parents[2] / "fixtures" / "docker-inspect"
 ENGINES = sorted(p.name for p in RECORDED.iterdir() if p.is_dir())
 KEY = b"k" * 32
 OPTIONS = {

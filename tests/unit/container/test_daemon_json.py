@@ -10,9 +10,9 @@ import jinja2
 import pytest
 import yaml
 
-from ansible.module_utils.vllm_fleet.daemon_json import RELOADABLE, action, differences, merge, parse, render
+from ansible.module_utils.vllm_fleet.container.daemon_json import RELOADABLE, action, differences, merge, parse, render
 
-ROLE = Path(__file__).resolve().parents[2] / "roles" / "docker_engine"
+ROLE = Path(__file__).resolve().parents[3] / "roles" / "docker_engine"
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import pytest
 import requests
 from docker.errors import APIError
 
-from ansible.module_utils.vllm_fleet import spec
-from ansible.module_utils.vllm_fleet.engine import Engine, EngineError
-from ansible.module_utils.vllm_fleet.lifecycle import Lifecycle
-from ansible.module_utils.vllm_fleet.watch import Outcome
+from ansible.module_utils.vllm_fleet.container import spec
+from ansible.module_utils.vllm_fleet.container.engine import Engine, EngineError
+from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
+from ansible.module_utils.vllm_fleet.server.watch import Outcome
 
 IMAGE = spec.Image("vllm:1", "sha256:" + "1" * 64)
 

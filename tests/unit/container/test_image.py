@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.docker_api import registry_auth, registry_of
-from ansible.module_utils.vllm_fleet.image import (
+from ansible.module_utils.vllm_fleet.container.api import registry_auth, registry_of
+from ansible.module_utils.vllm_fleet.container.image import (
     LABEL_BUILD_INPUTS,
     LABEL_REPOSITORY,
     Archived,

@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import plan
-from ansible.module_utils.vllm_fleet.compare import Difference
-from ansible.module_utils.vllm_fleet.plan import Existing, Rank
+from ansible.module_utils.vllm_fleet.container import plan
+from ansible.module_utils.vllm_fleet.container.compare import Difference
+from ansible.module_utils.vllm_fleet.container.plan import Existing, Rank
 
 CHANGED = [Difference("args.max-model-len", 1024, 512)]
 POLICY = [Difference("restart_policy", "no", "always")]

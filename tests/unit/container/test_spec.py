@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import spec
+from ansible.module_utils.vllm_fleet.container import spec
 
 IMAGE = spec.Image("vllm/vllm-openai-rocm:v0.31.0", "sha256:" + "1" * 64, entrypoint=("vllm", "serve"))
 BASE = {

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible.module_utils.vllm_fleet.diagnosis import (
+from ansible.module_utils.vllm_fleet.diagnosis.diagnose import (
     CLASSES,
     Context,
     ExitFacts,
@@ -20,7 +20,7 @@ from ansible.module_utils.vllm_fleet.diagnosis import (
     scrub,
 )
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 RECORDED = FIXTURES / "vllm-0.32.0-cpu"
 CASES: list[dict[str, Any]] = yaml.safe_load((FIXTURES / "failures" / "cases.yml").read_text())
 

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from test_diagnosis import CASES, context, read
+from test_diagnose import CASES, context, read
 
-from ansible.module_utils.vllm_fleet import diagnosis, logtext
-from ansible.module_utils.vllm_fleet.diagnosis import ExitFacts, diagnose
+from ansible.module_utils.vllm_fleet.diagnosis import diagnose as diagnosis
+from ansible.module_utils.vllm_fleet.diagnosis.diagnose import ExitFacts, diagnose
+from ansible.module_utils.vllm_fleet.vllm import log as logtext
 
 #: vLLM's logger writes to stdout, everything else goes to stderr; lines of the API server's access log go either way.
 LOGGED = re.compile(r"(?:\([\w.-]+ pid=\d+[^)]*\) )?(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d ")

@@ -8,8 +8,9 @@ import threading
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import drain, haproxy, metrics
-from ansible.module_utils.vllm_fleet.drain import Look
+from ansible.module_utils.vllm_fleet.gateway import drain, haproxy
+from ansible.module_utils.vllm_fleet.gateway.drain import Look
+from ansible.module_utils.vllm_fleet.vllm import metrics
 
 PAGE = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.

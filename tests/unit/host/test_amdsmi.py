@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import amdsmi
+from ansible.module_utils.vllm_fleet.host import amdsmi
 
 ECC_ROW = {
     "gpu": 0,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sysfs import trees
 
-from ansible.module_utils.vllm_fleet import gpu
+from ansible.module_utils.vllm_fleet.host import gpu
 
 GIB = 1 << 30
 

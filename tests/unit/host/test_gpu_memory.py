@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import gpu, memory
+from ansible.module_utils.vllm_fleet.host import gpu, gpu_memory
 
 GIB = 1 << 30
 MI300X = 206141652992  # bytes; 191.98 GiB
-FIXTURES = Path(__file__).parent.parent / "fixtures/vllm-0.32.0-cpu"
+FIXTURES = Path(__file__).parents[2] / "fixtures/vllm-0.32.0-cpu"
 
 TRAINER = gpu.Holder(4711, "python3 train.py", "ab" * 32, "trainer", 26 * GIB)
 ORPHAN = gpu.Holder(31337, None, "cd" * 32, None, None)
@@ -27,12 +27,12 @@ def test_the_seed_case():
     free, total, utilization, needed = re.search(
         r"\(([\d.]+)/([\d.]+) GiB\).*utilization \(([\d.]+), ([\d.]+) GiB\)", line
     ).groups()
-    verdict = memory.fit([memory.GpuMemory(3, MI300X, seed_free(), [TRAINER])], float(utilization))
+    verdict = gpu_memory.fit([gpu_memory.GpuMemory(3, MI300X, seed_free(), [TRAINER])], float(utilization))
     assert not verdict.ok
-    assert memory.gib(verdict.total) == total
-    assert memory.gib(verdict.free) == free
-    assert memory.gib(verdict.needed) == needed
-    assert memory.gib(verdict.taken) == "27.22"
+    assert gpu_memory.gib(verdict.total) == total
+    assert gpu_memory.gib(verdict.free) == free
+    assert gpu_memory.gib(verdict.needed) == needed
+    assert gpu_memory.gib(verdict.taken) == "27.22"
     assert verdict.highest == 0.85
     assert verdict.sentence == (
         "GPU 3 has 164.76 of 191.98 GiB free, but gpu-memory-utilization 0.9 needs 172.79 GiB: 27.22 GiB are taken by"
@@ -50,13 +50,13 @@ def test_the_seed_case():
     ],
 )
 def test_sentence_names_the_holders(holders, words):
-    sentence = memory.fit([(0, MI300X, seed_free(), holders)], 0.9).sentence
+    sentence = gpu_memory.fit([(0, MI300X, seed_free(), holders)], 0.9).sentence
     for word in words:
         assert word in sentence
 
 
 def test_nothing_fits():
-    verdict = memory.fit([(0, MI300X, GIB, [TRAINER])], 0.9)
+    verdict = gpu_memory.fit([(0, MI300X, GIB, [TRAINER])], 0.9)
     assert (verdict.ok, verdict.highest) == (False, 0.0)
     assert "Not even 0.01 fits: stop that process." in verdict.sentence
 
@@ -64,47 +64,47 @@ def test_nothing_fits():
 def test_bytes_decide_not_rounded_figures():
     needed = math.ceil(MI300X * 0.9)
     for free, ok in ((needed, True), (needed - 1, False), (needed + 1, True)):
-        assert memory.fit([(0, MI300X, free, [])], 0.9).ok is ok
+        assert gpu_memory.fit([(0, MI300X, free, [])], 0.9).ok is ok
     # One byte short of 0.9 prints the same GiB, so the advice must be 0.89.
-    assert memory.fit([(0, MI300X, needed - 1, [])], 0.9).highest == 0.89
-    assert memory.fit([(0, MI300X, needed, [])], 0.9).highest == 0.9
+    assert gpu_memory.fit([(0, MI300X, needed - 1, [])], 0.9).highest == 0.89
+    assert gpu_memory.fit([(0, MI300X, needed, [])], 0.9).highest == 0.9
 
 
 def test_the_tightest_gpu_decides():
     gpus = [(index, MI300X, MI300X - taken * GIB, []) for index, taken in enumerate((1, 27, 3))]
-    verdict = memory.fit(gpus, 0.9)
+    verdict = gpu_memory.fit(gpus, 0.9)
     assert (verdict.index, verdict.ok, verdict.highest) == (1, False, 0.85)
 
 
 def test_mixed_sizes_compare_by_what_is_missing():
     small, large = (0, 64 * GIB, 60 * GIB, []), (1, 256 * GIB, 200 * GIB, [])
-    assert memory.fit([small, large], 0.9).index == 1
+    assert gpu_memory.fit([small, large], 0.9).index == 1
 
 
 @pytest.mark.parametrize(
     ("mine", "ok"), [(0, False), (170 * GIB, True), ({0: 170 * GIB}, True), ({1: 170 * GIB}, False)]
 )
 def test_memory_of_the_old_server_comes_back(mine, ok):
-    verdict = memory.fit([(0, MI300X, 20 * GIB, [])], 0.9, mine)
+    verdict = gpu_memory.fit([(0, MI300X, 20 * GIB, [])], 0.9, mine)
     assert verdict.ok is ok
     assert verdict.free <= MI300X
 
 
 def test_given_back_more_than_there_is():
-    assert memory.fit([(0, MI300X, MI300X, [])], 1, mine=GIB).free == MI300X
+    assert gpu_memory.fit([(0, MI300X, MI300X, [])], 1, mine=GIB).free == MI300X
 
 
 @pytest.mark.parametrize("utilization", [0, -0.1, 1.01, float("nan")])
 def test_utilization_out_of_range(utilization):
     with pytest.raises(ValueError, match="above 0 and at most 1"):
-        memory.fit([(0, MI300X, MI300X, [])], utilization)
+        gpu_memory.fit([(0, MI300X, MI300X, [])], utilization)
 
 
 def test_no_gpu_and_no_memory():
     with pytest.raises(ValueError, match="no GPU"):
-        memory.fit([], 0.9)
+        gpu_memory.fit([], 0.9)
     with pytest.raises(ValueError, match="0 bytes"):
-        memory.fit([(2, 0, 0, [])], 0.9)
+        gpu_memory.fit([(2, 0, 0, [])], 0.9)
 
 
 def test_highest_is_what_vllm_accepts_and_the_next_is_not():
@@ -117,7 +117,7 @@ def test_highest_is_what_vllm_accepts_and_the_next_is_not():
             free = max(0, min(total, math.ceil(total * dice.randrange(101) / 100) + dice.randrange(-2, 3)))
         else:
             free = dice.randrange(total + 1)
-        highest = memory.highest_utilization(total, free)
+        highest = gpu_memory.highest_utilization(total, free)
         assert 0 <= highest <= 1
         assert highest == 0 or math.ceil(total * highest) <= free
         following = round(highest + 0.01, 2)
@@ -139,24 +139,24 @@ def test_highest_is_what_vllm_accepts_and_the_next_is_not():
     ],
 )
 def test_policies(policy, free, utilization, expected):
-    verdict = memory.fit([(0, MI300X, free, [TRAINER])], utilization)
-    decision = memory.apply_policy(policy, verdict, utilization)
+    verdict = gpu_memory.fit([(0, MI300X, free, [TRAINER])], utilization)
+    decision = gpu_memory.apply_policy(policy, verdict, utilization)
     assert (decision.utilization, decision.lowered, decision.refuse) == expected
     assert bool(decision.message) == (decision.lowered or decision.refuse)
 
 
 def test_fit_stops_where_the_weights_no_longer_fit():
-    verdict = memory.fit([(0, MI300X, 80 * GIB, [])], 0.9)
-    lowest = memory.lowest_for_weights(85 * GIB, MI300X)
+    verdict = gpu_memory.fit([(0, MI300X, 80 * GIB, [])], 0.9)
+    lowest = gpu_memory.lowest_for_weights(85 * GIB, MI300X)
     assert lowest == 0.45
-    decision = memory.apply_policy("fit", verdict, 0.9, lowest)
+    decision = gpu_memory.apply_policy("fit", verdict, 0.9, lowest)
     assert decision.refuse
     assert "Lowering stops at 0.45" in decision.message
 
 
 def test_lowered_message_has_the_numbers():
-    verdict = memory.fit([(0, MI300X, seed_free(), [])], 0.9)
-    assert memory.apply_policy("fit", verdict, 0.9).message == (
+    verdict = gpu_memory.fit([(0, MI300X, seed_free(), [])], 0.9)
+    assert gpu_memory.apply_policy("fit", verdict, 0.9).message == (
         "gpu-memory-utilization lowered from 0.9 to 0.85: GPU 0 has 164.76 of 191.98 GiB free and 27.22 GiB are taken"
         " by others."
     )
@@ -164,7 +164,7 @@ def test_lowered_message_has_the_numbers():
 
 def test_unknown_policy():
     with pytest.raises(ValueError, match="strict, fit, off"):
-        memory.apply_policy("loose", memory.fit([(0, MI300X, MI300X, [])], 0.9), 0.9)
+        gpu_memory.apply_policy("loose", gpu_memory.fit([(0, MI300X, MI300X, [])], 0.9), 0.9)
 
 
 def test_readable_splits_off_what_cannot_be_known():
@@ -173,7 +173,7 @@ def test_readable_splits_off_what_cannot_be_known():
         gpu.Gpu(index, None, None, None, None, None, 10, used, free, None, 0, link, [], [])
         for index, used, free in ((0, 4, 6), (1, None, None))
     )
-    assert memory.readable([known, unknown]) == ([memory.GpuMemory(0, 10, 6, [])], [1])
+    assert gpu_memory.readable([known, unknown]) == ([gpu_memory.GpuMemory(0, 10, 6, [])], [1])
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_readable_splits_off_what_cannot_be_known():
 )
 def test_weights(total, split, heads, expected):
     tp, pp, ep = split
-    verdict = memory.weights_fit(total, tp, pp, MI300X, 0.9, expert_parallel=ep, attention_heads=heads)
+    verdict = gpu_memory.weights_fit(total, tp, pp, MI300X, 0.9, expert_parallel=ep, attention_heads=heads)
     assert (verdict.ok, verdict.least_tensor_parallel) == expected
     assert verdict.per_gpu == math.ceil(total / (tp * pp * ep))
     if verdict.ok:
@@ -201,7 +201,7 @@ def test_weights(total, split, heads, expected):
 
 
 def test_weights_sentence_has_the_numbers():
-    assert memory.weights_fit(689 * GIB, 2, 1, MI300X, 0.9, attention_heads=128).sentence == (
+    assert gpu_memory.weights_fit(689 * GIB, 2, 1, MI300X, 0.9, attention_heads=128).sentence == (
         "The weights take at least 689.00 GiB, 344.50 GiB on each of 2 GPUs, but 0.9 of 191.98 GiB is 172.79 GiB."
         " Set tensor-parallel-size to 4 or more, use a quantised model, or more nodes."
     )
@@ -209,13 +209,13 @@ def test_weights_sentence_has_the_numbers():
 
 def test_weights_at_the_edge():
     budget = math.ceil(MI300X * 0.9)
-    assert memory.weights_fit(budget, 1, 1, MI300X, 0.9).ok
-    assert not memory.weights_fit(budget + 1, 1, 1, MI300X, 0.9).ok
+    assert gpu_memory.weights_fit(budget, 1, 1, MI300X, 0.9).ok
+    assert not gpu_memory.weights_fit(budget + 1, 1, 1, MI300X, 0.9).ok
 
 
 def test_weights_need_real_sizes():
     with pytest.raises(ValueError, match="1 or more"):
-        memory.weights_fit(1, 0, 1, MI300X, 0.9)
+        gpu_memory.weights_fit(1, 0, 1, MI300X, 0.9)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_weights_need_real_sizes():
     ],
 )
 def test_tensor_parallel_sizes(heads, gpus, shared, sizes):
-    assert memory.tensor_parallel_sizes(heads, gpus, shared) == sizes
+    assert gpu_memory.tensor_parallel_sizes(heads, gpus, shared) == sizes
 
 
 SMOLLM2 = {
@@ -264,7 +264,7 @@ def test_kv_size_as_vllm_logged_it():
     """Recorded: 1 GiB of KV cache for SmolLM2-135M is 46,592 tokens (CPU blocks of 128)."""
     log = (FIXTURES / "ready.log").read_text(errors="replace")
     tokens = int(re.search(r"KV cache size: ([\d,]+) tokens", log)[1].replace(",", ""))
-    assert memory.largest_context(GIB, memory.kv_cost(SMOLLM2), block_size=128) == tokens
+    assert gpu_memory.largest_context(GIB, gpu_memory.kv_cost(SMOLLM2), block_size=128) == tokens
 
 
 @pytest.mark.parametrize(
@@ -285,14 +285,14 @@ def test_kv_size_as_vllm_logged_it():
     ],
 )
 def test_kv_cost(config, options, bytes_per_token):
-    cost = memory.kv_cost(config, **options)
+    cost = gpu_memory.kv_cost(config, **options)
     assert (cost.bytes_per_token, cost.exact) == (bytes_per_token, True)
     assert "layers x" in cost.formula
 
 
 def test_kv_cost_with_windowed_layers_is_a_lower_bound():
     kinds = ["sliding_attention", "full_attention"] * 40
-    cost = memory.kv_cost(LLAMA_70B | {"layer_types": kinds})
+    cost = gpu_memory.kv_cost(LLAMA_70B | {"layer_types": kinds})
     assert (cost.exact, cost.layers, cost.bytes_per_token) == (False, 40, 40 * 2 * 8 * 128 * 2)
 
 
@@ -312,7 +312,7 @@ def test_kv_cost_with_windowed_layers_is_a_lower_bound():
     ],
 )
 def test_layers_that_keep_the_whole_context(more, layers):
-    cost = memory.kv_cost(LLAMA_70B | more)
+    cost = gpu_memory.kv_cost(LLAMA_70B | more)
     assert (cost.layers, cost.exact) == (layers, layers == 80)
 
 
@@ -331,7 +331,7 @@ def test_layers_that_keep_the_whole_context(more, layers):
 )
 def test_layers_that_keep_less_without_saying_which_are_not_counted_as_whole(more, field):
     with pytest.raises(ValueError, match=f"by {field} in config.json some layers keep less"):
-        memory.kv_cost(LLAMA_70B | more)
+        gpu_memory.kv_cost(LLAMA_70B | more)
 
 
 @pytest.mark.parametrize(
@@ -345,20 +345,20 @@ def test_layers_that_keep_less_without_saying_which_are_not_counted_as_whole(mor
 )
 def test_kv_cost_names_what_is_missing(config, options, match):
     with pytest.raises(ValueError, match=match):
-        memory.kv_cost(config, **options)
+        gpu_memory.kv_cost(config, **options)
 
 
 def test_context_that_fits():
-    cost = memory.kv_cost(LLAMA_70B, tensor_parallel=8)
-    room = memory.kv_budget(MI300X, 0.9, weights_per_gpu=18 * GIB, other=5 * GIB)
+    cost = gpu_memory.kv_cost(LLAMA_70B, tensor_parallel=8)
+    room = gpu_memory.kv_budget(MI300X, 0.9, weights_per_gpu=18 * GIB, other=5 * GIB)
     assert room == math.ceil(MI300X * 0.9) - 23 * GIB
-    context = memory.largest_context(room, cost)
+    context = gpu_memory.largest_context(room, cost)
     assert context % 16 == 0
     assert context * cost.bytes_per_token <= room < (context + 16) * cost.bytes_per_token
-    assert memory.largest_context(cost.bytes_per_token * 15, cost) == 0
-    assert memory.kv_budget(MI300X, 0.1, weights_per_gpu=100 * GIB) == 0
+    assert gpu_memory.largest_context(cost.bytes_per_token * 15, cost) == 0
+    assert gpu_memory.kv_budget(MI300X, 0.1, weights_per_gpu=100 * GIB) == 0
 
 
 def test_windowed_model_without_any_whole_layer():
-    cost = memory.kv_cost(LLAMA_70B | {"layer_types": ["sliding_attention"] * 80})
-    assert memory.largest_context(GIB, cost) is None
+    cost = gpu_memory.kv_cost(LLAMA_70B | {"layer_types": ["sliding_attention"] * 80})
+    assert gpu_memory.largest_context(GIB, cost) is None

@@ -7,33 +7,33 @@ import json
 import pytest
 from sysfs import trees
 
-from ansible.module_utils.vllm_fleet import amdsmi, gpu, rocm_probe
-from ansible.module_utils.vllm_fleet.docker_api import DockerUnavailable
+from ansible.module_utils.vllm_fleet.container.api import DockerUnavailable
+from ansible.module_utils.vllm_fleet.host import amdsmi, gpu, rocm
 
 UNIT = "[Service]\nExecStart=/sbin/modprobe amdgpu\n"
 
 
 def test_members_are_those_of_the_group_and_those_whose_first_group_it_is(tmp_path, monkeypatch):
     entry = grp.struct_group(("render", "x", 104, ["ops", "ada"]))
-    monkeypatch.setattr(rocm_probe.grp, "getgrnam", {"render": entry}.__getitem__)
+    monkeypatch.setattr(rocm.grp, "getgrnam", {"render": entry}.__getitem__)
     (tmp_path / "passwd").write_text("bob:x:1003:104::/home/bob:/bin/sh\neve:x:104:1004::/:/bin/sh\nops:x:1:1::/:\n+\n")
-    assert rocm_probe.members("render", tmp_path) == ["ada", "bob", "ops"]
-    assert rocm_probe.members("video", tmp_path) == []
+    assert rocm.members("render", tmp_path) == ["ada", "bob", "ops"]
+    assert rocm.members("video", tmp_path) == []
     (tmp_path / "passwd").unlink()
-    assert rocm_probe.members("render", tmp_path) == ["ada", "ops"]
+    assert rocm.members("render", tmp_path) == ["ada", "ops"]
 
 
 def test_the_unit_that_loads_the_driver_counts_only_when_a_boot_runs_it(tmp_path):
-    unit = tmp_path / "systemd/system" / rocm_probe.LOAD_UNIT
+    unit = tmp_path / "systemd/system" / rocm.LOAD_UNIT
     unit.parent.mkdir(parents=True)
     unit.write_text(UNIT)
-    assert rocm_probe.load_unit(tmp_path) is None
+    assert rocm.load_unit(tmp_path) is None
     wanted = unit.parent / "multi-user.target.wants" / unit.name
     wanted.parent.mkdir()
     wanted.symlink_to(unit)
-    assert rocm_probe.load_unit(tmp_path) == hashlib.sha256(UNIT.encode()).hexdigest()
+    assert rocm.load_unit(tmp_path) == hashlib.sha256(UNIT.encode()).hexdigest()
     unit.unlink()
-    assert rocm_probe.load_unit(tmp_path) is None
+    assert rocm.load_unit(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_what_the_next_boot_sets(tmp_path, files, value, said_by):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     path = str(tmp_path / said_by) if said_by else None
-    assert rocm_probe.persistent_sysctl(tmp_path, "kernel.numa_balancing") == (value, path)
+    assert rocm.persistent_sysctl(tmp_path, "kernel.numa_balancing") == (value, path)
 
 
 class Engine:
@@ -91,14 +91,14 @@ def test_where_docker_keeps_the_names_of_containers(tmp_path, engine, daemon_jso
     if daemon_json is not None:
         (tmp_path / "docker").mkdir()
         (tmp_path / "docker/daemon.json").write_text(daemon_json)
-    assert rocm_probe.docker_root(tmp_path, Engine(engine)) == root
+    assert rocm.docker_root(tmp_path, Engine(engine)) == root
 
 
 def test_the_own_container_is_known_where_dockers_data_lies_elsewhere(tmp_path):
     tree = trees.foreign_holder(tmp_path)
     tree.write(tmp_path / "etc/docker/daemon.json", json.dumps({"data-root": str(tree.docker)}))
-    found = rocm_probe.look(
-        rocm_probe.Roots(
+    found = rocm.look(
+        rocm.Roots(
             str(tree.sys),
             str(tree.proc),
             str(tree.modules),
@@ -129,7 +129,7 @@ def test_which_kernel_the_next_boot_takes(tmp_path, kernels, grub, following):
     for name, text in grub.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert rocm_probe.next_kernel(tmp_path / "boot", tmp_path) == following
+    assert rocm.next_kernel(tmp_path / "boot", tmp_path) == following
 
 
 @pytest.mark.parametrize(
@@ -149,13 +149,13 @@ def test_a_boot_into_a_kernel_without_the_driver_is_foreseen(tmp_path, version, 
         (tmp_path / "7" / module).touch()
     on_disk = str(tmp_path / "6/updates/dkms/amdgpu.ko")
     found = {"version": None, "on_disk": on_disk, "on_disk_version": version}  # waits for its boot
-    assert rocm_probe.lost_at_boot(found, "6", following, tmp_path) is lost
+    assert rocm.lost_at_boot(found, "6", following, tmp_path) is lost
 
 
 @pytest.mark.parametrize(("folder", "lost"), [("kernel/drivers/gpu/drm/amd/amdgpu", True), ("updates/dkms", False)])
 def test_a_driver_that_is_only_in_memory_is_lost_at_boot(tmp_path, folder, lost):
     found = {"version": "6.16.13", "on_disk": str(tmp_path / "6" / folder / "amdgpu.ko"), "on_disk_version": None}
-    assert rocm_probe.lost_at_boot(found, "6", "6", tmp_path) is lost
+    assert rocm.lost_at_boot(found, "6", "6", tmp_path) is lost
 
 
 MODINFO = """\
@@ -183,14 +183,14 @@ def test_a_compressed_module_is_told_by_modinfo(tmp_path, monkeypatch, said, ver
     (tmp_path / "said").write_text(said)
     program.write_text(f"#!/bin/sh\n[ -s {tmp_path}/said ] && cat {tmp_path}/said\n")
     program.chmod(0o755)
-    monkeypatch.setattr(rocm_probe, "_PATH", str(program.parent) + ":/bin:/usr/bin")
+    monkeypatch.setattr(rocm, "_PATH", str(program.parent) + ":/bin:/usr/bin")
     tree = trees.Tree(tmp_path / "node")
     tree.host()
     tree.driver(None, None)
     tree.on_disk().write_bytes(b"\xfd7zXZ compressed")
     inventory = gpu.read(tree.sys, tree.proc, tree.modules)
     notes = list(inventory.notes)
-    found = rocm_probe.driver(inventory.driver, ["inbox"], notes)
+    found = rocm.driver(inventory.driver, ["inbox"], notes)
     assert (found["on_disk_version"], found["reboot_required"]) == (version, required)
     assert any("without modinfo" in note for note in notes) == (not said)
 
@@ -209,12 +209,12 @@ def test_the_kernels_own_error_counts(tmp_path, files, expected):
     folder = tree.device_dir(0) / "ras"
     for name, text in files.items():
         tree.write(folder / name, text)
-    assert rocm_probe.ras_counts(folder) == expected
+    assert rocm.ras_counts(folder) == expected
     gpus = gpu.read(tree.sys, tree.proc, tree.modules).as_dict()["gpus"]
-    rocm_probe.add_health(gpus, None, [])
-    rocm_probe.add_counts(gpus, tree.sys)
+    rocm.add_health(gpus, None, [])
+    rocm.add_counts(gpus, tree.sys)
     assert gpus[0]["ecc"] == (vars(expected) if expected else None)
     assert gpus[1]["ecc"] is None
     if files:
         tree.break_file(folder / "umc_err_count")
-        assert rocm_probe.ras_counts(folder) is None
+        assert rocm.ras_counts(folder) is None

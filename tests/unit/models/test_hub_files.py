@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ASK = """
 import sys
 import ansible.module_utils
 ansible.module_utils.__path__.append(sys.argv[1])
-from ansible.module_utils.vllm_fleet import hub_files
+from ansible.module_utils.vllm_fleet.models import hub_files
 try:
     hub_files.fetch("acme/tiny", "")
 except hub_files.HubError as error:

@@ -8,8 +8,8 @@ import pytest
 from fake_hf_cache import COMMIT, REPO, FakeCache
 from fake_hf_cache import model_files as files_of_a_model
 
-from ansible.module_utils.vllm_fleet import model_files
-from ansible.module_utils.vllm_fleet.sizing import Facts
+from ansible.module_utils.vllm_fleet.models import model_files
+from ansible.module_utils.vllm_fleet.models.sizing import Facts
 
 CONFIG = {"num_attention_heads": 8, "num_hidden_layers": 2, "hidden_size": 64, "torch_dtype": "bfloat16"}
 NODE = {"gpus": [{"name": "AMD Instinct MI300X", "vram_total": 206141652992}] * 8}

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible.module_utils.vllm_fleet import names
+from ansible.module_utils.vllm_fleet.models import model_id
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PRESETS = [yaml.safe_load(file.read_text())["model"] for file in sorted((ROOT / "models").glob("*.yml"))]
 V31, LITE, LLAMA = "deepseek-ai/DeepSeek-V3.1", "deepseek-ai/DeepSeek-V2-Lite-Chat", "meta-llama/Llama-3.3-70B-Instruct"
 
 
 @pytest.mark.parametrize("model", [*PRESETS, "/srv/models/any thing", "/DeepSeek V3.1"])
 def test_what_is_known_and_paths_pass(model):
-    assert names.check(model, PRESETS).ok
+    assert model_id.check(model, PRESETS).ok
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_what_is_known_and_paths_pass(model):
     ],
 )
 def test_other_models_pass(model):
-    verdict = names.check(model, PRESETS)
+    verdict = model_id.check(model, PRESETS)
     assert verdict.ok, verdict.sentence(model)
 
 
@@ -85,7 +85,7 @@ def test_other_models_pass(model):
     ],
 )
 def test_slips_are_refused_with_the_one_that_was_meant(model, meant, why):
-    verdict = names.check(model, PRESETS)
+    verdict = model_id.check(model, PRESETS)
     assert not verdict.ok
     assert verdict.nearest == (meant,)
     assert why in verdict.fault
@@ -97,29 +97,29 @@ def test_slips_are_refused_with_the_one_that_was_meant(model, meant, why):
 
 def test_v2_lite_is_never_offered_for_v3_1():
     for model in ("DeepSeek V3.1", "DeepSeek-V3.1", "deepseek-ai/deepseek-V3.1", "deepseek ai/DeepSeek-V3.1-Lite Chat"):
-        assert LITE not in names.check(model, PRESETS).nearest
+        assert LITE not in model_id.check(model, PRESETS).nearest
 
 
 def test_the_user_has_the_last_word_except_on_what_is_no_id():
-    assert names.check("deepseek-ai/deepseek-v3.1", PRESETS, exact=True).ok
-    assert "vllm_server_model_exact: true" in names.check("gpt2", PRESETS).sentence("gpt2")
-    malformed = names.check("DeepSeek V3.1", PRESETS, exact=True)
+    assert model_id.check("deepseek-ai/deepseek-v3.1", PRESETS, exact=True).ok
+    assert "vllm_server_model_exact: true" in model_id.check("gpt2", PRESETS).sentence("gpt2")
+    malformed = model_id.check("DeepSeek V3.1", PRESETS, exact=True)
     assert not malformed.ok
     assert "vllm_server_model_exact" not in malformed.sentence("DeepSeek V3.1")
 
 
 def test_what_a_cache_holds_is_known_too():
     known = [*PRESETS, "acme/Assistant-7B", "acme/deepseek-v3.1"]
-    assert names.check("acme/assistant-7b", known).nearest == ("acme/Assistant-7B",)
-    assert names.check("acme/deepseek-v3.1", known).ok
-    assert set(names.check("DeepSeek-V3.1", known).nearest) == {V31, "acme/deepseek-v3.1"}
+    assert model_id.check("acme/assistant-7b", known).nearest == ("acme/Assistant-7B",)
+    assert model_id.check("acme/deepseek-v3.1", known).ok
+    assert set(model_id.check("DeepSeek-V3.1", known).nearest) == {V31, "acme/deepseek-v3.1"}
 
 
 def test_nothing_near_shows_what_an_id_looks_like():
     for model in ("", "a model", "x--y"):
-        assert "such as deepseek-ai/DeepSeek-V3.1" in names.check(model, PRESETS).sentence(model)
-        assert "nearest" not in names.check(model, PRESETS).sentence(model)
-    assert names.check("DeepSeek V3.1", []).sentence("x").endswith("such as deepseek-ai/DeepSeek-V3.1.")
+        assert "such as deepseek-ai/DeepSeek-V3.1" in model_id.check(model, PRESETS).sentence(model)
+        assert "nearest" not in model_id.check(model, PRESETS).sentence(model)
+    assert model_id.check("DeepSeek V3.1", []).sentence("x").endswith("such as deepseek-ai/DeepSeek-V3.1.")
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_nothing_near_shows_what_an_id_looks_like():
     ],
 )
 def test_edits(one, other, letters):
-    assert names.edits(one, other) == names.edits(other, one) == letters
+    assert model_id.edits(one, other) == model_id.edits(other, one) == letters

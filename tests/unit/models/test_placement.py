@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import command, placement
+from ansible.module_utils.vllm_fleet.models import placement
+from ansible.module_utils.vllm_fleet.vllm import cli
 
 RENDERS = [f"renderD{number}" for number in range(128, 192, 8)]
 DP16 = {"data-parallel-size": 16}
@@ -32,14 +33,14 @@ DP16 = {"data-parallel-size": 16}
     ],
 )
 def test_gpus_of_a_node_and_of_a_copy_of_the_weights(args, local, weights):
-    found = placement.ranks(command.normalise_args(args))
+    found = placement.ranks(cli.normalise_args(args))
     assert (found.local, found.weights) == (local, weights)
 
 
 @pytest.mark.parametrize(("args", "name"), [({"-tp": 0}, "tensor"), ({"-dpl": "x"}, "local"), ({"-dp": -1}, "data")])
 def test_a_size_that_is_none_is_named(args, name):
     with pytest.raises(ValueError, match=rf"{name}.* expected a whole number"):
-        placement.ranks(command.normalise_args(args))
+        placement.ranks(cli.normalise_args(args))
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from ansible import context
 from ansible.errors import AnsibleFilterError
 from ansible.utils.vars import load_extra_vars
 
-from ansible.module_utils.vllm_fleet import presets, schema, snapshot
+from ansible.module_utils.vllm_fleet.models import json_schema, presets
+from ansible.module_utils.vllm_fleet.weights import layout
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "filter_plugins"))
 from vllm_models import (  # noqa: E402
     vllm_given,
@@ -61,7 +62,7 @@ def test_every_preset_is_right_and_asks_only_what_its_model_answers(file):
     preset = yaml.safe_load(file.read_text())
     jsonschema.Draft202012Validator(RULES).validate(preset)
     assert presets.faults(preset, RULES) == []
-    snapshot.check_repo_id(preset["model"])
+    layout.check_repo_id(preset["model"])
     assert file.stem == preset["model"].partition("/")[2].lower()
     assert preset["verify"], "a preset without requests verifies nothing of its own"
     assert preset["verify"][0]["api"] == preset["api"], "the first is what an unchanged server is asked"
@@ -144,7 +145,7 @@ def test_the_schema_itself_is_one_and_an_unknown_keyword_is_not_passed_over():
     jsonschema.Draft202012Validator.check_schema(RULES)
     assert presets.faults(GOOD, RULES) == []
     with pytest.raises(ValueError, match="oneOf"):
-        schema.faults({}, {"oneOf": []})
+        json_schema.faults({}, {"oneOf": []})
 
 
 @pytest.mark.parametrize(

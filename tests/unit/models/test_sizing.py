@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import planning, sizing, sizing_table
-from ansible.module_utils.vllm_fleet.sizing import Facts, Machine
+from ansible.module_utils.vllm_fleet.models import sizing, sizing_table, what_fits
+from ansible.module_utils.vllm_fleet.models.sizing import Facts, Machine
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 MI300X = sizing.named("MI300X", 8)
 # config.json of the models, cut to what is used.
 SMOLLM2 = {
@@ -367,15 +367,15 @@ def test_equal_nodes_share_a_line_and_the_arithmetic_comes_on_request():
 
 
 def test_a_plan_shows_every_size_where_none_is_fixed_and_names_the_least():
-    plan = planning.Plan()
-    plan.add("-", DEEPSEEK, MI300X, planning.Asked({}, {}))
+    plan = what_fits.Plan()
+    plan.add("-", DEEPSEEK, MI300X, what_fits.Asked({}, {}))
     assert [row["tensor"] for _, row in plan.rows] == [1, 2, 4, 8]
     assert plan.refusals == []
     assert plan.notes == [
         "deepseek-ai/DeepSeek-V3.1 on 8 x MI300X: nothing fixes tensor-parallel-size; 4 is the least that fits."
     ]
-    small = planning.Plan()
-    small.add("n1", DEEPSEEK, sizing.named("MI300X", 2), planning.Asked({}, {}))
+    small = what_fits.Plan()
+    small.add("n1", DEEPSEEK, sizing.named("MI300X", 2), what_fits.Asked({}, {}))
     assert len(small.refusals) == 1
     assert small.refusals[0].startswith("n1: deepseek-ai/DeepSeek-V3.1 on 2 x MI300X: size of the model")
 
@@ -383,15 +383,15 @@ def test_a_plan_shows_every_size_where_none_is_fixed_and_names_the_least():
 def test_machines_of_a_plan():
     node = {"plan_node": {"gpus": [{"name": "AMD Instinct MI325X", "vram_total": 9}]}}
     cpu = {"vllm_server_accelerator": "cpu"}
-    assert [one[2].kind for one in planning.machines({"n1": node, "n2": {}, "n3": cpu}, [], 8)] == ["MI325X", "CPU"]
-    assert [one[2].kind for one in planning.machines({"n3": cpu}, [], 8)] == ["CPU", "MI300X", "MI325X", "MI355X"]
-    assert planning.machines({}, ["MI210=64", "cpu"], 4) == [
+    assert [one[2].kind for one in what_fits.machines({"n1": node, "n2": {}, "n3": cpu}, [], 8)] == ["MI325X", "CPU"]
+    assert [one[2].kind for one in what_fits.machines({"n3": cpu}, [], 8)] == ["CPU", "MI300X", "MI325X", "MI355X"]
+    assert what_fits.machines({}, ["MI210=64", "cpu"], 4) == [
         ("-", "rocm", Machine("MI210", 4, 64 << 30)),
         ("-", "cpu", Machine("CPU")),
     ]
     for wrong in ("H100", "MI210=lots"):
         with pytest.raises(ValueError, match=wrong.partition("=")[0]):
-            planning.machines({}, [wrong], 8)
+            what_fits.machines({}, [wrong], 8)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import burnin
+from ansible.module_utils.vllm_fleet.preflight import burnin
 
 MI300X = "AMD Instinct MI300X"
 

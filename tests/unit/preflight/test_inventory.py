@@ -2,8 +2,8 @@
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import inventory_checks
-from ansible.module_utils.vllm_fleet.inventory_checks import Unset
+from ansible.module_utils.vllm_fleet.preflight import inventory
+from ansible.module_utils.vllm_fleet.preflight.inventory import Unset
 
 GOOD = {
     "vllm_server_model": "deepseek-ai/DeepSeek-V3.1",
@@ -13,7 +13,7 @@ GOOD = {
 
 
 def judged(**values):
-    return {one.what: one for one in inventory_checks.judge({**GOOD, **values})}
+    return {one.what: one for one in inventory.judge({**GOOD, **values})}
 
 
 def test_a_good_inventory_is_good():
@@ -108,7 +108,7 @@ def test_a_secret_that_cannot_be_had_is_told_once():
     ],
 )
 def test_a_server_without_a_key_is_not_published_by_a_gateway(values, gateways, refused):
-    found = inventory_checks.published(values, gateways)
+    found = inventory.published(values, gateways)
     assert bool(found) == refused
     if found:
         assert found.got == f"none, and gw2 would publish the server on {gateways['gw2']}"
@@ -136,17 +136,17 @@ def test_a_server_without_a_key_is_not_published_by_a_gateway(values, gateways, 
     ],
 )
 def test_waves_that_do_not_add_up(waves, level, words):
-    found = inventory_checks.waves(waves)
+    found = inventory.waves(waves)
     assert (found.level, words in found.got) == (level, True), found
     assert bool(found.remedy) == (level != "ok")
 
 
 def test_hosts_of_a_replica_serve_one_model():
     one, other = {"vllm_server_model": "a/b", "vllm_server_revision": "1"}, {"vllm_server_model": "a/c"}
-    assert inventory_checks.replica("r", {"n1": one, "n2": dict(one)}).level == "ok"
-    wrong = inventory_checks.replica("r", {"n1": one, "n2": one, "n3": other})
+    assert inventory.replica("r", {"n1": one, "n2": dict(one)}).level == "ok"
+    wrong = inventory.replica("r", {"n1": one, "n2": one, "n3": other})
     assert (wrong.level, wrong.got) == ("refused", "n1, n2: a/b; n3: a/c")
-    commit = inventory_checks.replica("r", {"n1": one, "n2": {**one, "vllm_server_revision": "2"}})
+    commit = inventory.replica("r", {"n1": one, "n2": {**one, "vllm_server_revision": "2"}})
     assert (commit.level, "vllm_server_revision" in commit.remedy) == ("refused", True)
 
 
@@ -174,6 +174,6 @@ def place(machine="m1", name="vllm", port=8000, bind="127.0.0.1", replica=""):
     ],
 )
 def test_hosts_that_are_one_machine(places, refused, words):
-    found = inventory_checks.machines(dict(zip("abc", places, strict=False)))
+    found = inventory.machines(dict(zip("abc", places, strict=False)))
     assert set(found) == set(refused)
     assert all(one.level == "refused" and words in one.got for one in found.values())

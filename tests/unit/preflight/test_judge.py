@@ -5,8 +5,12 @@ import copy
 import pytest
 from sysfs import trees
 
-from ansible.module_utils.vllm_fleet import findings, gpu
-from ansible.module_utils.vllm_fleet.findings import Expected, Finding, Folder, Host, Image, Room
+from ansible.module_utils.vllm_fleet.common import finding
+from ansible.module_utils.vllm_fleet.common.finding import Finding
+from ansible.module_utils.vllm_fleet.host import gpu
+from ansible.module_utils.vllm_fleet.host.facts import Folder, Host, Image, Room
+from ansible.module_utils.vllm_fleet.preflight import judge
+from ansible.module_utils.vllm_fleet.preflight.judge import Expected
 
 GB = 10**9
 
@@ -30,7 +34,7 @@ def node(tmp_path, scenario="mi300x", **changes):
 
 def judged(facts, host=None, **expected):
     host = host or Host(clock_synchronised=True)
-    return {one.what: one for one in findings.judge(facts, host, Expected(**expected))}
+    return {one.what: one for one in judge.judge(facts, host, Expected(**expected))}
 
 
 def not_ok(found):
@@ -222,7 +226,7 @@ def test_the_host(host, expected, what, level, words):
 
 
 def test_a_cpu_node_has_no_findings_unless_asked():
-    assert findings.judge(None, Host(), Expected(clock=False)) == []
+    assert judge.judge(None, Host(), Expected(clock=False)) == []
 
 
 def test_a_node_of_which_nothing_is_known_is_no_crash_and_not_ok():
@@ -240,7 +244,7 @@ def test_worst_and_accept():
         Finding("refused", "b", "1", "2", "mend it"),
         Finding("unknown", "c", "", ""),
     ]
-    assert findings.worst(found) == "refused"
-    assert findings.worst(findings.accept(found, ["b", "c"])) == "warning"
-    assert findings.worst([]) == "ok"
+    assert finding.worst(found) == "refused"
+    assert finding.worst(finding.accept(found, ["b", "c"])) == "warning"
+    assert finding.worst([]) == "ok"
     assert found[1].sentence == "b: expected 1, found 2; mend it"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible.module_utils.vllm_fleet import role_specs
+from ansible.module_utils.vllm_fleet.preflight import role_specs
 
-ROLES = Path(__file__).resolve().parents[2] / "roles"
+ROLES = Path(__file__).resolve().parents[3] / "roles"
 OPTIONS = {
     "r_port": {"type": "int", "default": 1, "description": "x"},
     "r_mode": {"type": "str", "choices": ["a", "b"], "required": True},

@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.rendezvous import Lost, Rendezvous
-from ansible.module_utils.vllm_fleet.replica_run import ReplicaRun, blocked, differing, incomplete
+from ansible.module_utils.vllm_fleet.replica.controller import ReplicaRun, blocked, differing, incomplete
+from ansible.module_utils.vllm_fleet.replica.rendezvous import Lost, Rendezvous
 
 HOSTS = ["n1", "n2"]
 REPLICA = {
@@ -179,7 +179,7 @@ def test_the_head_listens_where_the_ranks_meet_and_each_partner_is_named_by_its_
 
 
 def test_what_a_slice_has_to_tell_is_shown_while_it_goes_on_and_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("ansible.module_utils.vllm_fleet.replica_run.LOOK", 0.01)
+    monkeypatch.setattr("ansible.module_utils.vllm_fleet.replica.controller.LOOK", 0.01)
     news = [{"stage": stage} for stage in ("starting", "loading weights", "warming up")]
     early = []
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-GUARD = Path(__file__).resolve().parents[2] / "module_utils/vllm_fleet/replica_guard.py"
+GUARD = Path(__file__).resolve().parents[3] / "module_utils/vllm_fleet/replica/guard.py"
 SLEEP = [sys.executable, "-c", "import time; print('serving', flush=True); time.sleep(60)"]
 
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import network
-from ansible.module_utils.vllm_fleet.preconditions import Refused
+from ansible.module_utils.vllm_fleet.common.refused import Refused
+from ansible.module_utils.vllm_fleet.replica import network
 
 SEEN = json.dumps(
     [

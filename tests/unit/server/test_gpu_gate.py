@@ -9,9 +9,9 @@ import pytest
 from fake_hf_cache import FakeCache, model_files
 from sysfs import trees
 
-from ansible.module_utils.vllm_fleet import gpu_gate
-from ansible.module_utils.vllm_fleet import model_files as figures
-from ansible.module_utils.vllm_fleet.preconditions import Refused
+from ansible.module_utils.vllm_fleet.common.refused import Refused
+from ansible.module_utils.vllm_fleet.models import model_files as figures
+from ansible.module_utils.vllm_fleet.server import gpu_gate
 
 GIB = 1 << 30
 UPPER = "4,5,6,7"

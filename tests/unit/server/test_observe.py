@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import plan, spec, survey
-from ansible.module_utils.vllm_fleet.state import NodeState
+from ansible.module_utils.vllm_fleet.container import plan, spec
+from ansible.module_utils.vllm_fleet.server import endpoint, observe
+from ansible.module_utils.vllm_fleet.server.state import NodeState
 
 OPTIONS = {"model": "org/m", "bind": "127.0.0.1", "port": 8000, "args": {}, "env": {}}
 IMAGE = spec.Image("vllm:1", "sha256:" + "1" * 64, entrypoint=("vllm", "serve"))
@@ -32,14 +33,14 @@ def container(entrypoint, cmd, *, env=(), ports=PUBLISHED, **host):
     ],
 )
 def test_what_a_container_serves_is_only_said_where_its_command_is_read(entrypoint, cmd, names, root):
-    where = survey.endpoint_of(container(entrypoint, cmd))
+    where = endpoint.endpoint_of(container(entrypoint, cmd))
     assert (where.host, where.port, where.names, where.root) == ("127.0.0.1", 8000, names, root)
 
 
 def test_a_script_may_listen_on_the_port_that_is_published():
     ports = {"9000/tcp": [{"HostIp": "", "HostPort": "8001"}]}
-    assert survey.endpoint_of(container(["bash", "-c"], ["vllm serve m --port 9000"], ports=ports)).port == 8001
-    assert survey.endpoint_of(container(["vllm", "serve"], ["m"], ports=ports)) is None
+    assert endpoint.endpoint_of(container(["bash", "-c"], ["vllm serve m --port 9000"], ports=ports)).port == 8001
+    assert endpoint.endpoint_of(container(["vllm", "serve"], ["m"], ports=ports)) is None
 
 
 @pytest.mark.parametrize(
@@ -47,14 +48,16 @@ def test_a_script_may_listen_on_the_port_that_is_published():
     [("vllm serve m --port 9000", 9000), ("vllm serve m --port $PORT", 8000), ("ls; vllm serve 'm", 8000), ("m", 8000)],
 )
 def test_on_the_hosts_network_a_script_tells_its_port(script, port):
-    where = survey.endpoint_of(container(["bash", "-c"], [script], ports=None, NetworkMode="host"))
+    where = endpoint.endpoint_of(container(["bash", "-c"], [script], ports=None, NetworkMode="host"))
     assert (where.host, where.port, where.names) == ("127.0.0.1", port, ())
 
 
 def test_how_a_foreign_server_is_to_be_asked():
-    where = survey.endpoint_of(container(["vllm", "serve"], ["m", "--ssl-certfile", "/c.pem", "--api-key", "k1", "k2"]))
+    where = endpoint.endpoint_of(
+        container(["vllm", "serve"], ["m", "--ssl-certfile", "/c.pem", "--api-key", "k1", "k2"])
+    )
     assert (where.tls, where.api_key) == (True, "k1")
-    assert survey.endpoint_of(container(["/serve.sh"], None, env=["VLLM_API_KEY=k"])).api_key == "k"
+    assert endpoint.endpoint_of(container(["/serve.sh"], None, env=["VLLM_API_KEY=k"])).api_key == "k"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +70,7 @@ def test_how_a_foreign_server_is_to_be_asked():
     ],
 )
 def test_the_key_that_the_server_will_have_is_used(more, key):
-    assert survey.endpoint({**OPTIONS, **more}).api_key == key
+    assert endpoint.endpoint({**OPTIONS, **more}).api_key == key
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,7 @@ def test_an_image_is_asked_again_only_where_it_was_too_slow(tmp_path, answer, no
             return answer
 
     for _ in range(2):
-        known = survey._known_flags(OPTIONS, IMAGE, Docker(), node, notes)
+        known = observe._known_flags(OPTIONS, IMAGE, Docker(), node, notes)
     assert bool(known) is (answer == HELP) is not bool(notes)
     assert (node.flags(IMAGE.id) is not None) is noted
     assert len(asked) == (2 if asked_again else 1)
@@ -110,7 +113,7 @@ def test_whatever_is_done_is_a_difference(state, current, previous, names):
         return status and {"Id": status, "State": {"Status": status, "Running": status == "running"}}
 
     ranks = (plan.Rank.UNKNOWN, plan.Rank.READY)
-    seen = survey._without_spec("vllm", state, made(current), made(previous), ranks, restoring=None)
+    seen = observe._without_spec("vllm", state, made(current), made(previous), ranks, restoring=None)
     assert [d.name for d in seen.differences] == names
     assert bool(seen.differences) is bool(seen.plan.actions)
 
@@ -120,7 +123,7 @@ def test_what_an_existing_container_takes_of_the_gpus():
     words = ["org/m", "--gpu-memory-utilization", "0.5", "-tp", "2", "--revision", "abc"]
     old = container(["vllm", "serve"], words, env=["HIP_VISIBLE_DEVICES=1,2"], Devices=[{"PathOnHost": "/dev/kfd"}])
     options = {**OPTIONS, "args": {"tensor-parallel-size": 8}, "gpu_memory_policy": "strict"}
-    asked, command = survey.demand_of(old, options)
+    asked, command = endpoint.demand_of(old, options)
     assert (asked["args"]["tensor-parallel-size"], asked["env"], asked["devices"]) == (
         "2",
         {"HIP_VISIBLE_DEVICES": "1,2"},
@@ -129,9 +132,9 @@ def test_what_an_existing_container_takes_of_the_gpus():
     assert spec.utilization_of(command) == "0.5"
     assert asked["gpu_memory_policy"] == "strict"
     # One without devices takes none of it.
-    assert survey.demand_of(container(["vllm", "serve"], words), options)[0]["gpu_memory_policy"] == "off"
+    assert endpoint.demand_of(container(["vllm", "serve"], words), options)[0]["gpu_memory_policy"] == "off"
 
 
 def test_groups_that_the_options_name_are_looked_up_on_the_node():
-    found = survey.node_facts({"accelerator": "cpu", "groups": ["root", "daemon", "0", "no-such-group"]})
+    found = observe.node_facts({"accelerator": "cpu", "groups": ["root", "daemon", "0", "no-such-group"]})
     assert found.groups == {"root": 0, "daemon": 1}

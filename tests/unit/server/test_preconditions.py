@@ -8,9 +8,9 @@ import socket
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import preconditions
-from ansible.module_utils.vllm_fleet.preconditions import Refused
-from ansible.module_utils.vllm_fleet.spec import Volume
+from ansible.module_utils.vllm_fleet.common.refused import Refused
+from ansible.module_utils.vllm_fleet.container.spec import Volume
+from ansible.module_utils.vllm_fleet.server import preconditions
 
 
 def listening():

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import release
-from ansible.module_utils.vllm_fleet.releases import Releases, commit_of, images
-from ansible.module_utils.vllm_fleet.state import NodeState
+from ansible.module_utils.vllm_fleet.server import release
+from ansible.module_utils.vllm_fleet.server.release_store import Releases, commit_of, images
+from ansible.module_utils.vllm_fleet.server.state import NodeState
 
 CANARY = "canary-9d1e"
 SPEC = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.plan import Rank
-from ansible.module_utils.vllm_fleet.state import KEPT_LOGS, LockTaken, NodeState
+from ansible.module_utils.vllm_fleet.container.plan import Rank
+from ansible.module_utils.vllm_fleet.server.state import KEPT_LOGS, LockTaken, NodeState
 
 
 def test_looking_creates_nothing(tmp_path):
@@ -94,9 +94,9 @@ def test_two_runs_on_one_container_take_turns(tmp_path):
 def test_a_killed_run_leaves_no_lock(tmp_path):
     program = textwrap.dedent(f"""
         import os, signal, sys
-        sys.path.insert(0, {str(Path(__file__).resolve().parent.parent)!r})
+        sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})
         import conftest
-        from ansible.module_utils.vllm_fleet.state import NodeState
+        from ansible.module_utils.vllm_fleet.server.state import NodeState
         with NodeState({str(tmp_path)!r}, "vllm").lock(1):
             os.kill(os.getpid(), signal.SIGKILL)
     """)

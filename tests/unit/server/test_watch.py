@@ -10,12 +10,13 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import probe, watch
-from ansible.module_utils.vllm_fleet.engine import EngineError
+from ansible.module_utils.vllm_fleet.container.engine import EngineError
+from ansible.module_utils.vllm_fleet.server import watch
+from ansible.module_utils.vllm_fleet.vllm import readiness
 
 START = datetime(2026, 11, 22, 10, 0, 0, tzinfo=timezone.utc)
 STARTED_AT = "2026-11-22T10:00:00.500000000Z"
-WHERE = probe.Endpoint("127.0.0.1", 1, ("m",))
+WHERE = readiness.Endpoint("127.0.0.1", 1, ("m",))
 LOADING = "(EngineCore pid=1) INFO 11-22 10:00:05 [gpu_model_runner.py:1] Starting to load model org/m..."
 SHARDS = "Loading safetensors checkpoint shards:  25% Completed | 41/163 [00:10<00:30, 4.0it/s]"
 
@@ -70,7 +71,7 @@ def run(
     run_age=math.inf,
 ):
     """Watch; `answers` are given to the HTTP probe one after the other, the last one for ever."""
-    left = list(answers) or [probe.Answer(detail="ConnectionRefusedError")]
+    left = list(answers) or [readiness.Answer(detail="ConnectionRefusedError")]
     lock = threading.Lock()
 
     def ask(_):
@@ -95,8 +96,8 @@ def run(
     return one.run()
 
 
-NOT_YET = probe.Answer(detail="refused")
-READY = probe.Answer(ready=True)
+NOT_YET = readiness.Answer(detail="refused")
+READY = readiness.Answer(ready=True)
 
 
 def test_ready_is_what_http_says():
@@ -106,7 +107,7 @@ def test_ready_is_what_http_says():
 
 
 def test_a_server_that_serves_something_else_is_not_ready():
-    out = run(Docker(), [probe.Answer(wrong=True, detail="expected m, got other")])
+    out = run(Docker(), [readiness.Answer(wrong=True, detail="expected m, got other")])
     assert (out.verdict, out.detail) == ("wrong_model_served", "expected m, got other")
 
 
@@ -267,7 +268,7 @@ def test_the_probes_own_echo_in_the_log_is_no_sign_of_life(page):
 
 
 def test_patience_has_an_end():
-    out = run(Docker(), [probe.Answer(detail="/health answers 503")], limits=watch.Limits(0.3, 1e8))
+    out = run(Docker(), [readiness.Answer(detail="/health answers 503")], limits=watch.Limits(0.3, 1e8))
     # The recorded start is long ago, so the limit is over with the first answer; it counts from the start, not the call.
     assert (out.verdict, out.detail) == ("ready_timeout", "/health answers 503")
 
@@ -301,7 +302,7 @@ def test_a_token_of_another_container_says_nothing_of_this_one():
 
 
 def test_a_key_that_the_server_does_not_take_is_a_verdict():
-    out = run(Docker(), [NOT_YET, probe.Answer(locked=True, detail="/health answers 200 but /v1/models 401")])
+    out = run(Docker(), [NOT_YET, readiness.Answer(locked=True, detail="/health answers 200 but /v1/models 401")])
     assert (out.verdict, out.detail) == ("locked", "/health answers 200 but /v1/models 401")
 
 
@@ -393,7 +394,7 @@ def test_a_process_is_as_old_as_the_kernel_says():
     ],
 )
 def test_the_served_model_must_be_the_one_asked_for(body, names, root, ready, wrong):
-    answer = probe.judge_models(body, names, root)
+    answer = readiness.judge_models(body, names, root)
     assert (answer.ready, answer.wrong) == (ready, wrong)
 
 
@@ -402,12 +403,12 @@ def test_the_served_model_must_be_the_one_asked_for(body, names, root, ready, wr
     [(("m",), 401, False, True), (("m",), 403, False, True), (("m",), 404, False, False), ((), 401, True, True)],
 )
 def test_a_server_that_wants_another_key(monkeypatch, names, status, ready, locked):
-    monkeypatch.setattr(probe, "_get", lambda where, path, _: (200, b"") if path == "/health" else (status, b""))
-    answer = probe.ask(probe.Endpoint("127.0.0.1", 1, names))
+    monkeypatch.setattr(readiness, "_get", lambda where, path, _: (200, b"") if path == "/health" else (status, b""))
+    answer = readiness.ask(readiness.Endpoint("127.0.0.1", 1, names))
     assert (answer.ready, answer.wrong, answer.locked) == (ready, False, locked)
 
 
 @pytest.mark.parametrize("tls", [True, False])
 def test_a_server_that_speaks_https_is_asked_so(tls):
-    connection = probe._connection(probe.Endpoint("127.0.0.1", 1, (), tls=tls), 1.0)
+    connection = readiness._connection(readiness.Endpoint("127.0.0.1", 1, (), tls=tls), 1.0)
     assert isinstance(connection, http.client.HTTPSConnection) is tls

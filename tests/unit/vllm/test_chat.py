@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.chat_request import (
+from ansible.module_utils.vllm_fleet.vllm.chat_request import (
     Answer,
     ChatError,
     ChatRequest,
@@ -14,7 +14,7 @@ from ansible.module_utils.vllm_fleet.chat_request import (
     error_text,
     shorten,
 )
-from ansible.module_utils.vllm_fleet.chat_wire import SSEParser
+from ansible.module_utils.vllm_fleet.vllm.chat_wire import SSEParser
 
 # --- server-sent events ---
 

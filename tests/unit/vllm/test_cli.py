@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import command
+from ansible.module_utils.vllm_fleet.vllm import cli
 
 SERVE = ["vllm", "serve"]
 OLD = ["python3", "-m", "vllm.entrypoints.openai.api_server"]
@@ -38,11 +38,11 @@ OLD = ["python3", "-m", "vllm.entrypoints.openai.api_server"]
     ],
 )
 def test_arguments_are_written_as_vllm_reads_them(args, words):
-    assert command.build("org/m", args, entrypoint=SERVE, extra={}) == ["org/m", *words]
+    assert cli.build("org/m", args, entrypoint=SERVE, extra={}) == ["org/m", *words]
 
 
 def test_the_old_entry_module_gets_the_model_as_a_flag():
-    assert command.build("org/m", {}, entrypoint=OLD, extra={"revision": "abc"}) == [
+    assert cli.build("org/m", {}, entrypoint=OLD, extra={"revision": "abc"}) == [
         "--model",
         "org/m",
         "--revision",
@@ -62,8 +62,8 @@ def test_the_old_entry_module_gets_the_model_as_a_flag():
     ],
 )
 def test_refusals_name_the_flag_and_the_way_out(args, says):
-    with pytest.raises(command.CommandError, match=says):
-        command.build("org/m", args, entrypoint=SERVE, extra={})
+    with pytest.raises(cli.CommandError, match=says):
+        cli.build("org/m", args, entrypoint=SERVE, extra={})
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def test_refusals_name_the_flag_and_the_way_out(args, says):
 def test_any_command_line_is_read(words, model, flags, rest):
     if "c" in flags:
         flags = {"-c": True}
-    parsed = command.parse(words)
+    parsed = cli.parse(words)
     assert (parsed.model, parsed.flags, parsed.rest) == (model, flags, rest)
 
 
 def test_what_is_written_is_read_back():
     args = {"max-model-len": 512, "enforce-eager": True, "seed": -3, "served-model-name": ["x", "y"], "a-b": False}
-    parsed = command.parse(command.build("org/m", args, entrypoint=SERVE, extra={"revision": "r"}))
+    parsed = cli.parse(cli.build("org/m", args, entrypoint=SERVE, extra={"revision": "r"}))
     assert parsed.model == "org/m"
     assert parsed.flags == {
         "a-b": False,
@@ -109,7 +109,7 @@ def test_what_is_written_is_read_back():
     ],
 )
 def test_the_entrypoint_follows_the_image_unless_the_user_says(image, wanted, result):
-    assert command.entrypoint_for(image, wanted) == result
+    assert cli.entrypoint_for(image, wanted) == result
 
 
 HELP = """usage: vllm serve [model_tag] [options]
@@ -121,10 +121,10 @@ HELP = """usage: vllm serve [model_tag] [options]
 
 
 def test_flags_are_read_from_help_and_unknown_ones_named():
-    known = command.flags_in_help(HELP)
+    known = cli.flags_in_help(HELP)
     assert {"max-model-len", "enable-prefix-caching", "served-model-name", "compilation-config"} <= known
     args = {"max_model_len": 1, "gpu-mem-utilisation": 0.5, "compilation-config.mode": "none", "gone": None}
-    assert command.unknown_flags(args, known) == ["gpu-mem-utilisation"]
+    assert cli.unknown_flags(args, known) == ["gpu-mem-utilisation"]
 
 
 @pytest.mark.parametrize(
@@ -139,5 +139,5 @@ def test_flags_are_read_from_help_and_unknown_ones_named():
     ],
 )
 def test_a_switch_is_only_said_no_to_where_it_has_a_no(args, unknown):
-    known = command.flags_in_help(HELP + "  --headless\n")
-    assert command.unknown_flags(args, known) == unknown
+    known = cli.flags_in_help(HELP + "  --headless\n")
+    assert cli.unknown_flags(args, known) == unknown

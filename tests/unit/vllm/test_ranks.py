@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import command, replica
+from ansible.module_utils.vllm_fleet.vllm import cli, ranks
 
 NODES = {
     "a1": {"vllm_server_replica": "a", "ansible_host": "10.0.0.11"},
@@ -14,7 +14,7 @@ NODES = {
 
 
 def of(host, variables=NODES, **named):
-    return replica.describe(host, list(variables), variables, **named)
+    return ranks.describe(host, list(variables), variables, **named)
 
 
 def test_hosts_of_one_name_are_one_server_and_the_first_is_its_head():
@@ -28,13 +28,13 @@ def test_hosts_of_one_name_are_one_server_and_the_first_is_its_head():
 
 def test_every_rank_gets_its_place_on_the_command_line():
     wanted = {"tensor_parallel_size": 16, "distributed-executor-backend": "mp"}
-    head, worker = (replica.args(wanted, of(h)) for h in ("a1", "a2"))
-    assert command.build("m", head, entrypoint=[], extra={}) == [
+    head, worker = (ranks.args(wanted, of(h)) for h in ("a1", "a2"))
+    assert cli.build("m", head, entrypoint=[], extra={}) == [
         *("m", "--distributed-executor-backend", "mp", "--master-addr", "10.0.0.11", "--master-port", "29500"),
         *("--nnodes", "2", "--node-rank", "0", "--tensor-parallel-size", "16"),
     ]
     assert worker == {**head, "node-rank": 1, "headless": True}
-    assert replica.args(wanted, of("b1")) == wanted
+    assert ranks.args(wanted, of("b1")) == wanted
 
 
 @pytest.mark.parametrize(
@@ -49,15 +49,15 @@ def test_every_rank_gets_its_place_on_the_command_line():
     ],
 )
 def test_what_cannot_be_spread_is_refused(args, says):
-    with pytest.raises(replica.ReplicaError, match=says):
-        replica.args(args, of("a1"))
+    with pytest.raises(ranks.ReplicaError, match=says):
+        ranks.args(args, of("a1"))
 
 
 @pytest.mark.parametrize(
     "args", [{"-tp": 8, "-pp": 2}, {"tensor-parallel-size": 2}, {"tensor-parallel-size": 1, "data-parallel-size": 2}]
 )
 def test_what_divides_is_taken(args):
-    assert replica.args(args, of("a1"))["nnodes"] == 2
+    assert ranks.args(args, of("a1"))["nnodes"] == 2
 
 
 @pytest.mark.parametrize(
@@ -72,76 +72,74 @@ def test_what_divides_is_taken(args):
     ],
 )
 def test_an_inventory_that_describes_no_replica_is_refused(change, named, says):
-    with pytest.raises(replica.ReplicaError, match=says):
+    with pytest.raises(ranks.ReplicaError, match=says):
         of("a1", NODES | change, **named)
 
 
 def test_environment_devices_and_rights_follow_from_the_node():
     rdma = {"vllm_server_interface": "ens1", "vllm_server_rdma_devices": ["mlx5_0", "mlx5_1"]}
     found = of("a1", NODES | {"a1": NODES["a1"] | rdma | {"vllm_server_rdma_gid_index": 3}})
-    assert replica.environment(found) == {
+    assert ranks.environment(found) == {
         "VLLM_HOST_IP": "10.0.0.11",
         "NCCL_SOCKET_IFNAME": "=ens1",
         "GLOO_SOCKET_IFNAME": "ens1",
         "NCCL_IB_HCA": "=mlx5_0,mlx5_1",
         "NCCL_IB_GID_INDEX": "3",
     }
-    assert replica.devices(found, None, ("/dev/dri", "/dev/kfd")) == ["/dev/dri", "/dev/infiniband", "/dev/kfd"]
-    assert replica.capabilities(found, None, ("SYS_PTRACE",)) == ["IPC_LOCK", "SYS_PTRACE"]
+    assert ranks.devices(found, None, ("/dev/dri", "/dev/kfd")) == ["/dev/dri", "/dev/infiniband", "/dev/kfd"]
+    assert ranks.capabilities(found, None, ("SYS_PTRACE",)) == ["IPC_LOCK", "SYS_PTRACE"]
     plain = of("a2", NODES)
-    assert replica.environment(plain) == {"VLLM_HOST_IP": "10.0.0.12"}
-    assert replica.devices(plain, None, ("/dev/kfd",)) is None
-    assert replica.environment(of("b1")) == {}
+    assert ranks.environment(plain) == {"VLLM_HOST_IP": "10.0.0.12"}
+    assert ranks.devices(plain, None, ("/dev/kfd",)) is None
+    assert ranks.environment(of("b1")) == {}
 
 
 def test_a_guard_runs_before_the_server_and_the_server_is_still_found_behind_it():
-    words = replica.entrypoint(of("a2"), [], "0123")
+    words = ranks.entrypoint(of("a2"), [], "0123")
     assert words == [
         *("python3", "/opt/vllm-fleet/replica_guard.py", "--rank", "1", "--size", "2", "--head", "10.0.0.11"),
         *("--port", "29501", "--id", "0123", "--", "vllm", "serve"),
     ]
-    assert command.split_entrypoint([*words, "m", "--headless"]) == (words, ["m", "--headless"])
-    assert replica.behind_guard(words) == ["vllm", "serve"]
-    assert replica.behind_guard(None) is None
-    assert replica.behind_guard(["my", "serve"]) == ["my", "serve"]
+    assert cli.split_entrypoint([*words, "m", "--headless"]) == (words, ["m", "--headless"])
+    assert ranks.behind_guard(words) == ["vllm", "serve"]
+    assert ranks.behind_guard(None) is None
+    assert ranks.behind_guard(["my", "serve"]) == ["my", "serve"]
 
 
 def test_ray_head_and_workers():
     head, worker = (of(h, backend="ray") for h in ("a1", "a2"))
     assert (head["master_port"], head["guard_port"]) == (6379, 6380)
-    assert replica.args({"tensor-parallel-size": 16}, head) == {
+    assert ranks.args({"tensor-parallel-size": 16}, head) == {
         "tensor-parallel-size": 16,
         "distributed-executor-backend": "ray",
     }
-    start = replica.entrypoint(head, [], "x")
+    start = ranks.entrypoint(head, [], "x")
     assert start[start.index("--exec") + 1] == (
         "ray start --head --port=6379 --node-ip-address=10.0.0.11 --include-dashboard=false --disable-usage-stats"
         ' && export RAY_ADDRESS=10.0.0.11:6379 && exec vllm serve "$@"'
     )
-    join = replica.entrypoint(worker, [], "x")
+    join = ranks.entrypoint(worker, [], "x")
     assert join[join.index("--exec") + 1] == (
         "until ray health-check --address=10.0.0.11:6379 >/dev/null 2>&1; do sleep 1; done; "
         "exec ray start --address=10.0.0.11:6379 --node-ip-address=10.0.0.12 --disable-usage-stats --block"
     )
     # The model and the flags are still read out of such a container.
-    assert command.split_entrypoint([*start, "m", "--max-model-len", "9"]) == (start, ["m", "--max-model-len", "9"])
-    assert replica.behind_guard(start) is None
+    assert cli.split_entrypoint([*start, "m", "--max-model-len", "9"]) == (start, ["m", "--max-model-len", "9"])
+    assert ranks.behind_guard(start) is None
 
 
 def test_ranks_of_two_releases_do_not_meet():
     one = of("a1")
-    same = replica.identity(one, {"a": 1}, "image:1", "m")
-    assert same == replica.identity(of("a2"), {"a": 1}, "image:1", "m")
-    assert (
-        len({same, replica.identity(one, {"a": 2}, "image:1", "m"), replica.identity(one, {"a": 1}, "i:2", "m")}) == 3
-    )
+    same = ranks.identity(one, {"a": 1}, "image:1", "m")
+    assert same == ranks.identity(of("a2"), {"a": 1}, "image:1", "m")
+    assert len({same, ranks.identity(one, {"a": 2}, "image:1", "m"), ranks.identity(one, {"a": 1}, "i:2", "m")}) == 3
 
 
 def test_the_same_release_is_the_same_however_its_flags_are_written():
     one = of("a1")
-    user = replica.identity(one, {"tensor_parallel_size": 2, "x": None}, "i", "m")
+    user = ranks.identity(one, {"tensor_parallel_size": 2, "x": None}, "i", "m")
     recorded = {"tensor-parallel-size": "2", "shutdown-timeout": "50"}
-    assert user == replica.identity(one, recorded, "i", "m")
+    assert user == ranks.identity(one, recorded, "i", "m")
 
 
 @pytest.mark.parametrize("host", ["a1", "a2"])
@@ -150,13 +148,13 @@ def test_a_recorded_rank_is_asked_for_again_by_what_its_user_had_given(host, bac
     found = of(host, backend=backend)
     given = {"tensor-parallel-size": "16", "max-model-len": "9"}
     spec = {
-        "args": replica.args(given, found),
-        "env": {"A": "1", **replica.environment(found)},
-        "entrypoint": replica.entrypoint(found, ["vllm", "serve"] if backend == "mp" else [], "0123"),
-        "volumes": ["/data:/data:ro", *replica.volumes(found, "/var/lib/vllm-fleet")],
+        "args": ranks.args(given, found),
+        "env": {"A": "1", **ranks.environment(found)},
+        "entrypoint": ranks.entrypoint(found, ["vllm", "serve"] if backend == "mp" else [], "0123"),
+        "volumes": ["/data:/data:ro", *ranks.volumes(found, "/var/lib/vllm-fleet")],
         "model": "m",
     }
-    assert replica.without_place(spec) == {
+    assert ranks.without_place(spec) == {
         "args": given,
         "env": {"A": "1"},
         "entrypoint": ["vllm", "serve"] if backend == "mp" else [],
@@ -164,9 +162,9 @@ def test_a_recorded_rank_is_asked_for_again_by_what_its_user_had_given(host, bac
         "model": "m",
         "distributed_backend": backend,
     }
-    assert replica.without_id(spec["entrypoint"]) == replica.without_id(replica.entrypoint(found, [], "other"))
+    assert ranks.without_id(spec["entrypoint"]) == ranks.without_id(ranks.entrypoint(found, [], "other"))
     alone = {"args": {"nnodes": "2"}, "entrypoint": ["vllm", "serve"]}
-    assert replica.without_place(alone) == alone
+    assert ranks.without_place(alone) == alone
 
 
 @pytest.mark.parametrize(
@@ -180,18 +178,18 @@ def test_a_recorded_rank_is_asked_for_again_by_what_its_user_had_given(host, bac
     ],
 )
 def test_what_one_node_must_do_all_do(actions, all_do):
-    assert replica.together(actions) == all_do
+    assert ranks.together(actions) == all_do
 
 
 def test_the_reason_is_the_one_that_is_not_a_consequence():
     lost = ("a1", {"class": "collective_init"})
     cause = ("a2", {"class": "gpu_memory_taken"})
-    assert replica.culprit([lost, cause]) == cause
-    assert replica.culprit([lost]) == lost
+    assert ranks.culprit([lost, cause]) == cause
+    assert ranks.culprit([lost]) == lost
     # Read in the log of a rank that was ended: better than a consequence, less sure than what a rank died of by itself.
     read = ("a3", {"class": "disk_full", "lost": True})
-    assert replica.culprit([lost, read]) == read
-    assert replica.culprit([read, lost, cause]) == cause
+    assert ranks.culprit([lost, read]) == read
+    assert ranks.culprit([read, lost, cause]) == cause
     # Of two that explain nothing, the one that spoke first.
-    assert replica.culprit([("a2", {"class": "unknown"}), lost]) == ("a2", {"class": "unknown"})
-    assert replica.culprit([]) is None
+    assert ranks.culprit([("a2", {"class": "unknown"}), lost]) == ("a2", {"class": "unknown"})
+    assert ranks.culprit([]) is None

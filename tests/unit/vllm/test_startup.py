@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.logtext import MAX_LINE, LogReader
-from ansible.module_utils.vllm_fleet.progress import STAGES, Event, Progress
+from ansible.module_utils.vllm_fleet.vllm.log import MAX_LINE, LogReader
+from ansible.module_utils.vllm_fleet.vllm.startup import STAGES, Event, Progress
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 RECORDED = FIXTURES / "vllm-0.32.0-cpu"
 LOGS = sorted([*RECORDED.glob("*.log"), *(FIXTURES / "failures").glob("*.log")])
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from fake_hf_cache import COMMIT, REPO, FakeCache, blob_name, model_files, safetensors
 
-from ansible.module_utils.vllm_fleet import fetch, hub, snapshot
-from ansible.module_utils.vllm_fleet.fetch_plan import Plan
-from ansible.module_utils.vllm_fleet.fetch_source import Source
-from ansible.module_utils.vllm_fleet.manifest import Entry, Manifest
+from ansible.module_utils.vllm_fleet.weights import fetch, hub, snapshot
+from ansible.module_utils.vllm_fleet.weights.fetch_plan import Plan
+from ansible.module_utils.vllm_fleet.weights.fetch_source import Source
+from ansible.module_utils.vllm_fleet.weights.manifest import Entry, Manifest
 
 COPIES = {
     "original/consolidated.00.pth": b"o" * 9000,

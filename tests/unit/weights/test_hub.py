@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.hub import Client, answered, asked_pause
+from ansible.module_utils.vllm_fleet.weights.hub import Client, answered, asked_pause
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible.module_utils.vllm_fleet import prewarm
+from ansible.module_utils.vllm_fleet.weights import prewarm
 
 MOUNTS = """\
 /dev/sda1 / ext4 rw,relatime 0 0

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from fake_hf_cache import COMMIT, REPO, FakeCache, blob_name, model_files, safetensors, tree_of
 
-from ansible.module_utils.vllm_fleet import manifest as lists
-from ansible.module_utils.vllm_fleet import snapshot
+from ansible.module_utils.vllm_fleet.weights import layout, snapshot
+from ansible.module_utils.vllm_fleet.weights import manifest as lists
 
 SHARD = "model-00002-of-00003.safetensors"
 
@@ -139,7 +139,7 @@ def test_a_flipped_bit_is_found_by_the_full_check_only(tmp_path: Path) -> None:
 def test_a_flipped_bit_is_found_by_the_quick_check_once_the_marker_is_there(tmp_path: Path) -> None:
     cache = FakeCache(tmp_path)
     report = snapshot.inspect(tmp_path, REPO, verify="full")
-    marker = snapshot.marker_path(tmp_path, REPO, COMMIT)
+    marker = layout.marker_path(tmp_path, REPO, COMMIT)
     marker.parent.mkdir(parents=True)
     marker.write_text(snapshot.marker_json(tmp_path, REPO, report.manifest))
     assert snapshot.inspect(tmp_path, REPO).hashed
@@ -297,7 +297,7 @@ def test_a_given_manifest_cannot_lead_out_of_the_snapshot(path: str, info: dict[
 
 @pytest.mark.parametrize("repo_id", ["gpt2", "deepseek-ai/DeepSeek-V3.1", "Qwen/Qwen3-0.6B", "a_b/c.d"])
 def test_good_model_ids(repo_id: str) -> None:
-    snapshot.check_repo_id(repo_id)
+    layout.check_repo_id(repo_id)
 
 
 @pytest.mark.parametrize(
@@ -330,12 +330,12 @@ def test_bad_revisions_are_refused(tmp_path: Path, revision: str) -> None:
 def test_known_models_and_the_one_that_was_meant(tmp_path: Path) -> None:
     for repo_id in ("deepseek-ai/DeepSeek-V3.1", "Qwen/Qwen3-0.6B", "gpt2"):
         FakeCache(tmp_path, {"config.json": b"{}"}, repo_id=repo_id)
-    known = snapshot.known_repos(tmp_path)
+    known = layout.known_repos(tmp_path)
     assert known == ["Qwen/Qwen3-0.6B", "deepseek-ai/DeepSeek-V3.1", "gpt2"]
-    assert snapshot.nearest("deepseek-ai/deepseek-v3.1", known) == ["deepseek-ai/DeepSeek-V3.1"]
-    assert snapshot.nearest("deepseek/DeepSeek-V31", known) == ["deepseek-ai/DeepSeek-V3.1"]
-    assert snapshot.nearest("mistralai/Mixtral", known) == []
-    assert snapshot.known_repos(tmp_path / "none") == []
+    assert layout.nearest("deepseek-ai/deepseek-v3.1", known) == ["deepseek-ai/DeepSeek-V3.1"]
+    assert layout.nearest("deepseek/DeepSeek-V31", known) == ["deepseek-ai/DeepSeek-V3.1"]
+    assert layout.nearest("mistralai/Mixtral", known) == []
+    assert layout.known_repos(tmp_path / "none") == []
 
 
 # Weights

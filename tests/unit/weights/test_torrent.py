@@ -7,10 +7,11 @@ from typing import Any
 import hf_swarm
 import pytest
 
-from ansible.module_utils.vllm_fleet import swarm, swarm_node
-from ansible.module_utils.vllm_fleet.job import Job
+from ansible.module_utils.vllm_fleet.common.job import Job
+from ansible.module_utils.vllm_fleet.weights import swarm
+from ansible.module_utils.vllm_fleet.weights import torrent as torrents
 
-RECORDED = Path(__file__).resolve().parents[1] / "fixtures" / "aria2"
+RECORDED = Path(__file__).resolve().parents[2] / "fixtures" / "aria2"
 TEN = 10 << 21
 
 
@@ -24,59 +25,59 @@ TEN = 10 << 21
     ],
 )
 def test_a_recorded_peer_is_read(log: str, total: int, first: int, done: int, seeding: bool) -> None:
-    now = swarm.read_progress((RECORDED / f"1.36-{log}.log").read_text(), total)
+    now = torrents.read_progress((RECORDED / f"1.36-{log}.log").read_text(), total)
     assert (now.first, now.done, now.total, now.seeding, now.error) == (first, done, total, seeding, "")
 
 
 def test_rate_peers_and_time_left_are_of_the_newest_line() -> None:
     log = "[#49e389 3145728B/20971520B(15%) CN:0 SD:0 DL:0B]\n[#49e389 9535488B/20971520B(45%) CN:3 SD:1 DL:6191627B UL:5B(9B) ETA:1s]\n"
-    now = swarm.read_progress(log, TEN)
+    now = torrents.read_progress(log, TEN)
     assert (now.done, now.rate, now.up, now.peers, now.eta, now.first) == (9535488, 6191627, 5, 3, 2, 3145728)
 
 
 def test_a_peer_that_still_checks_says_nothing_of_what_it_has() -> None:
-    now = swarm.read_progress("[#49e389 0B/0B CN:0 SD:0][Checksum:#49e389 1048576B/20971520B(5%)]\n", TEN)
+    now = torrents.read_progress("[#49e389 0B/0B CN:0 SD:0][Checksum:#49e389 1048576B/20971520B(5%)]\n", TEN)
     assert (now.first, now.done, now.eta) == (None, 0, None)
 
 
 def test_what_made_aria2_give_up_is_kept() -> None:
     log = "[#1 5B/10B(50%) CN:1 SD:1 DL:1B]\nException: [AbstractDiskWriter.cc:435] errNum=28 errorCode=9 Failed to write into the file x, cause: No space left on device\n"
-    now = swarm.read_progress(log, 10)
-    assert (now.code, now.done) == (swarm.DISK_FULL, 5)
+    now = torrents.read_progress(log, 10)
+    assert (now.code, now.done) == (torrents.DISK_FULL, 5)
     assert "No space left" in now.error
 
 
 def test_a_torrent_tells_its_hash_and_its_files_in_order() -> None:
-    torrent = swarm.read_torrent((RECORDED / "ten-files.torrent").read_bytes())
+    torrent = torrents.read_torrent((RECORDED / "ten-files.torrent").read_bytes())
     assert torrent.info_hash == "b18a794633a45b267193641c77f52a12d44640c5"  # as aria2 announced it
     assert [name for name, _size in torrent.files] == [f"f{number:02}" for number in range(10)]
     assert torrent.select(["f02", "f00"]) == [3, 1]
     assert torrent.size(["f01", "f01", "f02"]) == 2 << 21
-    with pytest.raises(swarm.SwarmError, match="no blob f11"):
+    with pytest.raises(torrents.SwarmError, match="no blob f11"):
         torrent.select(["f11"])
 
 
 @pytest.mark.parametrize("data", [b"", b"d4:infoi1ee", b"not a torrent", b"d8:announce3:xyz", b"i12e"])
 def test_what_is_no_torrent_is_refused(data: bytes) -> None:
-    with pytest.raises(swarm.SwarmError, match="cannot be read"):
-        swarm.read_torrent(data)
+    with pytest.raises(torrents.SwarmError, match="cannot be read"):
+        torrents.read_torrent(data)
 
 
 @pytest.mark.parametrize(
     ("total", "exponent"), [(0, 18), (80 << 20, 18), (2 << 30, 19), (64 << 30, 24), (690 * 10**9, 26), (10**13, 26)]
 )
 def test_pieces_are_small_enough_to_overlap_and_few_enough_to_list(total: int, exponent: int) -> None:
-    assert swarm.piece_exponent(total) == exponent
+    assert torrents.piece_exponent(total) == exponent
 
 
 @pytest.mark.parametrize(("numbers", "text"), [([1, 2, 3], "1-3"), ([7, 1, 3, 2], "1-3,7"), ([5], "5"), ([], "")])
 def test_selected_files_are_written_as_aria2_takes_them(numbers: list[int], text: str) -> None:
-    assert swarm.ranges(numbers) == text
+    assert torrents.ranges(numbers) == text
 
 
 @pytest.mark.parametrize("seed", ["no", "made", "held"])
 def test_a_peer_talks_to_nobody_but_the_tracker_and_its_peers(seed: str) -> None:
-    argv = swarm.aria2_argv("t", "/d", "10.0.0.1", 6881, seed=seed)
+    argv = torrents.aria2_argv("t", "/d", "10.0.0.1", 6881, seed=seed)
     for option in ("enable-dht=false", "enable-dht6=false", "bt-enable-lpd=false", "enable-peer-exchange=false"):
         assert f"--{option}" in argv
     assert "--interface=10.0.0.1" in argv
@@ -87,7 +88,7 @@ def test_a_peer_talks_to_nobody_but_the_tracker_and_its_peers(seed: str) -> None
 
 
 def test_units_end_by_themselves_and_may_write_one_folder_only() -> None:
-    argv = swarm.service_argv("u", ["aria2c"], seconds=60, log="/l", writable="/w")
+    argv = torrents.service_argv("u", ["aria2c"], seconds=60, log="/l", writable="/w")
     assert argv[-2:] == ["--", "aria2c"]
     for item in ("RuntimeMaxSec=60", "ProtectSystem=strict", "ReadWritePaths=/w", "NoNewPrivileges=yes"):
         assert f"--property={item}" in argv
@@ -99,9 +100,9 @@ def test_units_end_by_themselves_and_may_write_one_folder_only() -> None:
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A node's home and its folder of blobs, without systemd."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(swarm_node, "RUN", tmp_path / "run")
-    monkeypatch.setattr(swarm_node, "stop", lambda place: shutil.rmtree(place.run, ignore_errors=True))
-    monkeypatch.setattr(swarm_node, "lacking", lambda programs: [name for name in programs if name == "mktorrent"])
+    monkeypatch.setattr(swarm, "RUN", tmp_path / "run")
+    monkeypatch.setattr(swarm, "stop", lambda place: shutil.rmtree(place.run, ignore_errors=True))
+    monkeypatch.setattr(swarm, "lacking", lambda programs: [name for name in programs if name == "mktorrent"])
     (blobs := tmp_path / "blobs").mkdir()
     for name in "ab":
         (blobs / name).write_text(name)
@@ -109,7 +110,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def share(folder: Path, blobs: list[str], programs: tuple[str, ...] = ()) -> dict[str, Any]:
-    place = swarm_node.Place("c" * 40, 1, 2)
+    place = swarm.Place("c" * 40, 1, 2)
     options = {"state": "shared", "address": "127.0.0.1", "hint": "", "seed": "", "folder": str(folder), "blobs": blobs}
     because = "No package matching 'mktorrent' is available\nmore"
     found: dict[str, Any] = hf_swarm.act(options | {"programs": programs, "lacking_because": because}, place)
@@ -134,12 +135,12 @@ def test_hashing_that_goes_on_after_an_interruption_is_joined_and_ended_only_for
 
 def test_a_program_that_could_not_be_installed_is_the_reason(node: Path) -> None:
     said = r"^mktorrent not installed, .* \(No package matching 'mktorrent' is available\); install by hand$"
-    with pytest.raises(swarm.SwarmError, match=said):
+    with pytest.raises(torrents.SwarmError, match=said):
         share(node, ["a"], ("aria2c", "mktorrent"))
 
 
 def test_the_torrent_is_private() -> None:
-    argv = swarm.mktorrent_argv("n", "http://10.0.0.1:6969/announce", 1, "/f", "/o")
+    argv = torrents.mktorrent_argv("n", "http://10.0.0.1:6969/announce", 1, "/f", "/o")
     assert "-p" in argv
 
 
@@ -148,4 +149,4 @@ def test_the_torrent_is_private() -> None:
     [("10.1.2.3", True), ("192.168.0.1", True), ("100.64.0.1", True), ("8.8.8.8", False), ("x", False), ("", False)],
 )
 def test_addresses_that_the_internet_reaches_are_told_apart(address: str, private: bool) -> None:
-    assert swarm.is_private(address) is private
+    assert torrents.is_private(address) is private

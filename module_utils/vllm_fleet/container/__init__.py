@@ -1,0 +1,5 @@
+"""What is in Docker, and what is the desired container?
+
+May import: vllm, weights.
+Pure but for: api, dockerd, engine.
+"""

@@ -1,0 +1,5 @@
+"""Why did a server fail?
+
+May import: vllm.
+Pure.
+"""

@@ -1,0 +1,5 @@
+"""What is in HAProxy, and what should be?
+
+May import: vllm.
+Pure but for: drain, haproxy.
+"""

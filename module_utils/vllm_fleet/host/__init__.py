@@ -1,0 +1,5 @@
+"""What does a node have? GPUs, memory, ports, kernel.
+
+May import: common, container, weights.
+Pure but for: ports, probe, rocm.
+"""

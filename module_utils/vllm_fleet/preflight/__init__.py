@@ -1,0 +1,5 @@
+"""Is a node fit, and is the inventory sound?
+
+May import: common, container, host, vllm.
+Pure but for: role_specs.
+"""

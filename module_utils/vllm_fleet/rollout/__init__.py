@@ -1,0 +1,5 @@
+"""Which server is replaced in which wave?
+
+May import: preflight, vllm.
+Pure.
+"""

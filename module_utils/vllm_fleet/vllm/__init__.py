@@ -1,0 +1,5 @@
+"""What does vLLM accept, and what does it print? All that a release of vLLM can break.
+
+May import: nothing.
+Pure but for: chat, chat_wire, readiness.
+"""
