@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tomllib
 import yaml
+from walls import contract
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -135,12 +136,8 @@ def test_a_decision_follows_the_template_and_is_listed(path):
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 # Files that the pages name and that are on their way into their packages.
 COMING = {"server/recover.py", "weights/team.py", "rollout/waves.py", "rollout/gate.py"}
-in_packages = pytest.mark.skipif(
-    not (ROOT / "tests/lint/walls.py").is_file(), reason="the files are not in their packages yet"
-)
 
 
-@in_packages
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", *(f"docs/decisions/{path.name}" for path in DECISIONS)])
 def test_files_that_a_page_names_are_there(page):
     places = (ROOT, ROOT / "module_utils/vllm_fleet")
@@ -150,11 +147,8 @@ def test_files_that_a_page_names_are_there(page):
     assert not {name for name in named if not any((place / name).exists() for place in places)} - COMING
 
 
-@in_packages
 def test_the_packages_are_those_of_the_contract():
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", CONTRIBUTING, re.MULTILINE)
-    from walls import contract
-
     packages = contract(ROOT / "module_utils/vllm_fleet")
     assert {name for name, _ in rows} == set(packages)
     for name, may_import in rows:
