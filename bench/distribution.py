@@ -40,6 +40,7 @@ from svg import Series, line_chart  # noqa: E402
 
 from ansible.module_utils.vllm_fleet.weights import fetch, snapshot  # noqa: E402
 from ansible.module_utils.vllm_fleet.weights import torrent as torrents  # noqa: E402
+from ansible.module_utils.vllm_fleet.weights.layout import Repository  # noqa: E402
 
 COUNTS = (2, 4, 8)
 SHARDS, SHARD_FLOATS = 40, 1 << 19
@@ -90,13 +91,13 @@ def _ip(*words: str) -> None:
 
 def place(cache: Path, seed: FakeCache) -> None:
     """Make the staged blobs of a node a snapshot, hashed; the node counts as done afterwards."""
-    report = snapshot.inspect(seed.cache, REPO, COMMIT)
-    manifest = fetch.export(Path(str(report.path)), report)
+    manifest = fetch.export(snapshot.inspect(Repository(seed.cache, REPO), COMMIT))
     staging = cache / ".vllm-fleet" / "staging" / COMMIT
-    wish = fetch.Wish(cache, REPO, COMMIT, source=str(staging), manifest=manifest, move=True, margin=0)
-    outcome = fetch.Outcome(snapshot.Report(REPO, COMMIT))
-    fetch.present(wish, outcome)
-    if not outcome.report.complete:
+    repository = Repository(cache, REPO)
+    request = fetch.Request(repository, COMMIT, source=str(staging), manifest=manifest, move=True, margin=0)
+    result = fetch.Result(snapshot.Report(repository, COMMIT))
+    fetch.present(request, result)
+    if not result.report.complete:
         raise SystemExit(f"{cache} is not complete")
 
 
@@ -199,7 +200,7 @@ def verification(folder: Path, shards: int = 163, runs: int = 5) -> float:
     times = []
     for _ in range(runs):
         began = time.monotonic()
-        report = snapshot.inspect(cache.cache, REPO, COMMIT)
+        report = snapshot.inspect(Repository(cache.cache, REPO), COMMIT)
         times.append(time.monotonic() - began)
         if not report.complete:
             raise SystemExit(report.sentence())

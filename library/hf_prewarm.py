@@ -113,10 +113,9 @@ from ansible.module_utils.vllm_fleet.weights import layout, prewarm, snapshot
 
 def weight_files(options: dict[str, Any]) -> list[Path]:
     """Return the weights of the snapshot that the options name; none where there is no such snapshot."""
-    cache = Path(options["cache"])
-    commit, _fault = snapshot.resolve(cache, options["repo_id"], options["revision"])
-    folder = layout.repo_folder(cache, options["repo_id"]) / "snapshots" / str(commit)
-    return sorted(path for path in folder.rglob("*.safetensors") if path.is_file())
+    repository = layout.Repository(Path(options["cache"]), options["repo_id"])
+    commit, _fault = snapshot.resolve(repository, options["revision"])
+    return sorted(path for path in repository.snapshot(str(commit)).rglob("*.safetensors") if path.is_file())
 
 
 def main() -> None:
@@ -137,7 +136,7 @@ def main() -> None:
     try:
         layout.check_repo_id(options["repo_id"])
         layout.check_revision(options["revision"])
-    except snapshot.SnapshotError as error:
+    except layout.SnapshotError as error:
         module.fail_json(msg=str(error))
     if options["rate"] <= 0:
         module.fail_json(msg=f"rate is {options['rate']} bytes a second; give more than 0.")

@@ -279,6 +279,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.vllm_fleet.common import detached
 from ansible.module_utils.vllm_fleet.common.meter import Meter
 from ansible.module_utils.vllm_fleet.weights import fetch, hub, snapshot
+from ansible.module_utils.vllm_fleet.weights.layout import Repository, SnapshotError
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "repo_id": {"type": "str", "required": True},
@@ -304,9 +305,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def work(options: dict[str, Any], meter: Meter, *, dry: bool, diff: bool) -> dict[str, Any]:
     """Do what the options ask; return the module's result, of a failure too."""
-    wish = fetch.Wish(
-        cache=Path(options["cache"]),
-        repo_id=options["repo_id"],
+    request = fetch.Request(
+        repository=Repository(Path(options["cache"]), options["repo_id"]),
         revision=options["revision"],
         source=options["source"],
         manifest=options["manifest"],
@@ -321,33 +321,33 @@ def work(options: dict[str, Any], meter: Meter, *, dry: bool, diff: bool) -> dic
         dry=dry,
         meter=meter,
     )
-    outcome = fetch.Outcome(snapshot.Report(wish.repo_id, wish.revision), revision=wish.revision)
+    result = fetch.Result(snapshot.Report(request.repository, request.revision), revision=request.revision)
     try:
         if options["state"] == "verified":
-            fetch.verified(wish, outcome)
+            fetch.verified(request, result)
         elif options["state"] == "present":
-            fetch.present(wish, outcome)
+            fetch.present(request, result)
         elif options["state"] == "pruned":
-            fetch.pruned(wish, outcome)
+            fetch.pruned(request, result)
         else:
-            fetch.absent(wish, outcome)
-    except (snapshot.SnapshotError, fetch.FetchError) as error:
+            fetch.absent(request, result)
+    except (SnapshotError, fetch.FetchError) as error:
         failure = getattr(error, "failure", "bad_argument")
-        evidence = getattr(error, "evidence", "").splitlines() or [str(item) for item in outcome.report.problems]
+        evidence = getattr(error, "evidence", "").splitlines() or [str(item) for item in result.report.problems]
         return {
-            **outcome.result(with_manifest=False),
+            **result.as_dict(with_manifest=False),
             "failed": True,
             "msg": str(error),
             "failure": {"class": failure, "evidence": evidence, "remedy": str(error)},
         }
-    result = outcome.result(with_manifest=options["with_manifest"])
+    found = result.as_dict(with_manifest=options["with_manifest"])
     if diff:
-        result["diff"] = outcome.diff()
-    return result
+        found["diff"] = result.diff()
+    return found
 
 
 def run(module: AnsibleModule) -> None:
-    """Do it, or have it done, and leave through the module's exit."""
+    """Do the work here or in a detached run, and leave through the module's exit."""
     dry, diff = module.check_mode, module._diff
     options = {**module.params, "wait": None} if dry else module.params
     result = detached.perform(

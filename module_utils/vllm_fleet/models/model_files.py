@@ -46,14 +46,14 @@ def of_folder(model: str, folder: Path, source: str = "") -> Facts | None:
 def of_cache(model: str, caches: Iterable[Path], revision: str) -> Facts | None:
     """Read the first of ``caches`` (HF_HOME) that has the model's config.json at ``revision``; None when none has."""
     for cache in caches:
+        repository = layout.Repository(cache, model)
         try:
-            commit, _ = snapshot.resolve(cache, model, revision or "main")
-        except (OSError, snapshot.SnapshotError):
+            commit, _ = snapshot.resolve(repository, revision or "main")
+        except OSError:
             continue
         if commit is None:
             continue
-        folder = layout.repo_folder(cache, model) / "snapshots" / commit
-        found = of_folder(model, folder, f"config.json in the cache, {commit[:12]}")
+        found = of_folder(model, repository.snapshot(commit), f"config.json in the cache, {commit[:12]}")
         if found is not None:
             return found
     return None

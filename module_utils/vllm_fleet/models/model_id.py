@@ -16,8 +16,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..weights.layout import check_repo_id
-from ..weights.snapshot import SnapshotError
+from ..weights.layout import SnapshotError, check_repo_id
 
 _WORD = re.compile(r"[a-z]+|\d+")
 

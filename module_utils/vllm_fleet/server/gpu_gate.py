@@ -14,6 +14,7 @@ from ..host import gpu, gpu_memory
 from ..models import checkpoint, placement
 from ..vllm import cli
 from ..weights import snapshot
+from ..weights.layout import Repository, SnapshotError
 
 #: Seconds to wait for a stopped server's VRAM; the driver frees it after the process is gone, usually within seconds.
 RELEASE_TIMEOUT = 120.0
@@ -180,9 +181,10 @@ def _cached(options: Mapping[str, Any]) -> snapshot.Weights | None:
     if not cache or model.startswith("/"):
         return None
     try:
-        commit, _ = snapshot.resolve(Path(str(cache)), model, str(options.get("revision") or "main"))
-        return snapshot.weights(Path(str(cache)), model, commit) if commit else None
-    except snapshot.SnapshotError:
+        repository = Repository(Path(str(cache)), model)
+        commit, _ = snapshot.resolve(repository, str(options.get("revision") or "main"))
+        return snapshot.weights(repository, commit) if commit else None
+    except SnapshotError:
         return None  # whether the snapshot is whole is another check's question
 
 

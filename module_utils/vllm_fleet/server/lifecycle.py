@@ -409,7 +409,7 @@ class Lifecycle:
 
     def _blobs(self) -> Path | None:
         cache, model = self.options.get("hf_cache"), str(self.options.get("model") or "/")
-        return layout.repo_folder(Path(str(cache)), model) / "blobs" if cache and not model.startswith("/") else None
+        return layout.Repository(Path(str(cache)), model).blobs if cache and not model.startswith("/") else None
 
     def _pending(self, current: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
         result = self._result(current, outcome)

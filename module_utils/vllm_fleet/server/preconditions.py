@@ -19,6 +19,7 @@ from ..container.spec import (
 )
 from ..host.ports import listeners
 from ..weights import snapshot
+from ..weights.layout import Repository, SnapshotError
 
 #: Programs that listen for containers: the proxy of each published port, or the engine itself.
 _DOCKERS_OWN = ("docker-proxy", "dockerd")
@@ -193,8 +194,8 @@ def model_in_cache(cache: str, model: str, revision: str | None) -> None:
     """Refuse when the snapshot that an offline server would load is not complete in the node's cache."""
     folder = cache_folder(cache)
     try:
-        report = snapshot.inspect(folder, model, revision or "main")
-    except snapshot.SnapshotError as exc:
+        report = snapshot.inspect(Repository(folder, model), revision or "main")
+    except SnapshotError as exc:
         raise Refused("model_not_found", str(exc), "correct vllm_server_model") from None
     if report.complete:
         return

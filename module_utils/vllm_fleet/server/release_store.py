@@ -109,8 +109,8 @@ def commit_of(spec: Mapping[str, Any]) -> str | None:
         return None
     if layout.is_commit(revision):
         return revision
-    with contextlib.suppress(OSError, ValueError, snapshot.SnapshotError):
-        return snapshot.resolve(Path(str(cache)), model, revision)[0] if cache else None
+    with contextlib.suppress(OSError, ValueError):
+        return snapshot.resolve(layout.Repository(Path(str(cache)), model), revision)[0] if cache else None
     return None
 
 

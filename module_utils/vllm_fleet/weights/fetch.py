@@ -1,6 +1,6 @@
-"""Brings one snapshot into a Hugging Face cache, or takes it out: what each state of the module hf_snapshot does.
+"""Brings one snapshot into a Hugging Face cache, or removes it: what each state of the module hf_snapshot does.
 
-A plan is made by reading only and says exactly what will be written, so check mode is the plan without `apply`.
+A plan is made by reading only and lists exactly what will be written, so check mode is the plan without `apply`.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from .files import (
     owner_of,
 )
 from .hub import Client, apply_hub, hub_source
+from .layout import Repository
 from .manifest import Manifest, given_manifest
 from .snapshot import Report
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is asked for: the options of the module hf_snapshot, parsed."""
+class Request:
+    """The options of the module hf_snapshot, parsed. `margin` is in bytes, `dry` is check mode."""
 
-    cache: Path
-    repo_id: str
+    repository: Repository
     revision: str
     source: str | None = None
     manifest: dict[str, Any] | None = None
@@ -56,8 +56,8 @@ class Wish:
 
 
 @dataclass
-class Outcome:
-    """What was found and done; filled step by step, so that a failure tells as much as a success."""
+class Result:
+    """What was found and done; filled step by step, so that a failure reports as much as a success."""
 
     report: Report
     plan: Plan = field(default_factory=Plan)
@@ -65,16 +65,16 @@ class Outcome:
     owner: tuple[int, int] | None = None
     changed: bool = False
     hashed_now: bool = False
-    """All contents were hashed in this very run, on their way in or where they lay."""
+    """All contents were hashed in this run, on their way in or in place."""
     revision: str = ""
-    """What was asked for; the report may be one of a commit that it stands for."""
+    """The revision of the request; the report may be one of the commit that it stands for."""
 
-    def result(self, *, with_manifest: bool) -> dict[str, Any]:
+    def as_dict(self, *, with_manifest: bool) -> dict[str, Any]:
         """Return the module's result without its diff."""
         report = self.report
         result: dict[str, Any] = {
             "changed": self.changed,
-            "repo_id": report.repo_id,
+            "repo_id": report.repository.repo_id,
             "revision": self.revision or report.revision,
             "commit": report.commit,
             "path": report.path,
@@ -95,29 +95,31 @@ class Outcome:
         if self.owner is not None:
             result["belongs_to"] = {"uid": self.owner[0], "gid": self.owner[1]}
         if with_manifest and report.complete and report.manifest and report.path:
-            result["manifest"] = export(Path(report.path), report)
+            result["manifest"] = export(report)
         return result
 
     def diff(self) -> dict[str, Any]:
         """Return before and after: only the files that change."""
         lines = self.plan.lines() if self.changed else []
         gone = sorted(self.plan.remove) if self.changed else []
+        header = self.report.path or self.report.repository.repo_id
         return {
-            "before_header": self.report.path or self.report.repo_id,
-            "after_header": self.report.path or self.report.repo_id,
+            "before_header": header,
+            "after_header": header,
             "before": "".join(f"{line}\n" for line in gone),
             "after": "".join(f"{line}\n" for line in lines),
         }
 
 
-def export(root: Path, report: Report) -> dict[str, Any]:
-    """Return the file list of a complete snapshot at `root` in the form that travels to another machine."""
+def export(report: Report) -> dict[str, Any]:
+    """Return the file list of a complete snapshot in the form that travels to another machine."""
     manifest = snapshot.without_copies(report.manifest or Manifest("", (), "links"))
     absent = set(report.optional)
+    root = report.repository.snapshot(manifest.commit)
     entries = tuple(filled(entry, root) for entry in manifest.entries if entry.path not in absent)
     # Without all of its files the list is not the repository's own, see cache_source.
     origin = "links" if absent else manifest.origin
-    refs = refs_to(root.parents[1], manifest.commit)
+    refs = refs_to(report.repository, manifest.commit)
     return {
         "commit": manifest.commit,
         "origin": origin,
@@ -126,186 +128,203 @@ def export(root: Path, report: Report) -> dict[str, Any]:
     }
 
 
-def _given(wish: Wish) -> tuple[Manifest, tuple[str, ...]] | None:
-    if wish.manifest is None:
+def _given(request: Request) -> tuple[Manifest, tuple[str, ...]] | None:
+    if request.manifest is None:
         return None
     try:
-        commit, files = str(wish.manifest["commit"]), dict(wish.manifest["files"])
+        commit, files = str(request.manifest["commit"]), dict(request.manifest["files"])
     except (KeyError, TypeError, ValueError) as error:
         raise FetchError(
             "The manifest must have the keys commit and files, as hf_snapshot returns it with with_manifest.",
             "bad_argument",
         ) from error
-    if not layout.is_commit(commit) or (layout.is_commit(wish.revision) and commit != wish.revision):
-        raise FetchError(f"The manifest is of commit {commit}, expected {wish.revision}.", "bad_argument")
-    origin = "tree" if wish.manifest.get("origin") == "tree" else "links"
+    if not layout.is_commit(commit) or (layout.is_commit(request.revision) and commit != request.revision):
+        raise FetchError(f"The manifest is of commit {commit}, expected {request.revision}.", "bad_argument")
+    origin = "tree" if request.manifest.get("origin") == "tree" else "links"
     manifest = replace(given_manifest(commit, files), origin=origin)
-    refs = tuple(str(name) for name in wish.manifest.get("refs") or ())
+    refs = tuple(str(name) for name in request.manifest.get("refs") or ())
     for name in refs:
         layout.check_revision(name)
     return manifest, refs
 
 
-def _incomplete(wish: Wish, report: Report, hint: str) -> FetchError:
-    """Say why a snapshot is not usable; a model that is not there at all gets the nearest names instead."""
+def _incomplete(request: Request, report: Report, hint: str) -> FetchError:
+    """Return the error for an unusable snapshot; for a model that is absent it names the nearest ones instead."""
+    cache, repo_id = request.repository.cache, request.repository.repo_id
     if report.manifest is None:
-        known = layout.known_repos(wish.cache)
-        near = layout.nearest(wish.repo_id, [name for name in known if name != wish.repo_id])
-        if wish.repo_id in known:
-            held = ", ".join(held_revisions(layout.repo_folder(wish.cache, wish.repo_id)))
-            has = f" at revision {wish.revision}; it has {held}"
+        known = layout.known_repos(cache)
+        near = layout.nearest(repo_id, [name for name in known if name != repo_id])
+        if repo_id in known:
+            held = ", ".join(held_revisions(request.repository))
+            has = f" at revision {request.revision}; it has {held}"
         else:
             has = f"; the nearest it has is {', '.join(near)}" if near else ""
-        return FetchError(f"Cache {wish.cache} does not have {wish.repo_id}{has}; {hint}.", "cache_incomplete")
-    return FetchError(f"Cache {wish.cache}: {report.sentence()} To repair: {hint}.", report.failure)
+        return FetchError(f"Cache {cache} does not have {repo_id}{has}; {hint}.", "cache_incomplete")
+    return FetchError(f"Cache {cache}: {report.sentence()} To repair: {hint}.", report.failure)
 
 
-def verified(wish: Wish, outcome: Outcome) -> None:
-    """Look only. Fill `outcome`; raise FetchError when the snapshot is not complete.
+def verified(request: Request, result: Result) -> None:
+    """Inspect only. Fill `result`; raise FetchError when the snapshot is not complete.
 
     With a manifest, `wanted` names the blobs that would have to be brought here, and the disk must have room for
-    them; what lies in the staging area `source` already needs none.
+    them; what is in the staging area `source` already needs none.
     """
-    _check_names(wish)
-    given = _given(wish)
-    check_cache(wish.cache, create=wish.create, write=given is not None)
-    revision = given[0].commit if given else wish.revision
+    _check_names(request)
+    cache = request.repository.cache
+    given = _given(request)
+    check_cache(cache, create=request.create, write=given is not None)
+    revision = given[0].commit if given else request.revision
     manifest = given[0] if given else None
-    outcome.report = snapshot.inspect(
-        wish.cache, wish.repo_id, revision, wish.verify, manifest=manifest, meter=wish.meter
-    )
+    result.report = _inspect(request, revision, manifest)
     if given:
         source = Source("", given[0], lambda entry: Path())
-        plan = plan_present(wish.cache, outcome.report, source, revision=revision, verify=wish.verify)
-        outcome.wanted = [str(entry.blob) for entry in plan.blobs]
-        outcome.owner = owner_of(wish.cache) or (os.geteuid(), os.getegid())
-        staged = allocated_below(Path(wish.source)) if wish.source else 0
-        check_space(wish.cache, max(0, sum(entry.size or 0 for entry in plan.blobs) - staged), wish.margin)
-    if not outcome.report.complete:
-        raise _incomplete(wish, outcome.report, "run hf_snapshot with state present and a source")
+        plan = plan_present(result.report, source, revision=revision, verify=request.verify)
+        result.wanted = [str(entry.blob) for entry in plan.blobs]
+        result.owner = owner_of(cache) or (os.geteuid(), os.getegid())
+        staged = allocated_below(Path(request.source)) if request.source else 0
+        check_space(cache, max(0, sum(entry.size or 0 for entry in plan.blobs) - staged), request.margin)
+    if not result.report.complete:
+        raise _incomplete(request, result.report, "run hf_snapshot with state present and a source")
 
 
-def _check_names(wish: Wish) -> None:
-    layout.check_repo_id(wish.repo_id)
-    layout.check_revision(wish.revision)
+def _check_names(request: Request) -> None:
+    layout.check_repo_id(request.repository.repo_id)
+    layout.check_revision(request.revision)
 
 
-def _open_source(wish: Wish) -> Source | None:
-    given = _given(wish)
-    if wish.source is None:
+def _open_source(request: Request) -> Source | None:
+    given = _given(request)
+    if request.source is None:
         return None
-    if wish.source == "hub":
-        return hub_source(wish.cache, wish.repo_id, wish.revision, wish.client, wish.meter)
-    path = Path(wish.source).expanduser()
+    if request.source == "hub":
+        return hub_source(request.repository, request.revision, request.client, request.meter)
+    path = Path(request.source).expanduser()
     if not path.is_absolute():
-        raise FetchError(f"Source {wish.source!r} is neither 'hub' nor an absolute path.", "bad_argument")
+        raise FetchError(f"Source {request.source!r} is neither 'hub' nor an absolute path.", "bad_argument")
     if given:
-        # In check mode nobody has filled the staging area yet.
-        check_cache(path, create=wish.dry, write=False)
-        return blobs_source(path, given[0], refs=given[1], move=wish.move)
-    return cache_source(path, wish.repo_id, wish.revision, wish.cache)
+        # In check mode the staging area is not filled yet.
+        check_cache(path, create=request.dry, write=False)
+        return blobs_source(path, given[0], refs=given[1], move=request.move)
+    return cache_source(path, request.repository, request.revision)
 
 
-def _plan(wish: Wish, outcome: Outcome) -> Source | None:
-    """Find out what is there and what to do; the source is opened only when contents are needed from it."""
-    given = _given(wish)
-    manifest = given[0] if given else None
-    outcome.report = report = snapshot.inspect(
-        wish.cache, wish.repo_id, wish.revision, wish.verify, manifest=manifest, meter=wish.meter
-    )
-    source = own_source(wish.cache, report)
+def _plan(request: Request, result: Result) -> Source | None:
+    """Inspect the snapshot and plan what to do; the source is opened only when contents are needed from it."""
+    given = _given(request)
+    result.report = report = _inspect(request, request.revision, given[0] if given else None)
+    source = own_source(report)
     if source:
-        outcome.plan = plan_present(wish.cache, report, source, revision=wish.revision, verify=wish.verify)
-    if report.complete or (source and not outcome.plan.blobs):
+        result.plan = plan_present(report, source, revision=request.revision, verify=request.verify)
+    if report.complete or (source and not result.plan.blobs):
         return source
-    outcome.plan = Plan()
-    source = _open_source(wish)
+    result.plan = Plan()
+    source = _open_source(request)
     if source is None:
-        raise _incomplete(wish, report, "give a source to bring it in from")
-    found = snapshot.inspect(
-        wish.cache, wish.repo_id, source.manifest.commit, wish.verify, manifest=source.manifest, meter=wish.meter
-    )
-    outcome.report = found
-    outcome.plan = plan_present(wish.cache, found, source, revision=wish.revision, verify=wish.verify)
+        raise _incomplete(request, report, "give a source to bring it in from")
+    if not _answers_for(report, source.manifest):
+        result.report = report = _inspect(request, source.manifest.commit, source.manifest)
+    result.plan = plan_present(report, source, revision=request.revision, verify=request.verify)
     return source
 
 
-def present(wish: Wish, outcome: Outcome) -> None:
-    """Bring in what is missing or wrong, or with `wish.dry` only say what that would be. Fill `outcome`.
+def _inspect(request: Request, revision: str, manifest: Manifest | None) -> Report:
+    return snapshot.inspect(request.repository, revision, request.verify, manifest=manifest, meter=request.meter)
+
+
+def _answers_for(report: Report, manifest: Manifest) -> bool:
+    """Return whether another inspection, by the commit and with the list of the source, would find the same.
+
+    It would where the list was the repository's own (it goes before any other) or this very one, and no ref was wrong.
+    """
+    judged = report.manifest
+    if judged is None or judged.commit != manifest.commit or f"refs/{report.revision}" in report.corrupt:
+        return False
+    return judged.origin == "tree" or judged == manifest
+
+
+def present(request: Request, result: Result) -> None:
+    """Bring in what is missing or wrong, or with `request.dry` only plan it. Fill `result`.
+
+    The files of the snapshot are inspected once before anything is written, and once more after it: what was written
+    is judged as a server will find it. Before the writing there is a second time only where the source has a better
+    list than links and weight index, and where another run held the lock and may have changed what was found.
 
     Raises FetchError before anything is written for a path, a source or a disk that will not do.
     """
-    _check_names(wish)
-    check_cache(wish.cache, create=wish.create, write=not wish.cache.exists())
-    source = _plan(wish, outcome)
-    if not outcome.plan or source is None:
-        if not wish.dry:
-            refresh_marker(wish.cache, outcome.report)
+    _check_names(request)
+    cache = request.repository.cache
+    check_cache(cache, create=request.create, write=not cache.exists())
+    source = _plan(request, result)
+    if not result.plan or source is None:
+        if not request.dry:
+            refresh_marker(result.report)
         return
-    check_cache(wish.cache, create=wish.create, write=True)
-    check_space(wish.cache, outcome.plan.copy_bytes, wish.margin)
-    if wish.dry:
-        outcome.changed = outcome.plan.done = outcome.report.complete = True
+    check_cache(cache, create=request.create, write=True)
+    check_space(cache, result.plan.copy_bytes, request.margin)
+    if request.dry:
+        result.changed = result.plan.done = result.report.complete = True
         return
-    wish.meter.begin("waiting for whoever else writes into this cache")
-    with locked(wish.cache) as waited:
+    request.meter.begin("waiting for another run that writes into this cache")
+    with locked(cache) as waited:
         if waited:
-            source = _plan(wish, outcome)
-            if not outcome.plan or source is None:
+            source = _plan(request, result)
+            if not result.plan or source is None:
                 return
-        outcome.changed = True
+        result.changed = True
         if source.label == "hub":
-            apply_hub(wish.cache, wish.repo_id, outcome.plan, wish.client, wish.meter)
+            apply_hub(request.repository, result.plan, request.client, request.meter)
         else:
-            apply(wish.cache, wish.repo_id, outcome.plan, source, wish.meter)
-        outcome.plan.done = True
-        _conclude(wish, outcome, source)
+            apply(request.repository, result.plan, source, request.meter)
+        result.plan.done = True
+        _conclude(request, result, source)
 
 
-def _conclude(wish: Wish, outcome: Outcome, source: Source) -> None:
-    """Look again after writing, and leave the marker when all contents went through the hash."""
-    before = outcome.report
-    revision = wish.revision if not layout.is_commit(wish.revision) else source.manifest.commit
-    outcome.report = snapshot.inspect(wish.cache, wish.repo_id, revision, manifest=source.manifest)
-    if not outcome.report.complete:
-        raise _incomplete(wish, outcome.report, "something else writes into this cache; run again")
-    written = {entry.blob for entry in outcome.plan.blobs}
+def _conclude(request: Request, result: Result, source: Source) -> None:
+    """Inspect again after writing, and leave the marker when all contents went through the hash. Raises FetchError."""
+    before = result.report
+    revision = request.revision if not layout.is_commit(request.revision) else source.manifest.commit
+    result.report = snapshot.inspect(request.repository, revision, manifest=source.manifest)
+    if not result.report.complete:
+        raise _incomplete(request, result.report, "something else writes into this cache; run again")
+    written = {entry.blob for entry in result.plan.blobs}
     everything = all(entry.blob in written for entry in source.manifest.entries)
-    outcome.hashed_now = everything or wish.verify == "full"
-    outcome.report.hashed = outcome.report.hashed or outcome.hashed_now or before.hashed
-    refresh_marker(wish.cache, outcome.report)
+    result.hashed_now = everything or request.verify == "full"
+    result.report.hashed = result.report.hashed or result.hashed_now or before.hashed
+    refresh_marker(result.report)
 
 
-def absent(wish: Wish, outcome: Outcome) -> None:
-    """Take one snapshot out, or with `wish.dry` only say what would go. Fill `outcome`."""
-    _check_names(wish)
-    if not wish.cache.is_absolute() or not wish.cache.exists():
-        check_cache(wish.cache, create=True, write=False)
+def absent(request: Request, result: Result) -> None:
+    """Remove one snapshot, or with `request.dry` only list what would go. Fill `result`. Raises FetchError."""
+    _check_names(request)
+    cache = request.repository.cache
+    if not cache.is_absolute() or not cache.exists():
+        check_cache(cache, create=True, write=False)
         return
-    check_cache(wish.cache, create=False, write=False)
-    outcome.plan = plan_absent(wish.cache, wish.repo_id, wish.revision)
-    outcome.report.commit = outcome.plan.commit or None
-    if not outcome.plan:
+    check_cache(cache, create=False, write=False)
+    result.plan = plan_absent(request.repository, request.revision)
+    result.report.commit = result.plan.commit or None
+    if not result.plan:
         return
-    check_cache(wish.cache, create=False, write=True)
-    outcome.changed = outcome.plan.done = True
-    if not wish.dry:
-        with locked(wish.cache):
-            remove(wish.cache, plan_absent(wish.cache, wish.repo_id, wish.revision))
+    check_cache(cache, create=False, write=True)
+    result.changed = result.plan.done = True
+    if not request.dry:
+        with locked(cache):
+            remove(cache, plan_absent(request.repository, request.revision))
 
 
-def pruned(wish: Wish, outcome: Outcome) -> None:
-    """Take out what is neither `wish.revision`, nor in `wish.keep`, nor the newest of the rest. Fill `outcome`.
+def pruned(request: Request, result: Result) -> None:
+    """Remove what is neither `request.revision`, nor in `request.keep`, nor the newest of the rest. Fill `result`.
 
     Raises FetchError unless what is to be kept is there whole: nothing goes that might be the last good one.
     """
-    verified(wish, outcome)
-    keep = {*wish.keep, str(outcome.report.commit)}
-    outcome.plan = plan_pruned(wish.cache, wish.repo_id, keep)
-    if not outcome.plan:
+    verified(request, result)
+    cache = request.repository.cache
+    keep = {*request.keep, str(result.report.commit)}
+    result.plan = plan_pruned(request.repository, keep)
+    if not result.plan:
         return
-    check_cache(wish.cache, create=False, write=True)
-    outcome.changed = outcome.plan.done = True
-    if not wish.dry:
-        with locked(wish.cache):
-            remove(wish.cache, plan_pruned(wish.cache, wish.repo_id, keep))
+    check_cache(cache, create=False, write=True)
+    result.changed = result.plan.done = True
+    if not request.dry:
+        with locked(cache):
+            remove(cache, plan_pruned(request.repository, keep))

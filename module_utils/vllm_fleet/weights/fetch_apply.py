@@ -1,4 +1,4 @@
-"""Writes what a plan lists. Whatever interrupts it, what lies under a valid name is whole.
+"""Writes what a plan lists. Whatever interrupts it, a file under a valid name is whole.
 
 A file is written under a temporary name in its own folder, hashed on the way, and renamed; blobs come first and refs
 last, so a half copy never resolves.
@@ -26,6 +26,7 @@ from .files import (
     owner_of,
     write_text,
 )
+from .layout import Repository
 from .manifest import Entry, blob_hash, new_digest
 from .snapshot import Report
 
@@ -34,8 +35,8 @@ COPY_WORKERS = 4
 """Files copied at a time: one stream does not fill an NVMe drive or a network mount, more than a few only seek."""
 
 
-def _write_link(repo: Path, commit: str, entry: Entry, owner: tuple[int, int] | None) -> None:
-    link = repo / "snapshots" / commit / entry.path
+def _write_link(repository: Repository, commit: str, entry: Entry, owner: tuple[int, int] | None) -> None:
+    link = repository.snapshot(commit) / entry.path
     make_folder(link.parent, owner)
     temporary = link.with_name(f".{link.name}.tmp")
     with explained(link):
@@ -45,9 +46,9 @@ def _write_link(repo: Path, commit: str, entry: Entry, owner: tuple[int, int] | 
         temporary.replace(link)
 
 
-def _write_blob(repo: Path, entry: Entry, source: Source, owner: tuple[int, int] | None, meter: Meter) -> str:
+def _write_blob(blobs: Path, entry: Entry, source: Source, owner: tuple[int, int] | None, meter: Meter) -> str:
     """Copy (or move) one blob, hashed on the way and renamed to its name only when whole and right; return the name."""
-    blob = repo / "blobs" / str(entry.blob)
+    blob = blobs / str(entry.blob)
     temporary = blob.with_name(f".{entry.blob}{layout.PART_SUFFIX}")
     origin = source.find(entry)
     with explained(blob):
@@ -59,7 +60,7 @@ def _write_blob(repo: Path, entry: Entry, source: Source, owner: tuple[int, int]
             else:
                 got = _copy(origin, temporary, blob.name, meter)
             if got != blob.name:
-                if source.move:  # a staging area: left there, the next run would bring nothing instead of it
+                if source.move:  # a staging area: left there, the next run would not bring it again
                     origin.unlink()
                 raise FetchError(
                     f"{entry.path} of the source {source.label} is corrupt: {origin} hashes to {got}, "
@@ -90,56 +91,60 @@ def _copy(origin: Path, temporary: Path, blob: str, meter: Meter) -> str:
     return str(digest.hexdigest())
 
 
-def apply(cache: Path, repo_id: str, plan: Plan, source: Source, meter: Meter) -> None:
+def apply(repository: Repository, plan: Plan, source: Source, meter: Meter) -> None:
     """Write what `plan` lists. Raises FetchError; what was finished until then stays and is not fetched again."""
-    owner = owner_of(cache)
-    repo = layout.repo_folder(cache, repo_id)
-    with explained(repo):
-        make_folder(repo / "blobs", owner)
-        for name in plan.remove:
-            (cache / name).unlink(missing_ok=True)
+    owner, blobs = owner_of(repository.cache), repository.blobs
+    prepare(repository, plan, owner)
     meter.begin("hashing" if source.move else "copying", sum(entry.size or 0 for entry in plan.blobs))
     # The largest first: the last thread then ends with something short.
     queue = sorted(plan.blobs, key=lambda entry: -(entry.size or 0))
     with ThreadPoolExecutor(max_workers=min(COPY_WORKERS, os.cpu_count() or 1)) as pool:
-        pending = [pool.submit(_write_blob, repo, entry, source, owner, meter) for entry in queue]
+        pending = [pool.submit(_write_blob, blobs, entry, source, owner, meter) for entry in queue]
         try:
             for job in pending:
                 plan.written.append(job.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    write_tree_links_refs(cache, repo_id, plan)
+    write_tree_links_refs(repository, plan)
 
 
-def write_tree_links_refs(cache: Path, repo_id: str, plan: Plan) -> None:
+def prepare(repository: Repository, plan: Plan, owner: tuple[int, int] | None) -> None:
+    """Make the folder of blobs, and remove what `plan` has to remove. Raises FetchError."""
+    with explained(repository.folder):
+        make_folder(repository.blobs, owner)
+        for name in plan.remove:
+            (repository.cache / name).unlink(missing_ok=True)
+
+
+def write_tree_links_refs(repository: Repository, plan: Plan) -> None:
     """Write the part of a plan that makes blobs a snapshot, in the order in which a half copy never resolves."""
-    owner = owner_of(cache)
-    repo = layout.repo_folder(cache, repo_id)
+    owner = owner_of(repository.cache)
     if plan.tree:
-        write_text(repo / "trees" / f"{plan.commit}.json", plan.tree, owner)
+        write_text(repository.tree(plan.commit), plan.tree, owner)
     for entry in plan.links:
-        _write_link(repo, plan.commit, entry, owner)
+        _write_link(repository, plan.commit, entry, owner)
     for name in plan.refs:
-        write_text(repo / "refs" / name, plan.commit, owner)
+        write_text(repository.refs / name, plan.commit, owner)
 
 
-def refresh_marker(cache: Path, report: Report) -> None:
-    """Note that the contents of a complete snapshot hash right, unless that is noted or not known.
+def refresh_marker(report: Report) -> None:
+    """Write that the contents of a complete snapshot hash right, unless that is written or not known.
 
     It saves later runs the hashing and nothing else, so a cache that cannot be written goes without.
     """
     if not (report.complete and report.hashed and report.manifest):
         return
-    path = layout.marker_path(cache, report.repo_id, report.manifest.commit)
+    repository = report.repository
+    path = repository.marker(report.manifest.commit)
     with contextlib.suppress(FetchError, OSError):
-        text = snapshot.marker_json(cache, report.repo_id, report.manifest)
+        text = snapshot.marker_json(repository, report.manifest)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text, owner_of(cache))
+            write_text(path, text, owner_of(repository.cache))
 
 
 def remove(cache: Path, plan: Plan) -> None:
-    """Remove what `plan_absent` listed: the refs first, so that nothing resolves to a half-removed snapshot."""
+    """Remove what a plan lists: the refs first, so that nothing resolves to a half-removed snapshot."""
     for name in sorted(plan.remove, key=lambda item: "/refs/" not in item):
         path = cache / name
         with explained(path):

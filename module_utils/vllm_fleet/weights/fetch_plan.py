@@ -11,6 +11,7 @@ from pathlib import Path
 from . import layout, snapshot
 from .fetch_source import Source, refs_to
 from .files import device_of, nearest_existing
+from .layout import Repository
 from .manifest import Entry, blob_hash, tree_json, tree_manifest
 from .snapshot import Report
 
@@ -39,7 +40,7 @@ class Plan:
         return bool(self.blobs or self.links or self.tree or self.refs or self.remove)
 
     def actions(self) -> list[str]:
-        """Say in a few lines what the plan does."""
+        """Return what the plan does, in a few lines."""
         if not self.done:
             return [f"write {len(self.written)} of {len(self.blobs)} blobs, then stop"]
         said = []
@@ -55,7 +56,7 @@ class Plan:
         return said
 
     def lines(self) -> list[str]:
-        """Name every file that the plan writes, for a diff."""
+        """Return every file that the plan writes, a line each, for a diff."""
         said = [f"blobs/{entry.blob} {entry.size} bytes" for entry in self.blobs]
         if self.tree:
             said.append(f"trees/{self.commit}.json")
@@ -64,15 +65,15 @@ class Plan:
         return sorted(said)
 
 
-def plan_present(cache: Path, report: Report, source: Source, *, revision: str, verify: str) -> Plan:
-    """Compare what `source` has with what is in `cache` and list what to write.
+def plan_present(report: Report, source: Source, *, revision: str, verify: str) -> Plan:
+    """Return what to write so that the cache holds what `source` has.
 
     `report` must be of the source's commit, made with the source's manifest; `revision` is what the user asked for
     and becomes a ref when it is a name.
     """
     manifest = source.manifest
-    repo = layout.repo_folder(cache, report.repo_id)
-    root = repo / "snapshots" / manifest.commit
+    repository = report.repository
+    blobs, root = repository.blobs, repository.snapshot(manifest.commit)
     faults = {problem.file: problem.kind for problem in report.problems}
     optional = set(report.optional)
     plan = Plan(commit=manifest.commit)
@@ -82,24 +83,24 @@ def plan_present(cache: Path, report: Report, source: Source, *, revision: str, 
         kind = faults.get(entry.path)
         if entry.path in optional or (kind is None and os.path.lexists(link)):
             continue
-        if not _is_link_to(link, repo / "blobs" / str(entry.blob)):
+        if not _is_link_to(link, blobs / str(entry.blob)):
             plan.links.append(entry)
         if str(entry.blob) in seen:
             continue
         seen.add(str(entry.blob))
         content_wrong = kind in ("truncated", "wrong_size", "wrong_hash", "unreadable", "not_a_file", "index")
-        if content_wrong or not _blob_usable(repo / "blobs" / str(entry.blob), entry, verify):
+        if content_wrong or not _blob_usable(blobs / str(entry.blob), entry, verify):
             plan.blobs.append(entry)
-    tree = repo / "trees" / f"{manifest.commit}.json"
+    tree = repository.tree(manifest.commit)
     if manifest.origin == "tree" and not optional and not _tree_usable(tree, manifest.commit):
         plan.tree = tree_json(manifest)
-    plan.refs = _plan_refs(repo, revision, manifest.commit, source.refs)
+    plan.refs = _plan_refs(repository, revision, manifest.commit, source.refs)
     if plan.blobs or plan.links:
-        plan.remove = _stale_litter(cache, repo, report.litter)
+        plan.remove = _stale_litter(repository, report.litter)
     if optional and os.path.lexists(tree):
         # Offline huggingface_hub, and so vLLM, refuses a snapshot that lacks a file of this list.
-        plan.remove.append(tree.relative_to(cache).as_posix())
-    device = nearest_existing(repo / "blobs").stat().st_dev
+        plan.remove.append(repository.relative(tree))
+    device = nearest_existing(blobs).stat().st_dev
     plan.copy_bytes = sum(
         -(-(entry.size or 0) // BLOCK) * BLOCK
         for entry in plan.blobs
@@ -110,15 +111,15 @@ def plan_present(cache: Path, report: Report, source: Source, *, revision: str, 
     return plan
 
 
-def _plan_refs(repo: Path, revision: str, commit: str, names: tuple[str, ...]) -> list[str]:
-    """Choose the refs to write: the revision asked for by name; those of the source that are absent or spoilt here.
+def _plan_refs(repository: Repository, revision: str, commit: str, names: tuple[str, ...]) -> list[str]:
+    """Return the refs to write: the revision asked for by name; those of the source that are absent or spoilt here.
 
     A ref of this cache that stands for another commit is the user's and stays.
     """
     wanted = []
     for name in sorted({*names, *([] if layout.is_commit(revision) else [revision])}):
         try:
-            content = (repo / "refs" / name).read_bytes()
+            content = (repository.refs / name).read_bytes()
         except OSError:
             content = b""
         if content != commit.encode() and (name == revision or content.strip() in (b"", commit.encode())):
@@ -151,12 +152,12 @@ def _tree_usable(tree: Path, commit: str) -> bool:
     return True
 
 
-def _stale_litter(cache: Path, repo: Path, litter: list[str]) -> list[str]:
-    """Return those leftovers that nobody writes: huggingface_hub holds a lock per blob while it downloads it."""
+def _stale_litter(repository: Repository, litter: list[str]) -> list[str]:
+    """Return the leftovers that no process writes: huggingface_hub holds a lock per blob while it downloads it."""
     stale = []
     for name in litter:
         blob = Path(name).name.lstrip(".").split(".")[0]
-        lock = repo.parent / ".locks" / repo.name / f"{blob}.lock"
+        lock = repository.locks / f"{blob}.lock"
         if name.endswith(layout.PART_SUFFIX) or not _held(lock):
             stale.append(name)
     return stale
@@ -173,16 +174,15 @@ def _held(lock: Path) -> bool:
     return False
 
 
-def plan_absent(cache: Path, repo_id: str, revision: str) -> Plan:
-    """List what belongs to one snapshot and to no other: links, file list, refs, marker, blobs.
+def plan_absent(repository: Repository, revision: str) -> Plan:
+    """Return what belongs to one snapshot and to no other: links, file list, refs, marker, blobs.
 
     Payloads in the store that repositories share stay (`hf cache prune` knows whether another one needs them).
     """
-    commit, _fault = snapshot.resolve(cache, repo_id, revision)
-    repo = layout.repo_folder(cache, repo_id)
+    commit, _fault = snapshot.resolve(repository, revision)
     if commit is None:
         return Plan()
-    root = repo / "snapshots"
+    root = repository.snapshots
     mine = _blobs_of(root / commit)
     others: set[str] = set()
     alone = True
@@ -191,30 +191,25 @@ def plan_absent(cache: Path, repo_id: str, revision: str) -> Plan:
             if folder.name != commit:
                 alone = False
                 others |= _blobs_of(folder)
-    places = [root / commit, repo / "trees" / f"{commit}.json", repo / ".no_exist" / commit]
-    places.append(repo / layout.STATE_FOLDER / commit)
-    places += [repo / "refs" / name for name in refs_to(repo, commit)]
-    places += [repo / "blobs" / name for name in sorted(mine - others)]
-    places.append(layout.marker_path(cache, repo_id, commit))
+    paths = [*_paths_of(repository, commit), repository.staging / commit]
+    paths += [repository.blobs / name for name in sorted(mine - others)]
     if alone and (root / commit).exists():
-        places = [repo, repo.parent / ".locks" / repo.name, cache / layout.STATE_FOLDER / repo.name]
-    there = [path for path in places if os.path.lexists(path)]
-    plan = Plan(commit=commit, remove=[path.relative_to(cache).as_posix() for path in there])
-    if shared := [name for name in mine - others if (repo / "blobs" / name).is_symlink()]:
+        paths = [repository.folder, repository.locks, repository.markers]
+    plan = Plan(commit=commit, remove=[repository.relative(path) for path in paths if os.path.lexists(path)])
+    if shared := [name for name in mine - others if (repository.blobs / name).is_symlink()]:
         plan.notes.append(
             f"{len(shared)} payload(s) in the store that repositories share are left; `hf cache prune` frees them."
         )
     return plan
 
 
-def plan_pruned(cache: Path, repo_id: str, keep: set[str]) -> Plan:
-    """List what belongs to snapshots of a repository that are not in `keep`, except the newest of these.
+def plan_pruned(repository: Repository, keep: set[str]) -> Plan:
+    """Return what belongs to snapshots of a repository that are not in `keep`, except the newest of these.
 
     That one is what was served before, or what a failed roll-out left: going back must not need a download.
-    What is wanted is there, so whatever was on its way and has stayed there was of a run that nobody took up.
+    What is wanted is there, so anything still in the staging folder is left of a run that was not resumed.
     """
-    repo = layout.repo_folder(cache, repo_id)
-    root = repo / "snapshots"
+    root = repository.snapshots
     found = sorted(root.iterdir(), key=lambda path: path.stat().st_mtime) if root.is_dir() else []
     old = [path for path in found if path.name not in keep][:-1]
     kept: set[str] = set()
@@ -222,16 +217,21 @@ def plan_pruned(cache: Path, repo_id: str, keep: set[str]) -> Plan:
         if path not in old:
             kept |= _blobs_of(path)
     gone: set[str] = set()
-    places: list[Path] = []
+    paths: list[Path] = []
     for path in old:
         gone |= _blobs_of(path)
-        places += [path, repo / "trees" / f"{path.name}.json", repo / ".no_exist" / path.name]
-        places += [repo / "refs" / name for name in refs_to(repo, path.name)]
-        places.append(layout.marker_path(cache, repo_id, path.name))
-    places += [repo / "blobs" / name for name in sorted(gone - kept)]
-    places.append(repo / layout.STATE_FOLDER)
-    there = [path for path in places if os.path.lexists(path)]
-    return Plan(commit=", ".join(path.name for path in old), remove=[p.relative_to(cache).as_posix() for p in there])
+        paths += _paths_of(repository, path.name)
+    paths += [repository.blobs / name for name in sorted(gone - kept)]
+    paths.append(repository.staging)
+    remove = [repository.relative(path) for path in paths if os.path.lexists(path)]
+    return Plan(commit=", ".join(path.name for path in old), remove=remove)
+
+
+def _paths_of(repository: Repository, commit: str) -> list[Path]:
+    """Return what one snapshot has for itself, without its blobs."""
+    refs = [repository.refs / name for name in refs_to(repository, commit)]
+    own = [repository.snapshot(commit), repository.tree(commit), repository.no_exist(commit)]
+    return [*own, *refs, repository.marker(commit)]
 
 
 def _blobs_of(folder: Path) -> set[str]:

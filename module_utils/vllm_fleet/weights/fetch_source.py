@@ -9,6 +9,7 @@ from pathlib import Path
 
 from . import layout, snapshot
 from .files import FetchError, check_cache
+from .layout import Repository
 from .manifest import Entry, Manifest, blob_hash
 from .snapshot import Report
 
@@ -30,22 +31,24 @@ class Source:
     move: bool = False
 
 
-def cache_source(path: Path, repo_id: str, revision: str, target: Path) -> Source:
-    """Use another cache on this machine as source. It must hold the snapshot complete; it is only read.
+def cache_source(path: Path, target: Repository, revision: str) -> Source:
+    """Return another cache on this machine as source of `target`. It must hold the snapshot complete; it is only read.
 
     Raises FetchError when it does not, naming what is wrong or which models it has.
     """
-    if path.resolve() == target.resolve():
+    repo_id = target.repo_id
+    if path.resolve() == target.cache.resolve():
         raise FetchError(
             f"Source {path} is the cache itself; give another folder, or leave the source out to verify only.",
             "bad_argument",
         )
     check_cache(path, create=False, write=False)
-    report = snapshot.inspect(path, repo_id, revision)
+    repository = Repository(path, repo_id)
+    report = snapshot.inspect(repository, revision)
     if not report.complete or report.manifest is None:
         known = layout.known_repos(path)
         if repo_id in known and not report.files:
-            held = ", ".join(held_revisions(layout.repo_folder(path, repo_id))) or "none"
+            held = ", ".join(held_revisions(repository)) or "none"
             raise FetchError(
                 f"Source {path} has {repo_id}, but not at revision {revision}; it has {held}.", "model_not_found"
             )
@@ -56,36 +59,34 @@ def cache_source(path: Path, repo_id: str, revision: str, target: Path) -> Sourc
             )
             raise FetchError(f"Source {path} does not have the model {repo_id}; {hint}.", "model_not_found")
         raise FetchError(f"Source {path} cannot be copied from: {report.sentence()}", report.failure)
-    repo = layout.repo_folder(path, repo_id)
-    root = repo / "snapshots" / report.manifest.commit
+    root = repository.snapshot(report.manifest.commit)
     absent = set(report.optional)
     listed = snapshot.without_copies(report.manifest)
     entries = [filled(entry, root) for entry in listed.entries if entry.path not in absent]
     # A list made from links is not the repository's own: it must not become a trees file.
     origin = listed.origin if not absent else "links"
     manifest = Manifest(listed.commit, tuple(entries), origin)
-    return Source(str(path), manifest, lambda entry: root / entry.path, refs_to(repo, manifest.commit))
+    return Source(str(path), manifest, lambda entry: root / entry.path, refs_to(repository, manifest.commit))
 
 
-def own_source(cache: Path, report: Report) -> Source | None:
-    """Use the cache itself: enough where links or refs are spoilt and all contents are there; None without a list.
+def own_source(report: Report) -> Source | None:
+    """Return the cache itself: enough where links or refs are spoilt and all contents are there; None without a list.
 
     A plan made with it must not be applied when it has blobs to write.
     """
     if report.manifest is None or any(entry.blob is None for entry in report.manifest.entries):
         return None
-    repo = layout.repo_folder(cache, report.repo_id)
-    manifest = report.manifest
-    return Source(str(cache), manifest, lambda entry: Path(), refs_to(repo, manifest.commit))
+    repository, manifest = report.repository, report.manifest
+    return Source(str(repository.cache), manifest, lambda entry: Path(), refs_to(repository, manifest.commit))
 
 
 def blobs_source(path: Path, manifest: Manifest, *, refs: tuple[str, ...] = (), move: bool = False) -> Source:
-    """Use a flat folder of blobs, named by their hashes, with a manifest that came another way."""
+    """Return a flat folder of blobs, named by their hashes, with a manifest that came another way."""
     return Source(str(path), manifest, lambda entry: path / str(entry.blob), refs, move)
 
 
 def filled(entry: Entry, root: Path) -> Entry:
-    """Complete an entry of a fallback list by what its file tells: size, and a name of its own if it has none."""
+    """Return an entry of a fallback list completed from its file: size, and a blob name if it has none."""
     if entry.size is not None and entry.blob is not None:
         return entry
     path = root / entry.path
@@ -94,19 +95,19 @@ def filled(entry: Entry, root: Path) -> Entry:
     return replace(entry, size=size, blob=entry.blob or blob_hash(path, kind))
 
 
-def held_revisions(repo: Path) -> list[str]:
-    """Return the commits that a repository's folder has, with the names that stand for them."""
+def held_revisions(repository: Repository) -> list[str]:
+    """Return the commits that a repository has, with the names that stand for them."""
     return [
-        f"{path.name} ({', '.join(refs)})" if (refs := refs_to(repo, path.name)) else path.name
-        for path in sorted((repo / "snapshots").iterdir())
+        f"{path.name} ({', '.join(refs)})" if (refs := refs_to(repository, path.name)) else path.name
+        for path in sorted(repository.snapshots.iterdir())
     ]
 
 
-def refs_to(repo: Path, commit: str) -> tuple[str, ...]:
+def refs_to(repository: Repository, commit: str) -> tuple[str, ...]:
     """Return the names under refs that stand for `commit`."""
     found = []
-    for path in sorted((repo / "refs").rglob("*")):
+    for path in sorted(repository.refs.rglob("*")):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             if path.is_file() and path.read_text(encoding="utf-8").strip() == commit:
-                found.append(path.relative_to(repo / "refs").as_posix())
+                found.append(path.relative_to(repository.refs).as_posix())
     return tuple(found)

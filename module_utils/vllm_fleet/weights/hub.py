@@ -18,7 +18,7 @@ from typing import Any
 
 from ..common.meter import Meter
 from . import layout, snapshot
-from .fetch_apply import write_tree_links_refs
+from .fetch_apply import prepare, write_tree_links_refs
 from .fetch_plan import Plan
 from .fetch_source import Source
 from .files import (
@@ -27,17 +27,16 @@ from .files import (
     allocated_below,
     explained,
     give,
-    make_folder,
     owner_of,
 )
-from .layout import SnapshotError
-from .manifest import blob_hash, given_manifest, tree_manifest
+from .layout import Repository, SnapshotError
+from .manifest import Entry, blob_hash, given_manifest, tree_manifest
 
 TRIES = 4
 """Tries in a row that may bring no whole file, or no file list, before a download is given up."""
 
 LIST_TIMEOUT = 30.0
-"""Seconds without a byte after which the file list is asked for anew; huggingface_hub itself would wait for ever."""
+"""Seconds without a byte after which the file list is asked for again; huggingface_hub itself would wait for ever."""
 
 LONGEST_PAUSE = 300.0
 """Seconds that a Hub which asks to be left alone is left alone at most; it counts by five minutes."""
@@ -46,7 +45,7 @@ LONGEST_PAUSE = 300.0
 # neither this process's arguments nor its environment.
 _HUB_SCRIPT = """
 import ctypes, json, os, signal, sys
-# Not to outlive who began it: what comes after a download, as owner and hashes, would be left undone.
+# Ends with the process that began it: what comes after a download (owner, hashes) would be left undone.
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 if os.getppid() != int(sys.argv[2]):
     sys.exit(1)
@@ -76,7 +75,7 @@ except Exception as error:
 
 @dataclass(frozen=True)
 class Client:
-    """How the Hub is asked: a Python that has huggingface_hub, the token, another endpoint, seconds of standstill."""
+    """Access to the Hub: a Python that has huggingface_hub, the token, another endpoint, seconds of standstill."""
 
     python: str | None = None
     token: str | None = None
@@ -106,7 +105,7 @@ class Client:
         if self.token:
             environment["HF_TOKEN"] = self.token
         elif not environment.get("HF_TOKEN") and not environment.get("HUGGING_FACE_HUB_TOKEN"):
-            # Otherwise the token of the cache's user is taken (and, if it expires, written anew), which is not ours.
+            # Otherwise the token of the cache's user is taken (and, if it expires, renewed), and it is not ours.
             environment |= {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
         if self.endpoint:
             environment["HF_ENDPOINT"] = self.endpoint
@@ -114,7 +113,7 @@ class Client:
 
 
 class _Refused(FetchError):
-    """What the Hub may answer when asked again; `after` are the seconds that it asks to be left alone, 0 for none."""
+    """The Hub may answer when asked again; `after` are the seconds that it asks for a pause, 0 for none."""
 
     after = 0.0
 
@@ -125,26 +124,26 @@ class _Standstill(Exception):
 
 def _hub(
     task: dict[str, Any],
-    cache: Path,
+    repository: Repository,
     client: Client,
     *,
     xet: bool = True,
     watch: Path | None = None,
     grown: Callable[[int], None] | None = None,
 ) -> Any:
-    """Run one task of `_HUB_SCRIPT` and return its answer; raise FetchError in words for the known failures.
+    """Run one task of `_HUB_SCRIPT` and return its answer; raise FetchError with a sentence for each known failure.
 
     With `watch`, a folder that the bytes come into, raises _Standstill when it has not grown for `client.stall`.
-    `grown` is told the bytes below it from time to time.
+    `grown` is called with the bytes below it from time to time.
     """
     try:
         process = subprocess.Popen(
-            [client.program, "-c", _HUB_SCRIPT, json.dumps(task), str(os.getpid())],
+            [client.program, "-c", _HUB_SCRIPT, json.dumps(task | {"repo_id": repository.repo_id}), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=client.environment(cache, _scratch(cache, task["repo_id"]), xet=xet),
+            env=client.environment(repository.cache, _scratch(repository), xet=xet),
             start_new_session=True,
         )
     except OSError as error:
@@ -159,16 +158,16 @@ def _hub(
         answer = json.loads(stdout.strip().splitlines()[-1])
     except (ValueError, IndexError) as error:
         raise FetchError(
-            f"The download of {task['repo_id']} ended with exit code {process.returncode}.",
+            f"The download of {repository.repo_id} ended with exit code {process.returncode}.",
             evidence=stderr.strip()[-2000:],
         ) from error
     if answer.get("error"):
-        raise answered(task, answer, client.program)
+        raise answered(repository.repo_id, task, answer, client.program)
     return answer
 
 
-def _scratch(cache: Path, repo_id: str) -> Path:
-    return layout.repo_folder(cache, repo_id) / layout.STATE_FOLDER / "xet"
+def _scratch(repository: Repository) -> Path:
+    return repository.staging / "xet"
 
 
 def _communicate(
@@ -190,24 +189,29 @@ def _communicate(
 
 
 def _download(
-    task: dict[str, Any], cache: Path, client: Client, blobs: Path, *, notes: list[str], grown: Callable[[int], None]
+    task: dict[str, Any],
+    repository: Repository,
+    client: Client,
+    *,
+    notes: list[str],
+    grown: Callable[[int], None],
 ) -> None:
-    """Download with patience: whole files are kept, so each try goes on where the last one stopped.
+    """Download with retries: whole files are kept, so each try goes on where the last one stopped.
 
     huggingface_hub itself repeats what the server refuses for the moment (429, 5xx) and what breaks; this is for
     what it does not survive. Xet downloads are known to stand still on large repositories, so the first try alone
     uses it. Tries that brought a whole file do not count.
     """
-    failures, xet = 0, True
+    failures, xet, blobs = 0, True, repository.blobs
     while True:
         before = {path.name for path in blobs.iterdir() if not path.name.endswith(".incomplete")}
         try:
-            _hub(task, cache, client, xet=xet, watch=blobs, grown=grown)
+            _hub(task, repository, client, xet=xet, watch=blobs, grown=grown)
             return
         except _Standstill:
             problem: FetchError = FetchError(
-                f"The download of {task['repo_id']} stood still for {client.stall:.0f} s, {TRIES} times; "
-                "look at the node's way to the Hub and run again: whole files are kept."
+                f"The download of {repository.repo_id} stood still for {client.stall:.0f} s, {TRIES} times; "
+                "check the node's way to the Hub and run again: whole files are kept."
             )
             said = f"The download stood still for {client.stall:.0f} s and was taken up by plain HTTP"
         except FetchError as error:
@@ -227,10 +231,9 @@ def _download(
             time.sleep(min(30.0, 2.0**failures))
 
 
-def answered(task: dict[str, Any], answer: dict[str, Any], python: str) -> FetchError:
-    """Say what an answer of `_HUB_SCRIPT` means that tells of an error."""
+def answered(model: str, task: dict[str, Any], answer: dict[str, Any], python: str) -> FetchError:
+    """Return the FetchError for an answer of `_HUB_SCRIPT` with an error in it; `python` is the program that ran it."""
     names, message = answer["error"], str(answer["message"])
-    model = task["repo_id"]
     if "ImportError" in names:
         return FetchError(
             f"Python {python} has no huggingface_hub, which source 'hub' needs; install it there "
@@ -257,7 +260,7 @@ def answered(task: dict[str, Any], answer: dict[str, Any], python: str) -> Fetch
 
 
 def _trouble(model: str, answer: dict[str, Any], message: str) -> FetchError:
-    """Tell what passes (a busy or broken server, a connection) from what does not."""
+    """Return _Refused for what passes (a busy or broken server, a connection), FetchError for what does not."""
     said = f"Model {model} could not be had from the Hub: {message.splitlines()[0]}"
     status = answer.get("status")
     passes = status in (408, 429) or status >= 500 if status else {"TransportError", "OSError"} & set(answer["error"])
@@ -269,7 +272,7 @@ def _trouble(model: str, answer: dict[str, Any], message: str) -> FetchError:
 
 
 def asked_pause(headers: Mapping[str, str]) -> float:
-    """Return the seconds for which an answer's headers ask to be left alone, 0 when they do not say."""
+    """Return the seconds of pause that an answer's headers ask for, 0 when they do not say."""
     lower = {name.lower(): value for name, value in headers.items()}
     found = re.fullmatch(r"\s*(\d+)\s*", lower.get("retry-after", "")) or re.search(
         r";\s*t=(\d+)", lower.get("ratelimit", "")
@@ -277,97 +280,94 @@ def asked_pause(headers: Mapping[str, str]) -> float:
     return float(found[1]) if found else 0.0
 
 
-def _listing(task: dict[str, Any], cache: Path, client: Client) -> Any:
-    """Ask for the file list with patience: for what the Hub refuses for the moment, breaks off or leaves unanswered."""
+def _listing(task: dict[str, Any], repository: Repository, client: Client) -> Any:
+    """Return the file list; try again when the Hub refuses for the moment, breaks off or does not answer."""
     for failures in range(1, TRIES):
         try:
-            return _hub(task, cache, client)
+            return _hub(task, repository, client)
         except _Refused as error:
             time.sleep(min(LONGEST_PAUSE, error.after or 2.0**failures))
-    return _hub(task, cache, client)
+    return _hub(task, repository, client)
 
 
-def hub_source(cache: Path, repo_id: str, revision: str, client: Client, meter: Meter) -> Source:
-    """Ask the Hub for the file list of a revision; the commit it stands for now is pinned for all that follows."""
+def hub_source(repository: Repository, revision: str, client: Client, meter: Meter) -> Source:
+    """Return the Hub as source, with the file list of a revision; the commit that it stands for now is pinned.
+
+    Raises FetchError.
+    """
     timeout = min(LIST_TIMEOUT, client.stall)
     meter.begin("asking the Hub for the list of files")
-    answer = _listing({"do": "list", "repo_id": repo_id, "revision": revision, "timeout": timeout}, cache, client)
+    answer = _listing({"do": "list", "revision": revision, "timeout": timeout}, repository, client)
     try:
         manifest = replace(given_manifest(answer["commit"], answer["files"]), origin="tree")
     except SnapshotError as error:
-        raise FetchError(f"The Hub's file list of {repo_id} is not usable: {error}") from error
+        raise FetchError(f"The Hub's file list of {repository.repo_id} is not usable: {error}") from error
     return Source("hub", snapshot.without_copies(manifest), lambda entry: Path())
 
 
-def _forget_list(repo: Path, plan: Plan) -> None:
+def _forget_list(repository: Repository, plan: Plan) -> None:
     """Remove the repository's file list, as huggingface_hub wrote it, where it names more than was brought in.
 
     Offline it refuses a snapshot that lacks a file of this list, and so does vLLM, which asks it for the whole.
     """
-    tree, root = repo / "trees" / f"{plan.commit}.json", repo / "snapshots" / plan.commit
+    tree, root = repository.tree(plan.commit), repository.snapshot(plan.commit)
     with contextlib.suppress(OSError, ValueError, AttributeError):
         listed = {entry.path for entry in tree_manifest(tree.read_bytes(), plan.commit).entries}
         if not all(os.path.lexists(root / path) for path in listed - {entry.path for entry in plan.links}):
             tree.unlink()
 
 
-def apply_hub(cache: Path, repo_id: str, plan: Plan, client: Client, meter: Meter) -> None:
-    """Download what `plan` lists, check its hashes, then write file list, links and refs.
+def apply_hub(repository: Repository, plan: Plan, client: Client, meter: Meter) -> None:
+    """Download what `plan` lists, check its hashes, then write file list, links and refs. Raises FetchError.
 
-    huggingface_hub takes any blob that lies under the right name for good, so a wrong one is removed beforehand.
+    huggingface_hub takes any blob under the right name for good, so a wrong one is removed beforehand.
     """
-    owner = owner_of(cache)
-    repo = layout.repo_folder(cache, repo_id)
-    with explained(repo):
-        make_folder(repo / "blobs", owner)
-        for name in plan.remove:
-            (cache / name).unlink(missing_ok=True)
+    owner, blobs = owner_of(repository.cache), repository.blobs
+    prepare(repository, plan, owner)
+    with explained(repository.folder):
         for entry in plan.blobs:
-            (repo / "blobs" / str(entry.blob)).unlink(missing_ok=True)
-            link = repo / "snapshots" / plan.commit / entry.path
+            (blobs / str(entry.blob)).unlink(missing_ok=True)
+            link = repository.snapshot(plan.commit) / entry.path
             if link.is_symlink() or link.is_file():
                 link.unlink()
     if plan.blobs:
-        # Patterns, not names: a bracket in a file's name would otherwise be read as a set.
-        paths = [entry.path.replace("[", "[[]") for entry in plan.blobs]
-        task = {
-            "do": "get",
-            "repo_id": repo_id,
-            "commit": plan.commit,
-            "hub": str(layout.hub_of(cache)),
-            "paths": paths,
-        }
-        wanted, there = sum(entry.size or 0 for entry in plan.blobs), allocated_below(repo / "blobs")
+        wanted = sum(entry.size or 0 for entry in plan.blobs)
         meter.begin("downloading", wanted)
-        scratch = _scratch(cache, repo_id)
-        try:
-            _download(
-                task,
-                cache,
-                client,
-                repo / "blobs",
-                notes=plan.notes,
-                grown=lambda now: meter.reach(now - there),
-            )
-            _forget_list(repo, plan)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                scratch.parent.rmdir()  # unless something is on its way from another node
+        _download_blobs(repository, plan, client, meter)
         meter.begin("hashing", wanted)
     for entry in plan.blobs:
-        blob = repo / "blobs" / str(entry.blob)
-        with explained(blob):
-            if not blob.is_file() or blob_hash(blob, blob.name, meter) != blob.name:
-                blob.unlink(missing_ok=True)
-                raise FetchError(
-                    f"{entry.path} of {repo_id} came damaged from the Hub; run again to fetch it anew.",
-                    "weights_corrupt",
-                )
-            blob.chmod(FILE_MODE)
-    write_tree_links_refs(cache, repo_id, plan)
+        _check_blob(repository, entry, meter)
+    write_tree_links_refs(repository, plan)
     if owner:  # huggingface_hub ran as root; its locks too must open for the owner's own downloads
-        locks = repo.parent / ".locks"
-        for path in (repo, *repo.rglob("*"), locks, *(locks / repo.name).rglob("*"), locks / repo.name):
+        folder, locks = repository.folder, repository.locks
+        for path in (folder, *folder.rglob("*"), locks.parent, *locks.rglob("*"), locks):
             if os.path.lexists(path):
                 give(path, owner)
+
+
+def _download_blobs(repository: Repository, plan: Plan, client: Client, meter: Meter) -> None:
+    # Patterns, not names: a bracket in a file's name would otherwise be read as a set.
+    paths = [entry.path.replace("[", "[[]") for entry in plan.blobs]
+    task = {"do": "get", "commit": plan.commit, "hub": str(layout.hub_of(repository.cache)), "paths": paths}
+    there = allocated_below(repository.blobs)
+    scratch = _scratch(repository)
+    try:
+        _download(task, repository, client, notes=plan.notes, grown=lambda now: meter.reach(now - there))
+        _forget_list(repository, plan)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            scratch.parent.rmdir()  # unless something is on its way from another node
+
+
+def _check_blob(repository: Repository, entry: Entry, meter: Meter) -> None:
+    """Raise FetchError, and remove the blob, unless a downloaded blob hashes to its name."""
+    blob = repository.blobs / str(entry.blob)
+    with explained(blob):
+        if not blob.is_file() or blob_hash(blob, blob.name, meter) != blob.name:
+            blob.unlink(missing_ok=True)
+            raise FetchError(
+                f"{entry.path} of {repository.repo_id} came damaged from the Hub; run again to fetch it again.",
+                "weights_corrupt",
+            )
+        blob.chmod(FILE_MODE)

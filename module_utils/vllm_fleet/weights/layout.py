@@ -1,20 +1,21 @@
-"""Names and places in a Hugging Face cache: repository ids, revisions, folders, markers."""
+"""Names and paths in a Hugging Face cache: repository ids, revisions, folders, markers."""
 
 from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 
 class SnapshotError(Exception):
-    """The question itself is wrong (a repository id, a revision, a cache path); the message is one sentence."""
+    """A repository id, a revision or a list of files that cannot be; the message is one sentence."""
 
 
 STATE_FOLDER = ".vllm-fleet"
-"""Folder in the cache, beside `hub`, for markers and the lock: huggingface_hub never looks there.
+"""Folder in the cache, beside `hub`, for markers and the lock; huggingface_hub does not read it.
 
-In a repository's folder, one of the same name holds what is on its way, on the disk that it goes to.
+A folder of the same name in a repository's folder holds what is on its way.
 """
 
 PART_SUFFIX = ".vllm-fleet.incomplete"
@@ -69,14 +70,75 @@ def hub_of(cache: Path) -> Path:
     return cache / "hub"
 
 
-def repo_folder(cache: Path, repo_id: str) -> Path:
-    """Return the folder of a model repository inside `cache`."""
-    return hub_of(cache) / ("models--" + repo_id.replace("/", "--"))
+@dataclass(frozen=True)
+class Repository:
+    """One model's repository in one cache, and the path of everything in it. Nothing is read and nothing is checked.
 
+    `cache` is the folder that HF_HOME names, `repo_id` the model's id on the Hub.
+    """
 
-def marker_path(cache: Path, repo_id: str, commit: str) -> Path:
-    """Return where the marker of one verified snapshot lies."""
-    return cache / STATE_FOLDER / repo_folder(cache, repo_id).name / f"{commit}.json"
+    cache: Path
+    repo_id: str
+
+    @property
+    def name(self) -> str:
+        """Return the name of the repository's folder."""
+        return "models--" + self.repo_id.replace("/", "--")
+
+    @property
+    def folder(self) -> Path:
+        """Return the repository's folder."""
+        return hub_of(self.cache) / self.name
+
+    @property
+    def blobs(self) -> Path:
+        """Return the folder of contents, each named by its hash."""
+        return self.folder / "blobs"
+
+    @property
+    def refs(self) -> Path:
+        """Return the folder of branches and tags, each a file with a commit in it."""
+        return self.folder / "refs"
+
+    @property
+    def snapshots(self) -> Path:
+        """Return the folder with one folder of links for each commit."""
+        return self.folder / "snapshots"
+
+    @property
+    def staging(self) -> Path:
+        """Return the folder of what is on its way into the repository, on the disk that it goes to."""
+        return self.folder / STATE_FOLDER
+
+    @property
+    def locks(self) -> Path:
+        """Return the folder in which huggingface_hub locks the blobs that it downloads."""
+        return hub_of(self.cache) / ".locks" / self.name
+
+    @property
+    def markers(self) -> Path:
+        """Return the folder of the markers of the repository's verified snapshots."""
+        return self.cache / STATE_FOLDER / self.name
+
+    def snapshot(self, commit: str) -> Path:
+        """Return the folder of links of one commit."""
+        return self.snapshots / commit
+
+    def tree(self, commit: str) -> Path:
+        """Return the repository's own file list of one commit, as huggingface_hub writes it."""
+        return self.folder / "trees" / f"{commit}.json"
+
+    def no_exist(self, commit: str) -> Path:
+        """Return the folder in which huggingface_hub notes which files one commit does not have."""
+        return self.folder / ".no_exist" / commit
+
+    def marker(self, commit: str) -> Path:
+        """Return the marker of one verified snapshot."""
+        return self.markers / f"{commit}.json"
+
+    def relative(self, path: Path) -> str:
+        """Return `path` as a path inside the cache."""
+        return path.relative_to(self.cache).as_posix()
 
 
 def known_repos(cache: Path) -> list[str]:

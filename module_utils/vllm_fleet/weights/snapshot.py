@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.meter import Meter
-from . import layout
-from .layout import check_repo_id, check_revision, is_commit, marker_path, repo_folder
+from .layout import Repository, SnapshotError, check_repo_id, check_revision, is_commit
 from .manifest import (
     BLOB_NAME,
     Entry,
@@ -36,10 +35,7 @@ from .manifest import (
     tree_manifest,
 )
 
-SnapshotError = layout.SnapshotError
-
 MARKER_FORMAT = 1
-
 
 SMALL_FILE = 1 << 20
 """Without a file list, files up to this many bytes are hashed even by a quick check: sizes say nothing there."""
@@ -84,7 +80,7 @@ class Report:
     no server reads. `litter` are leftovers of interrupted downloads, as paths in the cache.
     """
 
-    repo_id: str
+    repository: Repository
     revision: str
     commit: str | None = None
     path: str | None = None
@@ -118,7 +114,7 @@ class Report:
 
     def sentence(self) -> str:
         """Say in one sentence what state the snapshot is in, naming the first faults."""
-        name = f"{self.repo_id} at {self.commit or self.revision}"
+        name = f"{self.repository.repo_id} at {self.commit or self.revision}"
         if self.complete:
             return f"{name} is complete: {self.files} files, {self.bytes} bytes."
         shown = "; ".join(str(problem) for problem in self.problems[:3])
@@ -135,7 +131,7 @@ class Weights:
     config: dict[str, Any]
 
 
-# Names and places
+# File lists
 
 
 def _linked_files(snapshot: Path) -> list[str]:
@@ -180,10 +176,10 @@ def _links_manifest(snapshot: Path, commit: str, report: Report) -> Manifest:
 # Markers
 
 
-def _read_marker(cache: Path, repo_id: str, commit: str) -> dict[str, dict[str, Any]]:
+def _read_marker(repository: Repository, commit: str) -> dict[str, dict[str, Any]]:
     """Return {path: {blob, size, mtime_ns}} of a marker, empty when there is none that can be read."""
     try:
-        data = json.loads(marker_path(cache, repo_id, commit).read_bytes())
+        data = json.loads(repository.marker(commit).read_bytes())
         if data["format"] == MARKER_FORMAT and data["commit"] == commit:
             files: dict[str, dict[str, Any]] = data["files"]
             return files
@@ -192,12 +188,12 @@ def _read_marker(cache: Path, repo_id: str, commit: str) -> dict[str, dict[str, 
     return {}
 
 
-def marker_json(cache: Path, repo_id: str, manifest: Manifest) -> str:
-    """Write the marker of a snapshot whose contents were hashed just now: blob, size and mtime of every file.
+def marker_json(repository: Repository, manifest: Manifest) -> str:
+    """Return the marker of a snapshot whose contents were hashed just now: blob, size and mtime of every file.
 
     A later quick check then needs stat calls only, and still notices a blob that was touched at equal size.
     """
-    snapshot = repo_folder(cache, repo_id) / "snapshots" / manifest.commit
+    snapshot = repository.snapshot(manifest.commit)
     files = {}
     for entry in manifest.entries:
         try:
@@ -211,14 +207,14 @@ def marker_json(cache: Path, repo_id: str, manifest: Manifest) -> str:
 # Inspection
 
 
-def resolve(cache: Path, repo_id: str, revision: str) -> tuple[str | None, Problem | None]:
-    """Return the commit that `revision` stands for in `cache`, and what is wrong with the ref if anything.
+def resolve(repository: Repository, revision: str) -> tuple[str | None, Problem | None]:
+    """Return the commit that `revision` stands for in the cache, and what is wrong with the ref if anything.
 
     huggingface_hub takes the ref's content as it is: with a newline at the end it finds no snapshot.
     """
     if is_commit(revision):
         return revision, None
-    ref = repo_folder(cache, repo_id) / "refs" / revision
+    ref = repository.refs / revision
     name = f"refs/{revision}"
     try:
         content = ref.read_bytes().decode("utf-8", "replace")
@@ -230,28 +226,29 @@ def resolve(cache: Path, repo_id: str, revision: str) -> tuple[str | None, Probl
     if not is_commit(commit):
         return None, Problem(name, "bad_ref", f"holds {content[:60]!r} instead of a commit of 40 hexadecimal digits")
     if commit != content:
-        return commit, Problem(name, "ref_newline", f"holds {content!r}: with white space around it nobody resolves it")
+        return commit, Problem(
+            name, "ref_newline", f"holds {content!r}: with white space around it nothing resolves it"
+        )
     return commit, None
 
 
-def _dangling(repo: Path, path: str, link: Path) -> tuple[str, str]:
+def _dangling(blobs: Path, link: Path) -> tuple[str, str]:
     """Name the break in the chain link -> blob -> shared store."""
     if not os.path.islink(link):  # noqa: PTH114 - as cheap as it gets, called per file
         return "no_link", "is not in the snapshot"
-    blob = repo / "blobs" / Path(os.readlink(link)).name  # noqa: PTH115
+    blob = blobs / Path(os.readlink(link)).name  # noqa: PTH115
     if blob.is_symlink():
         return "dangling_shared", f"blob {blob.name} is a link to {os.readlink(blob)}, which is gone"  # noqa: PTH115
     return "dangling", f"its link points to {os.readlink(link)}, which does not exist"  # noqa: PTH115
 
 
-def _litter(cache: Path, repo: Path) -> list[str]:
-    found = []
+def _litter(repository: Repository) -> list[str]:
     try:
-        with os.scandir(repo / "blobs") as blobs:
+        with os.scandir(repository.blobs) as blobs:
             found = [item.path for item in blobs if item.name.endswith(".incomplete")]
     except OSError:
         return []
-    return sorted(Path(item).relative_to(cache).as_posix() for item in found)
+    return sorted(repository.relative(Path(item)) for item in found)
 
 
 def _check_quick(entry: Entry, found: os.stat_result, link: Path, origin: str) -> tuple[str, str] | None:
@@ -282,10 +279,10 @@ def _check_hash(blob: str, path: Path, meter: Meter | None = None) -> tuple[str,
 
 
 def _read_manifest(
-    repo: Path, commit: str, given: Manifest | None, marker: dict[str, dict[str, Any]], report: Report
+    commit: str, given: Manifest | None, marker: dict[str, dict[str, Any]], report: Report
 ) -> Manifest | None:
-    """Choose the best list at hand: the repository's own, one given, the marker's, or what links and index tell."""
-    tree = repo / "trees" / f"{commit}.json"
+    """Return the best list at hand: the repository's own, one given, the marker's, or what links and index show."""
+    tree = report.repository.tree(commit)
     try:
         return tree_manifest(tree.read_bytes(), commit)
     except FileNotFoundError:
@@ -296,7 +293,7 @@ def _read_manifest(
         report.notes.append(f"{tree} is not usable ({error}); judged without it.")
     if given:
         return given
-    snapshot = repo / "snapshots" / commit
+    snapshot = report.repository.snapshot(commit)
     if not snapshot.is_dir():
         return None
     if marker:
@@ -306,8 +303,7 @@ def _read_manifest(
 
 
 def inspect(
-    cache: Path,
-    repo_id: str,
+    repository: Repository,
     revision: str = "main",
     verify: str = "quick",
     *,
@@ -315,25 +311,23 @@ def inspect(
     workers: int | None = None,
     meter: Meter | None = None,
 ) -> Report:
-    """Judge one snapshot, offline and without changing anything.
+    """Return the verdict on one snapshot, offline and without changing anything.
 
-    `cache` is a folder such as ~/.cache/huggingface; `revision` a commit of 40 hexadecimal digits or a name under
-    refs. `verify="quick"` compares names, links and sizes, and hashes only what changed since its marker was
-    written; `verify="full"` hashes every file in `workers` threads (hashlib releases the interpreter lock).
+    `revision` is a commit of 40 hexadecimal digits or a name under refs. `verify="quick"` compares names, links and
+    sizes, and hashes only what changed since its marker was written; `verify="full"` hashes every file in `workers`
+    threads (hashlib releases the interpreter lock).
     What must be there comes from trees/<commit>.json; else from `manifest`; else from the marker of an earlier run;
-    else from the weight index and the links, where the header of every safetensors file tells its size.
-    `meter` is told how far the hashing is.
+    else from the weight index and the links, where the header of every safetensors file gives its size.
+    `meter` counts the bytes that are hashed.
 
     Raises SnapshotError for an id, a revision or a `verify` that cannot be, never for the state of the cache.
     """
-    check_repo_id(repo_id)
+    check_repo_id(repository.repo_id)
     check_revision(revision)
     if verify not in ("quick", "full"):
         raise SnapshotError(f"Verification {verify!r} is unknown; it is either 'quick' or 'full'.")
-    report = Report(repo_id, revision)
-    repo = repo_folder(cache, repo_id)
-    report.litter = _litter(cache, repo)
-    commit, fault = resolve(cache, repo_id, revision)
+    report = Report(repository, revision, litter=_litter(repository))
+    commit, fault = resolve(repository, revision)
     if fault:
         if commit:
             report.blame(fault.file, fault.kind, fault.detail)
@@ -342,14 +336,14 @@ def inspect(
     if commit is None:
         return report
     report.commit = commit
-    snapshot = repo / "snapshots" / commit
+    snapshot = repository.snapshot(commit)
     report.path = str(snapshot)
-    marker = _read_marker(cache, repo_id, commit)
-    report.manifest = chosen = _read_manifest(repo, commit, manifest, marker, report)
+    marker = _read_marker(repository, commit)
+    report.manifest = chosen = _read_manifest(commit, manifest, marker, report)
     if chosen is None:
         report.miss(f"snapshots/{commit}", "no_snapshot", f"there is no {snapshot}")
         return report
-    to_hash = _check_entries(repo, snapshot, chosen, marker, verify=verify, report=report)
+    to_hash = _check_entries(snapshot, chosen, marker, verify=verify, report=report)
     _check_hashes(snapshot, to_hash, workers, report, meter or Meter())
     report.hashed = report.hashed and not report.missing and not report.corrupt
     report.files = len(chosen.entries)
@@ -365,7 +359,6 @@ def inspect(
 
 
 def _check_entries(
-    repo: Path,
     snapshot: Path,
     manifest: Manifest,
     marker: dict[str, dict[str, Any]],
@@ -374,6 +367,7 @@ def _check_entries(
     report: Report,
 ) -> list[Entry]:
     """Fill missing, corrupt, optional and hashed of `report` short of hashing; return what to hash."""
+    blobs = report.repository.blobs
     absent: list[Entry] = []
     to_hash: list[Entry] = []
     unmarked = False
@@ -388,7 +382,7 @@ def _check_entries(
             if isinstance(error, FileNotFoundError) and unread and not os.path.islink(link):  # noqa: PTH114
                 absent.append(entry)
             elif isinstance(error, FileNotFoundError):
-                report.miss(entry.path, *_dangling(repo, entry.path, link))
+                report.miss(entry.path, *_dangling(blobs, link))
             else:
                 report.blame(entry.path, "unreadable", f"cannot be read ({error.strerror})")
             continue
@@ -459,21 +453,21 @@ def _size(path: Path) -> int:
         return 0
 
 
-def weights(cache: Path, repo_id: str, commit: str) -> Weights:
-    """Return what memory arithmetic needs to know about a snapshot in `cache`.
+def weights(repository: Repository, commit: str) -> Weights:
+    """Return what memory arithmetic needs to know about a snapshot.
 
     The bytes are the `total_size` of the weight index where it has one, otherwise the sizes of the safetensors files.
     Raises SnapshotError when config.json or all weights are absent or unreadable.
     """
-    check_repo_id(repo_id)
-    snapshot = repo_folder(cache, repo_id) / "snapshots" / commit
-    where = f"{repo_id} at {commit} in {cache}"
+    check_repo_id(repository.repo_id)
+    snapshot = repository.snapshot(commit)
+    where = f"{repository.repo_id} at {commit} in {repository.cache}"
     try:
         config = json.loads((snapshot / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise SnapshotError(f"config.json of {where} cannot be read ({error}); bring the snapshot in first.") from error
     if not isinstance(config, dict):
-        raise SnapshotError(f"config.json of {where} holds no JSON object; bring the snapshot in anew.")
+        raise SnapshotError(f"config.json of {where} holds no JSON object; bring the snapshot in again.")
     try:
         index = json.loads((snapshot / "model.safetensors.index.json").read_bytes())
         shards = sorted(set(index["weight_map"].values()))
@@ -482,7 +476,7 @@ def weights(cache: Path, repo_id: str, commit: str) -> Weights:
         shards, total = [path for path in _linked_files(snapshot) if path.endswith(".safetensors")], None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SnapshotError(
-            f"The weight index of {where} cannot be read ({error}); bring the snapshot in anew."
+            f"The weight index of {where} cannot be read ({error}); bring the snapshot in again."
         ) from error
     if not isinstance(total, (int, float)):
         total = sum(_size(snapshot / shard) for shard in shards)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_hf_cache import COMMIT, REPO, FakeCache, blob_name, model_files, safetensors
@@ -10,6 +11,7 @@ from fake_hf_cache import COMMIT, REPO, FakeCache, blob_name, model_files, safet
 from ansible.module_utils.vllm_fleet.weights import fetch, hub, snapshot
 from ansible.module_utils.vllm_fleet.weights.fetch_plan import Plan
 from ansible.module_utils.vllm_fleet.weights.fetch_source import Source
+from ansible.module_utils.vllm_fleet.weights.layout import Repository
 from ansible.module_utils.vllm_fleet.weights.manifest import Entry, Manifest
 
 COPIES = {
@@ -45,45 +47,88 @@ def test_a_whole_cache_gives_the_part_that_is_read(tmp_path: Path) -> None:
     """The copy is complete, says so, and has no list of files that it lacks."""
     seed = FakeCache(tmp_path / "seed", {**model_files(), **KEPT, **COPIES})
     target = tmp_path / "target"
-    outcome = fetch.Outcome(snapshot.Report(REPO, "main"))
-    wish = fetch.Wish(target, REPO, "main", source=str(seed.cache), margin=0)
-    fetch.present(wish, outcome)
+    result = fetch.Result(snapshot.Report(Repository(tmp_path, REPO), "main"))
+    request = fetch.Request(Repository(target, REPO), "main", source=str(seed.cache), margin=0)
+    fetch.present(request, result)
     read = {**model_files(), **KEPT}
-    assert (outcome.report.complete, outcome.report.files) == (True, len(read))
-    assert outcome.plan.copy_bytes < sum(map(len, COPIES.values()))
+    assert (result.report.complete, result.report.files) == (True, len(read))
+    assert result.plan.copy_bytes < sum(map(len, COPIES.values()))
     blobs = {path.name for path in (target / "hub" / seed.repo.name / "blobs").iterdir()}
     assert blobs == {blob_name(path, content) for path, content in read.items()}
     assert not (target / "hub" / seed.repo.name / "trees").exists()
-    again = fetch.Outcome(snapshot.Report(REPO, "main"))
-    fetch.present(wish, again)
+    again = fetch.Result(snapshot.Report(Repository(tmp_path, REPO), "main"))
+    fetch.present(request, again)
     assert not again.changed
     # Nor does the list that travels to other nodes name them.
-    report = snapshot.inspect(seed.cache, REPO)
-    told = fetch.export(seed.snapshot, report)
+    report = snapshot.inspect(Repository(seed.cache, REPO))
+    told = fetch.export(report)
     assert (set(told["files"]), told["origin"]) == (set(read), "links")
 
 
 def test_a_list_of_files_that_are_not_there_goes(tmp_path: Path) -> None:
     """huggingface_hub writes the whole list whatever it fetches, and refuses offline what lacks a file of it."""
     cache = FakeCache(tmp_path, {**model_files(), **COPIES})
-    hub._forget_list(cache.repo, Plan(commit=COMMIT))
+    hub._forget_list(Repository(cache.cache, REPO), Plan(commit=COMMIT))
     assert cache.tree.exists()
     (cache.snapshot / "metal/model.bin").unlink()
-    hub._forget_list(cache.repo, Plan(commit=COMMIT, links=[Entry("metal/model.bin", 1, "0" * 40)]))
+    hub._forget_list(Repository(cache.cache, REPO), Plan(commit=COMMIT, links=[Entry("metal/model.bin", 1, "0" * 40)]))
     assert cache.tree.exists()  # its link is about to be written
     # What a download by patterns left is put right, too.
-    outcome = fetch.Outcome(snapshot.Report(REPO, "main"))
-    fetch.present(fetch.Wish(tmp_path, REPO, "main"), outcome)
-    assert outcome.changed and not cache.tree.exists()
-    assert outcome.report.complete
+    result = fetch.Result(snapshot.Report(Repository(tmp_path, REPO), "main"))
+    fetch.present(fetch.Request(Repository(tmp_path, REPO), "main"), result)
+    assert result.changed and not cache.tree.exists()
+    assert result.report.complete
     cache = FakeCache(tmp_path / "other", {**model_files(), **COPIES})
     (cache.snapshot / "metal/model.bin").unlink()
-    hub._forget_list(cache.repo, Plan(commit=COMMIT))
+    hub._forget_list(Repository(cache.cache, REPO), Plan(commit=COMMIT))
     assert not cache.tree.exists()
 
 
 def test_the_hubs_list_is_taken_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {path: {"size": 1, "blob": "0" * 40} for path in [*model_files(), *COPIES]}
     monkeypatch.setattr(hub, "_hub", lambda *_args, **_more: {"commit": COMMIT, "files": files})
-    source: Source = hub.hub_source(tmp_path, REPO, "main", hub.Client(), fetch.Meter())
+    source: Source = hub.hub_source(Repository(tmp_path, REPO), "main", hub.Client(), fetch.Meter())
     assert {entry.path for entry in source.manifest.entries} == set(model_files())
+
+
+@pytest.fixture
+def inspections(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return the caches whose files were gone through, one entry for each time."""
+    found: list[Path] = []
+    check = snapshot._check_entries
+
+    def counted(*args: Any, report: snapshot.Report, **more: Any) -> Any:
+        found.append(report.repository.cache)
+        return check(*args, report=report, **more)
+
+    monkeypatch.setattr(snapshot, "_check_entries", counted)
+    return found
+
+
+@pytest.mark.parametrize("verify", ["quick", "full"])
+@pytest.mark.parametrize(
+    ("scene", "times"),
+    [("complete", 1), ("lost link", 2), ("lost blob", 2), ("empty", 2), ("staged", 2)],
+)
+def test_a_snapshot_is_inspected_once_before_and_once_after_writing(
+    tmp_path: Path, inspections: list[Path], scene: str, times: int, verify: str
+) -> None:
+    """What is read again was written in between; a source's list is no reason where it says nothing new."""
+    seed = FakeCache(tmp_path / "seed")
+    target = tmp_path / "target"
+    more: dict[str, Any] = {"source": str(seed.cache)}
+    if scene == "staged":
+        manifest = fetch.export(snapshot.inspect(Repository(seed.cache, REPO)))
+        more = {"source": str(seed.repo / "blobs"), "manifest": manifest}
+    elif scene != "empty":
+        cache = FakeCache(target)
+        if scene == "lost link":
+            (cache.snapshot / "config.json").unlink()
+        elif scene == "lost blob":
+            cache.blob("config.json").unlink()
+    inspections.clear()
+    result = fetch.Result(snapshot.Report(Repository(target, REPO), "main"))
+    request = fetch.Request(Repository(target, REPO), COMMIT, margin=0, verify=verify, **more)
+    fetch.present(request, result)
+    assert result.report.complete and result.changed == (scene != "complete")
+    assert inspections.count(target) == times

@@ -34,7 +34,7 @@ def test_what_the_hub_asks_for_is_read_from_its_headers(headers: dict[str, str],
     ],
 )  # fmt: skip
 def test_what_may_be_asked_again(answer: dict[str, Any], failure: str, again: int | None) -> None:
-    error = answered({"repo_id": "org/model"}, answer, "python3")
+    error = answered("org/model", {}, answer, "python3")
     assert (error.failure, getattr(error, "after", None)) == (failure, again)
     assert error.evidence  # without it a download would not be taken up
 

@@ -13,6 +13,7 @@ from fake_hf_cache import COMMIT, REPO, FakeCache, blob_name, model_files, safet
 
 from ansible.module_utils.vllm_fleet.weights import layout, snapshot
 from ansible.module_utils.vllm_fleet.weights import manifest as lists
+from ansible.module_utils.vllm_fleet.weights.layout import Repository, SnapshotError
 
 SHARD = "model-00002-of-00003.safetensors"
 
@@ -22,7 +23,7 @@ def test_a_sound_snapshot_is_complete_by_name_and_by_commit_and_reading_changes_
     before = tree_of(tmp_path)
     for revision in ("main", COMMIT):
         for verify in ("quick", "full"):
-            report = snapshot.inspect(tmp_path, REPO, revision, verify)
+            report = snapshot.inspect(Repository(tmp_path, REPO), revision, verify)
             assert report.complete, report.problems
             assert (report.commit, report.path) == (COMMIT, str(cache.snapshot))
             assert report.files == len(cache.files)
@@ -112,7 +113,7 @@ def test_each_fault_is_found_by_the_quick_check_and_named(
 ) -> None:
     damage, where, file, kind, words = fault
     damage(FakeCache(tmp_path))
-    report = snapshot.inspect(tmp_path, REPO, "main")
+    report = snapshot.inspect(Repository(tmp_path, REPO), "main")
     assert not report.complete
     assert [(item.file, item.kind) for item in report.problems] == [(file, kind)]
     assert words in report.problems[0].detail
@@ -124,38 +125,40 @@ def test_each_fault_is_found_by_the_quick_check_and_named(
 @pytest.mark.parametrize("damage", [newline, no_ref, bad_ref])
 def test_a_pinned_commit_needs_no_ref(tmp_path: Path, damage: Callable[[FakeCache], None]) -> None:
     damage(FakeCache(tmp_path))
-    assert snapshot.inspect(tmp_path, REPO, COMMIT).complete
+    assert snapshot.inspect(Repository(tmp_path, REPO), COMMIT).complete
 
 
 def test_a_flipped_bit_is_found_by_the_full_check_only(tmp_path: Path) -> None:
     cache = FakeCache(tmp_path)
     flipped(cache)
-    assert snapshot.inspect(tmp_path, REPO).complete
-    report = snapshot.inspect(tmp_path, REPO, verify="full")
+    assert snapshot.inspect(Repository(tmp_path, REPO)).complete
+    report = snapshot.inspect(Repository(tmp_path, REPO), verify="full")
     assert (report.corrupt, report.problems[0].kind) == ([SHARD], "wrong_hash")
     assert cache.blob(SHARD).name in report.problems[0].detail
 
 
 def test_a_flipped_bit_is_found_by_the_quick_check_once_the_marker_is_there(tmp_path: Path) -> None:
     cache = FakeCache(tmp_path)
-    report = snapshot.inspect(tmp_path, REPO, verify="full")
-    marker = layout.marker_path(tmp_path, REPO, COMMIT)
+    report = snapshot.inspect(Repository(tmp_path, REPO), verify="full")
+    marker = Repository(tmp_path, REPO).marker(COMMIT)
     marker.parent.mkdir(parents=True)
-    marker.write_text(snapshot.marker_json(tmp_path, REPO, report.manifest))
-    assert snapshot.inspect(tmp_path, REPO).hashed
+    marker.write_text(snapshot.marker_json(Repository(tmp_path, REPO), report.manifest))
+    assert snapshot.inspect(Repository(tmp_path, REPO)).hashed
     mtime = cache.blob(SHARD).stat().st_mtime_ns
     os.utime(cache.blob(SHARD), ns=(mtime, mtime + 10**9))
-    touched = snapshot.inspect(tmp_path, REPO)  # the same content with another date is hashed and found right
+    touched = snapshot.inspect(
+        Repository(tmp_path, REPO)
+    )  # the same content with another date is hashed and found right
     assert touched.complete
     assert touched.hashed
     flipped(cache)
-    assert [item.kind for item in snapshot.inspect(tmp_path, REPO).problems] == ["wrong_hash"]
+    assert [item.kind for item in snapshot.inspect(Repository(tmp_path, REPO)).problems] == ["wrong_hash"]
 
 
 def test_leftovers_of_interrupted_downloads_are_named_and_no_fault(tmp_path: Path) -> None:
     cache = FakeCache(tmp_path)
     (cache.repo / "blobs" / f"{'b' * 64}.1234abcd.incomplete").write_bytes(b"half")
-    report = snapshot.inspect(tmp_path, REPO)
+    report = snapshot.inspect(Repository(tmp_path, REPO))
     assert report.complete
     assert report.litter == [f"hub/{cache.repo.name}/blobs/{'b' * 64}.1234abcd.incomplete"]
     assert "interrupted" in report.notes[0]
@@ -164,7 +167,7 @@ def test_leftovers_of_interrupted_downloads_are_named_and_no_fault(tmp_path: Pat
 def test_the_store_that_repositories_share_counts_as_present(tmp_path: Path) -> None:
     cache = FakeCache(tmp_path)
     cache.share(SHARD)
-    assert snapshot.inspect(tmp_path, REPO, verify="full").complete
+    assert snapshot.inspect(Repository(tmp_path, REPO), verify="full").complete
 
 
 def test_plain_files_instead_of_links_count_as_present(tmp_path: Path) -> None:
@@ -172,24 +175,24 @@ def test_plain_files_instead_of_links_count_as_present(tmp_path: Path) -> None:
     content = (cache.snapshot / SHARD).read_bytes()
     (cache.snapshot / SHARD).unlink()
     (cache.snapshot / SHARD).write_bytes(content)
-    assert snapshot.inspect(tmp_path, REPO, verify="full").complete
+    assert snapshot.inspect(Repository(tmp_path, REPO), verify="full").complete
 
 
 def test_what_no_server_reads_may_be_absent_but_not_dangling(tmp_path: Path) -> None:
     cache = FakeCache(tmp_path)
     (cache.snapshot / "README.md").unlink()
-    report = snapshot.inspect(tmp_path, REPO)
+    report = snapshot.inspect(Repository(tmp_path, REPO))
     assert report.complete
     assert report.optional == ["README.md"]
     (cache.snapshot / "README.md").symlink_to("../../blobs/" + "c" * 40)
-    assert snapshot.inspect(tmp_path, REPO).missing == ["README.md"]
+    assert snapshot.inspect(Repository(tmp_path, REPO)).missing == ["README.md"]
 
 
 def test_a_snapshot_with_a_readme_and_nothing_else_misses_everything_else(tmp_path: Path) -> None:
     cache = FakeCache(tmp_path)
     for path in cache.files:
         (cache.snapshot / path).unlink()
-    assert sorted(snapshot.inspect(tmp_path, REPO).missing) == sorted(cache.files)
+    assert sorted(snapshot.inspect(Repository(tmp_path, REPO)).missing) == sorted(cache.files)
 
 
 # Caches of older clients, without trees/
@@ -197,7 +200,7 @@ def test_a_snapshot_with_a_readme_and_nothing_else_misses_everything_else(tmp_pa
 
 def test_without_a_file_list_index_and_headers_tell(tmp_path: Path) -> None:
     FakeCache(tmp_path, tree=False)
-    report = snapshot.inspect(tmp_path, REPO, verify="full")
+    report = snapshot.inspect(Repository(tmp_path, REPO), verify="full")
     assert report.complete
     assert report.manifest is not None
     assert report.manifest.origin == "links"
@@ -212,7 +215,7 @@ def test_without_a_file_list_broken_shards_are_found(
     tmp_path: Path, damage: Callable[[FakeCache], None], kind: str
 ) -> None:
     damage(FakeCache(tmp_path, tree=False))
-    report = snapshot.inspect(tmp_path, REPO)
+    report = snapshot.inspect(Repository(tmp_path, REPO))
     assert [(item.file, item.kind) for item in report.problems] == [(SHARD, kind)]
 
 
@@ -221,14 +224,14 @@ def test_without_a_file_list_a_shard_cut_inside_its_data_is_found_by_its_header(
     whole = len(cache.files[SHARD])
     with cache.blob(SHARD).open("r+b") as file:
         file.truncate(whole - 1)
-    report = snapshot.inspect(tmp_path, REPO)
+    report = snapshot.inspect(Repository(tmp_path, REPO))
     assert f"has {whole - 1} bytes, expected {whole}" in report.sentence()
 
 
 def test_without_a_file_list_a_spoilt_config_is_found_by_its_hash(tmp_path: Path) -> None:
     cache = FakeCache(tmp_path, tree=False)
     cache.blob("config.json").write_bytes(b"")
-    report = snapshot.inspect(tmp_path, REPO)
+    report = snapshot.inspect(Repository(tmp_path, REPO))
     assert [(item.file, item.kind) for item in report.problems] == [("config.json", "wrong_hash")]
 
 
@@ -236,15 +239,15 @@ def test_without_a_file_list_a_spoilt_config_is_found_by_its_hash(tmp_path: Path
 def test_without_a_file_list_config_and_weights_must_be_there(tmp_path: Path, path: str) -> None:
     files = {"config.json": b"{}\n", "tokenizer.json": b"{}\n", "model.safetensors": safetensors(1)}
     cache = FakeCache(tmp_path, files, tree=False)
-    assert snapshot.inspect(tmp_path, REPO).complete
+    assert snapshot.inspect(Repository(tmp_path, REPO)).complete
     (cache.snapshot / path).unlink()
-    assert snapshot.inspect(tmp_path, REPO).missing == [path]
+    assert snapshot.inspect(Repository(tmp_path, REPO)).missing == [path]
 
 
 def test_an_index_that_is_none_is_named(tmp_path: Path) -> None:
     files = model_files() | {"model.safetensors.index.json": b'{"weights": {}}'}
     FakeCache(tmp_path, files, tree=False)
-    report = snapshot.inspect(tmp_path, REPO)
+    report = snapshot.inspect(Repository(tmp_path, REPO))
     assert ("model.safetensors.index.json", "index") in [(item.file, item.kind) for item in report.problems]
 
 
@@ -263,7 +266,7 @@ def test_an_index_that_is_none_is_named(tmp_path: Path) -> None:
 def test_a_file_list_that_cannot_be_used_is_named_and_done_without(tmp_path: Path, text: str) -> None:
     cache = FakeCache(tmp_path)
     cache.tree.write_text(text)
-    report = snapshot.inspect(tmp_path, REPO)
+    report = snapshot.inspect(Repository(tmp_path, REPO))
     assert report.complete
     assert str(cache.tree) in report.notes[0]
 
@@ -288,7 +291,7 @@ def test_the_file_list_written_is_the_one_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_given_manifest_cannot_lead_out_of_the_snapshot(path: str, info: dict[str, object]) -> None:
-    with pytest.raises(snapshot.SnapshotError, match="Manifest entry"):
+    with pytest.raises(SnapshotError, match="Manifest entry"):
         lists.given_manifest(COMMIT, {path: info})
 
 
@@ -315,16 +318,16 @@ def test_good_model_ids(repo_id: str) -> None:
     ],
 )
 def test_bad_model_ids_are_refused_with_the_reason(tmp_path: Path, repo_id: str, words: str) -> None:
-    with pytest.raises(snapshot.SnapshotError) as caught:
-        snapshot.inspect(tmp_path, repo_id)
+    with pytest.raises(SnapshotError) as caught:
+        snapshot.inspect(Repository(tmp_path, repo_id))
     assert words in str(caught.value)
     assert repr(repo_id) in str(caught.value)
 
 
 @pytest.mark.parametrize("revision", ["", "../main", "a b", "/main", "main/"])
 def test_bad_revisions_are_refused(tmp_path: Path, revision: str) -> None:
-    with pytest.raises(snapshot.SnapshotError, match="Revision"):
-        snapshot.inspect(tmp_path, REPO, revision)
+    with pytest.raises(SnapshotError, match="Revision"):
+        snapshot.inspect(Repository(tmp_path, REPO), revision)
 
 
 def test_known_models_and_the_one_that_was_meant(tmp_path: Path) -> None:
@@ -343,14 +346,14 @@ def test_known_models_and_the_one_that_was_meant(tmp_path: Path) -> None:
 
 def test_weights_by_the_index(tmp_path: Path) -> None:
     FakeCache(tmp_path)
-    found = snapshot.weights(tmp_path, REPO, COMMIT)
+    found = snapshot.weights(Repository(tmp_path, REPO), COMMIT)
     assert (found.total_bytes, found.files) == (3 * 256 * 4, 3)
     assert found.config["num_hidden_layers"] == 3
 
 
 def test_weights_of_a_single_file(tmp_path: Path) -> None:
     FakeCache(tmp_path, {"config.json": b"{}", "model.safetensors": safetensors(1)})
-    assert snapshot.weights(tmp_path, REPO, COMMIT).total_bytes == len(safetensors(1))
+    assert snapshot.weights(Repository(tmp_path, REPO), COMMIT).total_bytes == len(safetensors(1))
 
 
 @pytest.mark.parametrize(
@@ -364,8 +367,8 @@ def test_weights_of_a_single_file(tmp_path: Path) -> None:
 )
 def test_weights_say_what_they_lack(tmp_path: Path, files: dict[str, bytes], words: str) -> None:
     FakeCache(tmp_path, files)
-    with pytest.raises(snapshot.SnapshotError, match=words):
-        snapshot.weights(tmp_path, REPO, COMMIT)
+    with pytest.raises(SnapshotError, match=words):
+        snapshot.weights(Repository(tmp_path, REPO), COMMIT)
 
 
 # Speed
@@ -391,7 +394,7 @@ def test_a_quick_check_of_163_shards_takes_under_a_fifth_of_a_second(tmp_path: P
     took = []
     for _ in range(3):  # the best of three: the machine has other work
         start = time.perf_counter()
-        report = snapshot.inspect(tmp_path, REPO)
+        report = snapshot.inspect(Repository(tmp_path, REPO))
         took.append(time.perf_counter() - start)
         assert report.complete, report.sentence()
     assert report.bytes > 163 * size
