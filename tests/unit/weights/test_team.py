@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[2] / "filter_plugins" / "hf_cache.py"
+SOURCE = Path(__file__).resolve().parents[3] / "filter_plugins" / "hf_cache.py"
 spec = importlib.util.spec_from_file_location("hf_cache_filters", SOURCE)
 assert spec
 assert spec.loader
@@ -27,14 +27,14 @@ def lacks(files: int = 0, missing: int = 0, repo: str = "org/model") -> dict[str
     return {"complete": False, "repo_id": repo, "revision": "main", "files": files, "missing": lost, "corrupt": []}
 
 
-def team(way: str = "swarm", me: str = "a", **probes: Any) -> dict[str, Any]:
+def team(transport: str = "swarm", me: str = "a", **probes: Any) -> dict[str, Any]:
     hostvars = {host: {"__hf_cache_probe": probe} for host, probe in probes.items()}
-    found: dict[str, Any] = filters.hf_cache_team(list(probes), hostvars, me, way)
+    found: dict[str, Any] = filters.hf_cache_team(list(probes), hostvars, me, transport)
     return found
 
 
 @pytest.mark.parametrize(
-    ("probes", "seed", "receivers", "way"),
+    ("probes", "seed", "receivers", "transport"),
     [
         ({"a": has(), "b": has()}, "a", [], "none"),
         ({"a": lacks()}, "a", [], "none"),
@@ -46,9 +46,14 @@ def team(way: str = "swarm", me: str = "a", **probes: Any) -> dict[str, Any]:
         ({"a": lacks(), "b": {"skipped": True}, "c": {}}, "a", [], "none"),
     ],
 )
-def test_the_seed_and_the_way(probes: dict[str, Any], seed: str, receivers: list[str], way: str) -> None:
+def test_the_seed_and_the_transport(probes: dict[str, Any], seed: str, receivers: list[str], transport: str) -> None:
     found = team(**probes)
-    assert (found["seed"], found["receivers"], found["way"], found["conflict"]) == (seed, receivers, way, "")
+    assert (found["seed"], found["receivers"], found["transport"], found["conflict"]) == (
+        seed,
+        receivers,
+        transport,
+        "",
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,7 +73,7 @@ def test_who_neither_gives_nor_takes_is_no_seed_and_no_receiver(variables: dict[
 
 
 def test_rsync_stays_what_was_asked_for() -> None:
-    assert team("rsync", a=has(), b=lacks(), c=lacks())["way"] == "rsync"
+    assert team("rsync", a=has(), b=lacks(), c=lacks())["transport"] == "rsync"
 
 
 def test_one_name_for_two_commits_is_a_conflict() -> None:
@@ -98,7 +103,7 @@ WANT = {"wanted": ["x"]}
     ],
 )  # fmt: skip
 def test_what_became_of_a_receiver(found: dict[str, Any], by_rsync: bool, missed: str) -> None:
-    group = {"receivers": ["b"], "way": "swarm", "seed": "a"}
+    group = {"receivers": ["b"], "transport": "swarm", "seed": "a"}
     hostvars = results(a={}, b=found)
     assert filters.hf_cache_by_rsync(group, hostvars) == (["b"] if by_rsync else [])
     said = filters.hf_cache_missed(group, hostvars, "b")
@@ -115,6 +120,6 @@ def test_what_became_of_a_receiver(found: dict[str, Any], by_rsync: bool, missed
     ],
 )  # fmt: skip
 def test_what_stands_still_is_said_with_what_ended_the_seed(seed: dict[str, Any], said: str) -> None:
-    group = {"receivers": ["b"], "way": "swarm", "seed": "a"}
+    group = {"receivers": ["b"], "transport": "swarm", "seed": "a"}
     stuck = {"lack": WANT, "joined": {"ok": True, "total": 1}, "followed": {"ok": False, "reason": "stood still"}}
     assert filters.hf_cache_missed(group, results(a=seed, b=stuck), "b") == said
