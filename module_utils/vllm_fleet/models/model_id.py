@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..common.finding import Finding
 from ..weights.layout import SnapshotError, check_repo_id
 
 _WORD = re.compile(r"[a-z]+|\d+")
@@ -41,7 +42,7 @@ class Verdict:
     nearest: tuple[str, ...] = ()
 
     def sentence(self, model: str) -> str:
-        """The refusal as a whole sentence with what to do next."""
+        """Return the refusal as a sentence with what to do next; empty where the id is good."""
         if self.ok:
             return ""
         text = f"vllm_server_model is {model!r}: {self.fault}. Expected the exact id"
@@ -53,6 +54,16 @@ class Verdict:
             if _well_formed(model)
             else f"{text}."
         )
+
+    def finding(self, model: str) -> Finding | None:
+        """Return the refusal as a finding; None where the id is good."""
+        if self.ok:
+            return None
+        expected = " or ".join(self.nearest) or f"an exact id such as {EXAMPLE}"
+        remedy = "nothing is guessed: write the exact id, as in the model's address on the Hub"
+        if "/" in model and self.nearest:
+            remedy += ", or set vllm_server_model_exact: true if it is another model"
+        return Finding("refused", "model's id", expected, f"'{model}' ({self.fault})", remedy)
 
 
 def check(model: str, known: Iterable[str], *, exact: bool = False) -> Verdict:

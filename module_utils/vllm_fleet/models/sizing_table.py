@@ -37,6 +37,15 @@ def table(rows: Sequence[tuple[str, Mapping[str, Any]]], *, arithmetic: bool = F
     return "\n".join(text)
 
 
+def of_nodes(found: Sequence[Sequence[Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return (node, row) pairs of what each node returned: a row, or the whole result of preflight_host.
+
+    A node that was not asked, or knows nothing, is left out.
+    """
+    rows = [(str(node), row if "machine" in row else row.get("sizing")) for node, row in found if row]
+    return [(node, row) for node, row in rows if row]
+
+
 def _by_model(
     rows: Sequence[tuple[str, Mapping[str, Any]]],
 ) -> dict[str, dict[tuple[str, ...], tuple[str, Mapping[str, Any]]]]:

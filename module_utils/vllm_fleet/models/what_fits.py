@@ -1,4 +1,4 @@
-"""A model on machines where nobody has deployed it: the rows of playbooks/plan.yml. Pure.
+"""A model on machines before it is deployed: the rows of playbooks/plan.yml.
 
 Where no argument fixes the tensor parallel size, every size that divides the heads gets a row, so that one can be
 chosen.
@@ -6,12 +6,12 @@ chosen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..host import gpu_memory
-from ..vllm import ranks
+from ..vllm import cli, ranks
 from . import checkpoint, presets, sizing, sizing_table
 from .sizing import Facts, Machine, Sizing
 
@@ -48,9 +48,9 @@ def machines(nodes: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], gpus:
 
 
 def together(nodes: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Mapping[str, Any]], dict[str, int]]:
-    """Put the hosts of each replica together: variables by name, `big (node1+node2)`, and of how many nodes it is.
+    """Return the hosts of each replica together: variables by name, `big (node1+node2)`, and of how many nodes it is.
 
-    The first host stands for all: they are meant to be alike, and preflight looks at each.
+    The first host stands for all: they are meant to be alike, and preflight checks each.
     """
     found: dict[str, list[str]] = {}
     for host in nodes:
@@ -60,8 +60,8 @@ def together(nodes: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Mapping[
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the server would be started with: flags in one spelling, environment, the image's tag."""
+class Server:
+    """The server as it would be started: flags in one spelling, environment, the image's tag."""
 
     args: Mapping[str, Any]
     env: Mapping[str, Any]
@@ -76,15 +76,15 @@ class Plan:
     refusals: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, name: str, facts: Facts, machine: Machine, asked: Asked) -> None:
+    def add(self, name: str, facts: Facts, machine: Machine, server: Server) -> None:
         """Size one machine; a row for each tensor parallel size where none is fixed. Raises ValueError for bad args."""
         where = f"{name}: " if name != "-" else ""
-        nodes = int(str(asked.args.get("nnodes") or 1))
+        nodes = int(str(server.args.get("nnodes") or 1))
         several = f"{nodes} x " if nodes > 1 else ""
         on = f"{several}{machine.gpus} x {machine.kind}" if machine.gpus else "a CPU"
         where += f"{facts.model} on {on}"
-        if asked.args.get(TENSOR) is not None or not machine.gpus:
-            sized = self._row(name, facts, machine, asked, {})
+        if server.args.get(TENSOR) is not None or not machine.gpus:
+            sized = self._row(name, facts, machine, server, {})
             for one in sized.findings:
                 (self.refusals if one.level == "refused" else self.notes).append(f"{where}: {one.sentence}")
             return
@@ -92,9 +92,9 @@ class Plan:
         heads = checkpoint.whole(config.get("num_attention_heads"))
         sizes = gpu_memory.tensor_parallel_sizes(heads or gpus, gpus, checkpoint.kv_heads(config))
         # The ranks are dealt out evenly over the nodes of a replica.
-        rest = ranks.world_size({key: value for key, value in asked.args.items() if key != TENSOR})
+        rest = ranks.world_size({key: value for key, value in server.args.items() if key != TENSOR})
         sizes = [size for size in sizes if size * rest % nodes == 0]
-        tried = [self._row(name, facts, machine, asked, {TENSOR: size}) for size in sizes]
+        tried = [self._row(name, facts, machine, server, {TENSOR: size}) for size in sizes]
         refused = [[one for one in sized.findings if one.level == "refused"] for sized in tried]
         if not tried:
             self.refusals.append(f"{where}: no {TENSOR} divides the heads and spreads over {nodes} nodes")
@@ -104,7 +104,44 @@ class Plan:
             first = sizes[[bool(found) for found in refused].index(False)]
             self.notes.append(f"{where}: nothing fixes {TENSOR}; {first} is the least that fits.")
 
-    def _row(self, name: str, facts: Facts, machine: Machine, asked: Asked, more: Mapping[str, Any]) -> Sizing:
-        sized = sizing.size(facts, machine, {**asked.args, **more}, asked.env, image_version=asked.image_version)
+    def _row(self, name: str, facts: Facts, machine: Machine, server: Server, more: Mapping[str, Any]) -> Sizing:
+        sized = sizing.size(facts, machine, {**server.args, **more}, server.env, image_version=server.image_version)
         self.rows.append((name, sizing_table.as_row(sized)))
         return sized
+
+
+def plan(
+    facts: Facts,
+    nodes: Mapping[str, Mapping[str, Any]],
+    kinds: Sequence[str],
+    gpus: int,
+    *,
+    preset_of: Callable[[str, str], Mapping[str, Any]],
+    args: Any = None,
+    env: Any = None,
+    image_version: str = "",
+) -> Plan:
+    """Return the plan of a model on ``nodes``, as `machines` takes them, or on GPU ``kinds`` with ``gpus`` each.
+
+    ``preset_of`` returns a model's preset for an accelerator and a GPU kind; ``args`` and ``env`` are laid over it.
+    What cannot be planned, such as arguments that are no mapping, is a refusal.
+    """
+    result = Plan()
+    try:
+        _check_mapping("vllm_server_args", args)
+        _check_mapping("vllm_server_env", env)
+        hosts, sizes = together(nodes)
+        for name, accelerator, machine in machines(hosts, kinds, gpus):
+            preset = preset_of(accelerator, machine.kind)
+            shared = {"nnodes": str(sizes[name])} if sizes.get(name, 1) > 1 else {}
+            flags = {**dict(cli.normalise_args(preset["args"])), **dict(cli.normalise_args(args or {})), **shared}
+            result.add(name, facts, machine, Server(flags, {**preset["env"], **(env or {})}, image_version))
+    except ValueError as error:
+        result.refusals.append(str(error))
+    return result
+
+
+def _check_mapping(name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, Mapping):
+        example = f'-e \'{{"{name}": {{"NAME": "VALUE"}}}}\''
+        raise ValueError(f"{name} is text; expected a mapping, which on the command line is {example}")

@@ -17,7 +17,7 @@ from ansible import context
 from ansible.errors import AnsibleFilterError
 from ansible.utils.vars import load_extra_vars
 
-from ansible.module_utils.vllm_fleet.models import json_schema, presets
+from ansible.module_utils.vllm_fleet.models import preset_files, presets
 from ansible.module_utils.vllm_fleet.weights import layout
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,7 +28,6 @@ from vllm_models import (  # noqa: E402
     vllm_model_findings,
     vllm_plan,
     vllm_preset,
-    vllm_sizing_options,
     vllm_sizing_table,
 )
 
@@ -61,7 +60,7 @@ def changed(**changes):
 def test_every_preset_is_right_and_asks_only_what_its_model_answers(file):
     preset = yaml.safe_load(file.read_text())
     jsonschema.Draft202012Validator(RULES).validate(preset)
-    assert presets.faults(preset, RULES) == []
+    assert preset_files.faults(preset, RULES) == []
     layout.check_repo_id(preset["model"])
     assert file.stem == preset["model"].partition("/")[2].lower()
     assert preset["verify"], "a preset without requests verifies nothing of its own"
@@ -107,7 +106,7 @@ def test_the_page_has_the_table_that_the_files_make():
 def test_the_example_of_the_page_is_a_preset():
     example = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/models.md").read_text(), re.S)
     assert example
-    assert presets.faults(yaml.safe_load(example[1]), RULES) == []
+    assert preset_files.faults(yaml.safe_load(example[1]), RULES) == []
     assert len(example[1].splitlines()) <= 10
 
 
@@ -136,16 +135,28 @@ BAD = [
 
 
 @pytest.mark.parametrize(("what", "preset", "words"), BAD, ids=[case[0] for case in BAD])
-def test_both_validators_refuse_alike_and_ours_says_what_is_wrong(what, preset, words):
-    assert list(jsonschema.Draft202012Validator(RULES).iter_errors(preset)), what
-    assert words in "; ".join(presets.faults(preset, RULES))
+def test_a_wrong_preset_is_refused_in_words(what, preset, words):
+    assert words in "; ".join(preset_files.faults(preset, RULES))
 
 
-def test_the_schema_itself_is_one_and_an_unknown_keyword_is_not_passed_over():
+def test_the_schema_is_one_and_each_of_its_keywords_has_a_clause():
     jsonschema.Draft202012Validator.check_schema(RULES)
-    assert presets.faults(GOOD, RULES) == []
-    with pytest.raises(ValueError, match="oneOf"):
-        json_schema.faults({}, {"oneOf": []})
+    assert preset_files.faults(GOOD, RULES) == []
+    words = set(re.findall(r'"([$a-zA-Z]+)":', json.dumps(RULES)))
+    judging = words & set(jsonschema.Draft202012Validator.VALIDATORS)
+    assert judging - set(preset_files._CLAUSES) == {"properties", "items", "propertyNames", "$ref"}
+
+
+def test_a_controller_without_jsonschema_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    with pytest.raises(preset_files.PresetError, match=r"install requirements\.txt"):
+        preset_files.faults(GOOD, RULES)
+
+
+def test_an_error_without_a_clause_of_ours_keeps_the_words_of_jsonschema():
+    assert preset_files.schema_faults({"a": 9}, {"properties": {"a": {"maximum": 5}}}) == [
+        "a is wrong (9 is greater than the maximum of 5)"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +171,7 @@ def test_the_schema_itself_is_one_and_an_unknown_keyword_is_not_passed_over():
     ],
 )
 def test_figures_that_disagree_are_faults(preset, words):
-    assert words in "; ".join(presets.faults(preset, RULES))
+    assert words in "; ".join(preset_files.faults(preset, RULES))
 
 
 def test_a_gpu_is_laid_over_rocm_flag_by_flag_and_cpu_stands_alone():
@@ -269,5 +280,5 @@ def test_what_the_command_line_gives_hides_the_inventorys(words, given, monkeypa
 
 def test_devices_of_the_container_are_asked_about():
     preset = vllm_preset("acme/none")
-    assert vllm_sizing_options(preset, {}, {}, devices=["/dev/dri/renderD128"])["devices"] == ["/dev/dri/renderD128"]
-    assert vllm_sizing_options(preset, {}, {})["devices"] is None
+    assert presets.sizing_options(preset, {}, {}, devices=["/dev/dri/renderD128"])["devices"] == ["/dev/dri/renderD128"]
+    assert presets.sizing_options(preset, {}, {})["devices"] is None

@@ -368,14 +368,14 @@ def test_equal_nodes_share_a_line_and_the_arithmetic_comes_on_request():
 
 def test_a_plan_shows_every_size_where_none_is_fixed_and_names_the_least():
     plan = what_fits.Plan()
-    plan.add("-", DEEPSEEK, MI300X, what_fits.Asked({}, {}))
+    plan.add("-", DEEPSEEK, MI300X, what_fits.Server({}, {}))
     assert [row["tensor"] for _, row in plan.rows] == [1, 2, 4, 8]
     assert plan.refusals == []
     assert plan.notes == [
         "deepseek-ai/DeepSeek-V3.1 on 8 x MI300X: nothing fixes tensor-parallel-size; 4 is the least that fits."
     ]
     small = what_fits.Plan()
-    small.add("n1", DEEPSEEK, sizing.named("MI300X", 2), what_fits.Asked({}, {}))
+    small.add("n1", DEEPSEEK, sizing.named("MI300X", 2), what_fits.Server({}, {}))
     assert len(small.refusals) == 1
     assert small.refusals[0].startswith("n1: deepseek-ai/DeepSeek-V3.1 on 2 x MI300X: size of the model")
 
