@@ -1,26 +1,20 @@
-"""Numbers and names as a person reads them. Pure."""
+"""Numbers and names as a person reads them in a report. Pure."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+import plugin_utils  # noqa: F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.common import units
+
 #: For what is not known.
 DASH = "\u2013"
 
 
 def duration(seconds: float | None) -> str:
-    """Write a duration: 0.8 s, 41 s, 3 m 12 s, 1 h 02 m; a dash for none."""
-    if seconds is None:
-        return DASH
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} m {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} m"
+    """Return a duration: 0.8 s, 41 s, 3 m 12 s, 1 h 02 m; a dash for none."""
+    return DASH if seconds is None else str(units.duration(seconds, tenths=True))
 
 
 def axis(seconds: float) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..common.finding import Finding
+from ..common.units import size
 from ..host import gpu_memory
 from ..host.facts import Folder, Host, Image, Room
 from ..host.gpu import INBOX, REQUIRED_ON_INTEL
@@ -64,14 +65,6 @@ def judge(node: Mapping[str, Any] | None, host: Host, expected: Expected) -> lis
         about_gpus += [_partition(gpus), _link(gpus), _occupied(gpus, expected)]
         about_gpus += [_room(gpus, expected), _ecc(gpus), _pages(gpus)]
     return [*_driver(node.get("driver") or {}, expected), *about_gpus, *_kernel(node, gpus, expected), *found]
-
-
-def size(number: int) -> str:
-    """Write bytes for people: decimal units, as disks and AMD's memory figures are sold."""
-    for unit, power in (("TB", 12), ("GB", 9), ("MB", 6)):
-        if number >= 10**power:
-            return f"{number / 10**power:.1f} {unit}"
-    return f"{number} B"
 
 
 def _numbers(gpus: Iterable[Mapping[str, Any]]) -> str:

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from ansible.module_utils.common.arg_spec import ArgumentSpecValidator  # type: ignore[import-untyped]  # Ansible has no types
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ..common.finding import Finding
 

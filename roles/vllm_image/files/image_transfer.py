@@ -3,8 +3,8 @@
 
 `guard` ends a server that nobody is connected to any more.
 
-Run by the role vllm_image as a detached command. Its one companion is docker_api.py of the project, in the same folder;
-otherwise the standard library of Python 3.10.
+Run by the role vllm_image as a detached command. Its companions in the same folder are two files of the project,
+docker_api.py and units.py; otherwise it needs the standard library of Python 3.10 alone.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from docker_api import DockerApi, DockerRefused, DockerUnavailable
+from units import size
 
 #: Seconds between two lines in the log; the terminal shows fewer.
 _PAUSE = 2.0
@@ -40,14 +41,6 @@ _PATH = "/image.tar"
 
 class SourceLost(Exception):
     """The stream that was to be loaded broke off; the text is one sentence. No OSError: those are the engine's side."""
-
-
-def size(count: float) -> str:
-    """Say bytes as people do, in powers of ten: ``512 kB``, ``3.4 MB``, ``21.0 GB``."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count / 1e3:.0f} kB"
 
 
 class Layers:
