@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible.module_utils.vllm_fleet.host import gpu
+from ansible.module_utils.vllm_fleet.host import driver as amdgpu
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLE = ROOT / "roles/rocm"
@@ -122,7 +122,7 @@ def test_repository_and_packages(rendered, distribution, release):
     ]
     assert got["version"] == f"*.{code}-*[0-9]"
     # The role and rocm_info must mean the same package by a release.
-    assert code == gpu.release_code(release)
+    assert amdgpu.driver_release(f"1:6.16.13.{code}-2341068.24.04") == amdgpu.strip_zero(release)
 
 
 def test_the_pin_holds_the_release_and_prefers_amd(rendered):
@@ -156,9 +156,9 @@ def test_specification_and_defaults_agree():
 
 def test_required_command_line_is_the_one_that_is_looked_for():
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
-    assert tuple(defaults["rocm_kernel_cmdline"]) == gpu.REQUIRED_CMDLINE
+    assert tuple(defaults["rocm_kernel_cmdline"]) == amdgpu.REQUIRED_CMDLINE
     own = yaml.safe_load((ROLE / "vars/main.yml").read_text())
-    assert tuple(own["__rocm_required_cmdline"]) == gpu.REQUIRED_CMDLINE
+    assert tuple(own["__rocm_required_cmdline"]) == amdgpu.REQUIRED_CMDLINE
 
 
 def test_every_address_is_a_variable():
@@ -437,7 +437,7 @@ def test_drivers_without_a_release_are_older_than_the_first_that_has_one():
         return [int(part) for part in version.split(".")]
 
     own = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__rocm_first_numbered"]
-    assert own == min(gpu.MODULE_RELEASES, key=by_number)
+    assert own == min(amdgpu.MODULE_RELEASES, key=by_number)
 
 
 def test_the_unit_gets_past_an_install_line_of_modprobe():

@@ -1,11 +1,11 @@
-"""What a node's files say about its AMD GPUs, their memory and its amdgpu driver.
+"""What a node's files say about its AMD GPUs and their memory; driver and kernel are read by driver.py.
 
 Reads files only, under roots that the caller gives, so the same code reads a live node and a tree of text
 files; needs no ROCm tool. A file that is missing, empty or unreadable gives ``None`` and a note, never an exception:
-a half-dead GPU is exactly when somebody wants the report. All sizes are bytes.
+a half-dead GPU is exactly when the report is wanted. All sizes are bytes.
 
 Where the files are described: Linux Documentation/gpu/amdgpu (mem_info_vram_*), drivers/gpu/drm/amd/amdkfd
-(topology, proc), ROCm system-acceptance documents (kernel command line). Everything about partitions follows
+(topology, proc). Everything about partitions follows
 kfd_topology.c: one KFD node per partition, ``location_id`` carrying the partition number in bits 31:28 (older
 drivers: in the PCI function), and a DRM device of their own whose parent is the platform device ``amdgpu_xcp_N``,
 which has no ``mem_info_vram_*``.
@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from .driver import Driver, Kernel, read_driver, read_kernel
+from .files import Files
 
 AMD_VENDOR = "0x1002"
 
@@ -35,21 +37,6 @@ INSTINCT: Mapping[str, str] = {
     "0x75b3": "AMD Instinct MI355X VF",
 }
 
-# Kernel module version -> AMD driver release line (AMD's driver release table). The module itself does not
-# carry the release; only the package version does (see driver_release).
-MODULE_RELEASES: Mapping[str, str] = {
-    "6.14.14": "30.10",
-    "6.16.6": "30.20",
-    "6.16.13": "30.30",
-    "6.19.4": "31.30",
-    "6.19.14": "31.40",
-}
-
-# "Required" in AMD's system acceptance documents for Instinct nodes. The bare `pci=realloc` is the opposite.
-REQUIRED_CMDLINE = ("pci=realloc=off", "pci=bfsort", "iommu=pt")
-REQUIRED_ON_INTEL = ("intel_iommu=on",)
-
-INBOX = "inbox"
 
 _ACCELERATOR_CLASS = "0x1200"  # PCI base class 12h: processing accelerators
 
@@ -58,12 +45,11 @@ _SECRET = re.compile(r"(^|[-_])(key|token)$|passw|secret", re.IGNORECASE)
 _COMMAND_LENGTH = 300
 _MI300_FAMILY = (90400, 90599)  # KFD's gfx_target_version
 _CONTAINER = re.compile(r"[0-9a-f]{64}")
-_RELEASE = re.compile(r"\.(\d\d)(\d\d)(\d\d)(\d\d)-\d+")
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds VRAM of one GPU. ``bytes`` is None where the kernel does not tell."""
+    """A process that holds VRAM of one GPU. ``bytes`` is None where the kernel does not say."""
 
     pid: int
     command: str | None
@@ -119,37 +105,6 @@ class PciDevice:
 
 
 @dataclass(frozen=True)
-class Driver:
-    """The amdgpu module in memory and the one that the next boot would load.
-
-    ``release`` is AMD's driver line as far as the loaded module's version tells (``30.30``), ``inbox`` for the
-    distribution's own module (it carries no version). ``reboot_required`` is None where nothing tells them apart.
-    """
-
-    loaded: bool
-    version: str | None
-    srcversion: str | None
-    release: str | None
-    on_disk: str | None
-    on_disk_version: str | None
-    on_disk_srcversion: str | None
-    reboot_required: bool | None
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """Kernel settings that AMD asks for. ``blacklisted_by`` lists what keeps amdgpu from loading at boot."""
-
-    release: str | None
-    cmdline: str | None
-    missing: list[str]
-    blacklisted_by: list[str]
-    numa_balancing: int | None
-    secure_boot: bool | None
-    memory_total: int | None
-
-
-@dataclass(frozen=True)
 class Inventory:
     """Everything that :func:`read` found. ``processes`` are all KFD processes, also those that hold no VRAM."""
 
@@ -163,61 +118,6 @@ class Inventory:
     def as_dict(self) -> dict[str, Any]:
         """Return plain lists and dictionaries, ready for JSON."""
         return asdict(self)
-
-
-class _Files:
-    """Reads small text files; remembers in words what could not be read."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def text(self, path: Path, *, expected: bool = True) -> str | None:
-        """Return the stripped content, or None with a note (no note for a missing file that need not be there)."""
-        try:
-            content = path.read_bytes().decode("utf-8", "replace").strip()
-        except FileNotFoundError:
-            if expected:
-                self.notes.append(f"{path} is missing")
-            return None
-        except OSError as error:
-            self.notes.append(f"{path} cannot be read: {error.strerror or error}")
-            return None
-        if not content and expected:
-            self.notes.append(f"{path} is empty")
-        return content or None
-
-    def number(self, path: Path, *, expected: bool = True) -> int | None:
-        """Return the file's decimal or 0x number, or None with a note."""
-        content = self.text(path, expected=expected)
-        if content is None:
-            return None
-        try:
-            return int(content, 0)
-        except ValueError:
-            self.notes.append(f"{path} holds {content[:40]!r} where a number belongs")
-            return None
-
-    def entries(self, path: Path, *, expected: bool = True) -> list[Path]:
-        """Return a directory's entries, numbers in numeric order; an unreadable directory is empty, with a note."""
-        try:
-            found = list(path.iterdir())
-        except FileNotFoundError:
-            if expected:
-                self.notes.append(f"{path} is missing")
-            return []
-        except OSError as error:
-            self.notes.append(f"{path} cannot be read: {error.strerror or error}")
-            return []
-        return sorted(found, key=lambda entry: (int(entry.name) if entry.name.isdigit() else -1, entry.name))
-
-    def properties(self, path: Path) -> dict[str, int]:
-        """Return a KFD ``properties`` file ("name value" per line); lines that do not fit are skipped."""
-        found: dict[str, int] = {}
-        for line in (self.text(path) or "").splitlines():
-            name, _, value = line.partition(" ")
-            if value.strip().isdigit():
-                found[name] = int(value)
-        return found
 
 
 @dataclass(frozen=True)
@@ -241,14 +141,14 @@ def read(
     docker_root: Path | Callable[[], Path] | None = None,
     container_names: Mapping[str, str] | None = None,
 ) -> Inventory:
-    """Read a node.
+    """Return what a node's files say.
 
     ``sysfs_root``, ``proc_root`` and ``modules_root`` stand for /sys, /proc and /lib/modules; ``modprobe_dirs`` are
     searched for a blacklist of amdgpu. Container names come from ``container_names`` (id to name) or, where
     ``docker_root`` is given (as a function: asked only when there is a container to name), from Docker's own
     ``containers/<id>/config.v2.json``. What the tree lacks is never an error.
     """
-    files = _Files()
+    files = Files()
     nodes = _gpu_nodes(files, sysfs_root)
     pci_devices = _pci_devices(files, sysfs_root)
     processes = _processes(files, sysfs_root, proc_root, _ContainerNames(files, docker_root, container_names or {}))
@@ -257,8 +157,8 @@ def read(
         _gpu(index, node, sysfs_root, processes, partitioned=node.pci is not None and shared.count(node.pci) > 1)
         for index, node in enumerate(nodes)
     ]
-    driver = _driver(files, sysfs_root, proc_root, modules_root)
-    kernel = _kernel(files, sysfs_root, proc_root, modprobe_dirs)
+    driver = read_driver(files, sysfs_root, proc_root, modules_root)
+    kernel = read_kernel(files, sysfs_root, proc_root, modprobe_dirs)
 
     notes = list(files.notes)
     with_gpu = {gpu.pci for gpu in gpus}
@@ -281,56 +181,15 @@ def gfx_name(target_version: int) -> str | None:
     return f"gfx{major}{minor:x}{step:x}"
 
 
-def driver_release(package_version: str) -> str | None:
-    """Return AMD's driver release out of a package version, without a trailing ``.0``.
-
-    ``1:6.16.13.30300400-2341068.24.04`` is release 30.30.4, ``6.19.14.31400000-2364437`` is 31.40. None where the
-    version follows another scheme.
-    """
-    match = _RELEASE.search(package_version)
-    return strip_zero(".".join(str(int(part)) for part in match.groups()[:3])) if match else None
-
-
-def release_code(release: str) -> str:
-    """Return the eight digits that stand for a release in AMD's package versions: 30.30.4 is 30300400.
-
-    Raises ValueError when ``release`` is not two or three numbers.
-    """
-    if not re.fullmatch(r"\d{1,2}\.\d{1,2}(\.\d{1,2})?", release):
-        raise ValueError(f"driver release is {release!r}; two or three numbers are expected, such as 30.30.4 or 31.40")
-    parts = [*release.split("."), "0"][:3]
-    return "".join(f"{int(part):02d}" for part in parts) + "00"
-
-
-def strip_zero(release: str) -> str:
-    """Drop the trailing ``.0`` of a three-part release, as AMD's repository paths do: 31.40.0 is 31.40."""
-    return re.sub(r"^(\d+\.\d+)\.0$", r"\1", release)
-
-
-def driver_allowed(release: str | None, version: str | None, allowed: Iterable[str]) -> bool:
-    """Tell whether a loaded driver is on the list.
-
-    An entry matches AMD's release (``30.30.4``), a line of releases (``30.30`` matches 30.30.4) or the module's own
-    version (``6.16.13``); ``inbox`` stands for the distribution's module, which has no version.
-    """
-    for entry in allowed:
-        wanted = strip_zero(str(entry))
-        if entry == version or (wanted == INBOX and version is None and release in (None, INBOX)):
-            return True
-        if release is not None and (release == wanted or release.startswith(wanted + ".")):
-            return True
-    return False
-
-
-def _gpu_nodes(files: _Files, sysfs: Path) -> list[_Node]:
+def _gpu_nodes(files: Files, sysfs: Path) -> list[_Node]:
     nodes = []
     for path in files.entries(sysfs / "class/kfd/kfd/topology/nodes"):
         if not path.name.isdigit():
             continue
-        local = _Files()
+        local = Files()
         properties = local.properties(path / "properties")
         kfd_id = local.number(path / "gpu_id")
-        # A CPU has gpu_id 0. With `properties` unreadable the id alone still tells that a GPU is there.
+        # A CPU has gpu_id 0. With `properties` unreadable the id alone still shows that a GPU is there.
         if not (kfd_id or properties.get("gfx_target_version")):
             files.notes.extend(local.notes)
             continue
@@ -355,7 +214,7 @@ def _pci_address(sysfs: Path, domain: int, location: int) -> tuple[str, int]:
     return address, location >> 28 & 0xF
 
 
-def _pci_devices(files: _Files, sysfs: Path) -> list[PciDevice]:
+def _pci_devices(files: Files, sysfs: Path) -> list[PciDevice]:
     found = []
     for path in files.entries(sysfs / "bus/pci/devices", expected=False):
         if files.text(path / "vendor", expected=False) != AMD_VENDOR:
@@ -372,7 +231,7 @@ def _pci_devices(files: _Files, sysfs: Path) -> list[PciDevice]:
 class _ContainerNames:
     """Names of containers by id: given by the caller, else from Docker's own files, else unknown."""
 
-    def __init__(self, files: _Files, docker_root: Path | Callable[[], Path] | None, given: Mapping[str, str]) -> None:
+    def __init__(self, files: Files, docker_root: Path | Callable[[], Path] | None, given: Mapping[str, str]) -> None:
         self._files, self._docker_root, self._given = files, docker_root, given
 
     def of(self, container: str) -> str | None:
@@ -392,7 +251,7 @@ class _ContainerNames:
 
 
 def _processes(
-    files: _Files, sysfs: Path, proc: Path, names: _ContainerNames
+    files: Files, sysfs: Path, proc: Path, names: _ContainerNames
 ) -> list[tuple[Holder, dict[int, int | None]]]:
     """Return every KFD process with its bytes by KFD GPU id. The directory names are PIDs of the host."""
     found: list[tuple[Holder, dict[int, int | None]]] = []
@@ -419,7 +278,7 @@ def _processes(
     return found
 
 
-def _command(files: _Files, process: Path) -> str | None:
+def _command(files: Files, process: Path) -> str | None:
     line = files.text(process / "cmdline", expected=False)
     if not line:
         return files.text(process / "comm", expected=False)
@@ -436,7 +295,7 @@ def _command(files: _Files, process: Path) -> str | None:
     return " ".join(words)[:_COMMAND_LENGTH]
 
 
-def _container(files: _Files, process: Path) -> str | None:
+def _container(files: Files, process: Path) -> str | None:
     """Return the id of the container that a process lives in: the innermost 64-digit id in its cgroup path."""
     for line in (files.text(process / "cgroup", expected=False) or "").splitlines():
         ids = _CONTAINER.findall(line)
@@ -453,7 +312,7 @@ def _gpu(
     *,
     partitioned: bool,
 ) -> Gpu:
-    files = _Files()
+    files = Files()
     files.notes.extend(node.notes)
     minor = node.properties.get("drm_render_minor", -1)
     render = f"renderD{minor}" if minor >= 0 else None
@@ -523,7 +382,7 @@ def _holders(kfd_id: int | None, processes: Iterable[tuple[Holder, Mapping[int, 
 
 
 def _vram(
-    files: _Files, node: _Node, device: Path | None, holders: Sequence[Holder], *, partitioned: bool
+    files: Files, node: _Node, device: Path | None, holders: Sequence[Holder], *, partitioned: bool
 ) -> tuple[int | None, int | None]:
     """Return (total, used). A partition has no figures of its own in mem_info_vram_*: those are the whole device's."""
     whole = files.number(device / "mem_info_vram_total") if device else None
@@ -546,7 +405,7 @@ def _vram(
     return total, total - free
 
 
-def _bank_bytes(files: _Files, node: Path) -> int | None:
+def _bank_bytes(files: Files, node: Path) -> int | None:
     sizes = []
     for bank in files.entries(node / "mem_banks", expected=False):
         properties = files.properties(bank / "properties")
@@ -555,7 +414,7 @@ def _bank_bytes(files: _Files, node: Path) -> int | None:
     return sum(sizes) if sizes else None
 
 
-def _link(files: _Files, device: Path | None) -> Link:
+def _link(files: Files, device: Path | None) -> Link:
     if device is None:
         return Link(None, None, None, None, None)
     speed, max_speed = files.text(device / "current_link_speed"), files.text(device / "max_link_speed")
@@ -564,167 +423,3 @@ def _link(files: _Files, device: Path | None) -> Link:
     if None not in (speed, max_speed, width, max_width):
         degraded = speed != max_speed or width != max_width
     return Link(speed, width, max_speed, max_width, degraded)
-
-
-def _driver(files: _Files, sysfs: Path, proc: Path, modules_root: Path) -> Driver:
-    module = sysfs / "module/amdgpu"
-    loaded = module.is_dir()
-    version = files.text(module / "version", expected=False) if loaded else None
-    srcversion = files.text(module / "srcversion", expected=False) if loaded else None
-    release = None
-    if loaded:
-        release = INBOX if version is None else MODULE_RELEASES.get(version)
-
-    kernel = files.text(proc / "sys/kernel/osrelease", expected=False)
-    on_disk = module_file(modules_root / kernel, files) if kernel else None
-    info: dict[str, str] | None = None
-    if on_disk is not None:
-        try:
-            info = module_info(on_disk)
-        except (OSError, ValueError) as error:
-            files.notes.append(f"version of {on_disk} unknown without modinfo: {error}")
-    known = info or {}
-    return Driver(
-        loaded=loaded,
-        version=version,
-        srcversion=srcversion,
-        release=release,
-        on_disk=str(on_disk) if on_disk else None,
-        on_disk_version=known.get("version"),
-        on_disk_srcversion=known.get("srcversion"),
-        reboot_required=reboot_required(loaded, version, srcversion, info),
-    )
-
-
-def reboot_required(
-    loaded: bool, version: str | None, srcversion: str | None, on_disk: Mapping[str, str] | None
-) -> bool | None:
-    """Tell whether the module in memory is another than the one on disk; None when that cannot be known.
-
-    ``on_disk`` are the fields of the module on disk, None when they cannot be read. /run/reboot-required does not
-    tell: it is not written when DKMS replaces a module that is in use.
-    """
-    if not loaded:
-        return False
-    if on_disk is None:
-        return None
-    # A kernel without MODULE_SRCVERSION_ALL (Debian's) has srcversions only of modules with a version, such as AMD's;
-    # its own amdgpu has neither.
-    if version != on_disk.get("version"):
-        return True
-    if srcversion is None or "srcversion" not in on_disk:
-        return None
-    return srcversion != on_disk["srcversion"]
-
-
-def module_file(modules: Path, files: _Files | None = None) -> Path | None:
-    """Return the amdgpu module that modprobe would take: depmod's choice, else depmod's search order by hand."""
-    files = files or _Files()
-    for line in (files.text(modules / "modules.dep", expected=False) or "").splitlines():
-        name = line.partition(":")[0]
-        if name.rpartition("/")[2].startswith("amdgpu.ko"):
-            return modules / name
-    for folder in ("updates/dkms", "updates", "extra", "kernel/drivers/gpu/drm/amd/amdgpu"):
-        for suffix in (".ko", ".ko.zst", ".ko.xz", ".ko.gz"):
-            candidate = modules / folder / f"amdgpu{suffix}"
-            if candidate.is_file():
-                return candidate
-    return None
-
-
-def module_info(path: Path) -> dict[str, str]:
-    """Return the ``.modinfo`` fields of an uncompressed 64-bit kernel module (the last value of a repeated field).
-
-    Raises ValueError for a compressed or foreign file, OSError when it cannot be read.
-    """
-    with path.open("rb") as module:
-        header = module.read(64)
-        if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
-            raise ValueError("not an uncompressed 64-bit little-endian ELF file")
-        table, size, count, names = *struct.unpack_from("<Q", header, 0x28), *struct.unpack_from("<HHH", header, 0x3A)
-        module.seek(table)
-        raw = module.read(size * count)
-        if size < 64 or len(raw) < size * count or names >= count:
-            raise ValueError("its ELF section table is cut off")
-        # A section header: name, type, flags, address, offset, size, ...
-        sections = [struct.unpack_from("<IIQQQQ", raw, index * size) for index in range(count)]
-        module.seek(sections[names][4])
-        strings = module.read(sections[names][5])
-        for name, _, _, _, offset, length in sections:
-            if strings[name:].split(b"\0", 1)[0] == b".modinfo":
-                module.seek(offset)
-                fields = module.read(length).decode("utf-8", "replace").split("\0")
-                return dict(pair.split("=", 1) for pair in fields if "=" in pair)
-    raise ValueError("it has no .modinfo section")
-
-
-def _kernel(files: _Files, sysfs: Path, proc: Path, modprobe_dirs: Sequence[Path]) -> Kernel:
-    cmdline = files.text(proc / "cmdline")
-    blacklisted = [f"kernel command line: {word}" for word in (cmdline or "").split() if _blacklists(word)]
-    for folder in modprobe_dirs:
-        for path in files.entries(folder, expected=False):
-            if path.suffix == ".conf" and any(
-                re.match(r"\s*(blacklist\s+amdgpu\s*(#.*)?$|install\s+amdgpu\s+\S*/(false|true)\b)", line)
-                for line in (files.text(path, expected=False) or "").splitlines()
-            ):
-                blacklisted.append(str(path))
-    required = REQUIRED_CMDLINE + (REQUIRED_ON_INTEL if _is_intel(proc / "cpuinfo") else ())
-    memory = re.search(r"^MemTotal:\s+(\d+) kB", files.text(proc / "meminfo", expected=False) or "", re.MULTILINE)
-    return Kernel(
-        release=files.text(proc / "sys/kernel/osrelease", expected=False),
-        cmdline=cmdline,
-        missing=missing_cmdline(cmdline, required) if cmdline is not None else [],
-        blacklisted_by=blacklisted,
-        numa_balancing=files.number(proc / "sys/kernel/numa_balancing", expected=False),
-        secure_boot=_secure_boot(files, sysfs),
-        memory_total=int(memory[1]) * 1024 if memory else None,
-    )
-
-
-def _is_intel(cpuinfo: Path) -> bool:
-    """Tell by the first processor: the whole file of a large node takes the kernel a while to make."""
-    try:
-        with cpuinfo.open("rb") as file:
-            return b"GenuineIntel" in file.read(1024)
-    except OSError:
-        return False
-
-
-def _blacklists(word: str) -> bool:
-    name, _, value = word.partition("=")
-    return name in ("modprobe.blacklist", "module_blacklist") and "amdgpu" in value.split(",")
-
-
-def missing_cmdline(cmdline: str, required: Sequence[str] = REQUIRED_CMDLINE) -> list[str]:
-    """Return which required settings a kernel command line lacks.
-
-    ``pci=`` may be given several times or once with commas; a later ``iommu=`` replaces an earlier one, as the kernel
-    reads it.
-    """
-    pci: set[str] = set()
-    values: dict[str, str] = {}
-    for word in cmdline.split():
-        name, _, value = word.partition("=")
-        if name == "pci":
-            pci.update(value.split(","))
-        values[name] = value
-    missing = []
-    for setting in required:
-        name, _, value = setting.partition("=")
-        present = value in pci if name == "pci" else name in values and values[name] == value
-        if not present:
-            missing.append(setting)
-    return missing
-
-
-def _secure_boot(files: _Files, sysfs: Path) -> bool | None:
-    """Return the state from the EFI variable: four bytes of attributes, then 1 or 0. None without EFI or access."""
-    path = sysfs / "firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        files.notes.append(f"{path} cannot be read: {error.strerror or error}")
-        return None
-    return content[4] == 1 if len(content) >= 5 else None

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..container.api import DEFAULT_SOCKET, DockerApi, DockerRefused, DockerUnavailable
 from . import amdsmi, gpu, gpu_memory
+from .driver import Driver, driver_allowed, driver_release, module_file, reboot_required
 
 AMD_SMI_TIMEOUT = 60  # s; it queries every GPU one after the other, and a hung GPU hangs it
 GROUPS = ("video", "render")
@@ -85,7 +86,7 @@ def look(roots: Roots) -> dict[str, Any]:
     return result
 
 
-def driver(found: gpu.Driver, allowed: Sequence[str], notes: list[str]) -> dict[str, Any]:
+def driver(found: Driver, allowed: Sequence[str], notes: list[str]) -> dict[str, Any]:
     """Complete the driver with what modinfo and the package database say."""
     facts = asdict(found)
     modinfo = shutil.which("modinfo", path=_PATH)
@@ -95,18 +96,18 @@ def driver(found: gpu.Driver, allowed: Sequence[str], notes: list[str]) -> dict[
         if fields:
             facts.update(on_disk_version=fields.get("version"), on_disk_srcversion=fields.get("srcversion"))
             notes[:] = [note for note in notes if "without modinfo" not in note]
-            facts["reboot_required"] = gpu.reboot_required(found.loaded, found.version, found.srcversion, fields)
+            facts["reboot_required"] = reboot_required(found.loaded, found.version, found.srcversion, fields)
     facts["package"] = installed_version("amdgpu-dkms")
     # The package tells the exact release only of the module that it installed: versions must agree, and no other
     # module may be waiting on disk.
-    release = gpu.driver_release(facts["package"] or "")
+    release = driver_release(facts["package"] or "")
     facts["package_release"] = release
-    facts["package_allowed"] = release is not None and gpu.driver_allowed(release, "", allowed)
+    facts["package_allowed"] = release is not None and driver_allowed(release, "", allowed)
     if release and found.version and not facts["reboot_required"]:
         upstream = facts["package"].rpartition(":")[2]
         if upstream.startswith(found.version + "."):
             facts["release"] = release
-    facts["allowed"] = found.loaded and gpu.driver_allowed(facts["release"], found.version, allowed)
+    facts["allowed"] = found.loaded and driver_allowed(facts["release"], found.version, allowed)
     return facts
 
 
@@ -160,7 +161,7 @@ def lost_at_boot(found: dict[str, Any], running: str | None, following: str | No
     if following in (None, running):
         # In memory, but no longer on disk.
         return found["on_disk"] is not None and (modules / str(running) / "kernel") in Path(found["on_disk"]).parents
-    path = gpu.module_file(modules / str(following))
+    path = module_file(modules / str(following))
     return path is None or (modules / str(following) / "kernel") in path.parents
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from ..common.finding import Finding
 from ..common.units import size
 from ..host import gpu_memory
+from ..host.driver import INBOX, REQUIRED_ON_INTEL
 from ..host.facts import Folder, Host, Image, Room
-from ..host.gpu import INBOX, REQUIRED_ON_INTEL
 
 TERA = 10**12
 #: Bytes of RAM that AMD's system acceptance documents ask of an eight-GPU node, by part of the product name.

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sysfs import trees
 
-from ansible.module_utils.vllm_fleet.host import gpu
+from ansible.module_utils.vllm_fleet.host import driver, gpu
 
 GIB = 1 << 30
 
@@ -37,7 +37,7 @@ def test_whole_node(tmp_path, scenario, name, gfx, total):
         assert (g.link.width, g.link.speed, g.link.degraded) == (16, "32.0 GT/s PCIe", False)
         assert (g.holders, g.notes) == ([], [])
     assert found.notes == []
-    assert found.kernel == gpu.Kernel(trees.KERNEL, trees.GOOD_CMDLINE, [], [], 0, None, 2 * 10**12 // 1024 * 1024)
+    assert found.kernel == driver.Kernel(trees.KERNEL, trees.GOOD_CMDLINE, [], [], 0, None, 2 * 10**12 // 1024 * 1024)
 
 
 def test_inventory_is_json(tmp_path):
@@ -97,14 +97,14 @@ def test_no_driver(tmp_path):
     found = read(trees.no_driver(tmp_path))
     assert found.gpus == []
     assert len(found.pci_devices) == 8
-    assert found.driver == gpu.Driver(False, None, None, None, None, None, None, False)
+    assert found.driver == driver.Driver(False, None, None, None, None, None, None, False)
     assert found.notes[-1] == "the amdgpu driver is not loaded"
 
 
 def test_empty_machine(tmp_path):
     found = gpu.read(tmp_path / "sys", tmp_path / "proc", tmp_path / "modules")
     assert (found.gpus, found.pci_devices, found.processes) == ([], [], [])
-    assert found.kernel == gpu.Kernel(None, None, [], [], None, None, None)
+    assert found.kernel == driver.Kernel(None, None, [], [], None, None, None)
 
 
 def test_foreign_holder_is_named(tmp_path):
@@ -231,89 +231,6 @@ def test_degraded_link(tmp_path):
     assert [g.link.degraded for g in read(tree).gpus[:3]] == [False, True, False]
 
 
-def test_driver_in_memory_and_on_disk(tmp_path):
-    tree = trees.mi300x(tmp_path)
-    driver = read(tree).driver
-    assert (driver.loaded, driver.version, driver.release) == (True, "6.16.13", "30.30")
-    assert driver.on_disk == str(tree.modules / trees.KERNEL / "updates/dkms/amdgpu.ko")
-    assert (driver.on_disk_version, driver.reboot_required) == ("6.16.13", False)
-
-    tree.on_disk("6.19.14", "FFFFFFFFFFFFFFFFFFFFFFF")
-    driver = read(tree).driver
-    assert (driver.on_disk_version, driver.reboot_required) == ("6.19.14", True)
-
-
-def test_inbox_driver(tmp_path):
-    tree = trees.Tree(tmp_path)
-    tree.host()
-    tree.driver(version=None)
-    trees.write_module(
-        tree.modules / trees.KERNEL / "kernel/drivers/gpu/drm/amd/amdgpu/amdgpu.ko", None, trees.LOADED_SRCVERSION
-    )
-    driver = read(tree).driver
-    assert (driver.release, driver.version, driver.on_disk_version, driver.reboot_required) == (
-        "inbox",
-        None,
-        None,
-        False,
-    )
-
-
-@pytest.mark.parametrize(
-    ("memory", "disk", "required"),
-    [
-        # Debian's kernel: no srcversion of modules without a version, as its own amdgpu is.
-        ((None, None), ("6.16.13", "F" * 23), True),
-        (("6.16.13", "F" * 23), (None, None), True),
-        ((None, None), (None, None), None),
-        (("6.16.13", "F" * 23), ("6.19.14", None), True),
-        (("6.16.13", "F" * 23), ("6.16.13", None), None),
-        (("6.16.13", "F" * 23), ("6.16.13", "E" * 23), True),
-        ((None, "D" * 23), (None, "D" * 23), False),
-        ((None, "D" * 23), (None, "C" * 23), True),
-    ],
-)
-def test_whether_the_module_on_disk_is_another(tmp_path, memory, disk, required):
-    tree = trees.Tree(tmp_path)
-    tree.host()
-    tree.driver(*memory)
-    tree.on_disk(*disk)
-    assert read(tree).driver.reboot_required is required
-
-
-@pytest.mark.parametrize("content", [b"\x28\xb5\x2f\xfd compressed", b"", b"\x7fELF\x02\x01" + bytes(70)])
-def test_module_file_that_cannot_be_parsed(tmp_path, content):
-    tree = trees.mi300x(tmp_path)
-    tree.on_disk().write_bytes(content)
-    found = read(tree)
-    assert (found.driver.on_disk_srcversion, found.driver.reboot_required) == (None, None)
-    assert "without modinfo" in found.notes[0]
-
-
-@pytest.mark.parametrize(
-    ("cmdline", "missing"),
-    [
-        ("ro pci=realloc=off pci=bfsort iommu=pt", []),
-        ("ro pci=realloc=off,bfsort iommu=pt intel_iommu=on", []),
-        ("ro quiet", ["pci=realloc=off", "pci=bfsort", "iommu=pt"]),
-        ("pci=realloc pci=bfsort iommu=pt", ["pci=realloc=off"]),
-        ("pci=realloc=off pci=bfsort iommu=pt iommu=on", ["iommu=pt"]),
-        ("pci=realloc=off pci=bfsort xiommu=pt", ["iommu=pt"]),
-    ],
-)
-def test_kernel_command_line(cmdline, missing):
-    assert gpu.missing_cmdline(cmdline) == missing
-
-
-@pytest.mark.parametrize(("vendor", "missing"), [("GenuineIntel", ["intel_iommu=on"]), ("AuthenticAMD", [])])
-def test_an_intel_host_needs_its_iommu_switched_on(tmp_path, vendor, missing):
-    tree = trees.mi300x(tmp_path)
-    tree.write(tree.proc / "cpuinfo", f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: " + "fpu " * 4000)
-    assert read(tree).kernel.missing == missing
-    tree.write(tree.proc / "cmdline", trees.GOOD_CMDLINE + " intel_iommu=on")
-    assert read(tree).kernel.missing == []
-
-
 def test_dockers_folder_is_asked_for_once_and_only_for_a_container(tmp_path):
     asked = []
     tree = trees.foreign_holder(tmp_path)
@@ -330,74 +247,6 @@ def test_dockers_folder_is_asked_for_once_and_only_for_a_container(tmp_path):
     tree = trees.mi300x(tmp_path / "idle")
     gpu.read(tree.sys, tree.proc, tree.modules, docker_root=root)
     assert asked == [1]
-
-
-def test_blacklists_are_found(tmp_path):
-    tree = trees.mi300x(tmp_path)
-    tree.host(trees.GOOD_CMDLINE + " modprobe.blacklist=nouveau,amdgpu", numa_balancing=1)
-    folder = tree.root / "modprobe.d"
-    tree.write(folder / "vendor.conf", "# amdgpu comes later\nblacklist amdgpu")
-    tree.write(folder / "other.conf", "blacklist amdgpu_pro\n#blacklist amdgpu\noptions amdgpu vm_size=1")
-    kernel = read(tree, modprobe_dirs=[folder, tree.root / "absent"]).kernel
-    assert kernel.blacklisted_by == [
-        "kernel command line: modprobe.blacklist=nouveau,amdgpu",
-        str(folder / "vendor.conf"),
-    ]
-    assert kernel.numa_balancing == 1
-
-
-@pytest.mark.parametrize(("content", "state"), [(b"\6\0\0\0\1", True), (b"\6\0\0\0\0", False), (b"\6", None)])
-def test_secure_boot(tmp_path, content, state):
-    tree = trees.mi300x(tmp_path)
-    path = tree.sys / "firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(content)
-    assert read(tree).kernel.secure_boot is state
-
-
-# AMD's driver releases and the DKMS versions that belong to them.
-@pytest.mark.parametrize(
-    ("package", "release"),
-    [
-        ("6.14.14.30100200-2226257", "30.10.2"),
-        ("1:6.16.6.30200100-2255209.22.04", "30.20.1"),
-        ("1:6.16.13.30300400-2341068.24.04", "30.30.4"),
-        ("1:6.19.4.31300000-2337710.24.04", "31.30"),
-        ("6.19.14.31400000-2364437", "31.40"),
-        ("1:6.8.5.60200-2009582.22.04", None),  # before drivers had releases of their own
-        ("", None),
-    ],
-)
-def test_release_of_a_package(package, release):
-    assert gpu.driver_release(package) == release
-    if release:
-        assert gpu.release_code(release) in package
-
-
-@pytest.mark.parametrize("bad", ["", "latest", "30", "30.30.3.1", "30.300"])
-def test_release_code_refuses(bad):
-    with pytest.raises(ValueError, match="two or three numbers"):
-        gpu.release_code(bad)
-
-
-@pytest.mark.parametrize(
-    ("release", "version", "allowed", "verdict"),
-    [
-        ("30.30.4", "6.16.13", ["30.30"], True),
-        ("30.30.4", "6.16.13", ["30.30.3"], False),
-        ("30.30", "6.16.13", ["30.30"], True),
-        ("30.30", "6.16.13", ["30.30.4"], False),  # the exact release is not known: not taken for granted
-        ("31.40", "6.19.14", ["31.40.0"], True),
-        ("30.30.4", "6.16.13", ["30.3"], False),
-        (None, "6.99.0", ["6.99.0"], True),
-        (None, "6.99.0", ["30.30", "inbox"], False),
-        ("inbox", None, ["inbox"], True),
-        ("inbox", None, ["30.30"], False),
-        ("30.30", "6.16.13", [], False),
-    ],
-)
-def test_allowed_drivers(release, version, allowed, verdict):
-    assert gpu.driver_allowed(release, version, allowed) is verdict
 
 
 @pytest.mark.parametrize(
