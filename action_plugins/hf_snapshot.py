@@ -16,7 +16,7 @@ from ansible.utils.display import Display
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.common import batch
-from ansible.module_utils.vllm_fleet.common.retry import PATIENCE, patiently
+from ansible.module_utils.vllm_fleet.common.retry import RETRY_TIMEOUT, retry
 from ansible.module_utils.vllm_fleet.common.units import part_of
 
 display = Display()
@@ -74,5 +74,5 @@ class ActionModule(ActionBase):
             return answer
 
         # Only work that already runs is worth the patience; a node that was never reached is down.
-        seconds = PATIENCE if "follow" in args else 0.0
-        return patiently(ask, AnsibleConnectionFailure, self._connection.reset, seconds=seconds)
+        timeout = RETRY_TIMEOUT if "follow" in args else 0.0
+        return retry(ask, AnsibleConnectionFailure, self._connection.reset, timeout=timeout)

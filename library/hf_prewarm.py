@@ -42,7 +42,7 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Nothing is read; RV(resident_before) is told.
+    description: Nothing is read; RV(resident_before) is returned.
   diff_mode:
     support: none
 author: the vllm-fleet authors
@@ -82,7 +82,7 @@ run_id:
   type: str
   returned: while it runs
 step:
-  description: What is being done. How far it is, RV(done) and RV(total) tell.
+  description: What is being done. RV(done) and RV(total) are its progress.
   type: str
   returned: while it runs
 done:
@@ -149,8 +149,8 @@ def main() -> None:
 
 
 def work(options: dict[str, Any], meter: Meter, *, dry: bool) -> dict[str, Any]:
-    """Read the weights in, or with `dry` only tell how much of them is there; return the module's result."""
-    found, began = prewarm.Warmth(), time.monotonic()
+    """Read the weights in, or with `dry` only measure how much of them is there; return the module's result."""
+    found, began = prewarm.Result(), time.monotonic()
     try:
         files = weight_files(options)
         if dry:

@@ -11,7 +11,7 @@ description:
   - What must be there comes from the repository's own file list (C(trees/<commit>.json)), or, where an older client
     left none, from the weight index and the headers of the safetensors files.
   - Everything is written under a temporary name, hashed on the way and renamed; blobs come first and refs last, so
-    whatever interrupts a run, the next one takes it up and nobody ever resolves a half copy.
+    whatever interrupts a run, the next one resumes it, and a half copy never resolves.
   - A cache that is already there is used as it is, with the store that repositories share (huggingface_hub 2) too;
     files of a user are never linked to nor changed, except those that are wrong.
 attributes:
@@ -58,7 +58,7 @@ options:
   manifest:
     description:
       - The file list, when it comes from another machine, as RV(manifest) gives it.
-      - With O(state=verified) it says what would have to be brought here, see RV(wanted).
+      - With O(state=verified), RV(wanted) lists what would have to be brought here.
     type: dict
   with_manifest:
     description: Return RV(manifest).
@@ -155,7 +155,7 @@ revision:
   type: str
   returned: always
 commit:
-  description: The commit that O(revision) stands for; none when nothing tells.
+  description: The commit that O(revision) stands for; none when it is not known.
   type: str
   returned: always
 path:
@@ -228,7 +228,7 @@ wanted:
   elements: str
   returned: when O(state=verified) and O(manifest) is given
 belongs_to:
-  description: User and group id that new files in the cache get, for whoever makes a staging area in it.
+  description: User and group id that new files in the cache get, for making a staging area in it.
   type: dict
   returned: when O(state=verified) and O(manifest) is given
 manifest:
@@ -254,7 +254,7 @@ run_id:
   type: str
   returned: while it runs
 step:
-  description: What is being done. How far it is, RV(done) and RV(total) tell.
+  description: What is being done. RV(done) and RV(total) are its progress.
   type: str
   returned: while it runs
 done:

@@ -10,12 +10,12 @@ description:
   - The role hf_cache calls it, one O(state) after the other, on the nodes that share a snapshot.
   - Tracker (opentracker) and peers (aria2) run in transient units of systemd, bound to one address, for one torrent
     only, and at most for O(max_runtime). They stop by themselves O(lease) after the last call, too.
-  - What keeps a node out of the swarm is told in RV(reason) and fails nothing, so that another way can be taken.
+  - What keeps a node out of the swarm is in RV(reason) and fails nothing, so that another transport can be used.
 options:
   state:
     description:
-      - V(ready) tells RV(address) and which programs are lacking.
-      - V(shared) links the O(blobs) of a node that has them and tells RV(argv), which makes the torrent.
+      - V(ready) returns RV(address) and the programs that are lacking.
+      - V(shared) links the O(blobs) of a node that has them and returns RV(argv), the command that makes the torrent.
       - V(seeding) starts the tracker and the first seed and returns the RV(torrent).
       - V(joined) starts another peer; one that was V(shared) before seeds, any other receives into O(staging).
       - V(followed) waits until everything has arrived. The action plugin shows the progress.
@@ -210,13 +210,13 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def act(options: dict[str, Any], place: swarm.Place) -> dict[str, Any]:
+def act(options: dict[str, Any], settings: swarm.Settings) -> dict[str, Any]:
     """Do what `state` asks; raise SwarmError for what keeps the node out of the swarm."""
     state = options["state"]
     if state == "stopped":
-        return {"changed": swarm.stop(place)}
+        return {"changed": swarm.stop(settings)}
     if state == "followed":
-        found = swarm.follow(place, options["wait"], options["stall"])
+        found = swarm.follow(settings, options["wait"], options["stall"])
         return {**found, "ok": not found["failure"], "reason": found["failure"]}
     address = swarm.own_address(options["address"], options["hint"], options["seed"])
     if state == "ready":
@@ -225,22 +225,22 @@ def act(options: dict[str, Any], place: swarm.Place) -> dict[str, Any]:
     if state == "shared":
         origins = swarm.origins(Path(options["folder"]), options["blobs"])
         total = sum(origin.stat().st_size for origin in origins.values())
-        announce = f"http://{address}:{place.tracker_port}/announce"
-        folder = str(place.share / place.name)
-        argv = torrents.mktorrent_argv(place.name, announce, total, folder, str(place.torrent))
-        if not swarm.hashing(place, argv, options["blobs"]):
-            swarm.stop(place)
-            swarm.link_blobs(place, origins)
+        announce = f"http://{address}:{settings.tracker_port}/announce"
+        folder = str(settings.share / settings.name)
+        argv = torrents.mktorrent_argv(settings.name, announce, total, folder, str(settings.torrent))
+        if not swarm.hashing(settings, argv, options["blobs"]):
+            swarm.stop(settings)
+            swarm.link_blobs(settings, origins)
         return {"address": address, "argv": argv, "changed": True}
     if state == "seeding":
-        swarm.start_seed(place, address)
-        torrent = base64.b64encode(place.torrent.read_bytes()).decode()
+        swarm.start_seed(settings, address)
+        torrent = base64.b64encode(settings.torrent.read_bytes()).decode()
         return {"address": address, "torrent": torrent, "changed": True}
     staging = Path(options["staging"]) if options["staging"] else None
     if staging:
-        swarm.stop(place)
+        swarm.stop(settings)
     content = base64.b64decode(options["torrent"])
-    total = swarm.join(place, content, address, seed=options["seed"], staging=staging, wanted=options["blobs"])
+    total = swarm.join(settings, content, address, seed=options["seed"], staging=staging, wanted=options["blobs"])
     return {"address": address, "total": total, "changed": True}
 
 
@@ -255,7 +255,7 @@ def main() -> None:
     result: dict[str, Any] = {"changed": False, "ok": True, "reason": ""}
     if module.check_mode:
         module.exit_json(**result)
-    place = swarm.Place(
+    settings = swarm.Settings(
         options["name"],
         options["port"],
         options["tracker_port"],
@@ -264,10 +264,10 @@ def main() -> None:
         upload_limit=options["upload_limit"],
     )
     try:
-        result |= act(options, place)
+        result |= act(options, settings)
     except (torrents.SwarmError, FetchError, OSError) as error:
         if options["state"] not in ("ready", "followed", "stopped"):
-            swarm.stop(place)
+            swarm.stop(settings)
         result |= {"ok": False, "reason": str(error)}
     module.exit_json(**result)
 

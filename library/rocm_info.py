@@ -1,11 +1,11 @@
 #!/usr/bin/python
-"""Ansible module rocm_info: what a node says about its AMD GPUs, read-only."""
+"""Ansible module rocm_info: what a node has of AMD GPUs, read-only."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: rocm_info
-short_description: Tell which AMD GPUs a node has, who holds their memory and which driver runs them
+short_description: Gather which AMD GPUs a node has, who holds their memory and which driver runs them
 description:
   - Reads C(/sys), C(/proc) and C(/lib/modules). Needs no ROCm tool on the node and no Docker SDK.
   - Where C(amd-smi) is installed, ECC error counts and bad pages are added from its JSON; without it the kernel's own counts of
@@ -75,12 +75,12 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Look at a node from the command line
+- name: Gather a node's GPUs from the command line
   # ansible gpu1 -b -m rocm_info
   rocm_info:
   register: node
 
-- name: Refuse a node on which somebody else computes
+- name: Fail when another user computes on the node
   ansible.builtin.assert:
     that: node.processes | length == 0
     fail_msg: "{{ inventory_hostname }}: {{ node.processes | map(attribute='command') | join(', ') }} use the GPUs"
@@ -131,7 +131,7 @@ driver:
     loaded: {description: Whether the module is in the kernel., type: bool}
     version: {description: Version of the loaded module; null for the distribution's., type: str}
     srcversion: {description: Source checksum of the loaded module., type: str}
-    release: {description: "AMD's driver release: exact where the installed package tells, else its line; V(inbox) for the distribution's.", type: str}
+    release: {description: "AMD's driver release: exact where the installed package has it, else its line; V(inbox) for the distribution's.", type: str}
     on_disk: {description: File that the next boot loads., type: str}
     on_disk_version: {description: Its version., type: str}
     on_disk_srcversion: {description: Its source checksum., type: str}
@@ -146,7 +146,7 @@ kernel:
     C(release), C(cmdline), C(missing) settings that AMD requires, C(blacklisted_by) what keeps amdgpu from loading, C(load_unit) the
     SHA-256 of the role rocm's unit that loads it all the same (null without one), C(numa_balancing) now and
     C(numa_balancing_persistent) after a boot by C(numa_balancing_set_by), C(secure_boot), C(memory_total) in bytes, C(next) the kernel of the next boot
-    (null where the boot loader is told to take another one than the newest).
+    (null where the boot loader is set to another one than the newest).
   returned: always
   type: dict
 os:

@@ -65,7 +65,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Read a model that nobody has deployed yet
+- name: Read a model that is not deployed yet
   vllm_model_info:
     model: Qwen/Qwen3-32B
   delegate_to: localhost
@@ -84,9 +84,9 @@ facts:
   contains:
     model: {description: The id or path., type: str}
     config: {description: Its config.json., type: dict}
-    weights_bytes: {description: Bytes of all weights; null when nobody tells., type: int}
+    weights_bytes: {description: Bytes of all weights; null when not known., type: int}
     source: {description: Where the figures are from., type: str}
-    min_vllm: {description: Oldest vLLM that serves it; empty when nobody names one., type: str}
+    min_vllm: {description: Oldest vLLM that serves it; empty when none is named., type: str}
 """
 
 from dataclasses import asdict

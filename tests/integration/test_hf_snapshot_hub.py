@@ -113,7 +113,7 @@ def test_a_hub_that_refuses_stalls_and_breaks_off_is_outlived_and_whole_files_ar
     hub.release.set()
     assert result.get("complete"), result
     assert not any(hub.trouble.values())
-    assert any("stood still for 3 s and was taken up by plain HTTP" in note for note in result["notes"])
+    assert any("stood still for 3 s and was resumed by plain HTTP" in note for note in result["notes"])
     assert len(hub.gets) == len(set(hub.gets)), "a whole file was fetched twice"
     assert not list(target.rglob("*.incomplete"))
     assert CANARY not in json.dumps(result)
@@ -125,7 +125,7 @@ def test_a_download_by_xet_that_stands_still_is_taken_up_by_plain_http(hub: Hub,
     result = module(hub_endpoint=hub.url, **options)
     assert result.get("complete"), result
     assert hub.asked_xet, "Xet was never asked"
-    assert [note for note in result["notes"] if "stood still for 2 s and was taken up by plain HTTP" in note]
+    assert [note for note in result["notes"] if "stood still for 2 s and was resumed by plain HTTP" in note]
     assert not (target / "xet").exists() and not (target / "hub" / "models--org--model" / ".vllm-fleet").exists()
     asked = len(hub.asked_xet)
     hub.release.set()
@@ -141,7 +141,7 @@ def test_a_hub_that_never_gives_the_file_list_is_given_up_with_a_sentence(
     result = module(hub_endpoint=hub.url, **options)
     hub.release.set()
     assert result["failed"]
-    assert result["msg"].startswith("Model org/model could not be had from the Hub: ") and "429" in result["msg"]
+    assert result["msg"].startswith("Model org/model could not be read from the Hub: ") and "429" in result["msg"]
     assert hub.trouble == {"listing": ["429"]}  # asked four times
     assert not target.exists()
 

@@ -1,8 +1,8 @@
-"""Work of a module that goes on when its connection ends, and says how far it is.
+"""Work of a module that goes on when its connection ends, and reports how far it is.
 
 The module forks; what it has forked is a job like any other, so the next run that asks for the same joins it, and what
-was asked for (a token among it) stays in memory. Its log has one line of JSON for each thing said: step, bytes done,
-bytes in all. Its answer lies beside the log.
+was asked for (a token among it) stays in memory. Its log has one line of JSON for each report: step, bytes done,
+bytes in all. Its answer is beside the log.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Detached(Job):
         lock = os.open(self._folder / f"{run_id}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         self.log.write_bytes(b"")
-        # Written by the parent, so that nobody ever sees a run without a process to wait for.
+        # Written by the parent, so that no reader finds a run without a process to wait for.
         child = os.fork()
         if child:
             (self._folder / f"{run_id}.pid").write_text(str(child), encoding="utf-8")
@@ -57,18 +57,18 @@ class Detached(Job):
 
     def _work(self, run_id: str, work: Work) -> None:
         with self.log.open("a", encoding="utf-8") as log:
-            said: tuple[str, float] = ("", 0.0)
+            shown: tuple[str, float] = ("", 0.0)
 
-            def tell(step: str, done: int, total: int) -> None:
-                nonlocal said
+            def show(step: str, done: int, total: int) -> None:
+                nonlocal shown
                 now = time.monotonic()
-                if step != said[0] or now - said[1] >= PAUSE:
-                    said = (step, now)
+                if step != shown[0] or now - shown[1] >= PAUSE:
+                    shown = (step, now)
                     log.write(json.dumps([step, done, total]) + "\n")
                     log.flush()
 
             try:
-                answer = work(Meter(tell))
+                answer = work(Meter(show))
             except Exception as error:  # noqa: BLE001 - what it is has to reach the one who follows
                 text = f"{type(error).__name__}: {error}"
                 answer = {"failed": True, "msg": text, "exception": traceback.format_exc()}
@@ -86,7 +86,7 @@ class Detached(Job):
 
 
 def _let_go(keep: int) -> None:
-    """Close what was inherited: the connection ends, and the job's mutex is free, when nobody holds them any more."""
+    """Close what was inherited: the connection ends, and the job's mutex is free, when no process holds them."""
     for handle in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
         if handle > 2 and handle != keep:
             with contextlib.suppress(OSError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 LEVELS = ("ok", "unknown", "warning", "unseen", "refused")
 """In rising order. ``refused`` is what a server cannot work with, ``warning`` what makes it slower or less certain.
 
-``unknown`` is one fact that cannot be read; ``unseen`` a whole node that cannot be looked at, which ends a run as well.
+``unknown`` is one fact that cannot be read; ``unseen`` a whole node that cannot be checked, and ends a run as well.
 """
 
 ENDING = ("unseen", "refused")

@@ -1,7 +1,7 @@
 """Commands that outlive the connection that started them.
 
 A job has a folder on the node. Each run in it has an id, a lock that its processes hold for as long as any of them
-lives, a pid file and, when it ends by itself, an exit code; whoever finds the folder knows from these alone whether
+lives, a pid file and, when it ends by itself, an exit code; these alone show whether
 the run goes on, has ended, or was killed.
 """
 
@@ -61,7 +61,7 @@ def progress_line(lines: Sequence[str], pattern: str | None) -> str:
 
 
 def short_of_space(wanted: Mapping[str, int], free: Mapping[str, int], what: str, variable: str = "") -> str | None:
-    """Say in one sentence which folder has too little room (bytes wanted and free by path), or None.
+    """Return a sentence about the folder with too little room (bytes wanted and free by path), or None.
 
     ``variable`` is where the figure can be changed.
     """
@@ -138,7 +138,7 @@ class Job:
             for old in self._folder.glob("run-*"):
                 old.unlink()
             run_id = f"run-{os.getpid()}-{time.time_ns()}"
-            # Written before the start: if this process dies in between, the lock tells whether anything came of it.
+            # Written before the start: if this process dies in between, the lock shows whether anything came of it.
             self._write(
                 {
                     "id": run_id,
@@ -173,7 +173,7 @@ class Job:
             os.close(lock)
 
     def wait(self, run_id: str, seconds: float, tail: int = 20) -> State:
-        """Wait until the run ends, at most ``seconds``, and tell its state."""
+        """Wait until the run ends, at most ``seconds``, and return its state."""
         deadline = time.monotonic() + seconds
         while self._alive(run_id) and (left := deadline - time.monotonic()) > 0:
             if not _process_ends(self._pid(run_id), left):
@@ -195,7 +195,7 @@ class Job:
             self.wait(run_id, patience)
 
     def state(self, run_id: str, tail: int = 20) -> State:
-        """Tell the run's state now. Raises JobError for a run that the folder does not know."""
+        """Return the run's state now. Raises JobError for a run that the folder does not know."""
         run = self._read()
         if not run or run["id"] != run_id:
             raise JobError(f"run {run_id} of job {self._folder.name} was replaced by another: someone else started it")
@@ -240,7 +240,7 @@ class Job:
             return False  # a daemon that the command left behind may hold the lock on; the command itself has ended
         try:
             with (self._folder / f"{run_id}.lock").open("r+") as handle:
-                # Shared: two callers that look at the same moment must not take each other for the job.
+                # Shared: two callers that ask at the same moment must not take each other for the job.
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False

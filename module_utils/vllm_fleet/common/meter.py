@@ -1,4 +1,4 @@
-"""How far a piece of work is, in bytes: counted by its threads, told to whoever shows it."""
+"""Progress of a piece of work in bytes: counted by its threads, passed to a function that shows it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 
 class Meter:
-    """Counts the bytes of one step after the other. Without `tell`, nobody wants to know."""
+    """Counts the bytes of one step after the other. Without `show`, nothing is shown."""
 
-    def __init__(self, tell: Callable[[str, int, int], None] | None = None) -> None:
-        """Call `tell(step, done, total)` at each count; it decides itself how often it says something."""
-        self._tell = tell
+    def __init__(self, show: Callable[[str, int, int], None] | None = None) -> None:
+        """Call `show(step, done, total)` at each count; how often it prints is its own decision."""
+        self._show = show
         self._step, self._done, self._total = "", 0, 0
 
     def begin(self, step: str, total: int = 0) -> None:
@@ -28,5 +28,5 @@ class Meter:
         self._say()
 
     def _say(self) -> None:
-        if self._tell:
-            self._tell(self._step, min(self._done, self._total), self._total)
+        if self._show:
+            self._show(self._step, min(self._done, self._total), self._total)

@@ -1,4 +1,4 @@
-"""A node that does not answer for a moment is asked again: what it was told to do goes on there meanwhile."""
+"""Retry a call to a node that does not answer for a moment: the work that it began goes on there meanwhile."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import TypeVar
 
 Answer = TypeVar("Answer")
 
-PATIENCE = 120.0
+RETRY_TIMEOUT = 120.0
 """Seconds after which a node that does not answer counts as unreachable."""
 
 
-def patiently(
+def retry(
     call: Callable[[], Answer],
     lost: type[Exception],
     reset: Callable[[], None],
     *,
-    seconds: float = PATIENCE,
+    timeout: float = RETRY_TIMEOUT,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Answer:
     """Return what `call` returns; repeat it, with growing pauses and a `reset` before, while it raises `lost`.
 
-    Raises the last of these when `seconds` are over; 0 for no second attempt.
+    Raises the last of these after `timeout` seconds; 0 for no second attempt.
     """
-    deadline, pause = clock() + seconds, 1.0
+    deadline, pause = clock() + timeout, 1.0
     while True:
         try:
             return call()

@@ -51,8 +51,8 @@ class Folder:
 class Host:
     """Facts of a node that are not about GPUs.
 
-    ``port_holder`` names who listens on the server's port, "" when nobody does, None when that cannot be seen.
-    ``clock_synchronised`` is None where the kernel does not tell.
+    ``port_holder`` names who listens on the server's port, "" when no process does, None when that cannot be seen.
+    ``clock_synchronised`` is None where the kernel does not report it.
     """
 
     rooms: Sequence[Room] = ()

@@ -122,7 +122,7 @@ class Inventory:
 
 @dataclass(frozen=True)
 class _Node:
-    """One GPU node of the KFD topology, before its PCI device has been looked at."""
+    """One GPU node of the KFD topology, before its PCI device has been read."""
 
     path: Path
     properties: dict[str, int]
@@ -267,7 +267,7 @@ def _processes(
         command = _command(files, process)
         if command is None:
             files.notes.append(
-                f"process {path.name} has the GPUs open but {process} does not tell its command:"
+                f"process {path.name} has the GPUs open but {process} does not show its command:"
                 " it is exiting, or belongs to another PID namespace"
             )
         container = _container(files, process)

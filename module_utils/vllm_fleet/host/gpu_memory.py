@@ -1,4 +1,4 @@
-"""Does it fit? The arithmetic of GPU memory, in bytes, with a sentence that says why not.
+"""Does it fit? The arithmetic of GPU memory, in bytes, with a sentence for what does not fit.
 
 Pure: takes figures, gives verdicts. The rules are vLLM's (0.32.0):
 
@@ -20,7 +20,7 @@ GIB = 1 << 30
 # what it does not count itself (RCCL buffers, HIP graphs, the context).
 DEFAULT_UTILIZATION = 0.92
 
-# Below this share no useful server starts, so `fit` refuses rather than squeeze into what somebody left over.
+# Below this share no useful server starts, so `fit` refuses rather than squeeze into what others left over.
 LOWEST_UTILIZATION = 0.1
 
 POLICIES = ("strict", "fit", "off")
@@ -65,7 +65,7 @@ class GpuMemory(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """Whether a utilization fits on every GPU, told by the tightest one. Sizes in bytes.
+    """Whether a utilization fits on every GPU, judged by the tightest one. Sizes in bytes.
 
     ``free`` counts what the old server gives back; ``taken`` is what others hold. ``highest`` is the largest
     utilization with two digits that vLLM would accept now (0.0 when not even 0.01 fits). ``sentence`` is complete.
@@ -83,7 +83,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a policy makes of a Fit: the utilization to start with, and a message where there is something to say."""
+    """What a policy makes of a Fit: the utilization to start with, and a message where one is needed."""
 
     utilization: float
     lowered: bool
@@ -135,7 +135,7 @@ def requested(total: int, utilization: float) -> int:
 def highest_utilization(total: int, free: int) -> float:
     """Return the largest utilization of two digits whose request fits into ``free``; at most 1.0."""
     percent = min(100, free * 100 // total)
-    # Float multiplication may round the request up by a byte where integers say that it just fits.
+    # Float multiplication may round the request up by a byte where it just fits in integers.
     while percent > 0 and requested(total, percent / 100) > free:
         percent -= 1
     return percent / 100
@@ -146,7 +146,7 @@ def fit(
     utilization: float,
     mine: int | Mapping[int, int] = 0,
 ) -> Fit:
-    """Tell whether ``utilization`` of every GPU is free.
+    """Return whether ``utilization`` of every GPU is free.
 
     ``gpus`` are (index, total, free, holders); ``mine`` is what the server that is about to be replaced holds and will
     give back, in bytes per GPU or by index (leave its processes out of the holders). Raises ValueError for no GPU, a
@@ -256,7 +256,7 @@ def weights_fit(
     attention_heads: int | None = None,
     kv_heads: int | None = None,
 ) -> WeightsFit:
-    """Tell whether weights of ``total_weight_bytes`` (at least, see checkpoint.py) fit into the budget of each GPU.
+    """Return whether weights of ``total_weight_bytes`` (at least, see checkpoint.py) fit into the budget of each GPU.
 
     Assumes the most even split there is, over ``tensor_parallel`` x ``pipeline_parallel`` x ``expert_parallel`` (the
     data parallel ranks that share the experts), so a refusal is certain while an "ok" is not: activations, the KV
@@ -276,18 +276,18 @@ def weights_fit(
         if total_weight_bytes <= budget * size * pipeline_parallel * expert_parallel:
             least = size
             break
-    told = (
+    sentence = (
         f"The weights take at least {gib(total_weight_bytes)} GiB, {gib(per_gpu)} GiB on each of {ranks}"
         f" GPU{'s' if ranks > 1 else ''}"
     )
     room = f"{utilization:g} of {gib(vram_total)} GiB is {gib(budget)} GiB"
     if ok:
-        return WeightsFit(True, per_gpu, budget, least, f"{told}; {room}.")
+        return WeightsFit(True, per_gpu, budget, least, f"{sentence}; {room}.")
     if least is not None and least > tensor_parallel:
         advice = f"Set tensor-parallel-size to {least} or more, use a quantised model, or more nodes."
     else:
         advice = "Use a quantised or smaller model, or spread it over more nodes."
-    return WeightsFit(False, per_gpu, budget, least, f"{told}, but {room}. {advice}")
+    return WeightsFit(False, per_gpu, budget, least, f"{sentence}, but {room}. {advice}")
 
 
 def _usual_sizes(attention_heads: int | None, kv_heads: int | None) -> list[int]:
@@ -303,7 +303,7 @@ def tensor_parallel_sizes(attention_heads: int, gpus: int, kv_heads: int | None 
 
 
 def splits(size: int, attention_heads: int, kv_heads: int | None = None) -> bool:
-    """Tell whether so many ranks share the heads evenly.
+    """Return whether so many ranks share the heads evenly.
 
     vLLM wants the attention heads divided, and each KV head on as many ranks as another, or as many on each
     (QKVParallelLinear, model_executor/layers/linear.py).
@@ -401,7 +401,7 @@ def _element_bytes(config: Mapping[str, Any], dtype: str, kv_cache_dtype: str) -
     if wanted == "auto":
         wanted = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
         if wanted == "float32" and dtype == "auto":
-            wanted = "bfloat16"  # vLLM serves float32 checkpoints in 16 bits unless told otherwise
+            wanted = "bfloat16"  # vLLM serves float32 checkpoints in 16 bits unless a flag says otherwise
     try:
         return _DTYPE_BYTES[wanted.removeprefix("torch.")]
     except KeyError:

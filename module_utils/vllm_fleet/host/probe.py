@@ -20,7 +20,7 @@ from . import facts, ports
 
 PROC = Path("/proc")
 
-#: Microseconds. systemd's own criterion: the kernel lets the error grow until it is this large when nobody corrects it.
+#: Microseconds. systemd's own criterion: the kernel lets the error grow to this when nothing corrects it.
 LARGEST_CLOCK_ERROR = 16_000_000
 
 
@@ -71,7 +71,7 @@ def machine(proc: Path = PROC, etc: Path = Path("/etc")) -> str:
 
 
 def image_state(options: Mapping[str, Any], engine: DockerApi) -> facts.Image | None:
-    """Tell whether the engine has the image and, where it would be pulled, whether the registry has it."""
+    """Return whether the engine has the image and, where it would be pulled, whether the registry has it."""
     name, source = options["image"], options["image_source"]
     if not name:
         return None
@@ -146,7 +146,7 @@ def _has(engine: DockerApi, ident: str) -> bool:
 
 
 def folder_state(options: Mapping[str, Any]) -> facts.Folder | None:
-    """Look at the cache, or at the model's own folder where a path is given for it."""
+    """Return the state of the cache, or of the model's own folder where a path is given for it."""
     model = options["model"]
     by_path = model.startswith("/")
     if not by_path and not options["cache"]:
@@ -226,7 +226,7 @@ def own_container(engine: DockerApi, name: str) -> dict[str, Any]:
 
 
 def port_holder(options: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str | None, bool]:
-    """Return who listens on the server's port ("" nobody, None not known) and whether that is our own server."""
+    """Return who listens on the server's port ("" no process, None not known) and whether that is our own server."""
     proc, port = PROC, options["port"]
     if not port:
         return "", False
@@ -248,7 +248,7 @@ def port_holder(options: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str
 
 
 def in_container(proc: Path, pid: int, container: str) -> bool:
-    """Tell by its control group whether a process lives in a container."""
+    """Return by its control group whether a process lives in a container."""
     try:
         return container in (proc / str(pid) / "cgroup").read_text(encoding="utf-8")
     except OSError:
@@ -256,7 +256,7 @@ def in_container(proc: Path, pid: int, container: str) -> bool:
 
 
 def clock_synchronised() -> bool | None:
-    """Ask the kernel, which is told by every time daemon. None where it does not answer."""
+    """Return whether the kernel, to which every time daemon reports, is synchronised; None where it does not answer."""
     state = Timex()
     try:
         answer = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(state))

@@ -1,4 +1,4 @@
-"""What one look at a node tells about its AMD GPUs: returned by ``rocm_info``, judged by ``preflight_host``.
+"""What a probe of a node finds about its AMD GPUs: returned by ``rocm_info``, judged by ``preflight_host``.
 
 Reads files (see gpu.py) and asks, where they are there, amd-smi, modinfo, dpkg-query and the Docker engine. Changes
 nothing, and what cannot be read is None and a note.
@@ -98,7 +98,7 @@ def driver(found: Driver, allowed: Sequence[str], notes: list[str]) -> dict[str,
             notes[:] = [note for note in notes if "without modinfo" not in note]
             facts["reboot_required"] = reboot_required(found.loaded, found.version, found.srcversion, fields)
     facts["package"] = installed_version("amdgpu-dkms")
-    # The package tells the exact release only of the module that it installed: versions must agree, and no other
+    # The package has the exact release only of the module that it installed: versions must agree, and no other
     # module may be waiting on disk.
     release = driver_release(facts["package"] or "")
     facts["package_release"] = release
@@ -122,17 +122,17 @@ def installed_version(package: str) -> str | None:
 
 
 def docker_root(etc: Path, engine: DockerApi) -> str:
-    """Return Docker's data directory as the engine says it; without one by daemon.json, else Docker's default."""
+    """Return Docker's data directory from the engine; without one from daemon.json, else Docker's default."""
     try:
-        told = engine.info().get("DockerRootDir")
+        root = engine.info().get("DockerRootDir")
     except (DockerUnavailable, DockerRefused):
-        told = None
-    if not told:
+        root = None
+    if not root:
         try:
-            told = json.loads((etc / "docker/daemon.json").read_text(encoding="utf-8")).get("data-root")
+            root = json.loads((etc / "docker/daemon.json").read_text(encoding="utf-8")).get("data-root")
         except (OSError, ValueError, AttributeError):
-            told = None
-    return str(told or "/var/lib/docker")
+            root = None
+    return str(root or "/var/lib/docker")
 
 
 def next_kernel(boot: Path, etc: Path) -> str | None:
@@ -155,7 +155,7 @@ def _by_version(release: str) -> list[tuple[int, str]]:
 
 
 def lost_at_boot(found: dict[str, Any], running: str | None, following: str | None, modules: Path) -> bool:
-    """Tell whether a node with AMD's module would come up without it: the next kernel has only its own, or none."""
+    """Return whether a node with AMD's module would come up without it: the next kernel has only its own, or none."""
     if found["version"] is None and found["on_disk_version"] is None:
         return False
     if following in (None, running):
@@ -177,7 +177,7 @@ def _output(command: list[str]) -> str | None:
 
 
 def persistent_sysctl(etc: Path, name: str) -> tuple[str | None, str | None]:
-    """Return the value that the next boot gives a sysctl, and the file that says so.
+    """Return the value that the next boot gives a sysctl, and the file that sets it.
 
     Later files win, /etc shadows a file of the same name.
     """
@@ -314,7 +314,7 @@ def add_health(gpus: list[dict[str, Any]], program: str | None, notes: list[str]
         return
     errors: dict[int, amdsmi.Ecc] = {}
     pages: dict[int, amdsmi.BadPages] = {}
-    # Each on its own: what one of them says does not depend on the other's answer.
+    # Each on its own: neither depends on the other's answer.
     try:
         errors = amdsmi.ecc(ask(program, "metric", "--ecc"))
     except _NO_ANSWER as error:
@@ -335,7 +335,7 @@ def add_health(gpus: list[dict[str, Any]], program: str | None, notes: list[str]
 
 
 def add_counts(gpus: list[dict[str, Any]], sysfs: Path) -> None:
-    """Take the errors that amd-smi did not tell from the kernel's own counters; partitions have none of their own."""
+    """Take the errors that amd-smi did not report from the kernel's own counters; partitions have none of their own."""
     for one in gpus:
         if one["ecc"] is None and one["pci"] and not one["partition_id"]:
             counts = ras_counts(sysfs / "bus/pci/devices" / one["pci"] / "ras")

@@ -1,4 +1,4 @@
-"""What a model's config.json says of its checkpoint: one set of names, its context, its bytes once loaded. Pure."""
+"""What a model's config.json means for its checkpoint: one set of names, its context, its bytes once loaded. Pure."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def loaded(on_disk: int, config: Mapping[str, Any], flags: Mapping[str, Any]) ->
 
 
 def lessened(config: Mapping[str, Any], flags: Mapping[str, Any]) -> str:
-    """Say by what the GPUs get less than is on disk, if it is not known how much less; empty where they get all."""
+    """Return why the GPUs get less than is on disk by an unknown amount; empty where they get all."""
     if flags.get("quantization") and not config.get("quantization_config"):
         return f"quantization {flags['quantization']} while loading"
     offloads = [f"{name} {flags[name]}" for name in _OFFLOADS if str(flags.get(name) or 0) not in ("0", "0.0")]
@@ -92,7 +92,7 @@ def contexts(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """Return the context that vLLM serves when none is asked for, and the longest that may be asked for.
 
     As vLLM derives it, config/model.py _get_and_verify_max_len: most kinds of RoPE scaling make it longer than
-    max_position_embeddings. ``config`` as :func:`plain_config` returns it; None where it tells nothing.
+    max_position_embeddings. ``config`` as :func:`plain_config` returns it; None where it is not known.
     """
     given = [length for name in _LENGTHS if (length := whole(config.get(name))) is not None]
     longest = whole(config.get("model_max_length")) or min(given, default=None)
@@ -107,7 +107,7 @@ def contexts(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
                 longest = whole(rope.get("original_max_position_embeddings")) or longest
     longest = int(longest * factor)
     if any(kind == "longrope" for kind, _ in ropes):
-        # Where nobody asks for more, short texts are not made worse for the sake of long ones.
+        # Unless more is asked for, short texts are not made worse for the sake of long ones.
         return whole(config.get("original_max_position_embeddings")) or longest, longest
     return longest, longest
 
@@ -132,7 +132,7 @@ def overridden(config: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str,
 
 
 def element_type(config: Mapping[str, Any]) -> str:
-    """Return the type in which the weights are stored; empty where nothing tells."""
+    """Return the type in which the weights are stored; empty where it is not known."""
     return str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
 
 

@@ -1,6 +1,6 @@
 """config.json and weight index of a model on the Hugging Face Hub, by huggingface_hub, and nothing else of it.
 
-Nothing stays on this machine: the two files go to a temporary folder. What the client says of a failure is told in one
+Nothing stays on this machine: the two files go to a temporary folder. A failure of the client becomes one
 sentence with the next step.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from . import model_files
 from .sizing import Facts
 
-#: A model of one file has no index; the Hub tells its size.
+#: A model of one file has no index; the Hub has its size.
 SINGLE = "model.safetensors"
 #: Seconds for one answer of the Hub.
 TIMEOUT = 15

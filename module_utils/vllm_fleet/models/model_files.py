@@ -26,7 +26,7 @@ def of_folder(model: str, folder: Path, source: str = "") -> Facts | None:
     """Read a folder that has a model's config.json; None without one.
 
     The weights' bytes are the index's ``total_size``, else the sum of the safetensors files that are there; None where
-    there is neither. A sum is taken only of files that are no part of an index, so a half copied model tells no size.
+    there is neither. A sum is taken only of files that are no part of an index, so a half copied model has no size.
     """
     config = _json(folder / CONFIG)
     if config is None:
@@ -109,7 +109,7 @@ def on_node(
             return None, found
         sized = sizing.size(facts, machine, asked["args"], asked["env"], image_version=asked["image_version"])
     except (ModelFilesError, CommandError, ValueError) as error:
-        remedy = "correct vllm_server_args, or bring the model in anew"
+        remedy = "correct vllm_server_args, or bring the model in again"
         return None, [
             *found,
             Finding("refused", "what fits", "figures and arguments to compute with", str(error), remedy),
@@ -123,7 +123,7 @@ def _json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ModelFilesError(f"{path} cannot be read ({error}); bring it in anew.") from error
+        raise ModelFilesError(f"{path} cannot be read ({error}); bring it in again.") from error
     if not isinstance(content, dict):
-        raise ModelFilesError(f"{path} holds no JSON object; bring it in anew.")
+        raise ModelFilesError(f"{path} holds no JSON object; bring it in again.")
     return content

@@ -3,7 +3,7 @@
 Nothing here ever picks a model: an id is taken as it stands or refused, and a refusal lists what it may have meant.
 Once a helper that guessed gave a user DeepSeek-V2-Lite for V3.1, a smaller model under a similar name.
 
-What tells two models apart is the numbers and the words of their names: V3 and V3.1, 6.7b and 33b, ``-Base``,
+Two models differ by the numbers and the words of their names: V3 and V3.1, 6.7b and 33b, ``-Base``,
 ``-FP8`` or ``-0528`` at the end are other models. Only what remains when numbers and number of words agree is taken for
 a slip of the pen: other capitals, other separators, a letter too many, too few or in the wrong place, the organisation
 left out.
@@ -84,9 +84,9 @@ def check(model: str, known: Iterable[str], *, exact: bool = False) -> Verdict:
         return Verdict(False, _clause(str(error)), tuple(nearest(model, ids)))
     if exact:
         return Verdict(True)
-    # A whole id that differs in nothing but its spelling says more than others that are merely near.
+    # A whole id that differs in nothing but its spelling is a better match than others that are merely near.
     for kind in (_same_spelling, _without_organisation, _slip):
-        found = [(one, told) for one in ids if (told := kind(model, one))]
+        found = [(one, fault) for one in ids if (fault := kind(model, one))]
         if found:
             return Verdict(False, found[0][1], tuple(one for one, _ in found))
     return Verdict(True)
@@ -131,7 +131,7 @@ def _slip(model: str, known: str) -> str:
     if "/" in model:
         organisation = _slips(_organisation(model), _organisation(known), whole=True)
         if organisation is None:
-            return ""  # another organisation: somebody's own version of a model may have its name
+            return ""  # another organisation: its own version of a model may have the same name
         slips = organisation
     letters = _slips(_name(model), _name(known))
     if letters is None and _letters(_name(model)) == _letters(_name(known)):

@@ -89,7 +89,7 @@ def visible(
 
 
 def _given(renders: Sequence[str | None], devices: Sequence[str] | None) -> tuple[list[int], bool]:
-    # A path in the container and permissions, behind colons, do not say which GPU it is.
+    # A path in the container and permissions, behind colons, do not identify the GPU.
     paths = [device.partition(":")[0].rstrip("/") for device in devices or ()]
     inside = [path for path in paths if path.startswith(_DRI)]
     named = [found[1] for device in inside if (found := _RENDER.fullmatch(device))]

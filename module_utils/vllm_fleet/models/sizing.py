@@ -44,7 +44,7 @@ _VERSION = re.compile(r"^v?(\d+)\.(\d+)(?:\.(\d+))?")
 class Facts:
     """What is known of a model. ``config`` has config.json's names and may be empty; ``weights_bytes`` is on disk.
 
-    ``source`` says where the figures are from. ``min_vllm`` is "" where nobody named a version.
+    ``source`` says where the figures are from. ``min_vllm`` is "" where no version is named.
     """
 
     model: str
@@ -69,7 +69,7 @@ class Sizing:
 
     ``context`` is the longest that fits and that the model has, ``context_asked`` what max-model-len says,
     ``requests`` how many of the one that will be used fit at once, ``sizes`` the tensor parallel sizes that divide the
-    heads. ``at_most`` tells that KV cache and context are upper bounds.
+    heads. ``at_most``: KV cache and context are upper bounds.
     """
 
     model: str
@@ -126,7 +126,7 @@ def wants(
     env: Mapping[str, Any],
     devices: Sequence[str] | None = None,
 ) -> tuple[float, list[int]]:
-    """Tell what a server started with these flags takes of a node: its share of each GPU, and the GPUs' indices.
+    """Return what a server started with these flags takes of a node: its share of each GPU, and the GPUs' indices.
 
     ``gpus`` as rocm_info returns them; no index where it is not certain which they are. Raises ValueError, CommandError
     for flags that make no sense.
@@ -237,18 +237,18 @@ def _weights(case: _Case) -> tuple[int | None, int | None]:
     if on_disk is None:
         lines.append("weights: their size is not known before they are there")
         return None, None
-    told = f"weights: {gpu_memory.gib(on_disk)} GiB on disk"
+    line = f"weights: {gpu_memory.gib(on_disk)} GiB on disk"
     taken = loaded(on_disk, config, flags)
     if taken is None:
-        lines.append(f"{told}, less in memory: {lessened(config, flags)}, how much is not known")
+        lines.append(f"{line}, less in memory: {lessened(config, flags)}, how much is not known")
         return None, None
-    told += taken.note
+    line += taken.note
     ranks = case.ranks.weights
     per_gpu = -(-taken.bytes // ranks)
     over = f" / {ranks} GPUs" if ranks > 1 else ""
     if case.machine.gpus:
-        told += f"; {gpu_memory.gib(taken.bytes)} GiB{over} = {gpu_memory.gib(per_gpu)} GiB per GPU, split evenly"
-    lines.append(told)
+        line += f"; {gpu_memory.gib(taken.bytes)} GiB{over} = {gpu_memory.gib(per_gpu)} GiB per GPU, split evenly"
+    lines.append(line)
     return per_gpu, -(-taken.certain // ranks)
 
 
@@ -360,7 +360,7 @@ def _too_large(case: _Case, heads: int | None, least: int, budget: int) -> Findi
 
 
 def _spreads(case: _Case, tensor: int) -> bool:
-    """Tell whether this tensor parallel size, all else alike, has a GPU for each rank and as many on every node."""
+    """Return whether this tensor parallel size, all else alike, has a GPU for each rank and as many on every node."""
     ranks = spread({**case.flags, "tensor-parallel-size": str(tensor)})
     engine = ranks.tensor * ranks.pipeline * ranks.data
     return ranks.local <= case.machine.gpus and engine % count(case.flags, "nnodes") == 0

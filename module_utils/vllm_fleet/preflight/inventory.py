@@ -1,4 +1,4 @@
-"""What the inventory tells: variables that no node has to be asked about, hosts that are one machine. Pure.
+"""Checks of the inventory alone: variables for which no node has to be probed, and hosts that are one machine. Pure.
 
 Values in, findings out. Runs on the controller. ``values`` maps a variable's name to its value; one that cannot be had
 (a vault variable that is not defined, say) is an :class:`Unset` with the reason. A variable that is not there is not
@@ -16,7 +16,7 @@ from ..common.finding import Finding
 from ..container.spec import LOOPBACK, overlap
 from ..vllm.cli import flag_name
 
-#: The variables that the checks look at; the controller fetches these.
+#: The variables that the checks read; the controller fetches these.
 VARIABLES = (
     "vllm_server_model",
     "vllm_server_revision",
@@ -59,14 +59,14 @@ _TRUE = ("true", "yes", "on", "1", "y", "t")
 
 @dataclass(frozen=True)
 class Unset:
-    """A variable that is set to what cannot be had; ``reason`` says why."""
+    """A variable whose value cannot be templated; ``reason`` says why."""
 
     reason: str
 
 
 def judge(values: Mapping[str, Any]) -> list[Finding]:
     """Judge one host's variables."""
-    # What cannot be had is told once, and not judged as if it were empty.
+    # A value that cannot be templated is reported once, and not judged as if it were empty.
     lost = [_lost(name, value.reason) for name, value in values.items() if isinstance(value, Unset)]
     unknown = {name for name, value in values.items() if isinstance(value, Unset)}
     known = {name: value for name, value in values.items() if name not in unknown}

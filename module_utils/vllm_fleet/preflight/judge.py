@@ -188,7 +188,7 @@ def _occupied(gpus: Sequence[Mapping[str, Any]], expected: Expected) -> Finding:
         used = gpu.get("vram_used")
         own = sum(one.get("bytes") or 0 for one in holders if _own(one, expected))
         held = sum(one.get("bytes") or 0 for one in foreign)
-        # What nobody holds counts too: a graphics client, or memory that a killed process has left behind.
+        # Memory that no process holds counts too: a graphics client, or memory that a killed process has left behind.
         rest = max(held, (used or 0) - own)
         if rest > expected.idle_vram:
             who = " and ".join(_holder(one) for one in foreign) or "no process that the driver lists"
@@ -406,7 +406,7 @@ def _folder(folder: Folder) -> Finding:
     if folder.kind == "none" and folder.created:
         return Finding("ok", folder.what, wanted, f"{folder.path}, to be made")
     if folder.kind == "unreadable":
-        return Finding("unknown", folder.what, wanted, f"{folder.path} may not be looked at", "see its permissions")
+        return Finding("unknown", folder.what, wanted, f"{folder.path} may not be read", "see its permissions")
     got = f"{folder.path} is {'a file, not a folder' if folder.kind == 'file' else 'not there'}"
     remedy = (
         "mount the disk or make the folder, correct hf_cache_path, or set hf_cache_create: true"

@@ -44,7 +44,7 @@ ALIKE = 0.9
 
 
 def given(options: Mapping[str, Any], defaults: Mapping[str, Any], variables: Mapping[str, Any]) -> list[str]:
-    """Name the options that somebody has set to something else than the role's own default, untemplated as it is."""
+    """Return the options that are set to something else than the role's own default, untemplated as it is."""
     return [name for name in options if name in variables and variables[name] != defaults.get(name, options)]
 
 
@@ -53,12 +53,12 @@ def judge(options: Mapping[str, Any], values: Mapping[str, Any]) -> list[Finding
     found = []
     for name, value in values.items():
         option = {key: entry for key, entry in options[name].items() if key not in ("description", "default")}
-        told = ArgumentSpecValidator({name: {**option, "required": False}}).validate({name: value})
-        if told.error_messages:
+        result = ArgumentSpecValidator({name: {**option, "required": False}}).validate({name: value})
+        if result.error_messages:
             got = "(not shown)" if option.get("no_log") else _short(value)
-            # What is wrong inside a dictionary, the sentence alone tells.
+            # Only the sentence names what is wrong inside a dictionary.
             inside = option.get("options") and not option.get("no_log")
-            why = f": {' '.join(str(told.error_messages[0]).split())[:200]}" if inside else ""
+            why = f": {' '.join(str(result.error_messages[0]).split())[:200]}" if inside else ""
             found.append(Finding("refused", name, _expected(option), got, f"correct the variable{why}"))
     return found
 

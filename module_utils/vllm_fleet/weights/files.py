@@ -88,7 +88,7 @@ def check_space(cache: Path, needed: int, margin: int) -> None:
 
 @contextlib.contextmanager
 def locked(cache: Path) -> Iterator[bool]:
-    """Hold the cache's lock, and say whether another run held it before: then what was planned may be done already.
+    """Hold the cache's lock; yield whether another run held it before: what was planned may then be done already.
 
     The folder of the lock is made in the cache, so take it only when something is to be written.
     """
@@ -110,7 +110,7 @@ def locked(cache: Path) -> Iterator[bool]:
 
 
 def device_of(path: Path) -> int | None:
-    """Return the device that `path` lies on, None when it is not there."""
+    """Return the device that `path` is on, None when it is not there."""
     try:
         return path.stat().st_dev
     except OSError:
@@ -118,7 +118,7 @@ def device_of(path: Path) -> int | None:
 
 
 def owner_of(cache: Path) -> tuple[int, int] | None:
-    """Return who shall own new files: run as root, the owner of the folder they come into; otherwise whoever runs."""
+    """Return the owner of new files: for root, that of the folder they come into; otherwise None, the own user."""
     if os.geteuid() != 0:
         return None
     found = nearest_existing(cache).stat()

@@ -213,12 +213,12 @@ def _download(
                 f"The download of {repository.repo_id} stood still for {client.stall:.0f} s, {TRIES} times; "
                 "check the node's way to the Hub and run again: whole files are kept."
             )
-            said = f"The download stood still for {client.stall:.0f} s and was taken up by plain HTTP"
+            said = f"The download stood still for {client.stall:.0f} s and was resumed by plain HTTP"
         except FetchError as error:
             if error.failure != "unknown" or not error.evidence:
                 raise
             problem = error
-            said = f"The download broke ({str(error).removesuffix('.')[-200:]}) and was taken up"
+            said = f"The download broke ({str(error).removesuffix('.')[-200:]}) and was resumed"
         for path in blobs.glob("*.incomplete"):
             path.unlink(missing_ok=True)
         after = {path.name for path in blobs.iterdir()}
@@ -261,7 +261,7 @@ def answered(model: str, task: dict[str, Any], answer: dict[str, Any], python: s
 
 def _trouble(model: str, answer: dict[str, Any], message: str) -> FetchError:
     """Return _Refused for what passes (a busy or broken server, a connection), FetchError for what does not."""
-    said = f"Model {model} could not be had from the Hub: {message.splitlines()[0]}"
+    said = f"Model {model} could not be read from the Hub: {message.splitlines()[0]}"
     status = answer.get("status")
     passes = status in (408, 429) or status >= 500 if status else {"TransportError", "OSError"} & set(answer["error"])
     if passes:

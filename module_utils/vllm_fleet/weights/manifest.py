@@ -26,7 +26,7 @@ BLOB_NAME = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a snapshot: path inside it, size in bytes and blob name, both None when nothing tells them."""
+    """One file of a snapshot: path inside it, size in bytes and blob name, both None when not known."""
 
     path: str
     size: int | None

@@ -1,4 +1,4 @@
-"""Reads the weights of a snapshot into the page cache, at a bounded rate, and says how much of them is there.
+"""Reads the weights of a snapshot into the page cache, at a bounded rate, and reports how much of them is there.
 
 A server that starts afterwards reads from memory: the old one still serves meanwhile, so this must not cost it. It is
 not done where it would not help (a network mount, a file system in memory) or could hurt (little memory left).
@@ -20,7 +20,7 @@ from pathlib import Path
 from ..common.meter import Meter
 
 CHUNK = 8 << 20
-"""Bytes read at a time; between two the clock and the memory that is left are looked at."""
+"""Bytes read at a time; between two, the clock and the available memory are checked."""
 
 WINDOW = 1 << 30
 """Bytes of a file that are mapped at a time to ask for their residency."""
@@ -36,8 +36,8 @@ IN_MEMORY = ("tmpfs", "ramfs")
 
 
 @dataclass
-class Warmth:
-    """What was found and done: bytes of the weights, resident before and after, read; why it was left undone."""
+class Result:
+    """Bytes of the weights, of them resident before and after and read; `skipped` is why it was not done."""
 
     bytes: int = 0
     resident_before: int = 0
@@ -47,7 +47,7 @@ class Warmth:
 
 
 def mount_of(path: str, mounts: str) -> tuple[str, str]:
-    """Return file system type and options of the mount that `path` lies on, from the text of /proc/self/mounts."""
+    """Return file system type and options of the mount that `path` is on, from the text of /proc/self/mounts."""
     best, found = "", ("", "")
     for line in mounts.splitlines():
         fields = line.split()
@@ -71,9 +71,9 @@ def available(meminfo: str) -> int:
 def reason_against(kind: str, options: str, *, missing: int, free: int, reserve: int) -> str:
     """Return why the weights are not to be read in, or an empty string; sizes in bytes."""
     if kind in IN_MEMORY:
-        return f"the cache lies on {kind}, which is memory already"
+        return f"the cache is on {kind}, which is memory already"
     if kind.startswith(NETWORK) and "fsc" not in options.split(","):
-        return f"the cache lies on a network mount ({kind}) without a local cache"
+        return f"the cache is on a network mount ({kind}) without a local cache"
     if missing + reserve > free:
         return (
             f"{missing / 2**30:.1f} GiB would have to be read, {free / 2**30:.1f} GiB of memory are available, "
@@ -123,10 +123,10 @@ def warm(
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> Warmth:
+) -> Result:
     """Read `files` into the page cache at no more than `rate` bytes a second, leaving `reserve` bytes of memory."""
     real = [path.resolve() for path in files]
-    found = Warmth(bytes=sum(path.stat().st_size for path in real))
+    found = Result(bytes=sum(path.stat().st_size for path in real))
     here = [resident(path) for path in real]
     found.resident_before = found.resident_after = sum(here)
     missing = found.bytes - found.resident_before

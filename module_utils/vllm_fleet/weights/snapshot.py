@@ -38,7 +38,7 @@ from .manifest import (
 MARKER_FORMAT = 1
 
 SMALL_FILE = 1 << 20
-"""Without a file list, files up to this many bytes are hashed even by a quick check: sizes say nothing there."""
+"""Without a file list, files up to this many bytes are hashed even by a quick check: sizes prove nothing there."""
 
 
 # What `vllm serve` does not read when safetensors are there. A cache filled with patterns (vLLM's own download does
@@ -113,7 +113,7 @@ class Report:
         return "weights_corrupt" if self.corrupt and not self.missing else "cache_incomplete"
 
     def sentence(self) -> str:
-        """Say in one sentence what state the snapshot is in, naming the first faults."""
+        """Return the state of the snapshot in one sentence that names the first faults."""
         name = f"{self.repository.repo_id} at {self.commit or self.revision}"
         if self.complete:
             return f"{name} is complete: {self.files} files, {self.bytes} bytes."

@@ -2,7 +2,7 @@
 
 Everything lives in transient units and below /run, so a reboot leaves nothing, and each unit has a last moment of its
 own. The lease ends them earlier: every call of a run that still goes on renews it, so they stop a while after the
-last call when the controller was interrupted and nobody came to stop them.
+last call when the controller was interrupted and no later call stopped them.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ POLL = 0.2
 
 
 @dataclass
-class Place:
-    """Where the swarm `name` (a commit) lives on this node, and how: ports, last moments in seconds, bound."""
+class Settings:
+    """One node's settings for the swarm `name` (a commit): ports, time limits in seconds, upload bytes a second."""
 
     name: str
     port: int
@@ -183,32 +183,32 @@ def alive(unit: str) -> bool:
     return _state(unit)["ActiveState"] in ("active", "activating", "reloading")
 
 
-def renew_lease(place: Place) -> None:
-    """Put off the moment at which the units are stopped because nobody asks after them any more."""
-    timer = place.unit("lease")
+def renew_lease(settings: Settings) -> None:
+    """Put off the moment at which the units are stopped for lack of further calls."""
+    timer = settings.unit("lease")
     subprocess.run(["systemctl", "stop", f"{timer}.timer"], capture_output=True, check=False)
-    units = [place.unit("peer"), place.unit("tracker")]
-    _run(torrents.lease_argv(timer, units, place.lease), "the swarm's lease")
+    units = [settings.unit("peer"), settings.unit("tracker")]
+    _run(torrents.lease_argv(timer, units, settings.lease), "the swarm's lease")
 
 
-def stop(place: Place) -> bool:
+def stop(settings: Settings) -> bool:
     """Stop every unit of the swarm and remove its files; return whether there was anything."""
-    units = [f"{place.unit('lease')}.timer", place.unit("peer"), place.unit("tracker")]
-    there = place.run.exists()
+    units = [f"{settings.unit('lease')}.timer", settings.unit("peer"), settings.unit("tracker")]
+    there = settings.run.exists()
     if Path("/run/systemd/system").is_dir():
         there = any(alive(name) for name in units) or there
         # One by one: a unit that is not there makes systemctl leave without the others.
         for name in units:
             subprocess.run(["systemctl", "stop", name], capture_output=True, check=False)
             subprocess.run(["systemctl", "reset-failed", name], capture_output=True, check=False)
-    shutil.rmtree(place.run, ignore_errors=True)
+    shutil.rmtree(settings.run, ignore_errors=True)
     with contextlib.suppress(OSError):
-        RUN.rmdir()  # unless somebody else has something there
+        RUN.rmdir()  # unless another swarm has something there
     return there
 
 
 def origins(folder: Path, blobs: Sequence[str]) -> dict[str, Path]:
-    """Return where the contents of `blobs` in `folder` lie, wherever they link; raise SwarmError for an absent one."""
+    """Return the real paths of `blobs` in `folder`, links followed; raise SwarmError for an absent one."""
     found = {blob: (folder / blob).resolve() for blob in blobs}
     for blob, origin in found.items():
         if not origin.is_file():
@@ -216,26 +216,26 @@ def origins(folder: Path, blobs: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def link_blobs(place: Place, found: Mapping[str, Path]) -> None:
+def link_blobs(settings: Settings, found: Mapping[str, Path]) -> None:
     """Make the folder that is shared: links to the blobs."""
-    share = place.share / place.name
-    shutil.rmtree(place.share, ignore_errors=True)
+    share = settings.share / settings.name
+    shutil.rmtree(settings.share, ignore_errors=True)
     share.mkdir(parents=True)
     for blob, origin in found.items():
         (share / blob).symlink_to(origin)
 
 
-def hashing(place: Place, argv: Sequence[str], blobs: Sequence[str]) -> bool:
+def hashing(settings: Settings, argv: Sequence[str], blobs: Sequence[str]) -> bool:
     """Return whether the mktorrent of a run that was interrupted is still at this very torrent; end it at another one.
 
     It opens its output before it hashes: with the folder gone it would end well and leave nothing.
     """
-    folder = Path(JOBS).expanduser() / f"torrent-{place.name}"
+    folder = Path(JOBS).expanduser() / f"torrent-{settings.name}"
     job = Job(folder) if folder.is_dir() else None
     running = job.running() if job else None
     if job is None or running is None:
         return False
-    share = place.share / place.name
+    share = settings.share / settings.name
     shared = {path.name for path in share.iterdir()} if share.is_dir() else set()
     if running[1] == fingerprint(argv, None, {}) and shared == set(blobs):
         return True
@@ -243,83 +243,87 @@ def hashing(place: Place, argv: Sequence[str], blobs: Sequence[str]) -> bool:
     return False
 
 
-def start_seed(place: Place, address: str) -> torrents.Torrent:
+def start_seed(settings: Settings, address: str) -> torrents.Torrent:
     """Start tracker and first seed, of the torrent that was made; return when both listen. Raises SwarmError."""
-    torrent = torrents.read_torrent(place.torrent.read_bytes())
-    for port in (place.tracker_port, place.port):
+    torrent = torrents.read_torrent(settings.torrent.read_bytes())
+    for port in (settings.tracker_port, settings.port):
         _check_free(address, port)
-    (place.run / "whitelist").write_text(torrent.info_hash + "\n", encoding="ascii")
-    argv = torrents.tracker_argv(address, place.tracker_port, str(place.run), "whitelist")
-    log = str(place.run / "tracker.log")
-    command = torrents.service_argv(place.unit("tracker"), argv, seconds=place.max_runtime, log=log, dynamic=True)
-    renew_lease(place)
+    (settings.run / "whitelist").write_text(torrent.info_hash + "\n", encoding="ascii")
+    argv = torrents.tracker_argv(address, settings.tracker_port, str(settings.run), "whitelist")
+    log = str(settings.run / "tracker.log")
+    command = torrents.service_argv(settings.unit("tracker"), argv, seconds=settings.max_runtime, log=log, dynamic=True)
+    renew_lease(settings)
     _run(command, "the tracker")
-    _save(place, {"seed": True})
-    _start_peer(place, address, place.share, seed="made")
-    for part, port in (("tracker", place.tracker_port), ("peer", place.port)):
-        _await_listening(place, part, address, port)
+    _save(settings, {"seed": True})
+    _start_peer(settings, address, settings.share, seed="made")
+    for part, port in (("tracker", settings.tracker_port), ("peer", settings.port)):
+        _await_listening(settings, part, address, port)
     return torrent
 
 
-def _start_peer(place: Place, address: str, folder: Path, *, seed: str, select: Sequence[int] = ()) -> None:
+def _start_peer(settings: Settings, address: str, folder: Path, *, seed: str, select: Sequence[int] = ()) -> None:
     argv = torrents.aria2_argv(
-        str(place.torrent), str(folder), address, place.port, seed=seed, select=select, rate=place.upload_limit
+        str(settings.torrent), str(folder), address, settings.port, seed=seed, select=select, rate=settings.upload_limit
     )
     command = torrents.service_argv(
-        place.unit("peer"), argv, seconds=place.max_runtime, log=str(place.log), writable=str(folder)
+        settings.unit("peer"), argv, seconds=settings.max_runtime, log=str(settings.log), writable=str(folder)
     )
     _run(command, "aria2")
 
 
-def _await_listening(place: Place, part: str, address: str, port: int) -> None:
+def _await_listening(settings: Settings, part: str, address: str, port: int) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     why = ""
     while time.monotonic() < deadline:
         why = reachable(address, port)
         if not why:
             return
-        if not alive(place.unit(part)):
+        if not alive(settings.unit(part)):
             break
         time.sleep(POLL)
-    raise SwarmError(f"the {part} does not listen at {address}:{port} ({why}): {_tail(place.run / f'{part}.log', 300)}")
+    raise SwarmError(
+        f"the {part} does not listen at {address}:{port} ({why}): {_tail(settings.run / f'{part}.log', 300)}"
+    )
 
 
-def join(place: Place, torrent: bytes, address: str, *, seed: str, staging: Path | None, wanted: Sequence[str]) -> int:
+def join(
+    settings: Settings, torrent: bytes, address: str, *, seed: str, staging: Path | None, wanted: Sequence[str]
+) -> int:
     """Start a peer that receives `wanted` into `staging`, or with None one that seeds what was linked.
 
     `seed` is the address of the first seed, which must be reachable. Returns the bytes wanted. Raises SwarmError.
     """
-    for port, what in ((place.tracker_port, "tracker"), (place.port, "seed")):
+    for port, what in ((settings.tracker_port, "tracker"), (settings.port, "seed")):
         if why := reachable(seed, port):
             raise SwarmError(f"TCP port {port} ({what}) of {seed} cannot be reached from {address} ({why})")
-    _check_free(address, place.port)
-    place.run.mkdir(parents=True, exist_ok=True)
-    place.torrent.write_bytes(torrent)
+    _check_free(address, settings.port)
+    settings.run.mkdir(parents=True, exist_ok=True)
+    settings.torrent.write_bytes(torrent)
     parsed = torrents.read_torrent(torrent)
-    renew_lease(place)
+    renew_lease(settings)
     if staging is None:
-        _save(place, {"seed": True})
-        _start_peer(place, address, place.share, seed="held")
+        _save(settings, {"seed": True})
+        _start_peer(settings, address, settings.share, seed="held")
         return 0
     make_folder(staging, owner_of(staging))
-    staging = staging.resolve()  # a hub may be a link; what the unit may write to is named by where it lies
-    note = staging.parent / f"{place.name}.torrent-hash"
+    staging = staging.resolve()  # a hub may be a link; the unit's writable path is the real one
+    note = staging.parent / f"{settings.name}.torrent-hash"
     if not note.exists() or note.read_text(encoding="ascii") != parsed.info_hash:
-        # Which pieces are there is told by hashing; a control file of other pieces would be refused.
-        (staging.parent / f"{place.name}.aria2").unlink(missing_ok=True)
+        # Hashing finds the pieces that are there; a control file of other pieces would be refused.
+        (staging.parent / f"{settings.name}.aria2").unlink(missing_ok=True)
         note.write_text(parsed.info_hash, encoding="ascii")
     total = parsed.size(wanted)
     before = min(total, allocated_below(staging))
-    _save(place, {"total": total, "moved": time.monotonic(), "done": -1, "before": before, "first": None})
-    _start_peer(place, address, staging.parent, seed="no", select=parsed.select(wanted))
+    _save(settings, {"total": total, "moved": time.monotonic(), "done": -1, "before": before, "first": None})
+    _start_peer(settings, address, staging.parent, seed="no", select=parsed.select(wanted))
     return total
 
 
 # Following
 
 
-def _save(place: Place, state: dict[str, Any]) -> None:
-    (place.run / "state.json").write_text(json.dumps(state), encoding="ascii")
+def _save(settings: Settings, state: dict[str, Any]) -> None:
+    (settings.run / "state.json").write_text(json.dumps(state), encoding="ascii")
 
 
 def _tail(path: Path, count: int) -> str:
@@ -331,7 +335,7 @@ def _tail(path: Path, count: int) -> str:
         return "no output"
 
 
-def follow(place: Place, seconds: float, stall: float) -> dict[str, Any]:
+def follow(settings: Settings, seconds: float, stall: float) -> dict[str, Any]:
     """Watch the peer until it has everything, gives up or stands still, at most `seconds`.
 
     Returns finished, failure (empty, or the end of a sentence), failure_class, done, total, received, rate, peers and
@@ -339,30 +343,30 @@ def follow(place: Place, seconds: float, stall: float) -> dict[str, Any]:
     """
     deadline = time.monotonic() + seconds
     try:
-        state = json.loads((place.run / "state.json").read_text(encoding="ascii"))
+        state = json.loads((settings.run / "state.json").read_text(encoding="ascii"))
     except (OSError, ValueError):
         return {"finished": False, "failure": "it is not in the swarm (any more)", "failure_class": "unknown"}
-    renew_lease(place)
+    renew_lease(settings)
     if state.get("seed"):
-        gone = "" if alive(place.unit("peer")) else f"the seed ended: {_tail(place.log, 300)}"
+        gone = "" if alive(settings.unit("peer")) else f"the seed ended: {_tail(settings.log, 300)}"
         return {"finished": False, "failure": gone, "failure_class": "unknown" if gone else "", "seed": True}
     renewed = time.monotonic()
     while True:
-        if time.monotonic() - renewed > place.lease / 4:
-            renew_lease(place)
+        if time.monotonic() - renewed > settings.lease / 4:
+            renew_lease(settings)
             renewed = time.monotonic()
-        running = alive(place.unit("peer"))
-        now = torrents.read_progress(_tail(place.log, TAIL), state["total"])
+        running = alive(settings.unit("peer"))
+        now = torrents.read_progress(_tail(settings.log, TAIL), state["total"])
         if state["first"] is None and now.first is not None:
             # aria2 first says what it has after up to a second of receiving; more than was on the disk it had not.
             state["first"] = min(now.first, state["before"])
         if now.done > state["done"] or now.first is None:
             state |= {"done": max(now.done, state["done"]), "moved": time.monotonic()}
-        failure, kind = _failure(place, now, running, time.monotonic() - state["moved"], stall)
+        failure, kind = _failure(settings, now, running, time.monotonic() - state["moved"], stall)
         if now.seeding or failure or time.monotonic() >= deadline:
             break
         time.sleep(POLL)
-    _save(place, state)
+    _save(settings, state)
     return {
         "finished": now.seeding,
         "failure": "" if now.seeding else failure,
@@ -377,17 +381,20 @@ def follow(place: Place, seconds: float, stall: float) -> dict[str, Any]:
     }
 
 
-def _failure(place: Place, now: torrents.Progress, running: bool, still: float, stall: float) -> tuple[str, str]:
+def _failure(settings: Settings, now: torrents.Progress, running: bool, still: float, stall: float) -> tuple[str, str]:
     if not running:
-        ended = _state(place.unit("peer"))
+        ended = _state(settings.unit("peer"))
         code = int(ended.get("ExecMainStatus") or 0) or now.code
         if code == torrents.DISK_FULL or "No space left" in now.error:
             return "the disk got full; make room and run again, what has arrived is kept", "disk_full"
-        return f"aria2 ended ({ended.get('Result')}, exit code {code}): {now.error or _tail(place.log, 200)}", "unknown"
+        return (
+            f"aria2 ended ({ended.get('Result')}, exit code {code}): {now.error or _tail(settings.log, 200)}",
+            "unknown",
+        )
     if still > stall:
         return (
             f"nothing has arrived for {round(still)} s at {now.done} of {now.total} bytes, with {now.peers} peer(s); "
-            "whoever had the rest is gone or out of reach. Run again: what has arrived is kept",
+            "the peers that had the rest are gone or out of reach. Run again: what has arrived is kept",
             "unknown",
         )
     return "", ""

@@ -1,4 +1,4 @@
-"""How a swarm is set up and what its programs say, as values: commands, units, torrents, progress.
+"""How a swarm is set up and what its programs print, as values: commands, units, torrents, progress.
 
 The engines are the distribution's own: `mktorrent` makes the torrent, `opentracker` introduces the peers to each other,
 `aria2c` moves and checks the pieces. Options and output formats are those of mktorrent 1.1, opentracker of 2021 to 2024
@@ -143,7 +143,7 @@ def lease_argv(name: str, units: Sequence[str], seconds: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Torrent:
-    """What a torrent tells: its info-hash (40 hexadecimal digits) and its files with sizes in bytes, in order."""
+    """A parsed torrent: its info-hash (40 hexadecimal digits) and its files with sizes in bytes, in order."""
 
     info_hash: str
     files: tuple[tuple[str, int], ...]
@@ -163,7 +163,7 @@ class Torrent:
 
 
 def _decode(data: bytes, at: int, spans: dict[bytes, tuple[int, int]]) -> tuple[Any, int]:
-    """Decode one bencoded value at `at`: (value, end); where the values of outermost keys lie goes into `spans`."""
+    """Decode one bencoded value at `at`: (value, end); `spans` gets the place of each outermost key's value."""
     kind = data[at : at + 1]
     if kind == b"i":
         end = data.index(b"e", at)
@@ -205,7 +205,7 @@ def read_torrent(data: bytes) -> Torrent:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a peer says of itself: bytes it has, of how many, bytes a second in and out, peers it is connected to.
+    """What a peer reports: bytes it has, of how many, bytes a second in and out, peers it is connected to.
 
     `first` are the bytes it had before it received any in this run, `None` as long as that is being checked.
     """

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Moves one image, and says how far it is: pull, push, load, save, serve to other nodes, fetch from another node.
+"""Moves one image, and prints how far it is: pull, push, load, save, serve to other nodes, fetch from another node.
 
-`guard` ends a server that nobody is connected to any more.
+`guard` ends a server that no node is connected to any more.
 
 Run by the role vllm_image as a detached command. Its companions in the same folder are two files of the project,
 docker_api.py and units.py; otherwise it needs the standard library of Python 3.10 alone.
@@ -30,7 +30,7 @@ from units import size
 #: Seconds between two lines in the log; the terminal shows fewer.
 _PAUSE = 2.0
 _CHUNK = 1 << 20
-#: What the engine says of a layer that it will deal with.
+#: The engine's words for a layer that it will deal with.
 _BEGUN = {"Pulling fs layer", "Waiting", "Preparing", "Downloading", "Loading layer", "Pushing"} | {
     "Already exists",
     "Layer already exists",
@@ -44,7 +44,7 @@ class SourceLost(Exception):
 
 
 class Layers:
-    """What an engine tells while it pulls or loads, summed up over the layers."""
+    """An engine's messages while it pulls or loads, summed up over the layers."""
 
     def __init__(self) -> None:
         """Begin with no layer."""
@@ -81,7 +81,7 @@ class Layers:
         return sum(current for current, _ in self._bytes.values())
 
     def travelled(self, rate: float) -> str:
-        """Tell how far a pull or push is; ``rate`` in bytes per second. A layer's size is known once it has begun."""
+        """Return how far a pull or push is; ``rate`` in bytes per second. A layer's size is known once it has begun."""
         total = sum(total for _, total in self._bytes.values())
         percent = f"{100 * self.current // total} % of " if total else ""
         there = f", {self._there} were here" if self._there else ""
@@ -90,7 +90,7 @@ class Layers:
         return f"{percent}{size(total)} begun so far{speed}, {done}{self._unpacking}"
 
     def loaded(self) -> str:
-        """Tell how far the unpacking of an archive is."""
+        """Return how far the unpacking of an archive is."""
         complete = sum(current >= total for current, total in self._bytes.values())
         return f"unpacked {size(self.current)}, {complete} of {len(self._seen)} layers begun so far"
 
@@ -103,7 +103,7 @@ class Meter:
         self._say, self._clock = say, clock
         self._last, self._bytes = clock(), 0
 
-    def tell(self, count: int, line: Callable[[float], str]) -> None:
+    def report(self, count: int, line: Callable[[float], str]) -> None:
         """Print ``line(rate)`` if the last line is old enough; ``count`` is the bytes so far."""
         now = self._clock()
         if now - self._last >= _PAUSE:
@@ -112,7 +112,7 @@ class Meter:
 
 
 def moved(count: int, total: int, rate: float) -> str:
-    """Tell how far a stream of known length is."""
+    """Return how far a stream of known length is."""
     if not total:
         return f"{size(count)}, {size(rate)}/s"
     left = f", {int((total - count) / rate)} s left" if rate >= 1 else ""
@@ -131,7 +131,7 @@ def metered(source: IO[bytes] | http.client.HTTPResponse, total: int, meter: Met
             break
         count += len(chunk)
         yield chunk
-        meter.tell(count, lambda rate, count=count: moved(count, total, rate))  # type: ignore[misc]
+        meter.report(count, lambda rate, count=count: moved(count, total, rate))  # type: ignore[misc]
     if count < total:
         raise SourceLost(f"the stream ended after {size(count)} of {size(total)}")
 
@@ -176,7 +176,7 @@ def follow(events: Iterator[dict[str, Any]]) -> None:
     layers, meter = Layers(), Meter(say, time.monotonic)
     for event in events:
         layers.take(event)
-        meter.tell(layers.current, layers.travelled)
+        meter.report(layers.current, layers.travelled)
         if event.get("status") and (not event.get("id") or "digest: sha256:" in event["status"]):
             say(str(event["status"]))
 
@@ -188,7 +188,7 @@ def save(engine: DockerApi, ref: str, archive: Path) -> None:
         for chunk in engine.save(ref):
             handle.write(chunk)
             count += len(chunk)
-            meter.tell(count, lambda rate, count=count: moved(count, 0, rate))  # type: ignore[misc]
+            meter.report(count, lambda rate, count=count: moved(count, 0, rate))  # type: ignore[misc]
     part.rename(archive)
     say(f"saved {size(count)}")
 
@@ -198,7 +198,7 @@ def load(engine: DockerApi, body: Iterator[bytes]) -> None:
     layers, meter = Layers(), Meter(say, time.monotonic)
     for event in engine.load(body):
         layers.take(event)
-        meter.tell(layers.current, lambda _: layers.loaded())
+        meter.report(layers.current, lambda _: layers.loaded())
         if "stream" in event:
             say(str(event["stream"]).strip())
 
@@ -285,7 +285,7 @@ def serve(archive: Path, port: int, pem: Path) -> None:
 
 
 def connected(port: int, tables: Sequence[str]) -> bool:
-    """Tell from the text of /proc/net/tcp and tcp6 whether anyone is connected to a port of this machine."""
+    """Return, from the text of /proc/net/tcp and tcp6, whether a port of this machine has a connection."""
     for line in (line for table in tables for line in table.splitlines()[1:]):
         fields = line.split()
         if fields[3] == "01" and int(fields[1].rpartition(":")[2], 16) == port:
@@ -294,9 +294,9 @@ def connected(port: int, tables: Sequence[str]) -> bool:
 
 
 def guard(port: int, idle: float, argv: list[str]) -> int:
-    """Run a server until it ends, or nobody has been connected to it for ``idle`` seconds; give its exit code.
+    """Run a server until it ends, or nothing has been connected to it for ``idle`` seconds; return its exit code.
 
-    A run that was killed leaves nobody who would stop it, and the nodes may have got all they wanted.
+    A run that was killed cannot stop it, and the nodes may have got all they wanted.
     """
     tables = [Path("/proc/net/tcp"), Path("/proc/net/tcp6")]
     with subprocess.Popen(argv) as process:
@@ -306,7 +306,7 @@ def guard(port: int, idle: float, argv: list[str]) -> int:
             if connected(port, [path.read_text(encoding="ascii") for path in tables if path.exists()]):
                 last = now
             elif now - last > idle:
-                say(f"nobody has been connected for {idle:.0f} s")
+                say(f"no node has been connected for {idle:.0f} s")
                 process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(min(5.0, idle / 4))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.common.retry import patiently
+from ansible.module_utils.vllm_fleet.common.retry import retry
 
 
 class Away(Exception):
@@ -19,7 +19,7 @@ def test_it_is_asked_again_until_it_answers(away: int, pauses: list[float]) -> N
             raise Away
         return "here"
 
-    found = patiently(call, Away, lambda: reset.append(1), clock=lambda: sum(slept), sleep=slept.append)
+    found = retry(call, Away, lambda: reset.append(1), clock=lambda: sum(slept), sleep=slept.append)
     assert (found, slept, len(reset)) == ("here", pauses, away)
 
 
@@ -30,9 +30,9 @@ def test_in_the_end_it_is_given_up_and_other_errors_are_not_waited_for() -> None
         raise Away("no route")
 
     with pytest.raises(Away, match="no route"):
-        patiently(gone, Away, lambda: None, seconds=60, clock=lambda: sum(slept), sleep=slept.append)
+        retry(gone, Away, lambda: None, timeout=60, clock=lambda: sum(slept), sleep=slept.append)
     assert 30 <= sum(slept) <= 60 and max(slept) == 15
     with pytest.raises(Away):
-        patiently(gone, Away, lambda: None, seconds=0, clock=lambda: 0.0, sleep=slept.append)
+        retry(gone, Away, lambda: None, timeout=0, clock=lambda: 0.0, sleep=slept.append)
     with pytest.raises(ZeroDivisionError):
-        patiently(lambda: 1 / 0, Away, lambda: None)
+        retry(lambda: 1 / 0, Away, lambda: None)

@@ -110,7 +110,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def share(folder: Path, blobs: list[str], programs: tuple[str, ...] = ()) -> dict[str, Any]:
-    place = swarm.Place("c" * 40, 1, 2)
+    place = swarm.Settings("c" * 40, 1, 2)
     options = {"state": "shared", "address": "127.0.0.1", "hint": "", "seed": "", "folder": str(folder), "blobs": blobs}
     because = "No package matching 'mktorrent' is available\nmore"
     found: dict[str, Any] = hf_swarm.act(options | {"programs": programs, "lacking_because": because}, place)
