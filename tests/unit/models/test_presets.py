@@ -110,55 +110,6 @@ def test_the_example_of_the_page_is_a_preset():
     assert len(example[1].splitlines()) <= 10
 
 
-BAD = [
-    ("no mapping", [], "the file is a list; expected a mapping"),
-    ("nothing", None, "the file is None; expected a mapping"),
-    ("no model", changed(model=None), "the file lacks model"),
-    ("an id without organisation", changed(model="tiny"), "model is 'tiny'; expected to match"),
-    ("an id with a space", changed(model="acme/Tiny 1B"), "model is 'acme/Tiny 1B'"),
-    ("a key that is none", changed(revison="a" * 40), "has 'revison', which is not one of model, "),
-    ("a short commit", changed(revision="c0781d0"), "revision is 'c0781d0'; expected to match"),
-    ("another API", changed(api="responses"), "api is 'responses'; expected one of chat, completions"),
-    ("bytes as text", changed(weights_bytes="1 GB"), "weights_bytes is '1 GB'; expected a whole number"),
-    ("no bytes", changed(weights_bytes=0), "weights_bytes is 0; expected 1 or more"),
-    ("true for a number", changed(weights_bytes=True), "weights_bytes is True; expected a whole number"),
-    ("a version as a number", changed(min_vllm=0.12), "min_vllm is 0.12; expected text"),
-    ("no accelerators", changed(accelerators={}), "accelerators is empty"),
-    ("another GPU", changed(accelerators={"H100": {}}), "accelerators has 'H100', which is not one of rocm, MI300X"),
-    ("dashes", changed(accelerators__rocm__args={"--x": 1}), "accelerators.rocm.args has --x; names"),
-    ("lower case", changed(accelerators__rocm__env={"path": 1}), "accelerators.rocm.env has path; names"),
-    ("heads as text", changed(config={"num_attention_heads": "8"}), "config.num_attention_heads is '8'"),
-    ("no expectation", changed(verify__0__expect={}), "verify[1].expect is empty"),
-    ("no prompt", changed(verify__0__prompt=None), "verify[1] lacks prompt"),
-    ("no requests", changed(verify=[]), "verify is empty"),
-]
-
-
-@pytest.mark.parametrize(("what", "preset", "words"), BAD, ids=[case[0] for case in BAD])
-def test_a_wrong_preset_is_refused_in_words(what, preset, words):
-    assert words in "; ".join(preset_files.faults(preset, RULES))
-
-
-def test_the_schema_is_one_and_each_of_its_keywords_has_a_clause():
-    jsonschema.Draft202012Validator.check_schema(RULES)
-    assert preset_files.faults(GOOD, RULES) == []
-    words = set(re.findall(r'"([$a-zA-Z]+)":', json.dumps(RULES)))
-    judging = words & set(jsonschema.Draft202012Validator.VALIDATORS)
-    assert judging - set(preset_files._CLAUSES) == {"properties", "items", "propertyNames", "$ref"}
-
-
-def test_a_controller_without_jsonschema_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "jsonschema", None)
-    with pytest.raises(preset_files.PresetError, match=r"install requirements\.txt"):
-        preset_files.faults(GOOD, RULES)
-
-
-def test_an_error_without_a_clause_of_ours_keeps_the_words_of_jsonschema():
-    assert preset_files.schema_faults({"a": 9}, {"properties": {"a": {"maximum": 5}}}) == [
-        "a is wrong (9 is greater than the maximum of 5)"
-    ]
-
-
 @pytest.mark.parametrize(
     ("preset", "words"),
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.models import sizing, sizing_table, what_fits
+from ansible.module_utils.vllm_fleet.models import sizing
 from ansible.module_utils.vllm_fleet.models.sizing import Facts, Machine
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
@@ -347,51 +347,6 @@ def test_a_node_is_as_good_as_its_smallest_gpu_and_as_many_as_are_visible():
     assert sizing.of_gpus(gpus) == Machine("MI300X", 4, 100)
     assert sizing.of_gpus(gpus, {"HIP_VISIBLE_DEVICES": "0,1"}) == Machine("MI300X", 2, 100)
     assert sizing.of_gpus([]) == Machine("no GPU", 0, None)
-
-
-def test_equal_nodes_share_a_line_and_the_arithmetic_comes_on_request():
-    row = sizing_table.as_row(sizing.size(DEEPSEEK, MI300X, RECIPE))
-    other = sizing_table.as_row(sizing.size(DEEPSEEK, sizing.named("MI355X", 8), RECIPE))
-    text = sizing_table.table([("n1", row), ("n2", row), ("n3", row), ("n4", other)])
-    assert [line.split("  ")[0] for line in text.splitlines()[1:]] == ["NODE", "n1 .. n3 (3)", "n4"]
-    assert re.search(
-        r"^n1 .. n3 \(3\) +8 x MI300X +8 +1,2,4,8 +80.2 GiB +<= 96.5 GiB +<= 163840 +<= 9.0 +641.3 GiB$", text, re.M
-    )
-    assert "bytes per GPU" not in text
-    assert "61 layers x (512 + 64) x 2 bytes" in sizing_table.table([("n1", row)], arithmetic=True)
-    nothing = sizing_table.as_row(sizing.size(Facts("acme/x", {}), MI300X, {}))
-    assert sizing_table.table([("n1", nothing), ("n2", nothing)]) == ""
-    assert sizing_table.table([("n1", nothing), ("n2", nothing)], arithmetic=True).splitlines() == [
-        "acme/x: nothing is known before it is there; playbooks/plan.yml reads its figures from the Hub."
-    ]
-
-
-def test_a_plan_shows_every_size_where_none_is_fixed_and_names_the_least():
-    plan = what_fits.Plan()
-    plan.add("-", DEEPSEEK, MI300X, what_fits.Server({}, {}))
-    assert [row["tensor"] for _, row in plan.rows] == [1, 2, 4, 8]
-    assert plan.refusals == []
-    assert plan.notes == [
-        "deepseek-ai/DeepSeek-V3.1 on 8 x MI300X: nothing fixes tensor-parallel-size; 4 is the least that fits."
-    ]
-    small = what_fits.Plan()
-    small.add("n1", DEEPSEEK, sizing.named("MI300X", 2), what_fits.Server({}, {}))
-    assert len(small.refusals) == 1
-    assert small.refusals[0].startswith("n1: deepseek-ai/DeepSeek-V3.1 on 2 x MI300X: size of the model")
-
-
-def test_machines_of_a_plan():
-    node = {"plan_node": {"gpus": [{"name": "AMD Instinct MI325X", "vram_total": 9}]}}
-    cpu = {"vllm_server_accelerator": "cpu"}
-    assert [one[2].kind for one in what_fits.machines({"n1": node, "n2": {}, "n3": cpu}, [], 8)] == ["MI325X", "CPU"]
-    assert [one[2].kind for one in what_fits.machines({"n3": cpu}, [], 8)] == ["CPU", "MI300X", "MI325X", "MI355X"]
-    assert what_fits.machines({}, ["MI210=64", "cpu"], 4) == [
-        ("-", "rocm", Machine("MI210", 4, 64 << 30)),
-        ("-", "cpu", Machine("CPU")),
-    ]
-    for wrong in ("H100", "MI210=lots"):
-        with pytest.raises(ValueError, match=wrong.partition("=")[0]):
-            what_fits.machines({}, [wrong], 8)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,6 @@ import copy
 import pytest
 from sysfs import trees
 
-from ansible.module_utils.vllm_fleet.common import finding
-from ansible.module_utils.vllm_fleet.common.finding import Finding
 from ansible.module_utils.vllm_fleet.host import gpu
 from ansible.module_utils.vllm_fleet.host.facts import Folder, Host, Image, Room
 from ansible.module_utils.vllm_fleet.preflight import judge
@@ -236,15 +234,3 @@ def test_a_node_of_which_nothing_is_known_is_no_crash_and_not_ok():
         "refused",
         "unknown",
     )
-
-
-def test_worst_and_accept():
-    found = [
-        Finding("ok", "a", "1", "1"),
-        Finding("refused", "b", "1", "2", "mend it"),
-        Finding("unknown", "c", "", ""),
-    ]
-    assert finding.worst(found) == "refused"
-    assert finding.worst(finding.accept(found, ["b", "c"])) == "warning"
-    assert finding.worst([]) == "ok"
-    assert found[1].sentence == "b: expected 1, found 2; mend it"

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_hf_cache import COMMIT, REPO, FakeCache, blob_name, model_files, safetensors, tree_of
+from fake_hf_cache import COMMIT, REPO, FakeCache, model_files, safetensors, tree_of
 
-from ansible.module_utils.vllm_fleet.weights import layout, snapshot
-from ansible.module_utils.vllm_fleet.weights import manifest as lists
+from ansible.module_utils.vllm_fleet.weights import snapshot
 from ansible.module_utils.vllm_fleet.weights.layout import Repository, SnapshotError
 
 SHARD = "model-00002-of-00003.safetensors"
@@ -271,74 +270,7 @@ def test_a_file_list_that_cannot_be_used_is_named_and_done_without(tmp_path: Pat
     assert str(cache.tree) in report.notes[0]
 
 
-def test_the_file_list_written_is_the_one_read(tmp_path: Path) -> None:
-    cache = FakeCache(tmp_path)
-    manifest = lists.tree_manifest(cache.tree.read_text(), COMMIT)
-    assert lists.tree_manifest(lists.tree_json(manifest), COMMIT) == manifest
-    entry = json.loads(lists.tree_json(manifest))["files"][SHARD]
-    assert entry["lfs_sha256"] == blob_name(SHARD, cache.files[SHARD])
-    assert lists.given_manifest(COMMIT, manifest.as_files()).entries == manifest.entries
-
-
-@pytest.mark.parametrize(
-    ("path", "info"),
-    [
-        ("/etc/passwd", {"size": 1, "blob": "a" * 40}),
-        ("a/../../b", {"size": 1, "blob": "a" * 40}),
-        ("config.json", {"size": "1", "blob": "a" * 40}),
-        ("config.json", {"size": 1, "blob": "../x"}),
-        ("config.json", {}),
-    ],
-)
-def test_a_given_manifest_cannot_lead_out_of_the_snapshot(path: str, info: dict[str, object]) -> None:
-    with pytest.raises(SnapshotError, match="Manifest entry"):
-        lists.given_manifest(COMMIT, {path: info})
-
-
 # Names
-
-
-@pytest.mark.parametrize("repo_id", ["gpt2", "deepseek-ai/DeepSeek-V3.1", "Qwen/Qwen3-0.6B", "a_b/c.d"])
-def test_good_model_ids(repo_id: str) -> None:
-    layout.check_repo_id(repo_id)
-
-
-@pytest.mark.parametrize(
-    ("repo_id", "words"),
-    [
-        ("DeepSeek V3.1", "a space"),
-        ("deepseek-ai/DeepSeek V3.1", "a space"),
-        ("", "only letters"),
-        ("/models/x", "more than one slash"),
-        ("a/b/c", "more than one slash"),
-        ("a--b/c", "`--`"),
-        ("../x", "`..`"),
-        ("org/-x", "not at an end"),
-        ("x" * 97, "longer than 96"),
-    ],
-)
-def test_bad_model_ids_are_refused_with_the_reason(tmp_path: Path, repo_id: str, words: str) -> None:
-    with pytest.raises(SnapshotError) as caught:
-        snapshot.inspect(Repository(tmp_path, repo_id))
-    assert words in str(caught.value)
-    assert repr(repo_id) in str(caught.value)
-
-
-@pytest.mark.parametrize("revision", ["", "../main", "a b", "/main", "main/"])
-def test_bad_revisions_are_refused(tmp_path: Path, revision: str) -> None:
-    with pytest.raises(SnapshotError, match="Revision"):
-        snapshot.inspect(Repository(tmp_path, REPO), revision)
-
-
-def test_known_models_and_the_one_that_was_meant(tmp_path: Path) -> None:
-    for repo_id in ("deepseek-ai/DeepSeek-V3.1", "Qwen/Qwen3-0.6B", "gpt2"):
-        FakeCache(tmp_path, {"config.json": b"{}"}, repo_id=repo_id)
-    known = layout.known_repos(tmp_path)
-    assert known == ["Qwen/Qwen3-0.6B", "deepseek-ai/DeepSeek-V3.1", "gpt2"]
-    assert layout.nearest("deepseek-ai/deepseek-v3.1", known) == ["deepseek-ai/DeepSeek-V3.1"]
-    assert layout.nearest("deepseek/DeepSeek-V31", known) == ["deepseek-ai/DeepSeek-V3.1"]
-    assert layout.nearest("mistralai/Mixtral", known) == []
-    assert layout.known_repos(tmp_path / "none") == []
 
 
 # Weights
