@@ -18,7 +18,7 @@ def duration(seconds: float | None) -> str:
 
 
 def axis(seconds: float) -> str:
-    """Write a round time as short as it goes: 30 s, 5 m, 1 h, 1 h 30 m."""
+    """Return a round time as short as it goes: 30 s, 5 m, 1 h, 1 h 30 m."""
     whole = round(seconds)
     if whole < 60 or whole % 60:
         return duration(float(whole)).replace(".0", "")
@@ -27,21 +27,21 @@ def axis(seconds: float) -> str:
 
 
 def latency(seconds: float | None) -> str:
-    """Write a time to the first token: 21 ms, 1.42 s; a dash for none."""
+    """Return a time to the first token: 21 ms, 1.42 s; a dash for none."""
     if seconds is None:
         return DASH
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
 def rate(value: float | None) -> str:
-    """Write tokens per second with three digits; a dash for none."""
+    """Return tokens per second with three digits; a dash for none."""
     if value is None:
         return DASH
     return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}"
 
 
 def count(number: int, one: str, many: str | None = None) -> str:
-    """Write a number with its noun: 1 node, 3 nodes."""
+    """Return a number with its noun: 1 node, 3 nodes."""
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
@@ -57,6 +57,6 @@ def clip(text: str, width: int) -> str:
 
 
 def spread(values: list[float], write: Any) -> str:
-    """Write what values lie between, as one value when they are written alike."""
+    """Return the range of values, as one value when both ends are written alike."""
     low, high = write(min(values)), write(max(values))
     return str(low) if low == high else f"{low} to {high}"

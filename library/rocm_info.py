@@ -193,7 +193,7 @@ from ansible.module_utils.vllm_fleet.host import rocm
 
 
 def main() -> None:
-    """Look and answer."""
+    """Gather the facts and return them."""
     module = AnsibleModule(
         argument_spec={
             "sysfs_root": {"type": "path", "default": "/sys"},

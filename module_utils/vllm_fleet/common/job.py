@@ -35,20 +35,20 @@ class JobError(Exception):
 
 
 def fingerprint(argv: Sequence[str], chdir: str | None, environment: Mapping[str, str]) -> str:
-    """Give the identity of a command: 16 hex digits that differ when what would run differs."""
+    """Return the identity of a command: 16 hex digits that differ when what would run differs."""
     text = json.dumps([list(argv), chdir, sorted(environment.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def tail_lines(data: bytes, count: int) -> list[str]:
-    """Give the last ``count`` non-empty lines; a progress bar's carriage return ends a line as a newline does."""
+    """Return the last ``count`` non-empty lines; a progress bar's carriage return ends a line as a newline does."""
     text = _ESCAPES.sub("", data.decode("utf-8", "replace"))
     lines = [line.rstrip() for line in re.split(r"[\r\n]+", text)]
     return [line for line in lines if line.strip()][-count:]
 
 
 def progress_line(lines: Sequence[str], pattern: str | None) -> str:
-    """Give the newest line, or the newest match of ``pattern``: its group ``progress`` if it has one."""
+    """Return the newest line, or the newest match of ``pattern``: its group ``progress`` if it has one."""
     if not pattern:
         return lines[-1] if lines else ""
     compiled = re.compile(pattern)

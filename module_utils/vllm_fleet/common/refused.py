@@ -18,5 +18,5 @@ class Refused(Exception):
     evidence: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """Give the sentence."""
+        """Return cause and remedy as one sentence."""
         return f"{self.cause}; {self.remedy}"

@@ -205,7 +205,7 @@ def gib(size: int) -> str:
 
 
 def holders_text(holders: Iterable[HolderLike]) -> str:
-    """Name the holders of a GPU, the largest first: pid, command, container, GiB."""
+    """Return the holders of a GPU in words, the largest first: pid, command, container, GiB."""
     parts = []
     for holder in sorted(holders, key=lambda one: -(one.bytes or 0)):
         container = holder.container_name or (holder.container or "")[:12]
@@ -218,7 +218,7 @@ def holders_text(holders: Iterable[HolderLike]) -> str:
 
 
 def apply_policy(policy: str, verdict: Fit, utilization: float, lowest: float = LOWEST_UTILIZATION) -> Decision:
-    """Turn a verdict into what to do.
+    """Return what to do about a verdict.
 
     ``strict`` starts with the wanted utilization or refuses; ``fit`` lowers it to what fits, never raises it, and
     refuses below ``lowest`` (give :func:`lowest_for_weights` where the weights are known); ``off`` does not look.

@@ -13,7 +13,7 @@ from ..container.spec import (
 
 
 def listeners(bind: str, port: int, proc: Path = Path("/proc")) -> dict[int, str]:
-    """Name the processes that listen on a TCP port of ``bind``: {pid: command}; empty when they cannot be seen."""
+    """Return the processes that listen on a TCP port of ``bind``: {pid: command}; empty when they cannot be seen."""
     inodes = set()
     for table in ("net/tcp", "net/tcp6"):
         with contextlib.suppress(OSError):
@@ -34,7 +34,7 @@ def listeners(bind: str, port: int, proc: Path = Path("/proc")) -> dict[int, str
 
 
 def _proc_address(text: str) -> str:
-    """Read an address of /proc/net/tcp and tcp6: 32-bit words in the machine's byte order."""
+    """Return an address of /proc/net/tcp and tcp6 as text: 32-bit words in the machine's byte order."""
     packed = b"".join(struct.pack("=I", int(text[at : at + 8], 16)) for at in range(0, len(text), 8))
     address = socket.inet_ntop(socket.AF_INET6 if len(packed) == 16 else socket.AF_INET, packed)
     return address.removeprefix("::ffff:")

@@ -37,7 +37,7 @@ class Timex(ctypes.Structure):
 
 
 def look(options: Mapping[str, Any], engine: DockerApi, own: Mapping[str, Any]) -> facts.Host:
-    """Read everything that ``options`` (the module's) ask for. ``own`` is the server's container, see own_container."""
+    """Return what ``options`` (the module's) ask for. ``own`` is the server's container, see own_container."""
     holder, ours = port_holder(options, own)
     image = image_state(options, engine)
     held, problem = archive_state(options, engine)

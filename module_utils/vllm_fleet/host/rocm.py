@@ -87,7 +87,7 @@ def look(roots: Roots) -> dict[str, Any]:
 
 
 def driver(found: Driver, allowed: Sequence[str], notes: list[str]) -> dict[str, Any]:
-    """Complete the driver with what modinfo and the package database say."""
+    """Return the driver, completed from modinfo and the package database."""
     facts = asdict(found)
     modinfo = shutil.which("modinfo", path=_PATH)
     if found.on_disk and found.on_disk_srcversion is None and modinfo:

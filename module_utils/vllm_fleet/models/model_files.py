@@ -23,7 +23,7 @@ class ModelFilesError(Exception):
 
 
 def of_folder(model: str, folder: Path, source: str = "") -> Facts | None:
-    """Read a folder that has a model's config.json; None without one.
+    """Return the figures of a folder that has a model's config.json; None without one.
 
     The weights' bytes are the index's ``total_size``, else the sum of the safetensors files that are there; None where
     there is neither. A sum is taken only of files that are no part of an index, so a half copied model has no size.
@@ -44,7 +44,7 @@ def of_folder(model: str, folder: Path, source: str = "") -> Facts | None:
 
 
 def of_cache(model: str, caches: Iterable[Path], revision: str) -> Facts | None:
-    """Read the first of ``caches`` (HF_HOME) that has the model's config.json at ``revision``; None when none has."""
+    """Return the figures of the first of ``caches`` (HF_HOME) with the model's config.json at ``revision``, or None."""
     for cache in caches:
         repository = layout.Repository(cache, model)
         try:
@@ -60,7 +60,7 @@ def of_cache(model: str, caches: Iterable[Path], revision: str) -> Facts | None:
 
 
 def find(model: str, caches: Iterable[Path], revision: str) -> Facts | None:
-    """Read a model given as a path or as an id."""
+    """Return the figures of a model given as a path or as an id; None when there is none."""
     return of_folder(model, Path(model)) if model.startswith("/") else of_cache(model, caches, revision)
 
 
@@ -75,7 +75,7 @@ def complete(own: Facts | None, preset: Facts) -> Facts:
 def on_node(
     model: str, asked: Mapping[str, Any], node: Mapping[str, Any] | None, cache: Path | None
 ) -> tuple[Sizing | None, list[Finding]]:
-    """Size a model on the node that this runs on, and judge its id by what the node's cache holds.
+    """Return the sizing of a model on this node, and findings about it and its id from the node's cache.
 
     ``asked`` is the option sizing of preflight_host, ``node`` what rocm_info returned (None: a server without GPUs).
     The model's own files come before its preset's figures. Nothing is computed where GPUs are expected and none was

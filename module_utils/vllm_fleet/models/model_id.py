@@ -67,7 +67,7 @@ class Verdict:
 
 
 def check(model: str, known: Iterable[str], *, exact: bool = False) -> Verdict:
-    """Judge an id against ``known`` ones (presets, models in a cache).
+    """Return the verdict on an id against ``known`` ones (presets, models in a cache).
 
     A path on the node (it begins with ``/``) and an id that is known pass, and so does one that is well-formed and
     resembles no known one. ``exact`` says that the user means this id, whatever it resembles; a malformed one is
@@ -142,7 +142,7 @@ def _slip(model: str, known: str) -> str:
 
 
 def _slips(one: str, other: str, *, whole: bool = False) -> int | None:
-    """Count the wrong letters between two names, or None where they are names of different things.
+    """Return the number of wrong letters between two names, or None where they are names of different things.
 
     ``whole`` compares the letters as one word, as in an organisation's name, where the hyphens mean little.
     """
@@ -166,7 +166,7 @@ def _slips(one: str, other: str, *, whole: bool = False) -> int | None:
 
 
 def edits(one: str, other: str) -> int:
-    """Count the letters to add, drop, exchange or swap with their neighbour to make ``other`` of ``one``."""
+    """Return the number of letters to add, drop, exchange or swap with their neighbour to make ``other`` of ``one``."""
     before: list[int] = []
     row = list(range(len(other) + 1))
     for i, letter in enumerate(one, 1):
@@ -204,5 +204,5 @@ def _well_formed(model: str) -> bool:
 
 
 def _clause(sentence: str) -> str:
-    """Take the fault out of check_repo_id's sentence."""
+    """Return the fault of check_repo_id's sentence."""
     return sentence.partition(": ")[2].partition(";")[0] or sentence

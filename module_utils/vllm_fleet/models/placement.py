@@ -32,7 +32,7 @@ class Ranks:
 
 
 def ranks(flags: Mapping[str, Any]) -> Ranks:
-    """Read them out of flags in one spelling, as vLLM's create_engine_config does. Raises ValueError for no number."""
+    """Return the sizes in flags of one spelling, as vLLM's create_engine_config does. Raises ValueError."""
     tensor, pipeline = count(flags, "tensor-parallel-size"), count(flags, "pipeline-parallel-size")
     data, nodes = count(flags, "data-parallel-size"), count(flags, "nnodes")
     prefill = count(flags, "prefill-context-parallel-size")
@@ -53,7 +53,7 @@ def _engines_here(flags: Mapping[str, Any], data: int) -> int:
 
 
 def count(flags: Mapping[str, Any], name: str, least: int = 1) -> int:
-    """Read a flag that counts something, 1 where it is not set. Raises ValueError."""
+    """Return a flag that counts something, 1 where it is not set. Raises ValueError."""
     value = flags.get(name)
     if value is None:
         return 1

@@ -112,7 +112,7 @@ def gpu_kind(name: str) -> str:
 def of_gpus(
     gpus: Sequence[Mapping[str, Any]], env: Mapping[str, Any] | None = None, devices: Sequence[str] | None = None
 ) -> Machine:
-    """Make a machine of the GPUs that rocm_info returned; the server's environment and devices leave some out."""
+    """Return the machine of the GPUs that rocm_info returned; the server's environment and devices leave some out."""
     places, _ = visible([gpu.get("render") for gpu in gpus], env or {}, devices)
     totals = [gpus[place].get("vram_total") for place in places]
     known = [total for total in totals if isinstance(total, int)]
@@ -138,7 +138,7 @@ def wants(
 
 
 def named(kind: str, gpus: int, vram: int | None = None) -> Machine:
-    """Make a machine of a GPU kind by name. Raises ValueError for a kind whose memory is neither known nor given."""
+    """Return a machine of a GPU kind by name. Raises ValueError for a kind whose memory is neither known nor given."""
     short = gpu_kind(kind)
     if vram is None and short not in VRAM:
         known = ", ".join(VRAM)
@@ -210,7 +210,7 @@ def size(
 
 
 def tokens_of(value: object) -> int | None:
-    """Read max-model-len as vLLM does: 32768, 32k (32000), 32K (32768). None for none, ``auto`` and -1."""
+    """Return max-model-len in tokens, as vLLM reads it: 32768, 32k (32000), 32K (32768). None for ``auto`` and -1."""
     if value is None or isinstance(value, (bool, list)):
         return None
     text = str(value).strip()
@@ -402,7 +402,7 @@ def _version(wanted: str, tag: str) -> list[Finding]:
 
 
 def version_of(tag: str) -> tuple[int, int, int] | None:
-    """Read a vLLM version from an image's tag: v0.31.0, 0.31.0-x, rocm7.14_vllm_0.23.0. None where it has none."""
+    """Return the vLLM version in an image's tag: v0.31.0, 0.31.0-x, rocm7.14_vllm_0.23.0. None where it has none."""
     text = tag.rpartition("vllm_")[2] if "vllm_" in tag else tag
     if text.startswith("rocm"):
         return None

@@ -18,7 +18,7 @@ def as_row(sized: Sizing) -> dict[str, Any]:
 
 
 def table(rows: Sequence[tuple[str, Mapping[str, Any]]], *, arithmetic: bool = False) -> str:
-    """Write (node, row) pairs as one small table for each model; equal nodes share a line.
+    """Return (node, row) pairs as one small table for each model; equal nodes share a line.
 
     ``arithmetic`` adds how the figures came about; without it a model of which nothing is known is passed over.
     """

@@ -34,7 +34,7 @@ _ROW_FIELDS = 13
 def judge(
     tool: str, output: str, rc: int, gpu_name: str, gpus: int, *, min_busbw: float = 0.0, min_a2a: float = 0.0
 ) -> Finding:
-    """Judge what a program printed on a node with ``gpus`` GPUs.
+    """Return the findings on what a program printed on a node with ``gpus`` GPUs.
 
     ``min_busbw`` and ``min_a2a`` (GB/s) replace AMD's figures unless 0.
 

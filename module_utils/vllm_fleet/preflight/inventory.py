@@ -65,7 +65,7 @@ class Unset:
 
 
 def judge(values: Mapping[str, Any]) -> list[Finding]:
-    """Judge one host's variables."""
+    """Return the findings on one host's variables."""
     # A value that cannot be templated is reported once, and not judged as if it were empty.
     lost = [_lost(name, value.reason) for name, value in values.items() if isinstance(value, Unset)]
     unknown = {name for name, value in values.items() if isinstance(value, Unset)}
@@ -100,7 +100,7 @@ def published(values: Mapping[str, Any], gateways: Mapping[str, Any]) -> Finding
 
 
 def replica(name: str, hosts: Mapping[str, Mapping[str, Any]]) -> Finding:
-    """Judge the hosts of one replica against each other: they load one model together."""
+    """Return the findings on the hosts of one replica, which load one model together."""
     what = f"replica {name}"
     wanted = "one model on all its hosts"
     for variable in OF_A_REPLICA:
@@ -158,7 +158,7 @@ def _names(hosts: Sequence[str]) -> str:
 
 
 def wave(given: Any) -> tuple[int, int]:
-    """Read a wave as (number of servers, percentage of all), one of them zero. Raises ValueError for anything else."""
+    """Return a wave as (number of servers, percentage of all), one of them zero. Raises ValueError."""
     match = re.fullmatch(r"\s*(\d+)\s*(%?)\s*", str(given))
     number = int(match[1]) if match and not isinstance(given, bool) else 0
     if not match or number < 1 or (match[2] and number > 100):
@@ -167,12 +167,12 @@ def wave(given: Any) -> tuple[int, int]:
 
 
 def wave_list(given: Any) -> list[Any]:
-    """Give the waves as they were written; a single one needs no brackets."""
+    """Return the waves as they were written; a single one needs no brackets."""
     return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
 
 
 def waves(given: Any) -> Finding:
-    """Judge a list of waves: numbers of servers, or percentages of all of them; the last one is repeated."""
+    """Return the findings on a list of waves: numbers of servers, or percentages of all; the last one is repeated."""
     what, wanted = "rollout_waves", "waves that add up"
     example = "for example [1, '25%', '100%']: a canary, a quarter, the rest"
     entries = wave_list(given)

@@ -54,7 +54,7 @@ SOURCES_OF_NEED = {
 
 
 def judge(node: Mapping[str, Any] | None, host: Host, expected: Expected) -> list[Finding]:
-    """Judge a node: its GPUs where ``node`` is given (a node that serves from its CPU has none), then the rest."""
+    """Return the findings on a node: its GPUs where ``node`` is given (a CPU node has none), then the rest."""
     found = _host(host, expected)
     if node is None:
         return found

@@ -49,7 +49,7 @@ def given(options: Mapping[str, Any], defaults: Mapping[str, Any], variables: Ma
 
 
 def judge(options: Mapping[str, Any], values: Mapping[str, Any]) -> list[Finding]:
-    """Judge ``values``, variables by name, against ``options``, the specification's entries by the same names."""
+    """Return the findings on ``values``, variables by name, against ``options``, the specification's entries."""
     found = []
     for name, value in values.items():
         option = {key: entry for key, entry in options[name].items() if key not in ("description", "default")}

@@ -58,7 +58,7 @@ def safe(path: str) -> bool:
 
 
 def given_manifest(commit: str, files: dict[str, dict[str, Any]]) -> Manifest:
-    """Make a manifest of {path: {size, blob}}, as `Manifest.as_files` gave it on another machine.
+    """Return a manifest from {path: {size, blob}}, as `Manifest.as_files` made it on another machine.
 
     Raises SnapshotError for an entry that is not of that form or whose path leaves the snapshot.
     """
@@ -100,7 +100,7 @@ def git_sha1(content: bytes) -> str:
 
 
 def tree_json(manifest: Manifest) -> str:
-    """Write a manifest as trees/<commit>.json the way huggingface_hub does.
+    """Return a manifest as the text of trees/<commit>.json, as huggingface_hub writes it.
 
     For a file of Large File Storage, `blob_id` is git's id of the pointer text, which follows from hash and size.
     """

@@ -153,7 +153,7 @@ def _link_blob(link: Path) -> str | None:
 
 
 def _links_manifest(snapshot: Path, commit: str, report: Report) -> Manifest:
-    """Make the list from what is linked plus what the weight index names, when no better list is there."""
+    """Return the list of what is linked and what the weight index names, where no better list is there."""
     paths = set(_linked_files(snapshot))
     entries = {path: Entry(path, None, _link_blob(snapshot / path)) for path in paths}
     required = {"config.json"}
@@ -233,7 +233,7 @@ def resolve(repository: Repository, revision: str) -> tuple[str | None, Problem 
 
 
 def _dangling(blobs: Path, link: Path) -> tuple[str, str]:
-    """Name the break in the chain link -> blob -> shared store."""
+    """Return kind and detail of the break in the chain link -> blob -> shared store."""
     if not os.path.islink(link):  # noqa: PTH114 - as cheap as it gets, called per file
         return "no_link", "is not in the snapshot"
     blob = blobs / Path(os.readlink(link)).name  # noqa: PTH115

@@ -83,7 +83,7 @@ def aria2_argv(
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Write numbers as aria2 takes them: 1-3,7."""
+    """Return numbers as aria2 takes them: 1-3,7."""
     out: list[list[int]] = []
     for number in sorted(set(numbers)):
         if out and out[-1][1] == number - 1:
@@ -227,7 +227,7 @@ class Progress:
 
 
 def read_progress(log: str, total: int) -> Progress:
-    """Read aria2's console output (as `aria2_argv` asks for it) of a peer that wants `total` bytes."""
+    """Return the state of a peer from aria2's console output (as `aria2_argv`asks for it); it wants `total` bytes."""
     now = Progress(total=total)
     first: int | None = None
     for line in _ESCAPES.sub("", log).splitlines():

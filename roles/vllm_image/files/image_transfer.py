@@ -55,7 +55,7 @@ class Layers:
         self._unpacking = ""
 
     def take(self, event: dict[str, Any]) -> None:
-        """Take one message of the engine in."""
+        """Count one message of the engine."""
         layer, status = str(event.get("id", "")), str(event.get("status", ""))
         detail = event.get("progressDetail") or {}
         if layer and status in _BEGUN:
@@ -120,7 +120,7 @@ def moved(count: int, total: int, rate: float) -> str:
 
 
 def metered(source: IO[bytes] | http.client.HTTPResponse, total: int, meter: Meter) -> Iterator[bytes]:
-    """Give what ``source`` gives, telling how far it is. Raises SourceLost when it ends before ``total`` bytes."""
+    """Yield the chunks of ``source`` and report progress. Raises SourceLost when it ends before ``total`` bytes."""
     count = 0
     while True:
         try:
