@@ -28,16 +28,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
-
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "bench")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
 
 from fake_hf_cache import COMMIT, REPO, FakeCache, model_files  # noqa: E402
 from svg import Series, line_chart  # noqa: E402
 
+import plugin_utils  # noqa: E402, F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.weights import fetch, snapshot  # noqa: E402
 from ansible.module_utils.vllm_fleet.weights import torrent as torrents  # noqa: E402
 from ansible.module_utils.vllm_fleet.weights.layout import Repository  # noqa: E402

