@@ -65,7 +65,7 @@ def packed() -> None:
     from ansible.module_utils.vllm_fleet.replica import rank_lifecycle
     from ansible.module_utils.vllm_fleet.server import lifecycle, release_store, result, state, watch
     from ansible.module_utils.vllm_fleet.vllm import chat, chat_request, cli
-    from ansible.module_utils.vllm_fleet.weights import fetch, hub, snapshot
+    from ansible.module_utils.vllm_fleet.weights import fetch, hub, layout, snapshot
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import copy
 import pytest
 from sysfs import trees
 
+from ansible.module_utils.vllm_fleet.common.finding import Finding
 from ansible.module_utils.vllm_fleet.host import gpu
 from ansible.module_utils.vllm_fleet.host.facts import Folder, Host, Image, Room
 from ansible.module_utils.vllm_fleet.preflight import judge
