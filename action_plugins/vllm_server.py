@@ -26,6 +26,7 @@ import plugin_utils  # noqa: F401 - finds vllm_fleet
 
 # Found through the path that is set above.
 from ansible.module_utils.vllm_fleet.common import batch as batches
+from ansible.module_utils.vllm_fleet.common.failure import Failure, FailureClass
 from ansible.module_utils.vllm_fleet.common.units import duration
 
 display = Display()
@@ -140,13 +141,8 @@ class ActionModule(ActionBase):
         refused = incomplete(replica, batch, variables.get("ansible_play_hosts") or [host], forks, names)
         if refused:
             text = f"{host}, container {args.get('name', 'vllm')}: {refused}. Nothing was touched."
-            failure = {"class": "bad_argument", "cause": refused, "evidence": [], "exit_code": None}
-            return {
-                "failed": True,
-                "actions": [],
-                "msg": text,
-                "failure": {**failure, "remedy": "Run it for all of them"},
-            }
+            failure = Failure(FailureClass.BAD_ARGUMENT, refused, remedy="Run it for all of them")
+            return {"failed": True, "actions": [], "msg": text, "failure": failure.as_result()}
 
         folder = f"{args.get('state_dir') or STATE_DIR}/{args.get('name', 'vllm')}"
 

@@ -113,6 +113,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible.module_utils.vllm_fleet.common.failure import FailureClass
 from ansible.module_utils.vllm_fleet.common.refused import Refused
 from ansible.module_utils.vllm_fleet.container.engine import Engine, EngineError, EngineUnavailable
 from ansible.module_utils.vllm_fleet.replica import network
@@ -156,7 +157,7 @@ def connect(options: dict[str, Any]) -> dict[str, Any]:
     wrong = network.connect(options["partners"], options["interface"])
     if wrong:
         raise Refused(
-            "collective_init",
+            FailureClass.COLLECTIVE_INIT,
             f"this node {wrong[0]}",
             "open these ports, and all above 1024, between the nodes of the replica; correct vllm_server_interface or "
             "vllm_server_node_address",
@@ -173,10 +174,9 @@ def main() -> None:
     try:
         result = (listen if options["step"] == "listen" else connect)(options)
     except Refused as exc:
-        remedy = exc.remedy[:1].upper() + exc.remedy[1:].rstrip(".")
-        failure = {"class": exc.failure_class, "cause": exc.cause, "evidence": exc.evidence, "remedy": remedy}
-        text = f"{host}, container {options['container']}: {exc.cause} ({exc.failure_class}). {remedy}. Nothing was touched."
-        module.fail_json(msg=text, failure={**failure, "exit_code": None})
+        where = f"{host}, container {options['container']}"
+        text = f"{exc.failure.sentence(where)} Nothing was touched."
+        module.fail_json(msg=text, failure=exc.failure.as_result())
     except (EngineError, EngineUnavailable) as exc:
         module.fail_json(msg=f"{host}: {exc}")
     module.exit_json(changed=False, **result)

@@ -1,5 +1,5 @@
 """Why did a server fail?
 
-May import: vllm.
+May import: common, vllm.
 Pure.
 """

@@ -1,6 +1,6 @@
 """Why a vLLM server did not start, or stopped: its log and how it ended in, a named failure out. Pure.
 
-The known failures are the table of failures.py. What counts as the root cause: the earliest traceback that is no
+The known failures are the table of patterns.py. What counts as the root cause: the earliest traceback that is no
 wrapper. A worker that fails makes its engine fail, and the engine its API server, each with a traceback of its own that
 only says that the other failed; those are never given as the reason. Warnings are never read, and of a server that had
 become ready nothing that it printed before.
@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ..common.failure import Failure, FailureClass
 from ..vllm.log import Error, errors, scrub, split
 from ..vllm.startup import Progress
-from . import messages as say
+from . import messages
 from .case import Case, Context, ExitFacts, Gpu, Holder, Run
 from .messages import Explain, Words
 from .patterns import CLASSES, ROWS, Row
@@ -69,30 +70,6 @@ _VANISHED = "engine core exited unexpectedly"
 _SIGNALS = {2: "Ctrl-C", 6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A named failure.
-
-    ``cause`` and ``remedy`` are one sentence each without the full stop, ``evidence`` the few lines that prove it.
-    """
-
-    class_: str
-    cause: str
-    evidence: list[str]
-    remedy: str
-    exit_code: int | None
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the ``failure`` of a module's result."""
-        return {
-            "class": self.class_,
-            "cause": self.cause,
-            "evidence": list(self.evidence),
-            "remedy": self.remedy,
-            "exit_code": self.exit_code,
-        }
-
-
 def gpus_from_info(gpus: Iterable[Mapping[str, object]]) -> list[Gpu]:
     """Turn the ``gpus`` of ``rocm_info`` into the context's; those whose memory is not known are left out."""
     found: list[Gpu] = []
@@ -134,7 +111,7 @@ def diagnose(log: str, exit: ExitFacts, context: Context, *, one_start: bool = F
     lines = split(log)
     if exit.oom_killed:
         evidence = [*_last(lines), f"OOMKilled: true, exit code {exit.exit_code}"]
-        return _failure("host_memory", say.host_memory(limit=True), evidence, exit, context)
+        return _failure(FailureClass.HOST_MEMORY, messages.host_memory(limit=True), evidence, exit, context)
     run = _run(lines) if one_start else _last_run(lines)
     found = _by_run(run, exit, context)
     if (
@@ -188,7 +165,9 @@ def _by_run(run: Run, exit: ExitFacts, context: Context) -> Failure | None:
     errors_before = [error for error in run.errors if error.index < stop[error.logged]]
     before = Run(run.lines, errors_before, run.ready, None)
     found = _by_table(before, exit, context)
-    return found or _failure("stopped_by_signal", say.stopped(ready=run.ready), [run.lines[run.stop]], exit, context)
+    return found or _failure(
+        FailureClass.STOPPED_BY_SIGNAL, messages.stopped(ready=run.ready), [run.lines[run.stop]], exit, context
+    )
 
 
 def _by_table(run: Run, exit: ExitFacts, context: Context) -> Failure | None:
@@ -254,45 +233,51 @@ def _by_end(run: Run, exit: ExitFacts, context: Context) -> Failure:
     """Name what the log does not tell: by the verdict, the signal, or not at all."""
     root = _root(run)
     if exit.verdict == "stalled":
-        return _failure("stalled", _stalled(run, exit, context), [*root, *_last(run.lines)], exit, context)
+        return _failure(FailureClass.STALLED, _stalled(run, exit, context), [*root, *_last(run.lines)], exit, context)
     if exit.verdict == "ready_timeout":
-        return _failure("ready_timeout", _too_slow(run, exit, context), [*root, *_last(run.lines)], exit, context)
+        return _failure(
+            FailureClass.READY_TIMEOUT, _too_slow(run, exit, context), [*root, *_last(run.lines)], exit, context
+        )
     found = _by_signal(run, root, exit)
     if found is None and (run.ready or (not root and any(_VANISHED in line for line in run.lines))):
         found = _vanished(run, root)
     if found is None and not root and any(_TOLD_TO_STOP_HEADLESS in line for line in run.lines):
         # A rank without an API server never says that it is ready, and ends when the head node's server does.
-        found = ("stopped_by_signal", say.stopped(ready=True, how="by a signal, or with its head node"), [])
+        found = (
+            FailureClass.STOPPED_BY_SIGNAL,
+            messages.stopped(ready=True, how="by a signal, or with its head node"),
+            [],
+        )
     if found is None:
-        found = ("unknown", _unknown(run, root, exit, context), root)
+        found = (FailureClass.UNKNOWN, _unknown(run, root, exit, context), root)
     class_, words, proof = found
     return _failure(class_, words, [*(proof or _last(run.lines)), f"exit code {exit.exit_code}"], exit, context)
 
 
-def _by_signal(run: Run, root: list[str], exit: ExitFacts) -> tuple[str, Words, list[str]] | None:
+def _by_signal(run: Run, root: list[str], exit: ExitFacts) -> tuple[FailureClass, Words, list[str]] | None:
     """A shell's and Docker's exit code of a process that a signal ended is 128 more than the signal's number."""
     number = (exit.exit_code or 0) - 128
     if number in (2, 15) or (number == 9 and not root):
-        return "stopped_by_signal", say.stopped(ready=run.ready, how=_SIGNALS[number]), root
+        return FailureClass.STOPPED_BY_SIGNAL, messages.stopped(ready=run.ready, how=_SIGNALS[number]), root
     if number == 7:
-        return "shared_memory", say.shared_memory(), root
+        return FailureClass.SHARED_MEMORY, messages.shared_memory(), root
     if number == 4:
         words = (
             "The node's processor does not know an instruction that the image was built with (SIGILL)",
             "Choose an image built for this processor, for vLLM's CPU builds need AVX2 or AVX-512",
         )
-        return "unsupported_architecture", words, root
+        return FailureClass.UNSUPPORTED_ARCHITECTURE, words, root
     if number in (6, 11):
         what = f"{_SIGNALS[number]}, a crash in native code"
-        return "engine_died", say.engine_died(what, ready=run.ready), root
+        return FailureClass.ENGINE_DIED, messages.engine_died(what, ready=run.ready), root
     return None
 
 
-def _vanished(run: Run, root: list[str]) -> tuple[str, Words, list[str]]:
+def _vanished(run: Run, root: list[str]) -> tuple[FailureClass, Words, list[str]]:
     """A server that was ready and is gone; vLLM ends with code 0 then (its watchdog shuts the API server down)."""
     dead = [line for line in run.lines if _VANISHED in line][:1]
     what = _said(root[0]) if root else "it was killed, or crashed without a word" if dead else ""
-    return "engine_died", say.engine_died(what, ready=run.ready), root or dead
+    return FailureClass.ENGINE_DIED, messages.engine_died(what, ready=run.ready), root or dead
 
 
 def _too_slow(run: Run, exit: ExitFacts, context: Context) -> Words:
@@ -334,13 +319,13 @@ def _stalled(run: Run, exit: ExitFacts, context: Context) -> Words:
     if at.startswith(("starting", "configuring")) and re.search(r"NCCL|init_method|distributed_init", tail):
         return (
             f"{cause}, where the processes of the GPUs look for each other",
-            f"Start again with {say.variable(NCCL_DEBUG='INFO')} and, over several nodes, NCCL_SOCKET_IFNAME and "
+            f"Start again with {messages.variable(NCCL_DEBUG='INFO')} and, over several nodes, NCCL_SOCKET_IFNAME and "
             "GLOO_SOCKET_IFNAME that name the network between them",
         )
     if at.startswith("downloading"):
         return cause, (
-            f"Stage the weights beforehand with {say.STAGE}, and where that stands still too set "
-            f"{say.variable(HF_HUB_DISABLE_XET=1)}"
+            f"Stage the weights beforehand with {messages.STAGE}, and where that stands still too set "
+            f"{messages.variable(HF_HUB_DISABLE_XET=1)}"
         )
     return cause, (
         "Look into `dmesg -T` for GPU resets and at the process with `py-spy dump`, or raise "
@@ -358,7 +343,7 @@ def _wrong_model(exit: ExitFacts, context: Context) -> Failure:
         "Stop whatever else listens there (`docker ps`, `ss -ltnp`), or correct served-model-name in "
         "`vllm_server_args`",
     )
-    return _failure("wrong_model_served", words, [exit.detail] if exit.detail else [], exit, context)
+    return _failure(FailureClass.WRONG_MODEL_SERVED, words, [exit.detail] if exit.detail else [], exit, context)
 
 
 def _locked(exit: ExitFacts, context: Context) -> Failure:
@@ -366,7 +351,7 @@ def _locked(exit: ExitFacts, context: Context) -> Failure:
         f"The server is up, but wants another key than the one that it was asked with ({exit.detail.rstrip('.')})",
         "Give its key as `vllm_server_api_key`, and leave it out of the file of `--config` and of the image",
     )
-    return _failure("bad_argument", words, [exit.detail], exit, context)
+    return _failure(FailureClass.BAD_ARGUMENT, words, [exit.detail], exit, context)
 
 
 def _unknown(run: Run, root: list[str], exit: ExitFacts, context: Context) -> Words:
@@ -379,7 +364,7 @@ def _unknown(run: Run, root: list[str], exit: ExitFacts, context: Context) -> Wo
     if run.lines:
         return (
             "This failure is not known, for the container ended without an error in its log",
-            f"Read the end of {log}, and start again with {say.variable(VLLM_LOGGING_LEVEL='DEBUG')}",
+            f"Read the end of {log}, and start again with {messages.variable(VLLM_LOGGING_LEVEL='DEBUG')}",
         )
     if exit.error:
         return (
@@ -394,21 +379,21 @@ def _unknown(run: Run, root: list[str], exit: ExitFacts, context: Context) -> Wo
 
 
 def _docker_unknown(exit: ExitFacts, context: Context) -> Failure:
-    if say.NO_ANSWER in exit.error:
+    if messages.NO_ANSWER in exit.error:
         words = (
             f'The Docker engine ended in the middle of an action ("{exit.error.strip().rstrip(".")[:300]}")',
             "See `journalctl -u docker` on the node for why, and run again, for the next run ends what this one began",
         )
-        return _failure("unknown", words, [exit.error], exit, context)
+        return _failure(FailureClass.UNKNOWN, words, [exit.error], exit, context)
     words = (
         "This failure is not known: Docker could not start the container and says "
         f'"{exit.error.strip().rstrip(".")[:300]}"',
         "Look into `journalctl -u docker` on the node for what came before",
     )
-    return _failure("unknown", words, [exit.error], exit, context)
+    return _failure(FailureClass.UNKNOWN, words, [exit.error], exit, context)
 
 
-def _failure(class_: str, words: Words, evidence: Sequence[str], exit: ExitFacts, context: Context) -> Failure:
+def _failure(class_: FailureClass, words: Words, evidence: Sequence[str], exit: ExitFacts, context: Context) -> Failure:
     cause, remedy = (scrub(text, context.secrets).strip().rstrip(".") for text in words)
     # Secrets go before the cut: half of one would not be known as such.
     shown = list(dict.fromkeys(_short(scrub(line[:_SEARCHED], context.secrets)) for line in evidence))

@@ -14,7 +14,7 @@ from .case import Case, Gpu, Holder
 
 GIB = 2**30
 
-#: What engine.py says where Docker did not answer at all.
+#: What container/engine.py says where Docker did not answer at all.
 NO_ANSWER = "the Docker engine did not answer"
 
 #: Brings and checks the model's files and the image, and stops nothing.

@@ -1,8 +1,8 @@
 """The table of known failures: one row a class, the patterns that tell it, the words for cause and remedy. Pure.
 
 Fragments are vLLM 0.32.0's (the file is named at the pattern), and PyTorch's, huggingface_hub's, transformers' and
-Docker's. How a log is searched, and what may count as a root cause, is in diagnosis.py; the words are in
-failure_words.py.
+Docker's. How a log is searched, and what may count as a root cause, is in diagnose.py; the words are in
+messages.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from . import messages as say
+from ..common.failure import FailureClass
+from . import messages
 
 #: A Hub id within a URL such as https://huggingface.co/api/models/meta-llama/Llama-3.1-8B/revision/main
 _URL = r"https?://[^/\s]+/(?:api/models/)?(?P<repo>[\w.-]+/[\w.-]*\w)"
@@ -19,7 +20,7 @@ _URL = r"https?://[^/\s]+/(?:api/models/)?(?P<repo>[\w.-]+/[\w.-]*\w)"
 class Rule(NamedTuple):
     """Patterns, searched in order with ``^`` and ``$`` at each line, and what explains a match of them."""
 
-    explain: say.Explain
+    explain: messages.Explain
     patterns: tuple[str, ...]
 
 
@@ -32,7 +33,7 @@ class Row:
     ready. A class without rules is told by how the start ended.
     """
 
-    class_: str
+    class_: FailureClass
     meaning: str
     rules: tuple[Rule, ...] = ()
     rank: int = 0
@@ -42,17 +43,17 @@ class Row:
 # The table -------------------------------------------------------------------------------------------------------
 
 
-def _on(explain: say.Explain, *patterns: str) -> Rule:
+def _on(explain: messages.Explain, *patterns: str) -> Rule:
     return Rule(explain, patterns)
 
 
 ROWS: tuple[Row, ...] = (
     Row(
-        "gpu_memory_taken",
+        FailureClass.GPU_MEMORY_TAKEN,
         "Other processes hold the GPU memory that the server was to take.",
         (
             _on(
-                say.memory_taken,
+                messages.memory_taken,
                 # v1/worker/utils.py request_memory; v1/worker/cpu_worker.py, where the flag means CPU memory
                 r"(?:Free memory on device|Available memory on node) ?(?P<device>[\w:]*) ?\((?P<free>[\d.]+)/"
                 r"(?P<total>[\d.]+) GiB\) on startup is less than desired (?P<kind>GPU|CPU) memory utilization "
@@ -61,29 +62,29 @@ ROWS: tuple[Row, ...] = (
                 r"less than the engine's budget[^(]*\((?P<want>[\d.]+), (?P<need>[\d.]+) GiB\)",
             ),
             _on(
-                say.memory_moved,  # v1/worker/gpu_worker.py
+                messages.memory_moved,  # v1/worker/gpu_worker.py
                 r"Error in memory profiling\. Initial free memory (?P<before>[\d.]+) GiB, "
                 r"current free memory (?P<after>[\d.]+) GiB",
             ),
         ),
     ),
     Row(
-        "context_too_long",
+        FailureClass.CONTEXT_TOO_LONG,
         "A longer context is asked for than the model was made for.",
         (
             _on(
-                say.context_too_long,  # config/model.py
+                messages.context_too_long,  # config/model.py
                 r"User-specified max_model_len \((?P<wanted>[\d.]+)\) is greater than the derived max_model_len "
                 r"\([\w. ]+=(?P<longest>\d[\d.]*)",
             ),
         ),
     ),
     Row(
-        "kv_cache_too_small",
+        FailureClass.KV_CACHE_TOO_SMALL,
         "What is left beside the weights is too little for the KV cache.",
         (
             _on(
-                say.cache_below_context,
+                messages.cache_below_context,
                 # v1/core/kv_cache_utils.py _check_enough_kv_cache_memory
                 r"max seq len \((?P<wanted>\d+)\), \((?P<need>[\d.]+) GiB KV cache is needed, which is larger than the "
                 r"available KV cache memory \((?P<have>-?[\d.]+) GiB\)\."
@@ -93,23 +94,23 @@ ROWS: tuple[Row, ...] = (
                 r"cache \((?P<longest>\d+)\)",
             ),
             _on(
-                say.no_cache,
+                messages.no_cache,
                 r"No available memory for the cache blocks",
                 r"Cannot auto-fit max_model_len: not enough GPU memory",
             ),
             _on(
-                say.cpu_cache,  # v1/worker/cpu_worker.py
+                messages.cpu_cache,  # v1/worker/cpu_worker.py
                 r"Available memory on node \S+ \((?P<free>[\d.]+)/[\d.]+ GiB\) on kv cache allocation is less than "
                 r"requested memory for kv \((?P<need>[\d.]+)",
             ),
         ),
     ),
     Row(
-        "gated_model",
+        FailureClass.GATED_MODEL,
         "The model's owner grants access person by person, and the token has none.",
         (
             _on(
-                say.gated,
+                messages.gated,
                 rf"Cannot access gated repo for url {_URL}",  # huggingface_hub utils/_http.py
                 rf"trying to access a gated repo[\s\S]*?{_URL}",  # transformers utils/hub.py
                 r"Access to model (?P<repo>\S+) is restricted",
@@ -118,11 +119,11 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        "remote_code_refused",
+        FailureClass.REMOTE_CODE_REFUSED,
         "The model needs Python code from its repository, which is not allowed to run.",
         (
             _on(
-                say.remote_code,
+                messages.remote_code,
                 r"contains custom code which must be executed",  # transformers dynamic_module_utils.py
                 r"requires you to execute the (?:configuration|modeling) file",
                 # transformers_utils/config.py, tokenizers/hf.py
@@ -132,58 +133,63 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        "unsupported_architecture",
+        FailureClass.UNSUPPORTED_ARCHITECTURE,
         "This vLLM, or this build of it, cannot run this kind of model, weights or GPU.",
         (
             # model_executor/models/registry.py _raise_for_unsupported
             _on(
-                say.unknown_model,
+                messages.unknown_model,
                 r"Model architectures \['?(?P<arch>[^\]]*?)'?\] are not supported for now",
                 r"Model architecture (?P<arch>\S+) is not supported in-tree anymore",
                 r"model type `(?P<arch>[^`]+)` but Transformers does not recognize this architecture",
             ),
-            _on(say.broken_model, r"Model architectures \['?(?P<arch>[^\]]*?)'?\] failed to be inspected"),
-            _on(say.dropped_model, r"Model architecture (?P<arch>\S+) was supported in vLLM until v(?P<last>[\w.]*\w)"),
+            _on(messages.broken_model, r"Model architectures \['?(?P<arch>[^\]]*?)'?\] failed to be inspected"),
+            _on(
+                messages.dropped_model,
+                r"Model architecture (?P<arch>\S+) was supported in vLLM until v(?P<last>[\w.]*\w)",
+            ),
             # config/model.py, platforms/interface.py
             _on(
-                say.quantisation,
+                messages.quantisation,
                 r"Unknown quantization method: (?P<method>\w+)",
                 r"(?P<method>\w+) quantization is currently not supported in",
             ),
-            _on(say.other_gpu, r"no kernel image is available for execution|invalid device function"),  # HIP
+            _on(messages.other_gpu, r"no kernel image is available for execution|invalid device function"),  # HIP
         ),
     ),
     Row(
-        "bad_parallelism",
+        FailureClass.BAD_PARALLELISM,
         "The model cannot be split into that many parts.",
         (
             _on(
-                say.heads,  # config/model.py verify_with_parallel_config
+                messages.heads,  # config/model.py verify_with_parallel_config
                 r"Total number of attention heads \((?P<heads>\d+)\) must be divisible by tensor parallel size "
                 r"\((?P<size>\d+)\)",
             ),
             _on(
-                say.dimension, r"AssertionError: (?P<number>\d+) is not divisible by (?P<by>\d+)"
+                messages.dimension, r"AssertionError: (?P<number>\d+) is not divisible by (?P<by>\d+)"
             ),  # distributed/utils.py
-            _on(say.no_pipeline, r"Pipeline parallelism is not supported for this model"),
-            _on(say.no_ray, r"current platform (?P<platform>\w+) does not support ray"),  # v1/executor/ray_utils.py
+            _on(messages.no_pipeline, r"Pipeline parallelism is not supported for this model"),
             _on(
-                say.quantised_split,  # layers/quantization/
+                messages.no_ray, r"current platform (?P<platform>\w+) does not support ray"
+            ),  # v1/executor/ray_utils.py
+            _on(
+                messages.quantised_split,  # layers/quantization/
                 r"is not divisible by (?:weight quantization )?(?:block_[nk]|group_size|self\.group_size|min_thread)",
                 r"not aligned with the quantized weight shape",
             ),
             _on(
-                say.uneven_nodes,  # config/parallel.py
+                messages.uneven_nodes,  # config/parallel.py
                 r"nnodes \(\d+\) must be divisible by [^\n]*|tp_size=\d+ must be divisible by dcp_size=\d+",
             ),
         ),
     ),
     Row(
-        "not_enough_gpus",
+        FailureClass.NOT_ENOUGH_GPUS,
         "The server is told to use more GPUs than the container has.",
         (
             _on(
-                say.few_gpus,
+                messages.few_gpus,
                 r"local rank (?P<rank>\d+) is out of bounds for (?P<have>\d+) devices",  # v1/worker/gpu_worker.py
                 r"local_world_size \((?P<wants>\d+)\)[^\n]* count \((?P<have>\d+)\)",
                 # config/parallel.py, not on ROCm
@@ -195,31 +201,31 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        "gpu_permission",
+        FailureClass.GPU_PERMISSION,
         "The container's process may not open the GPU devices.",
         (
-            _on(say.permission, r"/dev/(?:kfd|dri/\S*)\W?(?: read-write)?: Permission denied"),  # ROCm runtime
-            _on(say.no_group, r"Unable to find group (?P<group>[^\s:]+)"),  # Docker
+            _on(messages.permission, r"/dev/(?:kfd|dri/\S*)\W?(?: read-write)?: Permission denied"),  # ROCm runtime
+            _on(messages.no_group, r"Unable to find group (?P<group>[^\s:]+)"),  # Docker
         ),
     ),
     Row(
-        "driver_missing",
+        FailureClass.DRIVER_MISSING,
         "The GPU driver is not loaded, so there are no devices to pass.",
         (
             _on(
-                say.driver,
+                messages.driver,
                 r'adding custom device "(?P<device>/dev/(?:kfd|dri)[^"]*)": no such file',  # Docker
                 r"ROCk module is NOT loaded",
             ),
-            _on(say.no_cdi, r"unresolvable CDI devices (?P<device>\S+)"),
+            _on(messages.no_cdi, r"unresolvable CDI devices (?P<device>\S+)"),
         ),
     ),
     Row(
-        "port_taken",
+        FailureClass.PORT_TAKEN,
         "Another process listens on the server's port.",
         (
             _on(
-                say.port,
+                messages.port,
                 # Docker: `Bind for 0.0.0.0:8000 failed: port is already allocated`, `listen tcp4 0.0.0.0:8000: bind:
                 # address already in use`, `failed to bind host port 0.0.0.0:8000/tcp: address already in use`
                 r"(?:Bind for|bind host port(?: for)?|listen tcp[46]?) \S*?:(?P<port>\d+)(?!\d|\.)\S*?(?: failed)?:? "
@@ -231,11 +237,11 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        "image_missing",
+        FailureClass.IMAGE_MISSING,
         "The image is not on the node.",
         (
             _on(
-                say.image,
+                messages.image,
                 r"[Nn]o such image: (?P<image>\S+)",
                 r"pull access denied for (?P<image>[^,\s]+)",
                 r"manifest for (?P<image>\S+) not found",
@@ -244,11 +250,11 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        "shared_memory",
+        FailureClass.SHARED_MEMORY,
         "Shared memory (/dev/shm) is too small.",
         (
             _on(
-                lambda _: say.shared_memory(),
+                lambda _: messages.shared_memory(),
                 r"Error while creating shared memory segment",  # NCCL, RCCL
                 r"No space left on device[^\n]*/dev/shm|(?:/dev/shm|shared memory)[^\n]*No space left on device",
                 r"unable to (?:write to|allocate|open)[^\n]*(?:</torch_|shared memory)",  # PyTorch
@@ -261,11 +267,11 @@ ROWS: tuple[Row, ...] = (
         serving=True,
     ),
     Row(
-        "host_memory",
+        FailureClass.HOST_MEMORY,
         "The node, or the container's limit, ran out of main memory.",
         (
             _on(
-                lambda case: say.host_memory(case.get("process")),
+                lambda case: messages.host_memory(case.get("process")),
                 # killed by signal 9, as above
                 r"Worker proc (?P<process>\S+) died unexpectedly \(exit code: -9\)",
                 r"Process (?P<process>\S+) \(PID: \d+\) died with exit code -9\b",
@@ -277,11 +283,11 @@ ROWS: tuple[Row, ...] = (
         serving=True,
     ),
     Row(
-        "disk_full",
+        FailureClass.DISK_FULL,
         "The node's disk is full.",
         (
             _on(
-                say.disk,
+                messages.disk,
                 r"\[Errno 28\][^\n']*'(?P<path>/[^']+)'",
                 r"[Nn]o space left on device|[Dd]isk quota exceeded|\[Errno 28\]|\[Errno 122\]",
             ),
@@ -289,11 +295,11 @@ ROWS: tuple[Row, ...] = (
         serving=True,
     ),
     Row(
-        "model_too_large",
+        FailureClass.MODEL_TOO_LARGE,
         "The weights, or what is computed beside them, do not fit into GPU memory.",
         (
             _on(
-                say.out_of_memory,
+                messages.out_of_memory,
                 # PyTorch
                 r"(?:HIP|CUDA) out of memory\. Tried to allocate (?P<asked>[\d.]+ \w+)\. GPU (?P<gpu>\d+) has a total "
                 r"capacity of (?P<total>[\d.]+ \w+) of which (?P<left>[\d.]+ \w+) is free",
@@ -304,27 +310,27 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        "weights_corrupt",
+        FailureClass.WEIGHTS_CORRUPT,
         "A weight file is there but cannot be read.",
         (
             # safetensors
-            _on(say.corrupt("is cut short"), r"incomplete metadata, file not fully covered"),
+            _on(messages.corrupt("is cut short"), r"incomplete metadata, file not fully covered"),
             _on(
-                say.corrupt("is no safetensors file (often a Git LFS pointer or a saved error page)"),
+                messages.corrupt("is no safetensors file (often a Git LFS pointer or a saved error page)"),
                 r"[Hh]eader ?[Tt]oo ?[Ll]arge|[Ii]nvalid ?[Hh]eader",
             ),
             _on(
-                say.corrupt("cannot be read"),
+                messages.corrupt("cannot be read"),
                 r"SafetensorError|PytorchStreamReader failed|invalid load key|UnpicklingError",
             ),
         ),
     ),
     Row(
-        "cache_incomplete",
+        FailureClass.CACHE_INCOMPLETE,
         "Files of the model are missing on the node.",
         (
             _on(
-                say.files_missing,
+                messages.files_missing,
                 # huggingface_hub _snapshot_download.py
                 r"is incomplete: (?P<count>\d+) file\(s\) are missing \((?P<files>[^)]*)\)",
                 # model_executor/model_loader/default_loader.py
@@ -336,80 +342,85 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        "cache_miss_offline",
+        FailureClass.CACHE_MISS_OFFLINE,
         "The model is not on the node and cannot be downloaded.",
         (
             # huggingface_hub _snapshot_download.py, file_download.py, utils/_http.py
-            _on(say.not_cached, r"outgoing traffic has been disabled|offline mode is enabled|OfflineModeIsEnabled"),
             _on(
-                say.not_reached,
+                messages.not_cached, r"outgoing traffic has been disabled|offline mode is enabled|OfflineModeIsEnabled"
+            ),
+            _on(
+                messages.not_reached,
                 r"LocalEntryNotFoundError|Please check your (?:internet )?connection",
                 r"We couldn't connect to '[^']+' to load the files",  # transformers utils/hub.py
             ),
         ),
     ),
     Row(
-        "model_not_found",
+        FailureClass.MODEL_NOT_FOUND,
         "There is no such model, revision or folder.",
         (
             # huggingface_hub utils/_validators.py, utils/_http.py
-            _on(say.no_folder, r"Repo id must be in the form 'repo_name' or 'namespace/repo_name': '(?P<path>[^']+)'"),
             _on(
-                say.no_revision,
+                messages.no_folder,
+                r"Repo id must be in the form 'repo_name' or 'namespace/repo_name': '(?P<path>[^']+)'",
+            ),
+            _on(
+                messages.no_revision,
                 rf"Revision Not Found for url: {_URL}",
                 r"Revision Not Found|not a valid git identifier",
             ),
             _on(
-                say.no_repo,
+                messages.no_repo,
                 rf"Repository Not Found for url: {_URL}",
                 r"(?P<repo>[\w./-]+) is not a local folder and is not a valid model identifier",  # transformers
                 r"Repository Not Found|is not a valid model identifier",
             ),
             # transformers_utils/config.py
-            _on(say.no_config, r"Invalid repository ID or local directory specified: '(?P<path>[^']+)'"),
+            _on(messages.no_config, r"Invalid repository ID or local directory specified: '(?P<path>[^']+)'"),
         ),
         rank=1,
     ),
     Row(
-        "bad_argument",
+        FailureClass.BAD_ARGUMENT,
         "A flag, its value, or the container's command is wrong.",
         (
             # argparse, exit code 2
-            _on(say.unknown_flag, r": error: unrecognized arguments: (?P<unknown>[^\n]+)"),
-            _on(say.refused_value, r": error: argument (?P<flag>[^:\s]+): (?P<why>[^\n]+)"),
-            _on(say.refused_arguments, r": error: (?P<why>[^\n]+)"),
+            _on(messages.unknown_flag, r": error: unrecognized arguments: (?P<unknown>[^\n]+)"),
+            _on(messages.refused_value, r": error: argument (?P<flag>[^:\s]+): (?P<why>[^\n]+)"),
+            _on(messages.refused_arguments, r": error: (?P<why>[^\n]+)"),
             _on(
-                say.no_program,
+                messages.no_program,
                 r'exec: "(?P<program>[^"]+)":',  # Docker
                 r"^(?:\S*/)?(?:ba|da)?sh: (?:line )?(?:\d+: )?(?P<program>[^:\n]+): (?:command not found|not "
                 r"found|No such"
                 r"|[^\n]*cannot execute)",
             ),
-            _on(say.no_mount, r"bind source path does not exist: (?P<path>\S+)"),
+            _on(messages.no_mount, r"bind source path does not exist: (?P<path>\S+)"),
             _on(
-                say.two_lists,  # platforms/rocm.py
+                messages.two_lists,  # platforms/rocm.py
                 r"HIP_VISIBLE_DEVICES='(?P<hip>[^']*)' vs CUDA_VISIBLE_DEVICES='(?P<cuda>[^']*)'",
             ),
             _on(
-                say.no_parser,  # entrypoints/launchers/launcher.py
+                messages.no_parser,  # entrypoints/launchers/launcher.py
                 r"invalid (?P<what>tool call|reasoning) parser: (?P<parser>\S+) \(chose from \{(?P<choices>[^}]*)",
             ),
             _on(
-                say.refused_arguments,
+                messages.refused_arguments,
                 r"(?P<why>Quantization method specified in the model config \(\w+\) does not match[^\n]*)",
                 r"(?P<why>The supplied chat template string \([^)]+\) appears path-like, but doesn't exist)",
                 r"validation errors? for \w+\n\s*Value error, (?P<why>[^\n]+?)(?: \[type=|$)",  # pydantic
             ),
-            _on(say.refused_value, r"validation errors? for \w+\n(?P<flag>[\w.]+)\n\s*(?P<why>[^\n\[]+)"),
+            _on(messages.refused_value, r"validation errors? for \w+\n(?P<flag>[\w.]+)\n\s*(?P<why>[^\n\[]+)"),
         ),
         rank=1,
     ),
     Row(
-        "no_gpu",
+        FailureClass.NO_GPU,
         "vLLM finds no GPU in the container.",
         (
             _on(
-                say.no_gpu,
+                messages.no_gpu,
                 r"Failed to infer device type",  # config/device.py
                 r"No (?:HIP|CUDA) GPUs are available|no ROCm-capable device is detected|(?:hip|cuda)ErrorNoDevice",
                 r"Unable to open /dev/kfd read-write: No such file",
@@ -418,34 +429,34 @@ ROWS: tuple[Row, ...] = (
         rank=1,
     ),
     Row(
-        "ready_timeout",
+        FailureClass.READY_TIMEOUT,
         "The server was still starting when the time for it was over.",
         (
             _on(
-                say.gave_up,  # v1/engine/core_client.py
+                messages.gave_up,  # v1/engine/core_client.py
                 r"Timed out waiting for (?:new )?engine core processes to start(?:[^\n]*?Waited (?P<waited>\d+)s)?",
             ),
         ),
         rank=1,
     ),
-    Row("stalled", "The start stood still: no log, no download, no computing."),
-    Row("wrong_model_served", "A server answers on the port, but serves another model."),
+    Row(FailureClass.STALLED, "The start stood still: no log, no download, no computing."),
+    Row(FailureClass.WRONG_MODEL_SERVED, "A server answers on the port, but serves another model."),
     Row(
-        "stopped_by_signal",
+        FailureClass.STOPPED_BY_SIGNAL,
         "Somebody stopped the server, it did not fail.",
         (
             _on(
-                lambda case: say.stopped(ready=case.run.ready),
+                lambda case: messages.stopped(ready=case.run.ready),
                 r"KeyboardInterrupt: terminated",  # entrypoints/launchers/api_server/entry.py: SIGTERM during a start
             ),
         ),
     ),
     Row(
-        "collective_init",
+        FailureClass.COLLECTIVE_INIT,
         "The processes of a server over several GPUs or nodes cannot reach each other.",
         (
             _on(
-                say.collective,
+                messages.collective,
                 # distributed/device_communicators/pynccl_wrapper.py; RCCL reports as NCCL
                 r"NCCL error:? ?(?:in: )?(?P<what>[^\n(]{0,120})",
                 # PyTorch
@@ -460,11 +471,11 @@ ROWS: tuple[Row, ...] = (
         serving=True,
     ),
     Row(
-        "engine_died",
+        FailureClass.ENGINE_DIED,
         "The engine's process died.",
         (
             _on(
-                say.last_words,
+                messages.last_words,
                 # ROCm runtime
                 r"(?P<what>Memory access fault by GPU node-\d+[^\n.]{0,120}|HSA_STATUS_ERROR\w+)",
                 r"(?P<what>HIP error: [^\n.]{0,80})",
@@ -478,7 +489,7 @@ ROWS: tuple[Row, ...] = (
         rank=2,
         serving=True,
     ),
-    Row("unknown", "None of the known failures; the earliest error of the log is given."),
+    Row(FailureClass.UNKNOWN, "None of the known failures; the earliest error of the log is given."),
 )
 
 #: The classes of ``failure.class``, each told by one row.

@@ -16,7 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..common.failure import Failure, FailureClass
 from ..vllm import ranks as replicas
+from . import blame
 from .rendezvous import INTERVAL, Lost, Rendezvous
 
 Answer = dict[str, Any]
@@ -33,6 +35,10 @@ LOOK = 1.0
 CAUSE = 30.0
 #: Slices in the time after which a start that shows no sign of life counts as stalled.
 SLICES = 4
+#: What to do where a node refused, where a host is gone, and where hosts ask for different servers.
+MEND_NODE = "Mend that node, then run again"
+MEND_HOST = "Mend that host, then run again"
+MEND_VARIABLES = "All hosts of one replica serve the same: correct their variables; nothing was touched"
 #: Seconds that workers of a replica in which nothing changes give its head to confirm that it is ready.
 CONFIRM = 5.0
 
@@ -77,7 +83,7 @@ class ReplicaRun:
             why = f"has ended: {answer.get('msg') or 'done'}"
         except Lost as lost:
             why = f"has ended: {lost}"
-            answer = self._refused(f"{lost}", "lost")
+            answer = self._refused(f"{lost}", MEND_HOST)
         finally:
             self.meeting.leave(why)
         return answer
@@ -86,7 +92,7 @@ class ReplicaRun:
         self.meeting.publish("same", self._same())
         different = differing(self.meeting.gather("same", arrival=ARRIVAL), self.replica["hosts"])
         if different:
-            return self._refused(different, "bad_argument")
+            return self._refused(different, MEND_VARIABLES, FailureClass.BAD_ARGUMENT)
         answer = self._step("check")
         checked = self._agree("checked", answer)
         if isinstance(checked, str):
@@ -166,7 +172,7 @@ class ReplicaRun:
     def _failed_check(self, answer: Answer, agreed: str) -> Answer:
         """Fail with the node's own words where it has some."""
         own = answer.get("failed") or answer.get("unreachable")
-        shape = self._refused(str(answer.get("msg")), "unknown")
+        shape = self._refused(str(answer.get("msg")))
         if own:
             failure = answer.get("failure") or shape["failure"]
             return {**shape, "msg": answer.get("msg"), "failure": failure}
@@ -295,9 +301,9 @@ class ReplicaRun:
             self.meeting.publish("verdict", {"ready": False})
         elif own or answer.get("failed") or answer.get("unreachable"):
             msg = str(answer.get("msg") or "")
-            failure = own or {"class": "unknown", "cause": msg, "evidence": [], "remedy": "", "exit_code": None}
+            failure = own or Failure(FailureClass.UNKNOWN, msg).as_result()
             self.meeting.publish("verdict", {"failure": failure, "msg": msg})
-            if failure.get("class") not in replicas.CONSEQUENCES:
+            if failure.get("class") not in blame.CONSEQUENCES:
                 self._tell(failure)
         else:
             self.meeting.publish("verdict", {"ready": False})
@@ -307,12 +313,12 @@ class ReplicaRun:
             everyone, lost = self.meeting.told("verdict"), lost or gone
         told = [(h, v) for h, v in everyone.items() if v and v.get("failure")]
         failures = [(h, {**v["failure"], "msg": v.get("msg", "")}) for h, v in told]
-        blamed = replicas.culprit(failures)
+        blamed = blame.culprit(failures)
         if blamed is None:
             what = str(lost) if lost else "a partner gave up"
-            blamed = ("", {"class": "unknown", "cause": what, "evidence": [], "remedy": "Run again", "msg": what})
+            blamed = ("", {**Failure(FailureClass.UNKNOWN, what, remedy="Run again").as_result(), "msg": what})
         culprit, failure = blamed[0], dict(blamed[1])
-        if culprit == self.host and failure.get("class") in replicas.CONSEQUENCES:
+        if culprit == self.host and failure.get("class") in blame.CONSEQUENCES:
             self._tell(failure)
         failure.pop("lost", None)
         because = str(failure.pop("msg"))
@@ -343,7 +349,7 @@ class ReplicaRun:
         self.say(f"[{self.host}] failed, {failure.get('class')}: {cause}; all nodes of {self.replica['name']} go back")
 
     def _not_back(self, answer: Answer) -> Answer:
-        self.meeting.publish("back", {"failure": {"class": "unknown"}})
+        self.meeting.publish("back", {"failure": {"class": FailureClass.UNKNOWN.value}})
         msg = str(answer.get("msg") or self.because)
         if "not become ready" not in msg:
             msg = f"{msg} The previous server was put back but did not become ready on all nodes of the replica."
@@ -382,20 +388,17 @@ class ReplicaRun:
         return self.call("vllm_server", args)
 
     def _refused_by_partner(self, why: str) -> Answer:
-        answer = self._refused(f"nothing was touched, because {why}", "unknown")
+        answer = self._refused(f"nothing was touched, because {why}")
         if self.refusal and self.refusal[1].get("failure"):
             answer["failure"] = {**self.refusal[1]["failure"], "host": self.refusal[0]}
         answer["msg"] = f"{self.host}, container {self.name}: nothing was touched, because {why}"
         return answer
 
-    def _refused(self, cause: str, failure_class: str) -> Answer:
+    def _refused(
+        self, cause: str, remedy: str = MEND_NODE, failure_class: FailureClass = FailureClass.UNKNOWN
+    ) -> Answer:
         """An answer of the module's shape for what never got to the node."""
-        known = failure_class if failure_class != "lost" else "unknown"
-        remedy = {
-            "lost": "Mend that host, then run again",
-            "bad_argument": "All hosts of one replica serve the same: correct their variables; nothing was touched",
-        }.get(failure_class, "Mend that node, then run again")
-        failure: dict[str, Any] = {"class": known, "cause": cause, "evidence": [], "remedy": remedy, "exit_code": None}
+        failure = Failure(failure_class, cause, remedy=remedy)
         return {
             "failed": True,
             "changed": False,
@@ -408,8 +411,8 @@ class ReplicaRun:
             "notes": [],
             "rolled_back": False,
             "confirmed": False,
-            "failure": failure,
-            "msg": f"{self.host}, container {self.name}: replica {self.replica['name']}: {cause} ({known}). {remedy}.",
+            "failure": failure.as_result(),
+            "msg": failure.sentence(f"{self.host}, container {self.name}: replica {self.replica['name']}"),
         }
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..host.ports import listeners
 
@@ -60,13 +61,17 @@ def check_interface(name: str, address: str, found: Mapping[str, Interface]) -> 
     remedy = "correct vllm_server_interface of this host (`ip addr` on the node shows them)"
     if name not in found:
         have = ", ".join(sorted(n for n in found if n != "lo")) or "none"
-        raise Refused("bad_argument", f"there is no network interface {name} on this node; it has {have}", remedy)
+        raise Refused(
+            FailureClass.BAD_ARGUMENT, f"there is no network interface {name} on this node; it has {have}", remedy
+        )
     if not found[name].up:
-        raise Refused("bad_argument", f"the network interface {name} is down", f"`ip link set {name} up`, or {remedy}")
+        raise Refused(
+            FailureClass.BAD_ARGUMENT, f"the network interface {name} is down", f"`ip link set {name} up`, or {remedy}"
+        )
     if address not in found[name].addresses:
         have = ", ".join(found[name].addresses) or "no address"
         raise Refused(
-            "bad_argument",
+            FailureClass.BAD_ARGUMENT,
             f"the network interface {name} does not have this node's address {address}; it has {have}",
             f"{remedy}, or vllm_server_node_address",
         )
@@ -77,7 +82,7 @@ def check_address(address: str, found: Mapping[str, Interface]) -> None:
     if not any(address in one.addresses for one in found.values()):
         have = ", ".join(a for one in found.values() if one.name != "lo" for a in one.addresses) or "none"
         raise Refused(
-            "bad_argument",
+            FailureClass.BAD_ARGUMENT,
             f"this node does not have the address {address} that its partners are told; it has {have}",
             "set vllm_server_node_address of this host to its own address on the network between the nodes",
         )
@@ -92,22 +97,26 @@ def check_rdma(devices: Sequence[str], gid_index: int | None, sysfs: Path, dev: 
     remedy = "correct vllm_server_rdma_devices of this host (`rdma link` on the node shows them)"
     if not dev.exists():
         raise Refused(
-            "bad_argument",
+            FailureClass.BAD_ARGUMENT,
             f"{dev} does not exist on this node",
             "load the RDMA drivers (ib_uverbs), or leave vllm_server_rdma_devices empty to use TCP",
         )
     for device in devices:
         ports = sorted((base / device / "ports").glob("*"))
         if not ports:
-            raise Refused("bad_argument", f"there is no RDMA adapter {device} on this node; it has {have}", remedy)
+            raise Refused(
+                FailureClass.BAD_ARGUMENT, f"there is no RDMA adapter {device} on this node; it has {have}", remedy
+            )
         states = [_text(port / "state") for port in ports]
         if not any("ACTIVE" in state for state in states):
-            raise Refused("bad_argument", f"the RDMA adapter {device} has no active port ({', '.join(states)})", remedy)
+            raise Refused(
+                FailureClass.BAD_ARGUMENT, f"the RDMA adapter {device} has no active port ({', '.join(states)})", remedy
+            )
         if gid_index is not None:
             gids = [_text(port / "gids" / str(gid_index)) for port in ports]
             if not any(gid.strip("0:") for gid in gids):
                 raise Refused(
-                    "bad_argument",
+                    FailureClass.BAD_ARGUMENT,
                     f"the RDMA adapter {device} has no GID at index {gid_index}",
                     "correct vllm_server_rdma_gid_index of this host (`show_gids` shows them; RoCE v2 is mostly 3)",
                 )
@@ -156,7 +165,7 @@ def _bound_or_own(address: str, port: int, own_pids: Callable[[], frozenset[int]
     except OSError as exc:
         if exc.errno != _EADDRINUSE:
             raise Refused(
-                "bad_argument",
+                FailureClass.BAD_ARGUMENT,
                 f"cannot listen on {address}:{port} ({exc.strerror})",
                 "correct vllm_server_node_address or vllm_server_master_addr: an address of this node",
             ) from None
@@ -165,7 +174,7 @@ def _bound_or_own(address: str, port: int, own_pids: Callable[[], frozenset[int]
         return None
     who = next((f"{name} (pid {pid})" for pid, name in holders.items()), "another program")
     raise Refused(
-        "port_taken",
+        FailureClass.PORT_TAKEN,
         f"port {port} on {address} is already taken by {who}",
         "stop that program, or choose another port (vllm_server_master_port; the next one is used too)",
     )

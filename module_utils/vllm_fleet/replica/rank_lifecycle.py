@@ -26,8 +26,9 @@ from ..server import observe as surveys
 from ..server.lifecycle import PUT_BACK, Lifecycle
 from ..server.observe import Survey
 from ..server.watch import News, Outcome, Token
-from ..vllm.ranks import CONSEQUENCES, GUARD_TARGET
+from ..vllm.ranks import GUARD_TARGET
 from . import guard
+from .blame import CONSEQUENCES
 
 #: Seconds beyond the head's patience that a worker waits for the head's verdict.
 WORKER_SLACK = 120.0

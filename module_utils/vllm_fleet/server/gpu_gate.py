@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container.spec import LABEL_ASKED_UTILIZATION, Spec, utilization_of, with_utilization
 from ..host import gpu, gpu_memory
@@ -72,7 +73,7 @@ def ranks(options: Mapping[str, Any]) -> placement.Ranks:
     try:
         return placement.ranks(cli.normalise_args(options.get("args") or {}))
     except ValueError as error:
-        raise Refused("bad_argument", str(error), "correct it in vllm_server_args") from None
+        raise Refused(FailureClass.BAD_ARGUMENT, str(error), "correct it in vllm_server_args") from None
 
 
 def before_stop(options: Mapping[str, Any], made: Spec, own_pids: frozenset[int], names: Mapping[str, str]) -> Verdict:
@@ -83,14 +84,14 @@ def before_stop(options: Mapping[str, Any], made: Spec, own_pids: frozenset[int]
     (found, certain), needed = gpus(options, names), ranks(options).local
     if not found:
         raise Refused(
-            "no_gpu",
+            FailureClass.NO_GPU,
             f"no GPU in {options['sysfs_root']}/class/kfd/kfd/topology that the server could see",
             "check `dmesg | grep amdgpu`, HIP_VISIBLE_DEVICES and its like, vllm_server_devices; "
             "gpu_memory_policy: off starts without looking",
         )
     if needed > len(found):
         raise Refused(
-            "not_enough_gpus",
+            FailureClass.NOT_ENOUGH_GPUS,
             f"the arguments ask for {needed} GPUs on this node and there are {len(found)}",
             "lower tensor-parallel-size or its like in vllm_server_args, or let the server see more of them "
             "(HIP_VISIBLE_DEVICES and its like in vllm_server_env, vllm_server_devices)",
@@ -160,7 +161,7 @@ def check_parallelism(options: Mapping[str, Any]) -> None:
         has = f"{heads} attention heads" if heads % tensor else f"{shared} KV heads"
         sizes = ", ".join(map(str, gpu_memory.tensor_parallel_sizes(heads, heads, shared)))
         raise Refused(
-            "bad_parallelism",
+            FailureClass.BAD_PARALLELISM,
             f"{options['model']} has {has}, which tensor-parallel-size {tensor} does not divide",
             f"set tensor-parallel-size in vllm_server_args to one of {sizes}",
         )
@@ -173,7 +174,7 @@ def _share(words: Sequence[str]) -> float:
 
 def _taken(message: str) -> Refused:
     head, _, tail = message.partition(". ")
-    return Refused("gpu_memory_taken", head, tail.rstrip(".") or "stop the processes that hold it")
+    return Refused(FailureClass.GPU_MEMORY_TAKEN, head, tail.rstrip(".") or "stop the processes that hold it")
 
 
 def _cached(options: Mapping[str, Any]) -> snapshot.Weights | None:
@@ -212,6 +213,8 @@ def _weights(options: Mapping[str, Any], vram_total: int, wanted: float) -> floa
     if not fit.ok:
         head, _, tail = fit.sentence.partition(". ")
         raise Refused(
-            "model_too_large", head, tail.rstrip(".") or "use more GPUs (tensor-parallel-size) or a smaller model"
+            FailureClass.MODEL_TOO_LARGE,
+            head,
+            tail.rstrip(".") or "use more GPUs (tensor-parallel-size) or a smaller model",
         )
     return gpu_memory.lowest_for_weights(fit.per_gpu, vram_total)

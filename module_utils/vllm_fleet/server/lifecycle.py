@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container import compare, plan
 from ..container.engine import Engine, EngineError, EngineUnavailable
@@ -107,11 +108,11 @@ class Lifecycle:
         except Refused as exc:
             return self._refused(exc)
         except LockTaken as exc:
-            return self._refused(Refused("unknown", str(exc), "wait for it to end, then run again"))
+            return self._refused(Refused(FailureClass.UNKNOWN, str(exc), "wait for it to end, then run again"))
         except OSError as exc:
             return self._refused(unwritable(exc, str(self.options["state_dir"])))
         except (EngineError, EngineUnavailable) as exc:
-            self._set_failure(Refused("unknown", str(exc), ENGINE_REMEDY))
+            self._set_failure(Refused(FailureClass.UNKNOWN, str(exc), ENGINE_REMEDY))
             self.passage.changed = bool(self.passage.actions)
             return self._result(None, failed=True, msg=self.passage.msg)
 
@@ -162,7 +163,7 @@ class Lifecycle:
         current = self.engine.container(self.name)
         if current is None:
             raise Refused(
-                "unknown",
+                FailureClass.UNKNOWN,
                 f"the container {self.name} disappeared while its start was watched",
                 "somebody else removed it; run again",
             )
@@ -176,7 +177,7 @@ class Lifecycle:
         told = self.node.failure(p.current) if p.phase != "restore" else None
         if told is None or told.get("previous") != now:
             raise Refused(
-                "unknown",
+                FailureClass.UNKNOWN,
                 f"the container {p.current[:12]}, whose start was watched, was replaced by {now[:12]} meanwhile",
                 "another run or somebody did that; look what serves now (playbooks/status.yml), and run again",
             )
@@ -592,19 +593,12 @@ class Lifecycle:
             secrets=self.secrets,
         )
         found = diagnose.diagnose(log, facts, context, one_start=one_start)
-        p.failure = found.as_dict()
+        p.failure = found.as_result()
         p.msg = diagnose.message(found, context)
 
     def _set_failure(self, exc: Refused) -> None:
-        remedy = exc.remedy[:1].upper() + exc.remedy[1:].rstrip(".")
-        self.passage.failure = {
-            "class": exc.failure_class,
-            "cause": exc.cause,
-            "evidence": exc.evidence,
-            "remedy": remedy,
-            "exit_code": None,
-        }
-        self.passage.msg = f"{self.host}, container {self.name}: {exc.cause} ({exc.failure_class}). {remedy}."
+        self.passage.failure = exc.failure.as_result()
+        self.passage.msg = exc.failure.sentence(f"{self.host}, container {self.name}")
 
     def _refused(self, exc: Refused) -> dict[str, Any]:
         """Nothing was touched, and the result says so whatever the differences were."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container import compare, plan, spec
 from ..container.engine import Engine
@@ -106,12 +107,14 @@ def _without_spec(
         made = plan.make(state, [], _existing(current, rank), _existing(previous, previous_rank), restoring)
     except plan.NothingToRestore:
         raise Refused(
-            "unknown",
+            FailureClass.UNKNOWN,
             f"there is no container {name}{PREVIOUS_SUFFIX} to restore",
             "deploy a release that works (state: started); nothing was touched",
         ) from None
     if state == "confirmed" and not (current and current["State"].get("Running")):
-        raise Refused("unknown", f"there is no running container {name} to confirm", "start it first (state: started)")
+        raise Refused(
+            FailureClass.UNKNOWN, f"there is no running container {name} to confirm", "start it first (state: started)"
+        )
     found = []
     if made.actions:
         status = str(current["State"].get("Status")) if current else "absent"
@@ -135,11 +138,13 @@ def desired(options: Mapping[str, Any], engine: Engine, node: NodeState) -> tupl
         spec.check_model(str(options["model"]))
         cli.normalise_args(options.get("args") or {})
     except (spec.SpecError, cli.CommandError) as exc:
-        raise Refused("bad_argument", str(exc), "correct that option and run again; nothing was touched") from None
+        raise Refused(
+            FailureClass.BAD_ARGUMENT, str(exc), "correct that option and run again; nothing was touched"
+        ) from None
     image = engine.image(ref)
     if image is None:
         raise Refused(
-            "image_missing",
+            FailureClass.IMAGE_MISSING,
             f"the image {ref} is not on this node",
             "pull, build or load it first (role vllm_image); nothing was touched",
         )
@@ -150,10 +155,12 @@ def desired(options: Mapping[str, Any], engine: Engine, node: NodeState) -> tupl
     try:
         made = spec.build(full, image, node_facts(options), shutdown_timeout="shutdown-timeout" in known)
     except (spec.SpecError, cli.CommandError) as exc:
-        raise Refused("bad_argument", str(exc), "correct that option and run again; nothing was touched") from None
+        raise Refused(
+            FailureClass.BAD_ARGUMENT, str(exc), "correct that option and run again; nothing was touched"
+        ) from None
     if made.network_mode not in ("bridge", "host", "none") and not engine.network_exists(made.network_mode):
         raise Refused(
-            "bad_argument",
+            FailureClass.BAD_ARGUMENT,
             f"network_mode: there is no Docker network {made.network_mode} on this node",
             "create it (docker network create), or use host or bridge",
         )
@@ -190,7 +197,7 @@ def _known_flags(
         if on in known:
             hint = f"leave {on} out (null), for there is no way to say no to it"
         raise Refused(
-            "bad_argument",
+            FailureClass.BAD_ARGUMENT,
             f"args: {', '.join('--' + u for u in unknown)} is not a flag of the vLLM in {image.ref}",
             f"{hint} (vllm_server_args); nothing was touched",
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container.spec import (
     ALL_CAPABILITIES,
@@ -78,7 +79,7 @@ def port_is_free(
                 who = next((f"{name} (pid {pid})" for pid, name in holders.items()), "another program")
                 raise _port_taken(bind, port, who) from None
             raise Refused(
-                "bad_argument",
+                FailureClass.BAD_ARGUMENT,
                 f"bind: {bind}:{port} cannot be used on this node ({exc.strerror})",
                 "give an address that the node has (`ip addr`), or 127.0.0.1",
             ) from None
@@ -86,7 +87,7 @@ def port_is_free(
 
 def _leaked(bind: str, port: int, pid: int) -> Leaked:
     return Leaked(
-        "port_taken",
+        FailureClass.PORT_TAKEN,
         f"port {port} on {bind} is still held by Docker itself (pid {pid}) for a container that does not run: the "
         "engine was killed while it started one, and lost track of it",
         "restart the engine (`systemctl restart docker`; with live-restore the other containers go on), then run again",
@@ -96,7 +97,7 @@ def _leaked(bind: str, port: int, pid: int) -> Leaked:
 
 def _port_taken(bind: str, port: int, who: str) -> Refused:
     return Refused(
-        "port_taken",
+        FailureClass.PORT_TAKEN,
         f"port {port} on {bind} is already taken by {who}",
         "stop that program or choose another port (vllm_server_port)",
         [f"listening on port {port}: {who}"],
@@ -108,7 +109,7 @@ def volumes_exist(volumes: Iterable[Volume]) -> None:
     for volume in volumes:
         if volume.source.startswith("/") and not Path(volume.source).exists():
             raise Refused(
-                "cache_miss_offline" if volume.target.startswith(HF_HOME) else "bad_argument",
+                FailureClass.CACHE_MISS_OFFLINE if volume.target.startswith(HF_HOME) else FailureClass.BAD_ARGUMENT,
                 f"{volume.source} (to be mounted at {volume.target}) does not exist on this node",
                 "create it, or correct the path; it is the node's path, not the controller's",
             )
@@ -120,7 +121,7 @@ def devices_exist(devices: Iterable[str]) -> None:
     missing = [str(path) for path in paths if not path.exists()]
     if {*missing} & {*ROCM_DEVICES}:
         raise Refused(
-            "driver_missing",
+            FailureClass.DRIVER_MISSING,
             f"this node has no {' and no '.join(missing)}: the amdgpu driver is not loaded",
             "load or install it (role rocm; `modprobe amdgpu`, `dkms status`), or set vllm_server_accelerator: cpu",
         )
@@ -128,7 +129,7 @@ def devices_exist(devices: Iterable[str]) -> None:
     if other:
         what = "this node has no" if missing else "no device is"
         raise Refused(
-            "bad_argument",
+            FailureClass.BAD_ARGUMENT,
             f"devices: {what} {', '.join(missing or other)}",
             "correct vllm_server_devices: it names paths of this node as they are, such as /dev/kfd and "
             "/dev/dri/renderD128",
@@ -147,7 +148,7 @@ def capabilities_can_be_given(wanted: Sequence[str], status: Path = Path("/proc/
     missing = [name for name in asked if not has >> CAPABILITIES.index(name) & 1]
     if missing:
         raise Refused(
-            "bad_argument",
+            FailureClass.BAD_ARGUMENT,
             f"capabilities: {', '.join(wanted)} asks for {', '.join(missing)}, which no process of this node may have",
             "name those that the server needs (vllm_server_capabilities), such as SYS_PTRACE",
         )
@@ -159,13 +160,13 @@ def model_folder_exists(model: str) -> None:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist on this node"
         raise Refused(
-            "model_not_found",
+            FailureClass.MODEL_NOT_FOUND,
             f"model: expected a folder with a model, but {model} {what}",
             "correct vllm_server_model; a path is the node's, not the controller's",
         )
     if not (folder / "config.json").is_file() and not (folder / "params.json").is_file():
         raise Refused(
-            "model_not_found",
+            FailureClass.MODEL_NOT_FOUND,
             f"model: {model} holds neither a config.json nor a params.json",
             "name the folder that holds the model's files; of a Hugging Face cache that is snapshots/<commit>",
         )
@@ -176,14 +177,14 @@ def cache_folder(cache: str) -> Path:
     folder = Path(cache)
     if not folder.is_absolute():
         raise Refused(
-            "bad_argument",
+            FailureClass.BAD_ARGUMENT,
             f"hf_cache: expected an absolute path on the node, got {cache!r}",
             "begin it with / or with ~/ (the connecting user's home on the node)",
         )
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise Refused(
-            "cache_miss_offline",
+            FailureClass.CACHE_MISS_OFFLINE,
             f"hf_cache: expected a folder on the node, but {cache} {what}",
             "run the role hf_cache first, or correct hf_cache_path",
         )
@@ -196,19 +197,19 @@ def model_in_cache(cache: str, model: str, revision: str | None) -> None:
     try:
         report = snapshot.inspect(Repository(folder, model), revision or "main")
     except SnapshotError as exc:
-        raise Refused("model_not_found", str(exc), "correct vllm_server_model") from None
+        raise Refused(FailureClass.MODEL_NOT_FOUND, str(exc), "correct vllm_server_model") from None
     if report.complete:
         return
     wrong = [*report.missing, *report.corrupt]
     if report.commit is None or report.files == 0:
         raise Refused(
-            "cache_miss_offline",
+            FailureClass.CACHE_MISS_OFFLINE,
             f"{model} at revision {revision or 'main'} is not in the cache {cache}",
             "put it there with the role hf_cache, or set env HF_HUB_OFFLINE to 0 to let the server download it",
             [f"missing: {item}" for item in wrong[:5]],
         )
     raise Refused(
-        "cache_incomplete",
+        FailureClass.CACHE_INCOMPLETE,
         f"the snapshot of {model} in {cache} is not whole: {len(wrong)} of its files are missing or damaged",
         "run the role hf_cache: it fetches only what is missing",
         [f"missing: {m}" for m in report.missing[:5]] + [f"damaged: {c}" for c in report.corrupt[:5]],

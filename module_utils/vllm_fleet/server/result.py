@@ -6,6 +6,7 @@ import errno
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..common.failure import Failure, FailureClass
 from ..common.refused import Refused
 
 #: What to do when Docker does not answer.
@@ -17,17 +18,11 @@ ENGINE_REMEDY = (
 
 def no_engine(name: str, host: str, error: Exception) -> dict[str, Any]:
     """Give the result of a run that found no Docker engine."""
-    failure: dict[str, Any] = {
-        "class": "unknown",
-        "cause": str(error),
-        "evidence": [],
-        "remedy": ENGINE_REMEDY,
-        "exit_code": None,
-    }
+    failure = Failure(FailureClass.UNKNOWN, str(error), remedy=ENGINE_REMEDY)
     return {
         "failed": True,
         "msg": f"{host}, container {name}: {error}. {ENGINE_REMEDY[:1].upper()}{ENGINE_REMEDY[1:]}.",
-        "failure": failure,
+        "failure": failure.as_result(),
         **{"changed": False, "rolled_back": False, "confirmed": False, "elapsed": 0.0},
         **{key: [] for key in ("actions", "differences", "stages", "notes")},
         **dict.fromkeys(("container", "spec", "downtime", "log_file")),
@@ -40,10 +35,10 @@ def unwritable(error: OSError, folder: str) -> Refused:
     path = str(error.filename or folder)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Refused(
-            "disk_full", f"there is no space left to write {path}", "free space on that disk, then run again"
+            FailureClass.DISK_FULL, f"there is no space left to write {path}", "free space on that disk, then run again"
         )
     return Refused(
-        "unknown",
+        FailureClass.UNKNOWN,
         f"{path} cannot be written ({error.strerror or error})",
         "run as root (become: true), or set state_dir (vllm_server_state_dir) to a folder that this user may write",
     )

@@ -281,23 +281,6 @@ def together(actions: Mapping[str, Sequence[str]]) -> str:
     return "restart" if any("start" in words for words in planned) else ""
 
 
-#: Classes that a partner's death brings upon the others, and which therefore explain nothing when there is another.
-CONSEQUENCES = frozenset({"collective_init", "engine_died", "stopped_by_signal", "stalled", "ready_timeout", "unknown"})
-
-
-def culprit(verdicts: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, Mapping[str, Any]] | None:
-    """Of the nodes that failed, in the order in which they said so, the one whose reason is the reason.
-
-    ``verdicts``: (host, failure). A rank that died of its own cause is followed by others that only lost their partner.
-    ``lost`` in a failure: read in the log of a rank that was ended with its partners before it had ended by itself.
-    """
-
-    def doubt(verdict: tuple[str, Mapping[str, Any]]) -> tuple[bool, bool]:
-        return verdict[1].get("class") in CONSEQUENCES, bool(verdict[1].get("lost"))
-
-    return min(verdicts, key=doubt, default=None)  # of equals the first
-
-
 def _get(variables: Mapping[str, Mapping[str, Any]], host: str, name: str) -> Any:
     found = variables.get(host) if host in variables else None
     return None if found is None else found.get(name)

@@ -307,7 +307,7 @@ def test_no_secret_comes_out_of_a_diagnosis() -> None:
     log = read("unknown.log").replace("lazy tensor", "lazy tensor of hf_CanaryCanary01234567 for plaincanary")
     known = Context(host="node3", secrets=["plaincanary"])
     failure = diagnose(log, ExitFacts(1), known)
-    assert "canary" not in f"{failure} {message(failure, known)} {failure.as_dict()}".lower().replace("***", "")
+    assert "canary" not in f"{failure} {message(failure, known)} {failure.as_result()}".lower().replace("***", "")
     assert "plaincanary" not in repr(known)
 
     docker = diagnose("", ExitFacts(error="bad env VLLM_API_KEY=plaincanary", verdict="not_started"), known)

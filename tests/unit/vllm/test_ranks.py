@@ -179,17 +179,3 @@ def test_a_recorded_rank_is_asked_for_again_by_what_its_user_had_given(host, bac
 )
 def test_what_one_node_must_do_all_do(actions, all_do):
     assert ranks.together(actions) == all_do
-
-
-def test_the_reason_is_the_one_that_is_not_a_consequence():
-    lost = ("a1", {"class": "collective_init"})
-    cause = ("a2", {"class": "gpu_memory_taken"})
-    assert ranks.culprit([lost, cause]) == cause
-    assert ranks.culprit([lost]) == lost
-    # Read in the log of a rank that was ended: better than a consequence, less sure than what a rank died of by itself.
-    read = ("a3", {"class": "disk_full", "lost": True})
-    assert ranks.culprit([lost, read]) == read
-    assert ranks.culprit([read, lost, cause]) == cause
-    # Of two that explain nothing, the one that spoke first.
-    assert ranks.culprit([("a2", {"class": "unknown"}), lost]) == ("a2", {"class": "unknown"})
-    assert ranks.culprit([]) is None
