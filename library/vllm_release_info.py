@@ -120,8 +120,9 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.vllm_fleet.container import compare
 from ansible.module_utils.vllm_fleet.container.engine import Engine, EngineError, EngineUnavailable
 from ansible.module_utils.vllm_fleet.server import release
+from ansible.module_utils.vllm_fleet.server.options import DEFAULT_STATE_DIR
 from ansible.module_utils.vllm_fleet.server.release_store import Releases, commit_of, engine_caches, inside_url
-from ansible.module_utils.vllm_fleet.server.state import DEFAULT_STATE_DIR, NodeState
+from ansible.module_utils.vllm_fleet.server.state import NodeState
 
 
 def gather(params: dict[str, Any], engine: Engine) -> dict[str, Any]:

@@ -426,6 +426,7 @@ token:
 
 import contextlib
 import socket
+from functools import partial
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -433,11 +434,11 @@ from ansible.module_utils.common.validation import check_type_dict
 
 from ansible.module_utils.vllm_fleet.container.engine import Engine, EngineUnavailable
 from ansible.module_utils.vllm_fleet.container.spec import secret_values
-from ansible.module_utils.vllm_fleet.replica.rank_lifecycle import ReplicaLifecycle
+from ansible.module_utils.vllm_fleet.replica.rank_lifecycle import RankLifecycle, Step
 from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
+from ansible.module_utils.vllm_fleet.server.options import DEFAULT_STATE_DIR, ServerOptions
 from ansible.module_utils.vllm_fleet.server.result import no_engine
-from ansible.module_utils.vllm_fleet.server.state import DEFAULT_STATE_DIR
-from ansible.module_utils.vllm_fleet.server.watch import ENGINE_PATIENCE
+from ansible.module_utils.vllm_fleet.server.watch import ENGINE_RETRY_TIMEOUT
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "name": {"type": "str", "default": "vllm"},
@@ -521,23 +522,24 @@ def main() -> None:
         supports_check_mode=True,
         required_if=[("state", "started", ["image", "model"])],
     )
-    options = module.params
+    params = module.params
     hidden = module.hidden()
-    secrets = tuple(hidden | {options[k] for k in ("api_key", "hf_token") if options[k]})
-    host = options["reported_host"] or socket.gethostname()
-    token = options["watch_token"]
+    secrets = tuple(hidden | {params[k] for k in ("api_key", "hf_token") if params[k]})
+    host = params["reported_host"] or socket.gethostname()
+    token = params["watch_token"]
     try:
         # In the middle of a watch an engine that restarts (live-restore, an update of Docker) is waited for.
-        engine = Engine(options["docker_host"], patience=ENGINE_PATIENCE if token else 0.0)
+        engine = Engine(params["docker_host"], retry_timeout=ENGINE_RETRY_TIMEOUT if token else 0.0)
     except EngineUnavailable as exc:
-        module.fail_json(**no_engine(options["name"], host, exc))
-    result = (ReplicaLifecycle if options["replica_step"] else Lifecycle)(
-        options,
+        module.fail_json(**no_engine(params["name"], host, exc))
+    step = params["replica_step"]
+    result = (partial(RankLifecycle, step=Step.from_params(step)) if step else Lifecycle)(
+        ServerOptions.from_params(params),
         engine,
         host=host,
         check_mode=module.check_mode,
         token=token,
-        slice_seconds=options["watch_slice"],
+        slice_seconds=params["watch_slice"],
         secrets=secrets,
     ).run()
     if module._verbosity < 1:  # the lines are for -v; without it they would only make the answer longer

@@ -118,7 +118,7 @@ def test_a_memory_limit(server, engine, policy):
         if action == "create":
             server.client.api.update_container(server.id(), mem_limit="32m", memswap_limit="32m")
 
-    options = server.options(entrypoint=["python3", "-c", "bytearray(1 << 30)"], restart_policy=policy)
+    options = server.parsed(entrypoint=["python3", "-c", "bytearray(1 << 30)"], restart_policy=policy)
     result = Lifecycle(options, engine, host="node7", after_action=limit).run()
     assert_reads_well(result, server, "host_memory")
     assert server.running() == []
@@ -282,7 +282,7 @@ def test_a_port_taken_after_the_check_is_diagnosed_from_dockers_words(server, en
 
     server.ready()
     old = server.id()
-    result = Lifecycle(server.options(labels={"a": "b"}), engine, host="node7", after_action=take).run()
+    result = Lifecycle(server.parsed(labels={"a": "b"}), engine, host="node7", after_action=take).run()
     for holder in holders:
         holder.close()
     assert_reads_well(result, server, "port_taken")
@@ -384,7 +384,7 @@ def test_a_disk_that_fills_up_does_not_keep_the_old_server_from_coming_back(serv
     from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
 
     old = server.ready()["container"]["id"]
-    options = server.options(env={"STANDIN_FAIL_AT": "load"})
+    options = server.parsed(env={"STANDIN_FAIL_AT": "load"})
     result = Lifecycle(options, engine, host="node7", after_action=small_disk).run()
     assert result["failed"] and result["rolled_back"], result["msg"]
     assert "failure ordered at stage load" in result["msg"]

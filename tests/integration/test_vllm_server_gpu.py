@@ -222,7 +222,7 @@ def test_the_old_server_waits_for_the_memory_of_the_new_one(server, idle, how):
 
     bad = {"STANDIN_START_SECONDS": "0", **({"STANDIN_FAIL_AT": "load"} if how == "failed" else {})}
     for change in ({"env": bad, "labels": {"release": "2"}}, {"state": "restored"}):
-        given = server.options(**options, **change)
+        given = server.parsed(**options, **change)
         result = Lifecycle(given, server.engine, host="node7", after_action=new_one).run()
         if how == "failed":
             break
@@ -327,7 +327,7 @@ def test_a_device_that_vanishes_after_the_check(server, idle):
     device = "/dev/kfd-of-a-test"
     os.mknod(device, 0o666 | 0o020000, os.makedev(1, 3))
     try:
-        options = server.options(**rocm(idle, devices=[device]))
+        options = server.parsed(**rocm(idle, devices=[device]))
         unlink = lambda action: Path(device).unlink() if action == "create" else None  # noqa: E731
         result = Lifecycle(options, server.engine, host="node7", after_action=unlink).run()
     finally:

@@ -160,7 +160,7 @@ def test_neither_comes_up(server, engine):
             server.client.api.start(server.blocker)
 
     try:
-        options = server.options(**release(2, **BAD))
+        options = server.parsed(**release(2, **BAD))
         result = Lifecycle(options, engine, host="node7", after_action=break_the_old_one).run()
     finally:
         server.client.api.remove_container(server.blocker, force=True)
@@ -252,7 +252,7 @@ def blocked(server, action, block):
         if done == action:
             block()
 
-    return Lifecycle(server.options(**release(2)), server.engine, host="node7", after_action=after).run()
+    return Lifecycle(server.parsed(**release(2)), server.engine, host="node7", after_action=after).run()
 
 
 def test_an_action_that_docker_refuses_does_not_cost_the_old_server(server):
@@ -454,12 +454,12 @@ def test_a_server_that_another_run_replaced_meanwhile_is_not_taken_for_the_watch
 
 def test_a_rank_that_is_told_twice_to_go_back_goes_back_once(server):
     """The answer to the first time was lost: the one that came back must not be taken for the one that failed."""
-    from ansible.module_utils.vllm_fleet.replica.rank_lifecycle import ReplicaLifecycle
+    from ansible.module_utils.vllm_fleet.replica.rank_lifecycle import RankLifecycle, Step
 
     def step(name, token=None):
-        options = server.options(**release(2, **BAD), replica_step={"name": name})
+        options = server.parsed(**release(2, **BAD))
         token = json.loads(json.dumps(token))
-        return ReplicaLifecycle(options, server.engine, host="node7", token=token).run()
+        return RankLifecycle(options, server.engine, step=Step(name), host="node7", token=token).run()
 
     old = server.ready(**release(1))["container"]["id"]
     failed = step("go", step("hold")["token"])

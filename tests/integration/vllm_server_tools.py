@@ -25,6 +25,7 @@ import vllm_server as module
 from ansible.module_utils.vllm_fleet.container.engine import Engine
 from ansible.module_utils.vllm_fleet.container.spec import is_secret
 from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
+from ansible.module_utils.vllm_fleet.server.options import ServerOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 PREVIOUS = ".previous"
@@ -65,11 +66,15 @@ class Server:
         assert not unknown, f"no such option: {unknown}"
         return {name: given.get(name, argument.get("default")) for name, argument in module.ARGUMENTS.items()}
 
+    def parsed(self, **changes: Any) -> ServerOptions:
+        """The same as the module hands them on."""
+        return ServerOptions.from_params(self.options(**changes))
+
     def run(self, *, check: bool = False, token: Any = None, slice_seconds: float | None = None, **changes: Any) -> Any:
         """Run the logic here and give the module's result."""
         options = self.options(**changes)
         return Lifecycle(
-            options,
+            ServerOptions.from_params(options),
             self.engine,
             host="node7",
             check_mode=check,
@@ -257,6 +262,7 @@ _DRIVER = r"""
 import json, os, signal, sys
 from ansible.module_utils.vllm_fleet.container.engine import Engine
 from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
+from ansible.module_utils.vllm_fleet.server.options import ServerOptions
 
 def run(job):
     done = []
@@ -267,7 +273,7 @@ def run(job):
             os.kill(os.getpid(), signal.SIGKILL)
 
     return Lifecycle(
-        job["options"], Engine(), host="node7", slice_seconds=job["slice"], after_action=after
+        ServerOptions.from_params(job["options"]), Engine(), host="node7", slice_seconds=job["slice"], after_action=after
     ).run()
 
 if len(sys.argv) == 1:

@@ -39,8 +39,8 @@ class EngineError(Exception):
 class Engine:
     """One Docker engine. Every method is one question or one action; nothing is decided here."""
 
-    def __init__(self, url: str | None = None, patience: float = 0.0) -> None:
-        """Connect to ``url`` (default: DOCKER_HOST or the local socket), trying for ``patience`` seconds.
+    def __init__(self, url: str | None = None, retry_timeout: float = 0.0) -> None:
+        """Connect to ``url`` (default: DOCKER_HOST or the local socket), trying for ``retry_timeout`` seconds.
 
         Raises EngineUnavailable.
 
@@ -50,11 +50,11 @@ class Engine:
         self._url = url or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
         self._sdk_client: Any = None
         self._socket = DockerApi(self._url.removeprefix("unix://")) if self._url.startswith("unix://") else None
-        self.wait(patience)
+        self.wait(retry_timeout)
 
-    def wait(self, patience: float) -> None:
-        """Return when the engine answers; raises EngineUnavailable when it does not within ``patience`` seconds."""
-        deadline = time.monotonic() + patience
+    def wait(self, timeout: float) -> None:
+        """Return when the engine answers; raises EngineUnavailable when it does not within ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
         while True:
             try:
                 self._ping()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from .compare import UPDATABLE, Difference
+from .inspected import Inspected, ident, running
 
 #: The name under which the replaced container waits, in case it is needed again.
 PREVIOUS_SUFFIX = ".previous"
@@ -36,6 +37,11 @@ class Existing:
     running: bool
     rank: Rank = Rank.UNKNOWN
     paused: bool = False
+
+    @classmethod
+    def of(cls, container: Inspected, rank: Rank) -> Existing:
+        """Return an inspected container, with what is known of it."""
+        return cls(ident(container), running(container), rank, bool(container["State"].get("Paused")))
 
 
 @dataclass(frozen=True)

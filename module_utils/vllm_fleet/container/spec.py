@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from ..vllm import cli
 from ..weights import layout
+from .options import ContainerOptions
 
 #: Where the Hugging Face home and the engine's own caches appear inside the container (vLLM's documented
 #: ``-v ~/.cache/huggingface:/root/.cache/huggingface``).
@@ -266,65 +267,78 @@ def check_model(model: str) -> None:
         raise SpecError(f"model: {exc}") from None
 
 
-def build(options: Mapping[str, object], image: Image, node: NodeFacts, *, shutdown_timeout: bool) -> Spec:
-    """Make the desired container from the module's options.
+def check_args(options: ContainerOptions) -> None:
+    """Refuse arguments of ``vllm serve`` that cannot be read. Raises SpecError."""
+    if options.args_problem:
+        raise SpecError(options.args_problem)
 
-    ``options`` has the module's option names, with ``engine_cache`` (host folder for the engine's compile caches, or
-    None). ``shutdown_timeout`` says that the image's vLLM knows ``--shutdown-timeout`` (since 0.18).
-    Raises SpecError or command.CommandError with a sentence for the user.
+
+def build(
+    options: ContainerOptions,
+    image: Image,
+    node: NodeFacts,
+    *,
+    shutdown_timeout: bool,
+    engine_cache: str | None = None,
+) -> Spec:
+    """Return the desired container. Raises SpecError with a sentence for the user.
+
+    ``engine_cache``: folder on the node for the engine's compile caches. ``shutdown_timeout`` says that the image's
+    vLLM knows ``--shutdown-timeout`` (since 0.18).
     """
-    name = str(options["name"])
-    if not _CONTAINER_NAME.match(name):
-        raise SpecError(f"name: expected a container name ([a-zA-Z0-9][a-zA-Z0-9_.-]+), got {name!r}")
-    model = str(options["model"])
-    check_model(model)
-    rocm = options["accelerator"] == "rocm"
-    entrypoint = cli.entrypoint_for(image.entrypoint, _strings(options.get("entrypoint")))
-    env, secrets = _env(options)
-    network_mode = str(options.get("network_mode") or "bridge")
-    bind, port = _address(str(options["bind"]), published=network_mode != "host"), _int(options["port"])
-    if not 1 <= port <= 65535:
-        raise SpecError(f"port: expected 1 to 65535, got {port}")
-    extra: dict[str, str] = {}
-    if options.get("revision"):
-        extra["revision"] = str(options["revision"])
-    ports: dict[str, str] = {}
-    if network_mode == "host":
-        extra |= {"host": bind, "port": str(port)}
-    else:
-        ports = {f"{CONTAINER_PORT}/tcp": f"{bind}:{port}"}
-    args = _mapping(options.get("args"))
-    stop_timeout = _int(options["stop_timeout"])
-    names = cli.normalise_args(args)
-    if shutdown_timeout and "shutdown-timeout" not in names:
-        # Below Docker's own limit, so that vLLM ends by itself and is not killed in the middle of the last answer.
-        extra["shutdown-timeout"] = str(max(0, stop_timeout - max(2, stop_timeout // 6)))
-    check_utilization(names.get("gpu-memory-utilization"))
-    _check_plain_http(names)
-    words = cli.build(model, args, entrypoint=entrypoint, extra=extra)
+    if not _CONTAINER_NAME.match(options.name):
+        raise SpecError(f"name: expected a container name ([a-zA-Z0-9][a-zA-Z0-9_.-]+), got {options.name!r}")
+    check_model(options.model)
+    bind = _address(options.bind, published=options.network_mode != "host")
+    if not 1 <= options.port <= 65535:
+        raise SpecError(f"port: expected 1 to 65535, got {options.port}")
+    check_args(options)
+    check_utilization(options.flags.get(UTILIZATION))
+    _check_plain_http(options.flags)
+    rocm = options.rocm
+    entrypoint = cli.entrypoint_for(image.entrypoint, options.entrypoint)
+    extra = _own_flags(options, bind, shutdown_timeout=shutdown_timeout)
+    env = _env(options, engine_cache)
     spec = Spec(
-        name=name,
-        image=str(options["image"]),
+        name=options.name,
+        image=options.image,
         entrypoint=tuple(entrypoint),
-        command=tuple(words),
+        command=tuple(cli.build(options.model, options.flags, entrypoint=entrypoint, extra=extra)),
         env=env,
-        volumes=_volumes(options, node, env),
-        devices=tuple(sorted({parse_device(d) for d in _sorted(options.get("devices"), ROCM_DEVICES if rocm else ())})),
-        groups=_groups(options.get("groups"), node, rocm=rocm),
-        ipc_mode=_or(options.get("ipc_mode"), ROCM_IPC_MODE if rocm else None),
-        shm_size=parse_size(options.get("shm_size"), "shm_size") or (None if rocm else CPU_SHM_SIZE),
-        capabilities=_capabilities(options.get("capabilities"), ROCM_CAPABILITIES if rocm else ()),
-        security_opts=_sorted(options.get("security_opts"), ROCM_SECURITY_OPTS if rocm else ()),
-        ulimits=_ulimits(options.get("ulimits"), rocm=rocm),
-        network_mode=network_mode,
-        ports=ports,
-        restart_policy=parse_restart_policy(str(options["restart_policy"])),
-        stop_timeout=stop_timeout,
-        labels={str(k): str(v) for k, v in _mapping(options.get("labels")).items()},
-        secrets=secrets,
+        volumes=_volumes(options, node, env, engine_cache),
+        devices=tuple(sorted({parse_device(d) for d in _given(options.devices, ROCM_DEVICES if rocm else ())})),
+        groups=_groups(options.groups, node, rocm=rocm),
+        ipc_mode=options.ipc_mode or (ROCM_IPC_MODE if rocm else None),
+        shm_size=parse_size(options.shm_size, "shm_size") or (None if rocm else CPU_SHM_SIZE),
+        capabilities=_capabilities(_given(options.capabilities, ROCM_CAPABILITIES if rocm else ())),
+        security_opts=tuple(sorted(_given(options.security_opts, ROCM_SECURITY_OPTS if rocm else ()))),
+        ulimits=_ulimits(options.ulimits, rocm=rocm),
+        network_mode=options.network_mode,
+        ports={} if options.network_mode == "host" else {f"{CONTAINER_PORT}/tcp": f"{bind}:{options.port}"},
+        restart_policy=parse_restart_policy(options.restart_policy),
+        stop_timeout=options.stop_timeout,
+        labels=options.labels,
+        secrets=frozenset(key for key in env if is_secret(key)),
     )
-    _check_exposure(spec, bind, allow=bool(options.get("allow_unauthenticated")))
+    _check_exposure(spec, bind, allow=options.allow_unauthenticated)
     return spec
+
+
+def _own_flags(options: ContainerOptions, bind: str, *, shutdown_timeout: bool) -> dict[str, str]:
+    """Return the flags that come of other options than ``args``."""
+    own: dict[str, str] = {}
+    if options.revision:
+        own["revision"] = options.revision
+    if options.network_mode == "host":
+        own |= {"host": bind, "port": str(options.port)}
+    if shutdown_timeout and "shutdown-timeout" not in options.flags:
+        # Below Docker's own limit, so that vLLM ends by itself and is not killed in the middle of the last answer.
+        own["shutdown-timeout"] = str(max(0, options.stop_timeout - max(2, options.stop_timeout // 6)))
+    return own
+
+
+def _given(value: tuple[str, ...] | None, default: Sequence[str]) -> Sequence[str]:
+    return default if value is None else value
 
 
 def check_utilization(value: object) -> None:
@@ -389,16 +403,16 @@ def _check_exposure(spec: Spec, bind: str, *, allow: bool) -> None:
     )
 
 
-def _env(options: Mapping[str, object]) -> tuple[dict[str, str], frozenset[str]]:
-    """Defaults, then the user's, then the secrets."""
+def _env(options: ContainerOptions, engine_cache: str | None) -> dict[str, str]:
+    """Return the environment: defaults, then the user's, then the secrets."""
     env: dict[str, str] = {
         # vLLM gives up on its own engine after 600 s by default, in the middle of a long load
         # (vLLM 0.32.0 v1/engine/core_client.py:739); how long to wait is decided by ready_timeout alone.
         "VLLM_ENGINE_READY_TIMEOUT_S": "86400",
     }
-    if options.get("hf_cache"):
+    if options.hf_cache:
         env |= {"HF_HOME": HF_HOME, "HF_HUB_OFFLINE": "1"}
-    if options.get("engine_cache"):
+    if engine_cache:
         # One folder survives the container: vLLM's own (torch.compile), Triton's and Inductor's, and the Python files
         # of trust-remote-code models, which would otherwise be written beside the read-only weights. AITER's is not
         # moved: with AITER_JIT_DIR set it does not find the modules that the image brings prebuilt, and was seen to
@@ -409,35 +423,36 @@ def _env(options: Mapping[str, object]) -> tuple[dict[str, str], frozenset[str]]
             "TORCHINDUCTOR_CACHE_DIR": f"{ENGINE_CACHE}/inductor",
             "HF_MODULES_CACHE": f"{ENGINE_CACHE}/modules",
         }
-    for key, value in _mapping(options.get("env")).items():
+    for key, value in options.env.items():
         if value is None:
-            env.pop(str(key), None)
+            env.pop(key, None)
         elif isinstance(value, bool):
             # YAML's true would arrive as Python's True, which no program reads; 1 and 0 are what vLLM's switches take.
-            env[str(key)] = "1" if value else "0"
+            env[key] = "1" if value else "0"
         else:
-            env[str(key)] = str(value)
-    if options.get("api_key"):
-        env["VLLM_API_KEY"] = str(options["api_key"])
-    if options.get("hf_token") and env.get("HF_HUB_OFFLINE", "0") not in ("1", "ON", "YES", "TRUE"):
-        env["HF_TOKEN"] = str(options["hf_token"])
-    return env, frozenset(key for key in env if is_secret(key))
+            env[key] = str(value)
+    if options.api_key:
+        env["VLLM_API_KEY"] = options.api_key
+    if options.hf_token and env.get("HF_HUB_OFFLINE", "0") not in ("1", "ON", "YES", "TRUE"):
+        env["HF_TOKEN"] = options.hf_token
+    return env
 
 
-def _volumes(options: Mapping[str, object], node: NodeFacts, env: Mapping[str, str]) -> tuple[Volume, ...]:
-    volumes = [parse_volume(v) for v in _strings(options.get("volumes")) or []]
-    cache = options.get("hf_cache")
-    if cache:
+def _volumes(
+    options: ContainerOptions, node: NodeFacts, env: Mapping[str, str], engine_cache: str | None
+) -> tuple[Volume, ...]:
+    volumes = [parse_volume(v) for v in options.volumes]
+    if options.hf_cache:
         mode = "ro" if env.get("HF_HUB_OFFLINE") == "1" else "rw"
         if node.hf_hub_target:
             volumes.append(Volume(node.hf_hub_target, f"{HF_HOME}/hub", mode))
         else:
-            volumes.append(Volume(str(cache), HF_HOME, mode))
-    model = str(options["model"])
+            volumes.append(Volume(options.hf_cache, HF_HOME, mode))
+    model = options.model
     if model.startswith("/") and not any(model == v.target or model.startswith(v.target + "/") for v in volumes):
         volumes.append(Volume(model, model, "ro"))
-    if options.get("engine_cache"):
-        volumes.append(Volume(str(options["engine_cache"]), ENGINE_CACHE, "rw"))
+    if engine_cache:
+        volumes.append(Volume(engine_cache, ENGINE_CACHE, "rw"))
     _check_mounts(volumes)
     return tuple(sorted(volumes, key=lambda v: v.target))
 
@@ -462,9 +477,8 @@ def _check_mounts(volumes: Sequence[Volume]) -> None:
         taken[target] = volume
 
 
-def _capabilities(value: object, default: Sequence[str]) -> tuple[str, ...]:
-    given = _strings(value)
-    names = capability_names(default if given is None else given)
+def _capabilities(given: Sequence[str]) -> tuple[str, ...]:
+    names = capability_names(given)
     unknown = [name for name in names if name not in (*CAPABILITIES, *ALL_CAPABILITIES)]
     if unknown:
         import difflib  # noqa: PLC0415  only for this sentence
@@ -477,11 +491,9 @@ def _capabilities(value: object, default: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _groups(value: object, node: NodeFacts, *, rocm: bool) -> tuple[str, ...]:
+def _groups(wanted: Sequence[str] | None, node: NodeFacts, *, rocm: bool) -> tuple[str, ...]:
     """Give numeric ids: a name would be looked up in the image, where it may be missing or mean another group."""
-    given = _strings(value)
-    if given is None:
-        given = [str(gid) for gid in node.gids] if rocm else []
+    given = ([str(gid) for gid in node.gids] if rocm else []) if wanted is None else wanted
     missing = [one for one in given if not _is_number(one) and one not in node.groups]
     if missing:
         raise SpecError(
@@ -494,38 +506,7 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-def _ulimits(value: object, *, rocm: bool) -> tuple[Ulimit, ...]:
-    given = _strings(value)
+def _ulimits(given: Sequence[str] | None, *, rocm: bool) -> tuple[Ulimit, ...]:
     if given is None:
         return ROCM_ULIMITS if rocm else ()
     return tuple(sorted((parse_ulimit(v) for v in given), key=lambda u: u.name))
-
-
-def _sorted(value: object, default: object) -> tuple[str, ...]:
-    given = _strings(value)
-    words: Sequence[str] = default if given is None else given  # type: ignore[assignment]
-    return tuple(sorted(words))
-
-
-def _strings(value: object) -> list[str] | None:
-    if value is None:
-        return None
-    if isinstance(value, (list, tuple)):
-        return [str(item) for item in value]
-    raise SpecError(f"expected a list, got {value!r}")
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    if value is None:
-        return {}
-    if isinstance(value, Mapping):
-        return value
-    raise SpecError(f"expected a dict, got {value!r}")
-
-
-def _int(value: object) -> int:
-    return int(str(value))
-
-
-def _or(value: object, default: str | None) -> str | None:
-    return default if value in (None, "") else str(value)

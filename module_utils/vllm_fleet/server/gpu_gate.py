@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..common.failure import FailureClass
 from ..common.refused import Refused
-from ..container.spec import LABEL_ASKED_UTILIZATION, Spec, utilization_of, with_utilization
+from ..container.inspected import Inspected, command_line, environment
+from ..container.spec import LABEL_ASKED_UTILIZATION, UTILIZATION, Spec, utilization_of, with_utilization
 from ..host import gpu, gpu_memory
 from ..models import checkpoint, placement
 from ..vllm import cli
 from ..weights import snapshot
 from ..weights.layout import Repository, SnapshotError
+from .options import ServerOptions
 
 #: Seconds to wait for a stopped server's VRAM; the driver frees it after the process is gone, usually within seconds.
 RELEASE_TIMEOUT = 120.0
@@ -25,26 +27,26 @@ RELEASE_POLL = 0.5
 
 @dataclass
 class Verdict:
-    """What the gate decided: the spec to start (perhaps with a lowered utilization) and what to tell."""
+    """What the gate decided: the spec to start (perhaps with a lowered utilization), and notes for the user."""
 
     spec: Spec
     notes: list[str] = field(default_factory=list)
 
 
-def utilization(options: Mapping[str, Any]) -> float | None:
-    """Give the --gpu-memory-utilization that the server will use; None without GPUs."""
-    if options.get("accelerator") != "rocm":
+def utilization(options: ServerOptions) -> float | None:
+    """Return the --gpu-memory-utilization that the server will use; None without GPUs."""
+    if not options.rocm:
         return None
-    value = cli.normalise_args(options.get("args") or {}).get("gpu-memory-utilization")
+    value = options.flags.get(UTILIZATION)
     return gpu_memory.DEFAULT_UTILIZATION if value is None else float(str(value))
 
 
-def lowered_before(options: Mapping[str, Any], made: Spec, container: Mapping[str, Any] | None) -> Spec:
-    """Give the desired container with the share that policy ``fit`` lowered it to, where ``container`` is the result.
+def lowered_before(options: ServerOptions, made: Spec, container: Inspected | None) -> Spec:
+    """Return the desired container with the share that policy ``fit`` lowered it to, where ``container`` is the result.
 
     It stays with that share until something else is asked for: a server is not restarted because memory came free.
     """
-    if options.get("accelerator") != "rocm" or options.get("gpu_memory_policy") != "fit" or container is None:
+    if not options.rocm or options.gpu_memory_policy != "fit" or container is None:
         return made
     config = container.get("Config") or {}
     if (config.get("Labels") or {}).get(LABEL_ASKED_UTILIZATION) != utilization_of(made.command):
@@ -53,39 +55,42 @@ def lowered_before(options: Mapping[str, Any], made: Spec, container: Mapping[st
     return made if has in ("default", utilization_of(made.command)) else with_utilization(made, float(has))
 
 
-def gpus(options: Mapping[str, Any], names: Mapping[str, str] | None = None) -> tuple[list[gpu.Gpu], bool]:
+def gpus(options: ServerOptions, names: Mapping[str, str] | None = None) -> tuple[list[gpu.Gpu], bool]:
     """Read the GPUs that the server sees, in its order, and whether it is certain which they are.
 
     Its devices and the variables that hide GPUs count.
     """
-    found = gpu.read(Path(str(options["sysfs_root"])), container_names=names or {}).gpus
-    places, certain = placement.visible([g.render for g in found], options.get("env") or {}, options.get("devices"))
+    found = gpu.read(Path(options.sysfs_root), container_names=names or {}).gpus
+    places, certain = placement.visible([g.render for g in found], options.env, options.devices)
     return [found[place] for place in places], certain
 
 
-def gpus_as_dicts(options: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """Give the GPUs as rocm_info does; empty where the server uses none."""
-    return [asdict(g) for g in gpus(options, names)[0]] if options.get("accelerator") == "rocm" else []
+def gpus_as_dicts(options: ServerOptions, names: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Return the GPUs as rocm_info does; empty where the server uses none."""
+    return [asdict(g) for g in gpus(options, names)[0]] if options.rocm else []
 
 
-def ranks(options: Mapping[str, Any]) -> placement.Ranks:
-    """Tell how the arguments spread the model. Raises Refused for a size that is no number."""
+def ranks(options: ServerOptions) -> placement.Ranks:
+    """Return how the arguments spread the model. Raises Refused for a size that is no number."""
     try:
-        return placement.ranks(cli.normalise_args(options.get("args") or {}))
+        return placement.ranks(options.flags)
     except ValueError as error:
         raise Refused(FailureClass.BAD_ARGUMENT, str(error), "correct it in vllm_server_args") from None
 
 
-def before_stop(options: Mapping[str, Any], made: Spec, own_pids: frozenset[int], names: Mapping[str, str]) -> Verdict:
-    """Judge while the old server still runs; its own memory (``own_pids``) counts as free. Raises Refused."""
-    policy = str(options["gpu_memory_policy"])
+def before_stop(options: ServerOptions, made: Spec, own_pids: frozenset[int], names: Mapping[str, str]) -> Verdict:
+    """Return the spec to start, judged while the old server still runs. Raises Refused.
+
+    Memory of the processes ``own_pids`` counts as free; ``names`` are those of the running containers, by id.
+    """
+    policy = options.gpu_memory_policy
     if policy == "off":
         return Verdict(made)
     (found, certain), needed = gpus(options, names), ranks(options).local
     if not found:
         raise Refused(
             FailureClass.NO_GPU,
-            f"no GPU in {options['sysfs_root']}/class/kfd/kfd/topology that the server could see",
+            f"no GPU in {options.sysfs_root}/class/kfd/kfd/topology that the server could see",
             "check `dmesg | grep amdgpu`, HIP_VISIBLE_DEVICES and its like, vllm_server_devices; "
             "gpu_memory_policy: off starts without looking",
         )
@@ -121,7 +126,7 @@ def before_stop(options: Mapping[str, Any], made: Spec, own_pids: frozenset[int]
 
 
 def after_stop(
-    options: Mapping[str, Any],
+    options: ServerOptions,
     words: Sequence[str],
     *,
     clock: Callable[[], float] = time.monotonic,
@@ -131,7 +136,7 @@ def after_stop(
 
     Raises Refused (``gpu_memory_taken``) when it does not come.
     """
-    if str(options["gpu_memory_policy"]) == "off":
+    if options.gpu_memory_policy == "off":
         return
     wanted = _share(words)
     needed = ranks(options).local
@@ -149,7 +154,7 @@ def after_stop(
         pause(RELEASE_POLL)
 
 
-def check_parallelism(options: Mapping[str, Any]) -> None:
+def check_parallelism(options: ServerOptions) -> None:
     """Refuse a tensor-parallel size that does not divide the model's heads, where the config is cached."""
     weights = _cached(options)
     tensor = ranks(options).tensor
@@ -162,9 +167,21 @@ def check_parallelism(options: Mapping[str, Any]) -> None:
         sizes = ", ".join(map(str, gpu_memory.tensor_parallel_sizes(heads, heads, shared)))
         raise Refused(
             FailureClass.BAD_PARALLELISM,
-            f"{options['model']} has {has}, which tensor-parallel-size {tensor} does not divide",
+            f"{options.model} has {has}, which tensor-parallel-size {tensor} does not divide",
             f"set tensor-parallel-size in vllm_server_args to one of {sizes}",
         )
+
+
+def demand_of(container: Inspected, options: ServerOptions) -> tuple[ServerOptions, list[str]]:
+    """Return what an existing container takes of the GPUs: ``options`` with its own values, and its arguments."""
+    host = container.get("HostConfig") or {}
+    words = cli.split_entrypoint(command_line(container))[1]
+    flags = {name: value for name, value in cli.parse(words).flags.items() if name not in cli.RESERVED_FLAGS}
+    devices = tuple(str(device.get("PathOnHost")) for device in host.get("Devices") or [])
+    uses_gpus = devices or host.get("Privileged") or host.get("DeviceRequests")
+    policy = options.gpu_memory_policy if uses_gpus else "off"
+    env = environment(container)
+    return replace(options, flags=flags, env=env, devices=devices, gpu_memory_policy=policy), words
 
 
 def _share(words: Sequence[str]) -> float:
@@ -177,25 +194,25 @@ def _taken(message: str) -> Refused:
     return Refused(FailureClass.GPU_MEMORY_TAKEN, head, tail.rstrip(".") or "stop the processes that hold it")
 
 
-def _cached(options: Mapping[str, Any]) -> snapshot.Weights | None:
-    cache, model = options.get("hf_cache"), str(options["model"])
+def _cached(options: ServerOptions) -> snapshot.Weights | None:
+    cache, model = options.hf_cache, options.model
     if not cache or model.startswith("/"):
         return None
     try:
-        repository = Repository(Path(str(cache)), model)
-        commit, _ = snapshot.resolve(repository, str(options.get("revision") or "main"))
+        repository = Repository(Path(cache), model)
+        commit, _ = snapshot.resolve(repository, options.revision or "main")
         return snapshot.weights(repository, commit) if commit else None
     except SnapshotError:
         return None  # whether the snapshot is whole is another check's question
 
 
-def _weights(options: Mapping[str, Any], vram_total: int, wanted: float) -> float:
+def _weights(options: ServerOptions, vram_total: int, wanted: float) -> float:
     """Refuse weights that cannot fit (``model_too_large``); else give the lowest utilization that still holds them."""
     weights = _cached(options)
     if weights is None:
         return gpu_memory.LOWEST_UTILIZATION
     config = checkpoint.plain_config(weights.config)
-    loaded = checkpoint.loaded(weights.total_bytes, config, cli.normalise_args(options.get("args") or {}))
+    loaded = checkpoint.loaded(weights.total_bytes, config, options.flags)
     if loaded is None:
         # Quantised while loading, or offloaded, they take less than their files; by how much only the engine knows.
         return gpu_memory.LOWEST_UTILIZATION

@@ -6,22 +6,23 @@ import contextlib
 import difflib
 import grp
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container import compare, plan, spec
+from ..container.compare import Difference
 from ..container.engine import Engine
+from ..container.inspected import Inspected, ident, running
 from ..container.plan import PREVIOUS_SUFFIX, Existing, Plan, Rank
 from ..container.spec import Image, NodeFacts, Spec
 from ..vllm import cli, readiness
 from ..vllm import ranks as node_ranks
 from ..weights import layout
-from . import gpu_gate
-from .endpoint import endpoint_of
+from . import endpoint, gpu_gate
+from .options import ServerOptions
 from .state import NodeState
 
 #: Seconds that an image may take to print its help; importing vLLM on a busy node takes about 30.
@@ -29,58 +30,59 @@ HELP_TIMEOUT = 180.0
 #: Flags that every `vllm serve` of the last two years has; an answer without them is not vLLM's help.
 _WELL_KNOWN = frozenset({"max-model-len", "served-model-name", "host", "port"})
 
+#: Returns the differences from another desired container, and the plan that removes them.
+Judge = Callable[[Spec], tuple[list[Difference], Plan]]
+
 
 @dataclass
-class Survey:
-    """What was found and what is to be done."""
+class Observation:
+    """What was found, and the plan that follows from it; ``judge`` plans for another container than ``spec``."""
 
     name: str
     state: str
-    spec: Spec | None
-    image: Image | None
-    current: Mapping[str, Any] | None
-    previous: Mapping[str, Any] | None
-    current_rank: Rank
-    previous_rank: Rank
-    differences: list[compare.Difference]
+    current: Inspected | None
+    previous: Inspected | None
     plan: Plan
+    differences: list[Difference] = field(default_factory=list)
+    current_rank: Rank = Rank.UNKNOWN
+    spec: Spec | None = None
+    image: Image | None = None
     notes: list[str] = field(default_factory=list)
-    #: Gives differences and plan for another desired container than ``spec``.
-    judge: Callable[[Spec], tuple[list[compare.Difference], Plan]] | None = None
+    judge: Judge | None = None
 
     @property
     def current_id(self) -> str | None:
         """Docker's id of the container that has the name now."""
-        return str(self.current["Id"]) if self.current else None
+        return ident(self.current) if self.current else None
 
 
-def survey(options: Mapping[str, Any], engine: Engine, node: NodeState, *, check_mode: bool) -> Survey:
-    """Look at options and node, plan. Changes nothing. Raises Refused for what cannot work."""
-    name, state = str(options["name"]), str(options["state"])
+def gather(options: ServerOptions, engine: Engine, node: NodeState, *, check_mode: bool) -> Observation:
+    """Return what the options want, what the node has, and the plan. Changes nothing. Raises Refused, EngineError."""
+    name, state = options.name, options.state
     current, previous = engine.container(name), engine.container(name + PREVIOUS_SUFFIX)
-    previous_rank = node.rank(str(previous["Id"])) if previous else Rank.UNKNOWN
+    previous_rank = node.rank(ident(previous)) if previous else Rank.UNKNOWN
     if state != "started":
-        rank = node.rank(str(current["Id"])) if current else Rank.UNKNOWN
+        rank = node.rank(ident(current)) if current else Rank.UNKNOWN
         return _without_spec(name, state, current, previous, (rank, previous_rank), restoring=node.restoring())
     wanted, image, notes = desired(options, engine, node)
     redact = compare.fingerprint(node.fingerprint_key(create=not check_mode))
     own = engine.image(str(current["Image"])) if current and current["Image"] != image.id else image
-    rank = _rank(current, node, options)
+    rank = _rank(current, node)
 
-    def judge(candidate: Spec) -> tuple[list[compare.Difference], Plan]:
+    def judge(candidate: Spec) -> tuple[list[Difference], Plan]:
         found = compare.differences(candidate, image, current, own, redact) if current else []
-        made = plan.make(state, found, _existing(current, rank), _existing(previous, previous_rank))
+        made = plan.make(state, found, *_existing(current, previous, (rank, previous_rank)))
         if current is None:
             found = [
-                compare.Difference(key, None, value)
+                Difference(key, None, value)
                 for key, value in sorted(compare.desired_fields(candidate, image, redact).items())
             ]
-            found.insert(0, compare.Difference("image", None, compare.describe_image(candidate.image, image.id)))
-        if not (current and current["State"].get("Running") and not current["State"].get("Paused")):
+            found.insert(0, Difference("image", None, compare.describe_image(candidate.image, image.id)))
+        if not (current and running(current) and not current["State"].get("Paused")):
             status = str(current["State"].get("Status")) if current else None
-            found.append(compare.Difference("state", status, "running"))
+            found.append(Difference("state", status, "running"))
         if "stop_previous" in made.actions:
-            found.append(compare.Difference("previous", "running", "exited"))
+            found.append(Difference("previous", "running", "exited"))
         return found, made
 
     lowered = gpu_gate.lowered_before(options, wanted, current)
@@ -89,29 +91,40 @@ def survey(options: Mapping[str, Any], engine: Engine, node: NodeState, *, check
         found, made = judge(wanted)
     else:
         wanted = lowered
-    return Survey(name, state, wanted, image, current, previous, rank, previous_rank, found, made, notes, judge)
+    return Observation(
+        name,
+        state,
+        current,
+        previous,
+        made,
+        found,
+        current_rank=rank,
+        spec=wanted,
+        image=image,
+        notes=notes,
+        judge=judge,
+    )
 
 
 def _without_spec(
     name: str,
     state: str,
-    current: Mapping[str, Any] | None,
-    previous: Mapping[str, Any] | None,
+    current: Inspected | None,
+    previous: Inspected | None,
     ranks: tuple[Rank, Rank],
     *,
     restoring: str | None,
-) -> Survey:
+) -> Observation:
     """States that need no desired container: what is there decides. ``ranks`` of current and previous."""
-    rank, previous_rank = ranks
     try:
-        made = plan.make(state, [], _existing(current, rank), _existing(previous, previous_rank), restoring)
+        made = plan.make(state, [], *_existing(current, previous, ranks), restoring)
     except plan.NothingToRestore:
         raise Refused(
             FailureClass.UNKNOWN,
             f"there is no container {name}{PREVIOUS_SUFFIX} to restore",
             "deploy a release that works (state: started); nothing was touched",
         ) from None
-    if state == "confirmed" and not (current and current["State"].get("Running")):
+    if state == "confirmed" and not running(current):
         raise Refused(
             FailureClass.UNKNOWN, f"there is no running container {name} to confirm", "start it first (state: started)"
         )
@@ -120,27 +133,23 @@ def _without_spec(
         status = str(current["State"].get("Status")) if current else "absent"
         wanted = {"stopped": "exited", "absent": "absent", "restored": "running"}[state]
         if status != wanted and (current or state != "stopped"):  # where there is none, none will be
-            found.append(compare.Difference("state", status, wanted))
+            found.append(Difference("state", status, wanted))
         if "remove_previous" in made.actions and previous:
-            found.append(compare.Difference("previous", str(previous["State"].get("Status")), "absent"))
+            found.append(Difference("previous", str(previous["State"].get("Status")), "absent"))
         elif "stop_previous" in made.actions:
-            found.append(compare.Difference("previous", "running", "exited"))
+            found.append(Difference("previous", "running", "exited"))
         if state == "restored" and previous and current:
-            found.append(compare.Difference("container", str(current["Id"])[:12], str(previous["Id"])[:12]))
-    return Survey(name, state, None, None, current, previous, rank, previous_rank, found, made)
+            found.append(Difference("container", str(current["Id"])[:12], str(previous["Id"])[:12]))
+    return Observation(name, state, current, previous, made, found, current_rank=ranks[0])
 
 
-def desired(options: Mapping[str, Any], engine: Engine, node: NodeState) -> tuple[Spec, Image, list[str]]:
-    """Build the desired container, and notes on what could not be checked. Raises Refused."""
-    ref = str(options["image"])
-    try:
-        spec.check_image_ref(ref, allow_latest=bool(options.get("allow_latest")))
-        spec.check_model(str(options["model"]))
-        cli.normalise_args(options.get("args") or {})
-    except (spec.SpecError, cli.CommandError) as exc:
-        raise Refused(
-            FailureClass.BAD_ARGUMENT, str(exc), "correct that option and run again; nothing was touched"
-        ) from None
+def desired(options: ServerOptions, engine: Engine, node: NodeState) -> tuple[Spec, Image, list[str]]:
+    """Return the desired container, and notes on what could not be checked. Raises Refused."""
+    ref = options.image
+    with _wrong_option():
+        spec.check_image_ref(ref, allow_latest=options.allow_latest)
+        spec.check_model(options.model)
+        spec.check_args(options)
     image = engine.image(ref)
     if image is None:
         raise Refused(
@@ -150,14 +159,15 @@ def desired(options: Mapping[str, Any], engine: Engine, node: NodeState) -> tupl
         )
     notes: list[str] = []
     known = _known_flags(options, image, engine, node, notes)
-    cache = options.get("engine_cache", True) and str(node.engine_cache(image.id, str(options["model"])))
-    full = {**options, "engine_cache": cache or None}
-    try:
-        made = spec.build(full, image, node_facts(options), shutdown_timeout="shutdown-timeout" in known)
-    except (spec.SpecError, cli.CommandError) as exc:
-        raise Refused(
-            FailureClass.BAD_ARGUMENT, str(exc), "correct that option and run again; nothing was touched"
-        ) from None
+    cache = str(node.engine_cache(image.id, options.model)) if options.engine_cache else None
+    with _wrong_option():
+        made = spec.build(
+            options,
+            image,
+            node_facts(options),
+            shutdown_timeout="shutdown-timeout" in known,
+            engine_cache=cache,
+        )
     if made.network_mode not in ("bridge", "host", "none") and not engine.network_exists(made.network_mode):
         raise Refused(
             FailureClass.BAD_ARGUMENT,
@@ -167,8 +177,18 @@ def desired(options: Mapping[str, Any], engine: Engine, node: NodeState) -> tupl
     return made, image, notes
 
 
+@contextlib.contextmanager
+def _wrong_option() -> Iterator[None]:
+    """Refuse what the desired container cannot be made of."""
+    try:
+        yield
+    except spec.SpecError as exc:
+        remedy = "correct that option and run again; nothing was touched"
+        raise Refused(FailureClass.BAD_ARGUMENT, str(exc), remedy) from None
+
+
 def _known_flags(
-    options: Mapping[str, Any], image: Image, engine: Engine, node: NodeState, notes: list[str]
+    options: ServerOptions, image: Image, engine: Engine, node: NodeState, notes: list[str]
 ) -> frozenset[str]:
     """Ask the image once which flags its server knows, and refuse the ones it does not.
 
@@ -176,7 +196,7 @@ def _known_flags(
     GPU) is not held against anyone: the flags are then not checked, and a note says so.
     """
     known = node.flags(image.id)
-    entrypoint = cli.entrypoint_for(image.entrypoint, node_ranks.behind_guard(options.get("entrypoint")))
+    entrypoint = cli.entrypoint_for(image.entrypoint, node_ranks.behind_guard(options.entrypoint))
     if known is None:
         devices = tuple(d for d in spec.ROCM_DEVICES if Path(d).exists())
         text = engine.run_once(image, [*entrypoint, "--help=all"], timeout=HELP_TIMEOUT, devices=devices)
@@ -189,7 +209,7 @@ def _known_flags(
     if not known:
         notes.append(f"the flags in args were not checked: {image.ref} did not print vLLM's help")
         return known
-    unknown = cli.unknown_flags(options.get("args") or {}, known)
+    unknown = cli.unknown_flags(options.flags, known)
     if unknown:
         near = difflib.get_close_matches(unknown[0], sorted(known), n=3, cutoff=0.6)
         hint = f"did you mean {', '.join('--' + n for n in near)}?" if near else "see `vllm serve --help=all`"
@@ -204,14 +224,14 @@ def _known_flags(
     return known
 
 
-def node_facts(options: Mapping[str, Any]) -> NodeFacts:
-    """Read what the spec needs of the node: groups' numeric ids, and where the hub really is."""
+def node_facts(options: ServerOptions) -> NodeFacts:
+    """Return what the spec needs of the node: groups' numeric ids, and where the hub really is."""
     gids: set[int] = set()
     groups: dict[str, int] = {}
-    for name in map(str, options.get("groups") or []):
+    for name in options.groups or ():
         with contextlib.suppress(KeyError):
             groups[name] = grp.getgrnam(name).gr_gid
-    if options["accelerator"] == "rocm":
+    if options.rocm:
         for group in ("video", "render"):
             with contextlib.suppress(KeyError):
                 gids.add(grp.getgrnam(group).gr_gid)
@@ -220,39 +240,37 @@ def node_facts(options: Mapping[str, Any]) -> NodeFacts:
                 gids.add(device.stat().st_gid)
         gids.discard(0)  # root's group is the container's own
     target = None
-    if options.get("hf_cache"):
-        hub = Path(str(options["hf_cache"])) / "hub"
+    if options.hf_cache:
+        hub = Path(options.hf_cache) / "hub"
         if hub.is_symlink():
             target = os.path.realpath(hub)
     return NodeFacts(tuple(sorted(gids)), target, groups)
 
 
-def bare(name: str, current: Mapping[str, Any]) -> Survey:
-    """A survey of a container that is only to be started, whoever made it."""
-    unknown, nothing = Rank.UNKNOWN, Plan((), watch=True)
-    return Survey(name, "restored", None, None, current, None, unknown, unknown, [], nothing)
+def bare(name: str, current: Inspected) -> Observation:
+    """Return an observation of a container that is only to be started, whoever made it."""
+    return Observation(name, "restored", current, None, Plan((), watch=True))
 
 
-def _existing(container: Mapping[str, Any] | None, rank: Rank) -> Existing | None:
-    if container is None:
-        return None
-    state = container["State"]
-    return Existing(str(container["Id"]), bool(state.get("Running")), rank, bool(state.get("Paused")))
+def _existing(
+    current: Inspected | None, previous: Inspected | None, ranks: tuple[Rank, Rank]
+) -> tuple[Existing | None, Existing | None]:
+    return Existing.of(current, ranks[0]) if current else None, Existing.of(previous, ranks[1]) if previous else None
 
 
-def _rank(current: Mapping[str, Any] | None, node: NodeState, options: Mapping[str, Any]) -> Rank:
-    """A container that serves right now has proved itself, whether or not this project ever saw it before."""
+def _rank(current: Inspected | None, node: NodeState) -> Rank:
+    """How good the container is. One that serves right now has proved itself, whoever made it."""
     if current is None:
         return Rank.UNKNOWN
-    noted = node.rank(str(current["Id"]))
-    if noted > Rank.UNKNOWN or not current["State"].get("Running"):
+    noted = node.rank(ident(current))
+    if noted > Rank.UNKNOWN or not running(current):
         return noted
-    where = endpoint_of(current)
+    where = endpoint.of_container(current)
     return Rank.READY if where and readiness.ask(where, timeout=2.0).ready else noted
 
 
 def suggest_model(model: str, cache: str | None) -> str:
-    """Name models in the cache that may have been meant; empty when none is near."""
+    """Return models in the cache that may have been meant; empty when none is near."""
     if not cache or model.startswith("/"):
         return ""
     near = layout.nearest(model, layout.known_repos(Path(cache)))

@@ -34,13 +34,6 @@ class Leaked(Refused):
     """
 
 
-def reachable(bind: str) -> str:
-    """Give the address at which a server bound to ``bind`` answers from its own node."""
-    if bind in ("", "0.0.0.0"):  # noqa: S104  asked for by the user, only read here
-        return "127.0.0.1"
-    return {"::": "::1", "localhost": "127.0.0.1"}.get(bind, bind)
-
-
 def port_is_free(
     bind: str,
     port: int,

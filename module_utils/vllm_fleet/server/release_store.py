@@ -11,6 +11,7 @@ from typing import Any
 
 from ..container.spec import CONTAINER_PORT
 from ..vllm import metrics, readiness
+from ..vllm.endpoint import Endpoint
 from ..weights import layout, snapshot
 from . import release
 from .release import Record
@@ -114,7 +115,7 @@ def commit_of(spec: Mapping[str, Any]) -> str | None:
     return None
 
 
-def standing(where: readiness.Endpoint | None, timeout: float = 2.0) -> dict[str, Any]:
+def standing(where: Endpoint | None, timeout: float = 2.0) -> dict[str, Any]:
     """Ask a server how it is: ``health`` (ready, wrong, not ready), why, and its running and waiting requests."""
     found: dict[str, Any] = {"health": "not ready", "detail": "no port", "running": None, "waiting": None}
     if where is None:

@@ -1,13 +1,21 @@
-"""Parts of vllm_server's result. Pure."""
+"""The result of vllm_server: one shape, on success and on failure alike."""
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Mapping, Sequence
+import contextlib
+from dataclasses import asdict
 from typing import Any
 
 from ..common.failure import Failure, FailureClass
-from ..common.refused import Refused
+from ..container import compare
+from ..container.engine import EngineError
+from ..container.inspected import Inspected, ident, running
+from ..container.plan import Rank
+from ..vllm.log import scrub
+from . import endpoint, release
+from .release_store import Releases, standing
+from .run import RunContext, boottime
+from .watch import Outcome
 
 #: What to do when Docker does not answer.
 ENGINE_REMEDY = (
@@ -17,7 +25,7 @@ ENGINE_REMEDY = (
 
 
 def no_engine(name: str, host: str, error: Exception) -> dict[str, Any]:
-    """Give the result of a run that found no Docker engine."""
+    """Return the result of a run that found no Docker engine."""
     failure = Failure(FailureClass.UNKNOWN, str(error), remedy=ENGINE_REMEDY)
     return {
         "failed": True,
@@ -30,28 +38,66 @@ def no_engine(name: str, host: str, error: Exception) -> dict[str, Any]:
     }
 
 
-def unwritable(error: OSError, folder: str) -> Refused:
-    """Say in words why the project's folder on the node cannot be written."""
-    path = str(error.filename or folder)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Refused(
-            FailureClass.DISK_FULL, f"there is no space left to write {path}", "free space on that disk, then run again"
-        )
-    return Refused(
-        FailureClass.UNKNOWN,
-        f"{path} cannot be written ({error.strerror or error})",
-        "run as root (become: true), or set state_dir (vllm_server_state_dir) to a folder that this user may write",
-    )
+def of_run(
+    context: RunContext,
+    current: Inspected | None,
+    outcome: Outcome | None = None,
+    *,
+    failed: bool = False,
+    msg: str | None = None,
+) -> dict[str, Any]:
+    """Return the result of a run that leaves the container ``current``, after a watch that came to ``outcome``."""
+    state, now = context.state, boottime()
+    spec = spec_of(context, current)
+    ready = outcome is not None and outcome.verdict == "ready"
+    result: dict[str, Any] = {
+        "changed": state.changed,
+        "actions": state.actions,
+        "differences": state.differences,
+        "diff": state.diff,
+        "container": describe(current),
+        "spec": spec,
+        "elapsed": round(now - state.begun, 3),
+        "downtime": round(now - state.stopped, 3) if state.stopped is not None and ready else None,
+        "stages": state.stages or (outcome.stages if outcome else []),
+        "log_file": state.log_file,
+        "rolled_back": False,
+        "confirmed": current is not None and context.node.rank(ident(current)) is Rank.CONFIRMED,
+        "notes": state.notes,
+        "release": release.summary(Releases(context.node).serving(ident(current), spec) if current else None),
+    }
+    if context.check_mode:
+        up = current is not None and running(current)
+        result["serving"] = standing(endpoint.of_container(current)) if current and up else None
+    if state.failure:
+        result["failure"] = state.failure.as_result()
+    if failed:
+        result["failed"] = True
+    if msg:
+        result["msg"] = msg
+    if outcome:
+        result["progress"] = _progress(outcome, state.phase, context.secrets)
+        result["log_lines"] = [scrub(line, context.secrets) for line in outcome.new_lines]
+    return result
 
 
-def names(running: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Names of containers by their ids, from Docker's list."""
-    return {str(c["Id"]): str((c.get("Names") or [c["Id"]])[0]).lstrip("/") for c in running}
+def pending(context: RunContext, current: Inspected | None, outcome: Outcome | None = None) -> dict[str, Any]:
+    """Return the result of a slice without a verdict, with the token of the next one."""
+    return {**of_run(context, current, outcome), "pending": True, "token": context.state.as_token()}
 
 
-def listed(running: Sequence[Mapping[str, Any]], port: int) -> bool:
-    """Tell whether Docker lists a running container that publishes ``port``."""
-    return any(entry.get("PublicPort") == port for container in running for entry in container.get("Ports") or [])
+def _progress(outcome: Outcome, phase: str, secrets: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "stage": outcome.stage,
+        "describe": outcome.describe,
+        "elapsed": outcome.elapsed,
+        "estimate": outcome.estimate,
+        "idle": outcome.idle,
+        "alarmed": outcome.alarmed,
+        "last_line": scrub(outcome.last_line, secrets),
+        "news": [asdict(one) for one in outcome.news],
+        "phase": phase,
+    }
 
 
 def made_of(variables: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -66,8 +112,18 @@ def made_of(variables: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def describe(container: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Give the result's ``container`` from Docker's inspect."""
+def spec_of(context: RunContext, current: Inspected | None) -> dict[str, Any] | None:
+    """Return what a container is made of, whoever made it; None where that cannot be read."""
+    if current is None:
+        return None
+    with contextlib.suppress(EngineError, OSError):
+        redact = compare.fingerprint(context.node.fingerprint_key(create=not context.check_mode))
+        return compare.as_spec(current, context.engine.image(str(current["Image"])), redact)
+    return None
+
+
+def describe(container: Inspected | None) -> dict[str, Any] | None:
+    """Return the result's ``container`` from Docker's inspect."""
     if container is None:
         return None
     state, config = container["State"], container.get("Config") or {}

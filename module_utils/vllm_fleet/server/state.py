@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -14,9 +15,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..common.failure import FailureClass
+from ..common.refused import Refused
 from ..container.plan import Rank
 
-DEFAULT_STATE_DIR = "/var/lib/vllm-fleet"
 #: Logs of failed starts that are kept for each container name.
 KEPT_LOGS = 10
 
@@ -106,9 +108,9 @@ class NodeState:
 
     # -- a failed start whose answer may get lost ------------------------------------------------------------------
 
-    def note_failure(self, container: str, told: Mapping[str, Any]) -> None:
+    def note_failure(self, container: str, found: Mapping[str, Any]) -> None:
         """Keep what was found out of a container whose start failed, before the one that ran before it comes back."""
-        self.write(self.folder / "failure.json", {**told, "container": container})
+        self.write(self.folder / "failure.json", {**found, "container": container})
 
     def failure(self, container: str) -> Mapping[str, Any] | None:
         """Give what was noted of a container; None where it is not the latest that failed."""
@@ -170,3 +172,17 @@ class NodeState:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def unwritable(error: OSError, folder: str) -> Refused:
+    """Return why a file of the project's ``folder`` on the node cannot be written, and what to do."""
+    path = str(error.filename or folder)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Refused(
+            FailureClass.DISK_FULL, f"there is no space left to write {path}", "free space on that disk, then run again"
+        )
+    return Refused(
+        FailureClass.UNKNOWN,
+        f"{path} cannot be written ({error.strerror or error})",
+        "run as root (become: true), or set state_dir (vllm_server_state_dir) to a folder that this user may write",
+    )

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from ..container.engine import EngineError
 from ..vllm import readiness
+from ..vllm.endpoint import Endpoint
 from ..vllm.log import LogReader
 from ..vllm.startup import Progress
 
@@ -37,7 +38,7 @@ LONGEST_SLEEP = 60.0
 #: Seconds to wait for the rest of the log after a death; Docker closes the stream when the process is gone.
 LOG_GRACE = 2.0
 #: Seconds that a Docker engine may take to come back, and between two looks whether it has (growing).
-ENGINE_PATIENCE = 60.0
+ENGINE_RETRY_TIMEOUT = 60.0
 ENGINE_POLL = 0.2
 #: Seconds that a slice goes on after news, so that two quick stages come in one call.
 NEWS_GRACE = 0.5
@@ -139,7 +140,7 @@ class Watch:
         self,
         source: Source,
         container: str,
-        endpoint: readiness.Endpoint | None,
+        endpoint: Endpoint | None,
         limits: Limits,
         *,
         token: Token | None = None,
@@ -152,7 +153,7 @@ class Watch:
         partners_idle: float | None = None,
         feed: Callable[[Sequence[News]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
-        ask: Callable[[readiness.Endpoint], readiness.Answer] = readiness.ask,
+        ask: Callable[[Endpoint], readiness.Answer] = readiness.ask,
     ) -> None:
         """Prepare to watch ``container`` (an id).
 
@@ -414,7 +415,7 @@ class Watch:
 
     def _await_engine(self) -> None:
         pause = min(PULSE_INTERVAL, ENGINE_POLL * 2.0 ** min(self._breaks, 10))
-        deadline = time.monotonic() + ENGINE_PATIENCE
+        deadline = time.monotonic() + ENGINE_RETRY_TIMEOUT
         while not self._done.wait(pause):
             try:
                 self._source.container(self._id)

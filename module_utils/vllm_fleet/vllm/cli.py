@@ -125,13 +125,15 @@ def _scalar(value: object) -> str:
     return str(value)
 
 
-def build(model: str, args: Mapping[str, object], *, entrypoint: Sequence[str], extra: Mapping[str, str]) -> list[str]:
-    """Write the arguments that follow ``entrypoint``: the model as vLLM wants it, then sorted flags.
+def build(
+    model: str, flags: Mapping[str, FlagValue | None], *, entrypoint: Sequence[str], extra: Mapping[str, str]
+) -> list[str]:
+    """Return the arguments that follow ``entrypoint``: the model as vLLM wants it, then sorted flags.
 
-    ``extra`` holds the flags that the module sets itself (revision, port, ...). The model is positional for
-    ``vllm serve`` and ``--model`` for the old api_server module, which knows no positional model.
+    ``flags`` are those of ``normalise_args``, ``extra`` those that the module sets itself (revision, port, ...). The
+    model is positional for ``vllm serve`` and ``--model`` for the old api_server module, which has no positional model.
     """
-    flags: dict[str, FlagValue | None] = {**normalise_args(args), **extra}
+    flags = {**flags, **extra}
     words = ["--model", model] if OLD_API_SERVER in entrypoint else [model]
     for name in sorted(flags):
         words += _words(name, flags[name])
@@ -201,6 +203,39 @@ def split_entrypoint(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return [], words
 
 
+@dataclass(frozen=True)
+class Started:
+    """How a container starts vLLM. ``in_script``: the command stands in a shell's text, or in a script unread here."""
+
+    command: Command
+    in_script: bool
+
+
+def started(words: Sequence[str]) -> Started:
+    """Return the ``vllm serve`` in a container's whole command line (entrypoint and command), whoever wrote it.
+
+    Of a script only what follows `vllm serve` in its text is known; variables in it stay what they are.
+    """
+    head, tail = split_entrypoint(words)
+    if head:
+        return Started(parse(tail), in_script=False)
+    import shlex  # noqa: PLC0415  nearly no container needs it
+
+    for word in words:
+        try:
+            head, inner = split_entrypoint(shlex.split(word))
+        except ValueError:  # quotes that do not close: no shell's text
+            continue
+        if head:
+            return Started(parse(inner), in_script=True)
+    return Started(parse(tail), in_script=True)
+
+
+def first(value: FlagValue | None) -> str | None:
+    """Return a flag's value as text, of several the first; None for a switch."""
+    return value[0] if isinstance(value, list) else value if isinstance(value, str) else None
+
+
 def entrypoint_for(image_entrypoint: Sequence[str] | None, wanted: Sequence[str] | None) -> list[str]:
     """Give the entrypoint to run: the user's; else the image's when it is ``vllm serve``; else ``vllm serve``.
 
@@ -225,10 +260,10 @@ def flags_in_help(text: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def unknown_flags(args: Mapping[str, object], known: frozenset[str]) -> list[str]:
-    """List the flags of ``args`` that the image does not know; dotted ones (config objects) count by their head."""
+def unknown_flags(flags: Mapping[str, FlagValue | None], known: frozenset[str]) -> list[str]:
+    """Return those of ``flags`` that the image does not know; dotted ones (config objects) count by their head."""
     out = []
-    for name, value in normalise_args(args).items():
+    for name, value in flags.items():
         if value is None or name.startswith("-"):
             continue
         head = name.partition(".")[0]

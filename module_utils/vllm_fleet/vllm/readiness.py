@@ -7,24 +7,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .endpoint import Endpoint
+
 #: Seconds for one request. A loading server refuses at once, a ready one answers in milliseconds.
 REQUEST_TIMEOUT = 3.0
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where the server answers from the node, and what it must serve.
-
-    ``names``: acceptable ids in /v1/models, empty for any; ``root``: the model it must have been started with (None:
-    not checked); ``tls``: it speaks HTTPS, whatever its certificate.
-    """
-
-    host: str
-    port: int
-    names: tuple[str, ...]
-    root: str | None = None
-    api_key: str | None = None
-    tls: bool = False
 
 
 @dataclass(frozen=True)

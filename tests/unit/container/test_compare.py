@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ansible.module_utils.vllm_fleet.container import compare, engine, spec
+from ansible.module_utils.vllm_fleet.container.options import ContainerOptions
 
 RECORDED = Path(__file__).parents[2] / "fixtures" / "docker-inspect"
 ENGINES = sorted(p.name for p in RECORDED.iterdir() if p.is_dir())
@@ -32,7 +33,9 @@ def recorded(name):
 
 def differences(container, image, own_image=None, redact=None, **options):
     node = spec.NodeFacts(gids=(44, 109))
-    wanted = spec.build({**OPTIONS, **options}, image, node, shutdown_timeout=True)
+    given = {**OPTIONS, **options}
+    made = ContainerOptions.from_params(given)
+    wanted = spec.build(made, image, node, shutdown_timeout=True, engine_cache=given["engine_cache"])
     redact = redact or compare.fingerprint(KEY)
     return compare.differences(wanted, image, container, own_image or image, redact)
 

@@ -8,7 +8,9 @@ from docker.errors import APIError
 
 from ansible.module_utils.vllm_fleet.container import spec
 from ansible.module_utils.vllm_fleet.container.engine import Engine, EngineError
-from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
+from ansible.module_utils.vllm_fleet.server import recover
+from ansible.module_utils.vllm_fleet.server.options import ServerOptions
+from ansible.module_utils.vllm_fleet.server.run import RunContext
 from ansible.module_utils.vllm_fleet.server.watch import Outcome
 
 IMAGE = spec.Image("vllm:1", "sha256:" + "1" * 64)
@@ -54,10 +56,10 @@ def test_a_question_that_docker_does_not_answer_is_no_fault_of_a_disk(error):
 
 def test_a_diagnosis_goes_without_the_names_of_containers(tmp_path):
     """It is made before the old server is put back, which must not wait for it."""
-    options = {"name": "vllm", "state_dir": str(tmp_path), "sysfs_root": str(tmp_path), "accelerator": "rocm"}
-    run = Lifecycle(options, engine("containers", refused(500)), host="node7")
-    run._diagnose(Outcome("exited", 0.0, exit_code=1), "ValueError: why\n")
-    assert "why" in run.passage.failure["cause"]
+    options = ServerOptions(state_dir=str(tmp_path), sysfs_root=str(tmp_path))
+    context = RunContext(options, engine("containers", refused(500)), "node7")
+    recover.diagnose(context, Outcome("exited", 0.0, exit_code=1), "ValueError: why\n")
+    assert "why" in context.state.failure.cause
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shlex
 import pytest
 
 from ansible.module_utils.vllm_fleet.container import spec
+from ansible.module_utils.vllm_fleet.container.options import ContainerOptions
 
 IMAGE = spec.Image("vllm/vllm-openai-rocm:v0.31.0", "sha256:" + "1" * 64, entrypoint=("vllm", "serve"))
 BASE = {
@@ -26,7 +27,8 @@ NODE = spec.NodeFacts(gids=(44, 109), groups={"video": 44, "render": 109})
 
 def make(image=IMAGE, node=None, *, shutdown=False, **options):
     node = node or NODE
-    return spec.build({**BASE, **options}, image, node, shutdown_timeout=shutdown)
+    made = ContainerOptions.from_params({**BASE, **options})
+    return spec.build(made, image, node, shutdown_timeout=shutdown, engine_cache=options.get("engine_cache"))
 
 
 def docker_run(text):

@@ -12,6 +12,7 @@ from sysfs import trees
 from ansible.module_utils.vllm_fleet.common.refused import Refused
 from ansible.module_utils.vllm_fleet.models import model_files as figures
 from ansible.module_utils.vllm_fleet.server import gpu_gate
+from ansible.module_utils.vllm_fleet.server.options import ServerOptions
 
 GIB = 1 << 30
 UPPER = "4,5,6,7"
@@ -29,7 +30,7 @@ def shared(tmp_path_factory):
 
 def of(tree, **more):
     """Options of a server on that node."""
-    return {"accelerator": "rocm", "model": "m", "sysfs_root": str(tree.sys), "gpu_memory_policy": "strict", **more}
+    return ServerOptions.from_params({"model": "m", "sysfs_root": str(tree.sys), **more})
 
 
 def judge(tree, passed=("/dev/null",), **options):

@@ -103,13 +103,6 @@ def test_a_cache_that_cannot_serve_is_refused(tmp_path, make, says, failure_clas
 
 
 @pytest.mark.parametrize(
-    ("bind", "address"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("10.0.0.5", "10.0.0.5")]
-)
-def test_where_a_server_answers_on_its_own_node(bind, address):
-    assert preconditions.reachable(bind) == address
-
-
-@pytest.mark.parametrize(
     ("device", "kind", "says"),
     [
         ("/dev/null:/dev/zero2:r", None, ""),

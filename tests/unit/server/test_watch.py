@@ -13,10 +13,11 @@ import pytest
 from ansible.module_utils.vllm_fleet.container.engine import EngineError
 from ansible.module_utils.vllm_fleet.server import watch
 from ansible.module_utils.vllm_fleet.vllm import readiness
+from ansible.module_utils.vllm_fleet.vllm.endpoint import Endpoint
 
 START = datetime(2026, 11, 22, 10, 0, 0, tzinfo=timezone.utc)
 STARTED_AT = "2026-11-22T10:00:00.500000000Z"
-WHERE = readiness.Endpoint("127.0.0.1", 1, ("m",))
+WHERE = Endpoint("127.0.0.1", 1, ("m",))
 LOADING = "(EngineCore pid=1) INFO 11-22 10:00:05 [gpu_model_runner.py:1] Starting to load model org/m..."
 SHARDS = "Loading safetensors checkpoint shards:  25% Completed | 41/163 [00:10<00:30, 4.0it/s]"
 
@@ -209,7 +210,7 @@ def test_a_death_while_the_engine_was_away_is_seen():
 
 
 def test_an_engine_that_does_not_come_back_is_told(monkeypatch):
-    monkeypatch.setattr(watch, "ENGINE_PATIENCE", 0.5)
+    monkeypatch.setattr(watch, "ENGINE_RETRY_TIMEOUT", 0.5)
     with pytest.raises(EngineError, match="no Docker engine answers"):
         run(Restarting([], back=False))
 
@@ -404,11 +405,11 @@ def test_the_served_model_must_be_the_one_asked_for(body, names, root, ready, wr
 )
 def test_a_server_that_wants_another_key(monkeypatch, names, status, ready, locked):
     monkeypatch.setattr(readiness, "_get", lambda where, path, _: (200, b"") if path == "/health" else (status, b""))
-    answer = readiness.ask(readiness.Endpoint("127.0.0.1", 1, names))
+    answer = readiness.ask(Endpoint("127.0.0.1", 1, names))
     assert (answer.ready, answer.wrong, answer.locked) == (ready, False, locked)
 
 
 @pytest.mark.parametrize("tls", [True, False])
 def test_a_server_that_speaks_https_is_asked_so(tls):
-    connection = readiness._connection(readiness.Endpoint("127.0.0.1", 1, (), tls=tls), 1.0)
+    connection = readiness._connection(Endpoint("127.0.0.1", 1, (), tls=tls), 1.0)
     assert isinstance(connection, http.client.HTTPSConnection) is tls

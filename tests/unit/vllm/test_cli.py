@@ -38,7 +38,7 @@ OLD = ["python3", "-m", "vllm.entrypoints.openai.api_server"]
     ],
 )
 def test_arguments_are_written_as_vllm_reads_them(args, words):
-    assert cli.build("org/m", args, entrypoint=SERVE, extra={}) == ["org/m", *words]
+    assert cli.build("org/m", cli.normalise_args(args), entrypoint=SERVE, extra={}) == ["org/m", *words]
 
 
 def test_the_old_entry_module_gets_the_model_as_a_flag():
@@ -63,7 +63,7 @@ def test_the_old_entry_module_gets_the_model_as_a_flag():
 )
 def test_refusals_name_the_flag_and_the_way_out(args, says):
     with pytest.raises(cli.CommandError, match=says):
-        cli.build("org/m", args, entrypoint=SERVE, extra={})
+        cli.build("org/m", cli.normalise_args(args), entrypoint=SERVE, extra={})
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_any_command_line_is_read(words, model, flags, rest):
 
 def test_what_is_written_is_read_back():
     args = {"max-model-len": 512, "enforce-eager": True, "seed": -3, "served-model-name": ["x", "y"], "a-b": False}
-    parsed = cli.parse(cli.build("org/m", args, entrypoint=SERVE, extra={"revision": "r"}))
+    parsed = cli.parse(cli.build("org/m", cli.normalise_args(args), entrypoint=SERVE, extra={"revision": "r"}))
     assert parsed.model == "org/m"
     assert parsed.flags == {
         "a-b": False,
@@ -124,7 +124,7 @@ def test_flags_are_read_from_help_and_unknown_ones_named():
     known = cli.flags_in_help(HELP)
     assert {"max-model-len", "enable-prefix-caching", "served-model-name", "compilation-config"} <= known
     args = {"max_model_len": 1, "gpu-mem-utilisation": 0.5, "compilation-config.mode": "none", "gone": None}
-    assert cli.unknown_flags(args, known) == ["gpu-mem-utilisation"]
+    assert cli.unknown_flags(cli.normalise_args(args), known) == ["gpu-mem-utilisation"]
 
 
 @pytest.mark.parametrize(
@@ -140,4 +140,4 @@ def test_flags_are_read_from_help_and_unknown_ones_named():
 )
 def test_a_switch_is_only_said_no_to_where_it_has_a_no(args, unknown):
     known = cli.flags_in_help(HELP + "  --headless\n")
-    assert cli.unknown_flags(args, known) == unknown
+    assert cli.unknown_flags(cli.normalise_args(args), known) == unknown

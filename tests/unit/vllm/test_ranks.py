@@ -29,7 +29,7 @@ def test_hosts_of_one_name_are_one_server_and_the_first_is_its_head():
 def test_every_rank_gets_its_place_on_the_command_line():
     wanted = {"tensor_parallel_size": 16, "distributed-executor-backend": "mp"}
     head, worker = (ranks.args(wanted, of(h)) for h in ("a1", "a2"))
-    assert cli.build("m", head, entrypoint=[], extra={}) == [
+    assert cli.build("m", cli.normalise_args(head), entrypoint=[], extra={}) == [
         *("m", "--distributed-executor-backend", "mp", "--master-addr", "10.0.0.11", "--master-port", "29500"),
         *("--nnodes", "2", "--node-rank", "0", "--tensor-parallel-size", "16"),
     ]

@@ -1,0 +1,40 @@
+"""What Docker's inspect of a container holds, read in one way. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+#: What `docker inspect` prints of one container.
+Inspected = Mapping[str, Any]
+
+
+def ident(container: Inspected) -> str:
+    """Return Docker's id."""
+    return str(container["Id"])
+
+
+def running(container: Inspected | None) -> bool:
+    """Whether its process runs; a paused one runs too."""
+    return container is not None and bool(container["State"].get("Running"))
+
+
+def command_line(container: Inspected) -> list[str]:
+    """Return entrypoint and command, as one list of words."""
+    config = container.get("Config") or {}
+    return [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
+
+
+def environment(container: Inspected) -> dict[str, str]:
+    """Return the environment by name."""
+    return dict(str(item).partition("=")[::2] for item in (container.get("Config") or {}).get("Env") or [])
+
+
+def names(containers: Sequence[Inspected]) -> dict[str, str]:
+    """Return the names of containers by their ids, from Docker's list."""
+    return {str(c["Id"]): str((c.get("Names") or [c["Id"]])[0]).lstrip("/") for c in containers}
+
+
+def publishes(containers: Sequence[Inspected], port: int) -> bool:
+    """Whether a container of Docker's list publishes ``port``."""
+    return any(entry.get("PublicPort") == port for container in containers for entry in container.get("Ports") or [])

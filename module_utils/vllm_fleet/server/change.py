@@ -1,0 +1,132 @@
+"""Carries out the actions of a plan on one node, one boundary after the other: a run may be killed at each."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..common.refused import Refused
+from ..container.engine import EngineError
+from ..container.inspected import Inspected, ident, publishes
+from ..container.plan import Rank
+from ..container.spec import ENGINE_CACHE, Spec
+from . import gpu_gate
+from .observe import Observation
+from .run import RunContext, boottime
+
+#: Docker's words for a port that it counts as taken.
+ALLOCATED = re.compile(r":(\d+) failed: port is already allocated")
+
+
+@dataclass
+class _Containers:
+    """Ids of the container that has the name and of the one that waits as the previous one."""
+
+    current: str | None
+    previous: str | None
+
+
+class Change:
+    """The actions of plan.make and plan.on_failure, by their names."""
+
+    def __init__(self, context: RunContext) -> None:
+        """Nothing happens yet."""
+        self.context = context
+        #: Seconds that a server has to end, where that is less than its own stop timeout.
+        self.grace: int | None = None
+        self._memory_missing = False
+
+    def apply(self, actions: tuple[str, ...], seen: Observation) -> Inspected | None:
+        """Carry out ``actions``. Returns the container that then has the name. Raises EngineError, OSError, Refused."""
+        context = self.context
+        there = _Containers(seen.current_id, ident(seen.previous) if seen.previous else None)
+        if seen.current and "keep" in actions and seen.current_rank > Rank.UNKNOWN:
+            # Noted before it is stopped: afterwards it cannot be asked any more.
+            context.note_rank(seen.current, seen.current_rank, seen.previous)
+        for action in actions:
+            self._act(action, there, seen)
+            context.state.actions.append(action)
+            context.state.changed = True
+            if context.after_action:
+                context.after_action(action)
+        return context.engine.container(there.current) if there.current else None
+
+    def _act(self, action: str, there: _Containers, seen: Observation) -> None:
+        engine, options = self.context.engine, self.context.options
+        if action == "restart_engine":
+            engine.restart()
+        elif action == "stop_previous" and there.previous:
+            engine.stop(there.previous, options.stop_timeout)
+        elif action == "remove_previous" and there.previous:
+            engine.remove(there.previous)
+            there.previous = None
+        elif action == "stop" and there.current:
+            self._stop(there.current, seen.current)
+        elif action == "keep" and there.current:
+            engine.rename(there.current, self.context.previous_name)
+            there.previous, there.current = there.current, None
+        elif action == "remove" and there.current:
+            self._keep_log(there.current)
+            engine.remove(there.current)
+            there.current = None
+        elif action == "unkeep" and there.previous:
+            engine.rename(there.previous, self.context.name)
+            there.current, there.previous = there.previous, None
+            self.context.state.current = there.current
+        elif action == "create" and seen.spec and seen.image:
+            _make_engine_cache(seen.spec)
+            there.current = engine.create(seen.spec, seen.image)
+            self.context.state.current = there.current
+        elif action == "update" and there.current and seen.spec:
+            engine.update_restart_policy(there.current, seen.spec.restart_policy)
+        elif action == "start" and there.current:
+            self._await_memory(there.current, seen.spec)
+            self._start(there.current)
+
+    def _stop(self, container: str, info: Inspected | None) -> None:
+        own = ((info or {}).get("Config") or {}).get("StopTimeout")
+        timeout = int(self.context.options.stop_timeout if own is None else own)
+        self.context.state.stopped = boottime()
+        self.context.engine.stop(container, timeout if self.grace is None else min(timeout, self.grace))
+
+    def _keep_log(self, container: str) -> None:
+        """Save the log of a container that is about to be removed and that was started at least once."""
+        log = self.context.scrubbed(self.context.engine.log(container))
+        if log and not self.context.state.log_file:
+            self.context.save_log(log, container)
+
+    def _await_memory(self, container: str, spec: Spec | None) -> None:
+        """Wait for the GPU memory of what was stopped; without it a new server (``spec``) is not started."""
+        options = self.context.options
+        if not options.rocm:
+            return
+        try:
+            if spec:
+                gpu_gate.after_stop(options, spec.command)
+            elif not self._memory_missing:
+                gpu_gate.after_stop(*gpu_gate.demand_of(self.context.engine.container(container) or {}, options))
+        except Refused as exc:
+            self._memory_missing = True  # one that comes back afterwards is started as it is, without another wait
+            if spec:
+                raise
+            self.context.state.notes.append(f"{exc.cause}, and the previous server was started all the same")
+
+    def _start(self, container: str) -> None:
+        engine = self.context.engine
+        try:
+            engine.start(container)
+        except EngineError as exc:
+            port = ALLOCATED.search(str(exc))
+            if not port or publishes(engine.running(), int(port[1])) or not engine.survives_restart():
+                raise
+            # The engine was killed since the port was looked at, and lost track of it (see preconditions.Leaked).
+            engine.restart()
+            self.context.state.actions.append("restart_engine")
+            engine.start(container)
+
+
+def _make_engine_cache(spec: Spec) -> None:
+    for volume in spec.volumes:
+        if volume.target == ENGINE_CACHE:
+            Path(volume.source).mkdir(parents=True, exist_ok=True, mode=0o755)

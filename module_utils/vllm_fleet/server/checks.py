@@ -1,0 +1,83 @@
+"""Everything that is checked while the old server still answers. Changes nothing; raises Refused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..common.refused import Refused
+from ..container.inspected import Inspected, names
+from ..container.spec import ENGINE_CACHE, Spec
+from ..vllm.ranks import GUARD_TARGET
+from . import gpu_gate, observe, preconditions
+from .observe import Observation
+from .run import RunContext
+
+#: Seconds for which a port that Docker holds for no running container may be one that is just starting.
+LEAK_RETRY_TIMEOUT = 3.0
+#: Seconds between two looks at such a port.
+LEAK_RETRY = 0.5
+
+
+def before_stop(context: RunContext, seen: Observation, spec: Spec) -> Observation:
+    """Return what is to be done once all checks passed; the guard of GPU memory may have lowered the server's share."""
+    options = context.options
+    _model(context, spec)
+    gpu_gate.check_parallelism(options)
+    preconditions.volumes_exist(tuple(v for v in spec.volumes if v.target not in (ENGINE_CACHE, GUARD_TARGET)))
+    preconditions.devices_exist(spec.devices)
+    preconditions.capabilities_can_be_given(spec.capabilities)
+    running = context.engine.running()
+    if options.rocm:
+        verdict = gpu_gate.before_stop(options, spec, _own_pids(context, seen), names(running))
+        context.state.notes += verdict.notes
+        if verdict.spec is not spec and seen.judge:
+            seen.spec = verdict.spec
+            seen.differences, seen.plan = seen.judge(verdict.spec)
+    # A rank without a port of its own needs none.
+    if not options.headless and not _port_is_ours(context, seen, running):
+        seen.plan = replace(seen.plan, actions=("restart_engine", *seen.plan.actions))
+        context.state.notes.append(
+            f"port {options.port} was held by the Docker engine for a container that does not run, so the "
+            "engine is restarted; with live-restore the containers of this node go on"
+        )
+    return seen
+
+
+def _model(context: RunContext, spec: Spec) -> None:
+    """Check that the model is where the server will look for it."""
+    options = context.options
+    cache, model = options.hf_cache, options.model
+    if cache:
+        preconditions.cache_folder(cache)
+    if cache and spec.env.get("HF_HUB_OFFLINE") == "1" and not model.startswith("/"):
+        try:
+            preconditions.model_in_cache(cache, model, options.revision)
+        except Refused as exc:
+            exc.cause += observe.suggest_model(model, cache)
+            raise
+    if model.startswith("/") and any(v.source == model for v in spec.volumes):
+        preconditions.model_folder_exists(model)
+
+
+def _own_pids(context: RunContext, seen: Observation) -> frozenset[int]:
+    return context.engine.pids(seen.current_id) if seen.current_id else frozenset()
+
+
+def _port_is_ours(context: RunContext, seen: Observation, running: Sequence[Inspected]) -> bool:
+    """Return whether the port is free; False where that takes a restart of the engine, which harms no container."""
+    deadline = time.monotonic() + LEAK_RETRY_TIMEOUT
+    own, options = (context.name, context.previous_name), context.options
+    while True:
+        try:
+            preconditions.port_is_free(options.bind, options.port, running, own, lambda: _own_pids(context, seen))
+        except preconditions.Leaked:
+            if time.monotonic() >= deadline:
+                if not context.engine.survives_restart():
+                    raise
+                return False
+        else:
+            return True
+        time.sleep(LEAK_RETRY)  # one that is just starting holds its port before Docker lists it, and no event says so
+        running = context.engine.running()

@@ -1,0 +1,132 @@
+"""What happens when a start fails: its log is kept, its reason found, and the better server comes back."""
+
+from __future__ import annotations
+
+import contextlib
+
+from ..container import plan
+from ..container.engine import EngineError
+from ..container.inspected import Inspected, ident, names
+from ..container.plan import Plan, Rank
+from . import gpu_gate
+from .observe import Observation
+from .run import RunContext
+from .watch import Outcome, epoch
+
+#: Seconds that a server which hangs or serves the wrong thing has to end, before the old one takes its place.
+FAILED_GRACE = 5
+
+
+def explain(context: RunContext, current: Inspected | None, outcome: Outcome) -> None:
+    """Keep the log of a failed start, and take its reason over into the run's state."""
+    log, alone = log_of_start(context, current, outcome) if current else (b"", True)
+    if log and current:
+        context.save_log(log, ident(current))
+    diagnose(context, outcome, log.decode(errors="replace"), one_start=alone)
+    if context.slice_seconds is not None and current:
+        _note_why(context, ident(current), outcome)
+
+
+def note_failed(context: RunContext, current: Inspected) -> None:
+    """Remember that this container never became ready, unless more is known of it."""
+    if context.node.rank(ident(current)) is Rank.UNKNOWN:
+        previous = context.previous()
+        with context.remembering():
+            context.note_rank(current, Rank.FAILED, previous)
+
+
+def diagnose(context: RunContext, outcome: Outcome, log: str, *, one_start: bool = False) -> None:
+    """Turn an outcome into the failure that the user reads. ``one_start``: the log holds no other start."""
+    # Imported here: a run with nothing to diagnose, as nearly every run is, does not pay for the table.
+    from ..diagnosis import diagnose as diagnosis  # noqa: PLC0415
+
+    options = context.options
+    named: dict[str, str] = {}
+    if options.rocm:
+        with contextlib.suppress(EngineError):  # names are a help to the reader, and what follows is to be done
+            named = names(context.engine.running())
+    facts = diagnosis.ExitFacts(
+        exit_code=outcome.exit_code,
+        oom_killed=outcome.oom_killed,
+        error=outcome.detail if outcome.verdict in ("not_started", "exited") else "",
+        verdict=outcome.verdict,
+        seconds=outcome.elapsed,
+        detail=outcome.detail,
+    )
+    known = diagnosis.Context(
+        host=context.host,
+        container=context.name,
+        image=options.image,
+        model=options.model,
+        port=options.port,
+        args=options.flags,
+        utilization=gpu_gate.utilization(options),
+        gpus=diagnosis.gpus_from_info(gpu_gate.gpus_as_dicts(options, named)) or None,
+        log_file=context.state.log_file or "",
+        secrets=context.secrets,
+    )
+    context.state.failure = diagnosis.diagnose(log, facts, known, one_start=one_start)
+    context.state.msg = diagnosis.message(context.state.failure, known)
+
+
+def log_of_start(context: RunContext, current: Inspected, outcome: Outcome) -> tuple[bytes, bool]:
+    """Return the log of the start that was watched, and whether it holds that one alone.
+
+    Docker's restart policy may have left it behind already, and others may have come before it.
+    """
+    since, until = span_of_start(context, current, outcome)
+    log = context.scrubbed(context.engine.log(ident(current), since=since, until=until))
+    return log, until is not None or outcome.verdict != "restarting" or since is None
+
+
+def span_of_start(context: RunContext, current: Inspected, outcome: Outcome) -> tuple[float | None, float | None]:
+    """Return when the start that was watched began and ended, in seconds since 1970; None for never and not yet.
+
+    Notes its exit code in ``outcome``.
+    """
+    begun = epoch(outcome.token.started_at if outcome.token else str(current["State"]["StartedAt"]))
+    if not begun:
+        return None, None
+    deaths = context.engine.deaths(ident(current), begun - 60)
+    # Docker notes a start a moment after the process began to write.
+    since = max((at for at, _ in deaths if at < begun), default=begun - 2)
+    until, code = next(((at, code) for at, code in deaths if at > begun), (outcome.died_at, None))
+    if outcome.exit_code is None:
+        outcome.exit_code = code
+    return since, until
+
+
+def _note_why(context: RunContext, container: str, outcome: Outcome) -> None:
+    """Keep the failure for a caller who never gets the answer of this slice and asks for the next one."""
+    state, previous = context.state, context.previous()
+    found = {
+        "failure": state.failure and state.failure.as_result(),
+        "msg": state.msg,
+        "log_file": state.log_file,
+        "stages": outcome.stages,
+        "previous": previous and previous["Id"],
+    }
+    with context.remembering():
+        context.node.note_failure(container, found)
+
+
+def grace(outcome: Outcome) -> int:
+    """Seconds that a failed server has to end; it has no requests to finish.
+
+    No second where it ended by itself: one that Docker has just restarted would sit out its whole stop timeout, for a
+    container's first process gets no SIGTERM before it has a handler, and vLLM has one only after its imports.
+    """
+    return 0 if outcome.verdict in ("exited", "restarting", "not_started") else FAILED_GRACE
+
+
+def way_back(context: RunContext) -> Observation:
+    """Return what follows a failed start: the better server back, else the failed one is left stopped."""
+    current, previous = context.current(), context.previous()
+    return back_to(context, plan.on_failure(context.existing(previous), context.existing(current)), current, previous)
+
+
+def back_to(context: RunContext, actions: Plan, current: Inspected | None, previous: Inspected | None) -> Observation:
+    """Return ``actions`` as what is to be done to these two containers, to restore what served."""
+    existing = context.existing(current)
+    rank = existing.rank if existing else Rank.UNKNOWN
+    return Observation(context.name, "restored", current, previous, actions, current_rank=rank)
