@@ -45,24 +45,13 @@ class Event:
 
 @dataclass
 class Facts:
-    """What the server told about itself; None where it has not (yet). Sizes in GiB, times in seconds.
+    """Sizes in GiB of one GPU's share; None where the server has not said so (yet).
 
-    Of several ranks the first to speak counts: they load the same share.
+    ``weights_gib`` is that of the first rank that speaks, for all load the same; ``kv_cache_gib`` the smallest.
     """
 
-    version: str | None = None
-    model: str | None = None
-    architecture: str | None = None
-    max_model_len: int | None = None
-    download_seconds: float | None = None
     weights_gib: float | None = None
-    weights_seconds: float | None = None
-    compile_seconds: float | None = None
     kv_cache_gib: float | None = None
-    kv_cache_tokens: int | None = None
-    max_concurrency: float | None = None
-    graph_seconds: float | None = None
-    engine_seconds: float | None = None
 
 
 #: A tqdm bar: vLLM's own `_BAR_FORMAT` (model_loader/weight_utils.py: `shards: 25% Completed | 41/163 [01:02<03:04, …`)
@@ -206,29 +195,10 @@ class Progress:
     def _banner(self, match: re.Match[str], head: Line, at: float) -> Event | None:
         if _RANK[self.stage] > _RANK["configuring"]:
             self._reset()
-        self.facts.version = match.group(1)
-        if match.lastindex == 2:
-            self.facts.model = match.group(2)
-        return self._move("configuring", "", at, head.text)
-
-    def _banner_model(self, match: re.Match[str], head: Line, at: float) -> Event | None:
-        if "█" not in head.text:
-            return None
-        self.facts.model = match.group(1)
-        return None
-
-    def _arguments(self, match: re.Match[str], head: Line, at: float) -> Event | None:
-        if _RANK[self.stage] > _RANK["configuring"]:
-            self._reset()
-        model = re.search(r"'model': '([^']+)'", match.group(0))
-        if model is not None:
-            self.facts.model = model.group(1)
         return self._move("configuring", "", at, head.text)
 
     def _load(self, match: re.Match[str], head: Line, at: float) -> Event | None:
         model = match.group(1)
-        if self.facts.model is None:
-            self.facts.model = model
         online = not self._offline and not model.startswith((".", "/"))
         return self._move("downloading weights" if online else "loading weights", "", at, head.text)
 
@@ -241,14 +211,8 @@ class Progress:
 
     def _loaded(self, match: re.Match[str], head: Line, at: float) -> Event | None:
         if self.facts.weights_gib is None:
-            self.facts.weights_gib, self.facts.weights_seconds = _number(match.group(1)), _number(match.group(2))
+            self.facts.weights_gib = _number(match.group(1))
         return self._move("loading weights", "", at, head.text)
-
-    def _tokens(self, match: re.Match[str], head: Line, at: float) -> Event | None:
-        self.facts.kv_cache_tokens = int(_number(match.group(1)))
-        if match.group(2) is not None:
-            self.facts.max_concurrency = _number(match.group(2))
-        return self._move("allocating kv cache", "", at, head.text)
 
     def _kv_memory(self, match: re.Match[str], head: Line, at: float) -> Event | None:
         gib = _number(match.group(1))
@@ -261,24 +225,11 @@ class Progress:
 _Act = Callable[[Progress, "re.Match[str]", Line, float], "Event | None"]
 
 
-def _stage(stage: str, fact: str = "") -> _Act:
-    """An act that moves to ``stage`` and keeps the match's number as ``fact``."""
+def _stage(stage: str) -> _Act:
+    """Return an act that moves to ``stage``."""
 
     def act(progress: Progress, match: re.Match[str], head: Line, at: float) -> Event | None:
-        if fact and getattr(progress.facts, fact) is None:
-            setattr(progress.facts, fact, _number(match.group(1)))
         return progress._move(stage, "", at, head.text)
-
-    return act
-
-
-def _fact(name: str, kind: Callable[[str], object]) -> _Act:
-    """An act that keeps a fact and moves to ``configuring`` at least."""
-
-    def act(progress: Progress, match: re.Match[str], head: Line, at: float) -> Event | None:
-        if getattr(progress.facts, name) is None:
-            setattr(progress.facts, name, kind(match.group(1)))
-        return progress._move("configuring", "", at, head.text)
 
     return act
 
@@ -288,29 +239,28 @@ def _fact(name: str, kind: Callable[[str], object]) -> _Act:
 #: and compiling them all would cost it more than all else that is imported here.
 _LINES: tuple[tuple[str, str, _Act], ...] = (
     # entrypoints/serve/utils/api_utils.py log_version_and_model: the banner, or one line where it is switched off.
-    ("version ", r"█  version (\S+)", Progress._banner),
-    ("█  model ", r"█  model +(\S+)", Progress._banner_model),
-    ("vLLM server version ", r"vLLM server version (\S+), serving model (\S+)", Progress._banner),
-    ("vLLM API server version ", r"vLLM API server version (\S+)", Progress._banner),  # to about v0.15
-    ("non-default args: ", r"non-default args: .*", Progress._arguments),
-    ("headless", r"Launching vLLM \(v([^)]+)\) headless", Progress._banner),  # cli/serve.py, ranks without an API
-    ("Resolved architecture: ", r"Resolved architecture: (\S+)", _fact("architecture", str)),
-    ("max model len ", r"Using max model len (\d+)", _fact("max_model_len", int)),
-    ("LLM engine (v", r"Initializing a V\d LLM engine \(v([^)]+)\)", _fact("version", str)),  # v1/engine/core.py
+    ("version ", r"█  version \S", Progress._banner),
+    ("vLLM server version ", r"vLLM server version \S+, serving model ", Progress._banner),
+    ("vLLM API server version ", r"vLLM API server version ", Progress._banner),  # to about v0.15
+    ("non-default args: ", r"non-default args: ", Progress._banner),
+    ("headless", r"Launching vLLM \(v[^)]+\) headless", Progress._banner),  # cli/serve.py, ranks without an API
+    ("Resolved architecture: ", r"Resolved architecture: ", _stage("configuring")),
+    ("max model len ", r"Using max model len \d", _stage("configuring")),
+    ("LLM engine (v", r"Initializing a V\d LLM engine \(v", _stage("configuring")),  # v1/engine/core.py
     # worker/gpu_model_runner.py; the download, if any, happens after this line and says nothing until it is over.
     ("Starting to load model ", r"Starting to load model (.+?)\.\.\.", Progress._load),
     (
         "downloading weights",
-        r"Time spent downloading weights for .+: ([\d.]+) s",
-        _stage("loading weights", "download_seconds"),
+        r"Time spent downloading weights for .+: [\d.]+ s",
+        _stage("loading weights"),
     ),
     ("Filesystem type for checkpoints", r"Filesystem type", _stage("loading weights")),
     ("Prefetching checkpoint files: ", r"Prefetching checkpoint files: \d+% \((\d+)/(\d+)\)", Progress._prefetch),
-    ("Loading weights took ", r"Loading weights took ([\d.]+) s", _stage("loading weights", "weights_seconds")),
-    ("Model loading took ", r"Model loading took ([\d.]+) (?:GiB|GB)(?: memory)? and ([\d.]+) s", Progress._loaded),
+    ("Loading weights took ", r"Loading weights took [\d.]+ s", _stage("loading weights")),
+    ("Model loading took ", r"Model loading took ([\d.]+) (?:GiB|GB)(?: memory)? and [\d.]+ s", Progress._loaded),
     # compilation/: monitor.py, backends.py, decorators.py
     ("torch.compile", r"Starting torch\.compile|vLLM's torch\.compile", _stage("compiling")),
-    ("torch.compile ", r"torch\.compile (?:took|takes) ([\d.]+) s in total", _stage("compiling", "compile_seconds")),
+    ("torch.compile ", r"torch\.compile (?:took|takes) [\d.]+ s in total", _stage("compiling")),
     # v1/worker/cpu_model_runner.py: on a CPU compilation is announced by its caller alone
     ("Warming up model for", r"Warming up model for the compilation", _stage("compiling")),
     ("Dynamo bytecode", r"Dynamo bytecode transform time", _stage("compiling")),
@@ -322,16 +272,16 @@ _LINES: tuple[tuple[str, str, _Act], ...] = (
     # v1/core/kv_cache_utils.py: one line; to about v0.20 two, of which the second holds the concurrency alone.
     (
         "KV cache size: ",
-        r"KV cache size: ([\d,]+) tokens(?:, Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x)?",
-        Progress._tokens,
+        r"KV cache size: [\d,]+ tokens",
+        _stage("allocating kv cache"),
     ),
     (
         "Maximum concurrency for ",
-        r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x",
-        _stage("allocating kv cache", "max_concurrency"),
+        r"Maximum concurrency for [\d,]+ tokens per request: ",
+        _stage("allocating kv cache"),
     ),
-    ("Graph capturing finished", r"Graph capturing finished in (\d+) s", _stage("capturing graphs", "graph_seconds")),
-    ("init engine (", r"init engine \(.*?\) took ([\d.]+) s", _stage("allocating kv cache", "engine_seconds")),
+    ("Graph capturing finished", r"Graph capturing finished in \d+ s", _stage("capturing graphs")),
+    ("init engine (", r"init engine \(.*?\) took [\d.]+ s", _stage("allocating kv cache")),
     ("Starting vLLM ", r"Starting vLLM (?:API )?server (?:\d+ )?on ", _stage("starting api")),
     ("Started server process", r"Started server process", _stage("starting api")),
     ("Application startup complete", r"Application startup complete", _stage("ready")),
