@@ -1,6 +1,6 @@
 """The few questions to Docker that have to work before its SDK is installed, over the engine's Unix socket.
 
-Standard library only: the probe of a bare node must tell "no Docker" from "no SDK", and a look at one image should
+Standard library only: the probe of a bare node must know "no Docker" from "no SDK", and a look at one image should
 not pay for importing the SDK.
 """
 
@@ -75,7 +75,7 @@ class DockerApi:
         return data
 
     def ping(self) -> tuple[int, int]:
-        """Give the engine's API version, such as (1, 41). Raises DockerUnavailable when none answers."""
+        """Return the engine's API version, such as (1, 41). Raises DockerUnavailable when none answers."""
         status, _, headers = self._call("GET", "/_ping")
         if status != http.client.OK:
             raise DockerUnavailable(f"the Docker engine at {self._path} answers its ping with HTTP {status}")
@@ -83,7 +83,7 @@ class DockerApi:
         return int(major), int(minor)
 
     def info(self) -> dict[str, Any]:
-        """Give `docker info`."""
+        """Return `docker info`."""
         found: dict[str, Any] = self._ask("GET", "/info")
         return found
 
@@ -128,7 +128,7 @@ class DockerApi:
         return self._stream(f"/images/{quote(name, safe='/:')}/push?{urlencode({'tag': tag})}", headers)
 
     def save(self, ref: str) -> Iterator[bytes]:
-        """Give the `docker save` archive of one image in pieces of a megabyte. Raises DockerRefused."""
+        """Return the `docker save` archive of one image in pieces of a megabyte. Raises DockerRefused."""
         with self._connected() as connection:
             connection.request("GET", f"/images/get?{urlencode({'names': ref})}")
             response = connection.getresponse()
@@ -195,13 +195,13 @@ def _message(body: bytes) -> str:
 
 
 def auth_header(ref: str) -> dict[str, str]:
-    """Give the header with the credentials for the registry of ``ref``; empty for anonymous."""
+    """Return the header with the credentials for the registry of ``ref``; empty for anonymous."""
     auth = registry_auth(registry_of(ref))
     return {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(auth).encode()).decode()} if auth else {}
 
 
 def registry_of(ref: str) -> str:
-    """Give the registry host of an image reference; ``docker.io`` for a name without one."""
+    """Return the registry host of an image reference; ``docker.io`` for a name without one."""
     first, slash, _ = ref.partition("/")
     return first if slash and ("." in first or ":" in first or first == "localhost") else "docker.io"
 
@@ -220,7 +220,7 @@ def registry_auth(registry: str, config: Path | None = None) -> dict[str, str] |
     helper = (settings.get("credHelpers") or {}).get(registry) or settings.get("credsStore")
     if helper:
         with contextlib.suppress(OSError, ValueError, KeyError, subprocess.SubprocessError):
-            told = subprocess.run(
+            done = subprocess.run(
                 [f"docker-credential-{helper}", "get"],
                 input=key,
                 capture_output=True,
@@ -228,7 +228,7 @@ def registry_auth(registry: str, config: Path | None = None) -> dict[str, str] |
                 timeout=30,
                 check=True,
             )
-            found = json.loads(told.stdout)
+            found = json.loads(done.stdout)
             return {"username": found["Username"], "password": found["Secret"], "serveraddress": registry}
     entry = (settings.get("auths") or {}).get(key) or {}
     if entry.get("identitytoken"):

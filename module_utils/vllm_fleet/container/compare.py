@@ -30,7 +30,7 @@ from .spec import (
 Fields = dict[str, object]
 Redact = Callable[[str], str]
 
-#: Docker's own values for what nobody set (docker 20.10 to 29 daemon defaults).
+#: Docker's own values for what is not set (docker 20.10 to 29 daemon defaults).
 DEFAULT_SHM_SIZE = 64 << 20
 DEFAULT_STOP_TIMEOUT = 10
 
@@ -47,12 +47,12 @@ class Difference:
     desired: object
 
     def as_dict(self) -> dict[str, object]:
-        """Give it the shape of the module's result."""
+        """Return it the shape of the module's result."""
         return {"name": self.name, "current": self.current, "desired": self.desired}
 
 
 def fingerprint(key: bytes) -> Redact:
-    """Make the function that shows a secret: a keyed digest, which changes with the secret and tells nothing of it."""
+    """Return the function that shows a secret: a keyed digest changes with the secret and gives nothing of it away."""
 
     def redact(value: str) -> str:
         digest = hmac.new(key, value.encode(), hashlib.sha256).hexdigest()
@@ -141,7 +141,7 @@ def current_fields(container: Mapping[str, object], own_image: Image | None, red
 def as_spec(container: Mapping[str, object], own_image: Image | None, redact: Redact) -> dict[str, object]:
     """Describe an inspected container by the module's options: given back, they make the same container again.
 
-    Secrets are fingerprints here, named in ``secrets``; whoever gives the options back must bring the values.
+    Secrets are fingerprints here, named in ``secrets``; to use the options again takes the values.
     """
     fields = current_fields(container, own_image, redact)
     named: dict[str, dict[str, object]] = {"args": {}, "env": {}, "labels": {}}
@@ -305,7 +305,7 @@ def _security(options: Sequence[object], ipc: str) -> list[str]:
 
 
 def _ipc(mode: str | None) -> str:
-    # What the daemon writes when nobody chose depends on its default-ipc-mode; both are the container's own.
+    # What the daemon writes where it is not set depends on its default-ipc-mode; both are the container's own.
     return "private" if mode in (None, "", "shareable") else str(mode)
 
 

@@ -29,7 +29,7 @@ RELOADABLE = frozenset(
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Read the file's content; an empty file has no settings. Raises ValueError for anything but a JSON object."""
+    """Return the file's settings; an empty file has no settings. Raises ValueError for anything but a JSON object."""
     if not text.strip():
         return {}
     found = json.loads(text)
@@ -67,7 +67,7 @@ def merge(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, A
 
 
 def differences(existing: Mapping[str, Any], merged: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Name the keys that differ, with current and desired value (None: absent), sorted."""
+    """Return the keys that differ, with current and desired value (None: absent), sorted."""
     return [
         {"name": key, "current": existing.get(key), "desired": merged.get(key)}
         for key in sorted(existing.keys() | merged.keys())
@@ -78,9 +78,9 @@ def differences(existing: Mapping[str, Any], merged: Mapping[str, Any]) -> list[
 def action(
     changed: Collection[str], running: bool, live_containers: int, live_restore: bool, allow_restart: bool
 ) -> str:
-    """Tell what it takes: ``start``, ``none``, ``reload``, ``restart``, or ``pending`` (a restart that must wait).
+    """Return what it takes: ``start``, ``none``, ``reload``, ``restart``, or ``pending`` (a restart that must wait).
 
-    An engine is restarted only where that stops nobody's container: none runs, they survive it (live-restore is
+    An engine is restarted only where that stops no container: none runs, they survive it (live-restore is
     active), or it is allowed.
     """
     if not running:

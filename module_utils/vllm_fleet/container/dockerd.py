@@ -1,4 +1,4 @@
-"""The Docker engine of this machine: what it is, what its daemon.json says, how it is started and told to reload."""
+"""The Docker engine of this machine: what it is, what its daemon.json says, how it is started and reloaded."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Dockerd:
     # -- questions ---------------------------------------------------------------------------------------------
 
     def look(self) -> dict[str, Any]:
-        """Tell everything that the role decides on."""
+        """Return everything that the role decides on."""
         info: dict[str, Any] = {}
         denied = False
         try:
@@ -200,7 +200,7 @@ class Dockerd:
         else:
             pid = self._pid()
             if pid is None:
-                raise DockerdFailure(f"dockerd cannot be told to reload: {self._p.pid_file} names no running dockerd")
+                raise DockerdFailure(f"dockerd cannot be reloaded: {self._p.pid_file} names no running dockerd")
             os.kill(pid, signal.SIGHUP)
         # SIGHUP has no answer; of the keys that are reloaded, live-restore is the one that the engine shows.
         deadline = time.monotonic() + 10
@@ -220,7 +220,7 @@ class Dockerd:
         pid = self._pid()
         argv = ["dockerd", *self._flags()]
         if pid is not None:
-            # It goes on with the flags it was started with, whoever that was.
+            # It goes on with the flags it was started with.
             argv = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").rstrip("\0").split("\0")
             os.kill(pid, signal.SIGTERM)
             if not _ended(pid, 60):
@@ -295,7 +295,7 @@ def _waiting(differences: list[dict[str, Any]]) -> list[str]:
 
 
 def _identity(pid: int | None) -> str:
-    """Name a process so that another one with its number is not taken for it."""
+    """Return a name of a process by which another one with its number is not taken for it."""
     if pid is None:
         return ""
     try:

@@ -61,7 +61,7 @@ class Engine:
             except EngineUnavailable:
                 if time.monotonic() >= deadline:
                     raise
-                time.sleep(0.2)  # an engine that starts announces itself to nobody
+                time.sleep(0.2)  # no event announces an engine that starts
             else:
                 return
 
@@ -138,13 +138,13 @@ class Engine:
         return found
 
     def network_exists(self, name: str) -> bool:
-        """Tell whether a network of that name is there."""
+        """Return whether a network of that name is there."""
         api = self._api
         with _errors(f"look for network {name}"):
             return any(n["Name"] == name for n in api.networks(names=[name]))
 
     def survives_restart(self) -> bool:
-        """Tell whether containers go on while this engine restarts (live-restore), and it is this machine's."""
+        """Return whether containers go on while this engine restarts (live-restore), and it is this machine's."""
         try:
             return self._socket is not None and bool(self._socket.info().get("LiveRestoreEnabled"))
         except (DockerRefused, DockerUnavailable):
@@ -183,7 +183,7 @@ class Engine:
         until: float | None,
         streams: tuple[str, ...] = ("stdout", "stderr"),
     ) -> Iterator[tuple[bytes, bytes]]:
-        """Give the timestamp and text of each piece of a log."""
+        """Return the timestamp and text of each piece of a log."""
         from docker.errors import APIError  # noqa: PLC0415
 
         low = _stamp(since) if since and since > 0 else b""
@@ -224,10 +224,10 @@ class Engine:
     def usage(self, container: str) -> tuple[int, int] | None:
         """CPU nanoseconds and bytes read from and written to disks since the container's start; None if unknown.
 
-        Network bytes are left out: whoever asks the server for its health makes them.
+        Network bytes are left out: asking the server for its health makes them.
         """
         try:
-            # One shot: without it Docker takes a second to measure twice, for percentages that nobody here needs.
+            # One shot: without it Docker takes a second to measure twice, for percentages that are not needed here.
             # The SDK knows the parameter since 7.0 only.
             with contextlib.closing(self._client(CALL_TIMEOUT)) as api:
                 url = f"{api.base_url}/v{api.api_version}/containers/{container}/stats"
@@ -238,7 +238,7 @@ class Engine:
             blocks = (stats.get("blkio_stats") or {}).get("io_service_bytes_recursive") or []
             moved = sum(int(row["value"]) for row in blocks if str(row.get("op")).lower() in ("read", "write"))
         except (EngineUnavailable, OSError, KeyError, TypeError, ValueError):
-            return None  # a container that is just ending has no statistics; the event stream tells that better
+            return None  # a container that is just ending has no statistics; the event stream says that better
         return cpu, moved
 
     def pids(self, container: str) -> frozenset[int]:
@@ -319,7 +319,7 @@ class Engine:
         self._sdk_client = None
 
     def rename(self, container: str, name: str) -> None:
-        """Give a container another name."""
+        """Return a container another name."""
         with _errors(f"rename container {container} to {name}"):
             self._api.rename(container, name)
 
@@ -420,7 +420,7 @@ def image_from_inspect(ref: str, found: Mapping[str, Any]) -> Image:
 
 
 def _labels(spec: Spec, image: Image) -> dict[str, str]:
-    """Give the user's labels and the project's own notes on a container."""
+    """Return the user's labels and the project's own notes on a container."""
     asked = {LABEL_ASKED_UTILIZATION: spec.asked_utilization} if spec.asked_utilization else {}
     return {**spec.labels, **asked, LABEL_IMAGE_ID: image.id, LABEL_MANAGED: "true"}
 

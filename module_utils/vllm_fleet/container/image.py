@@ -65,7 +65,7 @@ class Wanted:
 
 
 def problems(wanted: Wanted) -> list[str]:
-    """Say what is wrong with the request, one sentence each with the way out; empty when nothing is."""
+    """Return what is wrong with the request, one sentence each with the way out; empty when nothing is."""
     found = []
     if wanted.source not in SOURCES:
         found.append(f"vllm_image_source is {wanted.source!r}: expected one of {', '.join(SOURCES)}.")
@@ -112,7 +112,7 @@ def _tag_problems(wanted: Wanted) -> list[str]:
 
 
 def is_wanted(wanted: Wanted, inspected: Mapping[str, Any], archived: Sequence[Archived] = ()) -> str | None:
-    """Tell why an image (`docker image inspect`) is not the wanted one; None when it is.
+    """Return why an image (`docker image inspect`) is not the wanted one; None when it is.
 
     ``archived`` are the images that the archive holds.
     """
@@ -138,22 +138,22 @@ def is_wanted(wanted: Wanted, inspected: Mapping[str, Any], archived: Sequence[A
 
 
 def content_id(inspected: Mapping[str, Any]) -> str:
-    """Give one hash for what an image is: layers, platform, creation time, configuration.
+    """Return one hash for what an image is: layers, platform, creation time, configuration.
 
     `docker image inspect`'s Id is the configuration's digest in the classic image store and the manifest's digest in
     the containerd store (Docker 23 and later, when switched on): the same image has two ids on two such nodes. What
-    goes in here is what both stores tell of it.
+    goes in here is what both stores show of it.
     """
     config = inspected.get("Config") or {}
     kept = {key: config[key] for key in _CONFIG if config.get(key)}
-    told = [
+    parts = [
         (inspected.get("RootFS") or {}).get("Layers") or [],
         inspected.get("Os", ""),
         inspected.get("Architecture", ""),
         str(inspected.get("Created", ""))[:19],  # fractions of a second are written in more than one way
         kept,
     ]
-    return "sha256:" + hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return "sha256:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def repo_digests(name: str, inspected: Mapping[str, Any]) -> list[str]:
@@ -164,12 +164,12 @@ def repo_digests(name: str, inspected: Mapping[str, Any]) -> list[str]:
 
 
 def config_member(entry: Mapping[str, Any]) -> str:
-    """Name the archive's member with an image's configuration; ``entry`` is one of manifest.json."""
+    """Return the archive's member with an image's configuration; ``entry`` is one of manifest.json."""
     return str(entry.get("Config", ""))
 
 
 def archived_images(manifest: str | None, index: str | None, configs: Mapping[str, str]) -> list[Archived]:
-    """Tell which images an archive holds.
+    """Return which images an archive holds.
 
     ``manifest`` is manifest.json (Docker's own: its Config names the id of the classic image store), ``index`` is
     index.json (OCI layout: manifest digests, the ids of the containerd image store), ``configs`` the texts of the
@@ -251,7 +251,7 @@ def _names(row: Mapping[str, Any]) -> list[str]:
 
 
 def belongs(row: Mapping[str, Any], name: str) -> bool:
-    """Tell whether an image of the engine's list is of the repository ``name`` and of no other."""
+    """Return whether an image of the engine's list is of the repository ``name`` and of no other."""
     short = re.sub(r"^docker\.io/(library/)?", "", name)
     names = _names(row)
     if not names:

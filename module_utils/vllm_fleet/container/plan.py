@@ -30,7 +30,7 @@ class Rank(IntEnum):
 class Existing:
     """A container that is there: Docker's id, whether its process runs, and how good it is known to be.
 
-    A ``paused`` one runs too: it holds its port and its memory, and answers nobody.
+    A ``paused`` one runs too: it holds its port and its memory, and does not answer.
     """
 
     id: str

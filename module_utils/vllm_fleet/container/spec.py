@@ -16,7 +16,7 @@ from .options import ContainerOptions
 HF_HOME = "/root/.cache/huggingface"
 ENGINE_CACHE = "/root/.cache/vllm"
 
-#: The port that ``vllm serve`` listens on when it is not told (vLLM 0.32.0 entrypoints/openai/cli_args.py).
+#: The port that ``vllm serve`` listens on when no flag says so (vLLM 0.32.0 entrypoints/openai/cli_args.py).
 CONTAINER_PORT = 8000
 
 #: Labels under this prefix are the project's own notes on a container, not something a user asked for.
@@ -136,7 +136,7 @@ class NodeFacts:
     """What the spec needs to know of the node.
 
     ``gids``: numeric ids of the groups video and render and of the device nodes' owners; None entries are left out.
-    ``hf_hub_target``: where ``<hf_cache>/hub`` really lies when it is a symbolic link, which a container could not
+    ``hf_hub_target``: where ``<hf_cache>/hub`` really is when it is a symbolic link, which a container could not
     follow. ``groups``: numeric ids of those groups that the options name, as far as the node has them.
     """
 
@@ -161,12 +161,12 @@ CPU_SHM_SIZE = 4 << 30
 
 
 def is_secret(name: str) -> bool:
-    """Tell whether the value of an environment variable, or of a flag, must never be shown."""
+    """Return whether the value of an environment variable, or of a flag, must never be shown."""
     return name in SECRET_ENV or bool(_SECRET_NAME.search(name.replace("-", "_")))
 
 
 def secret_values(values: object) -> set[str]:
-    """Give the values of ``env`` or ``args`` that must never be shown.
+    """Return the values of ``env`` or ``args`` that must never be shown.
 
     Short ones are left out: to hide a "1" would hide every 1 in what is shown.
     """
@@ -364,7 +364,7 @@ def _check_plain_http(flags: Mapping[str, object]) -> None:
 
 
 def with_utilization(spec: Spec, utilization: float) -> Spec:
-    """Give the same container with another --gpu-memory-utilization (policy ``fit``), which remembers its own."""
+    """Return the same container with another --gpu-memory-utilization (policy ``fit``), which remembers its own."""
     words = list(spec.command)
     flag = f"--{UTILIZATION}"
     text = f"{utilization:g}"
@@ -376,12 +376,12 @@ def with_utilization(spec: Spec, utilization: float) -> Spec:
 
 
 def utilization_of(words: Sequence[str]) -> str:
-    """Give the --gpu-memory-utilization of a command line as it is written; ``default`` where it is left to vLLM."""
+    """Return the --gpu-memory-utilization of a command line as it is written; ``default`` where it is left to vLLM."""
     return str(cli.parse(words).flags.get(UTILIZATION, "default"))
 
 
 def _address(bind: str, *, published: bool) -> str:
-    """Give the address to listen on. What is no address Docker takes for all of them, without a word."""
+    """Return the address to listen on. What is no address Docker takes for all of them, without a word."""
     if not published or bind in ("127.0.0.1", "0.0.0.0", "::1", "::"):  # noqa: S104
         return bind
     if bind in ("", "localhost"):
@@ -492,7 +492,7 @@ def _capabilities(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def _groups(wanted: Sequence[str] | None, node: NodeFacts, *, rocm: bool) -> tuple[str, ...]:
-    """Give numeric ids: a name would be looked up in the image, where it may be missing or mean another group."""
+    """Return numeric ids: a name would be looked up in the image, where it may be missing or mean another group."""
     given = ([str(gid) for gid in node.gids] if rocm else []) if wanted is None else wanted
     missing = [one for one in given if not _is_number(one) and one not in node.groups]
     if missing:

@@ -15,7 +15,7 @@ DEFAULT_UTILIZATION = 0.92
 
 
 class Holder(NamedTuple):
-    """A process that holds GPU memory; ``size`` in bytes, None where the kernel does not tell."""
+    """A process that holds GPU memory; ``size`` in bytes, None where the kernel does not say."""
 
     pid: int
     command: str | None
@@ -53,7 +53,7 @@ class ExitFacts:
 class Context:
     """What is known about the server and its node.
 
-    ``args`` are the flags of ``vllm serve`` as the user gave them; ``gpus`` is None where nobody looked; values in
+    ``args`` are the flags of ``vllm serve`` as the user gave them; ``gpus`` is None where they were not read; values in
     ``secrets`` never come out.
     """
 
@@ -79,7 +79,7 @@ class Context:
 
     @property
     def share(self) -> float:
-        """The share of a GPU's memory that vLLM was told to take."""
+        """The share of a GPU's memory that vLLM is to take."""
         try:
             return float(str(self.utilization or self.arg("gpu-memory-utilization") or DEFAULT_UTILIZATION))
         except ValueError:
@@ -106,7 +106,7 @@ class Run:
     """One start of the engine within a log.
 
     ``errors`` are those that count: of a run that had become ready, those after that. ``stop`` is the number of
-    the line where the server was told to stop.
+    the line where the server got the signal to stop.
     """
 
     lines: Sequence[str]
@@ -115,7 +115,7 @@ class Run:
     stop: int | None
 
     def progress(self) -> Progress:
-        """Return how far this start had come; of a very long log its beginning and its end tell that."""
+        """Return how far this start had come; of a very long log its beginning and its end are enough."""
         progress = Progress()
         lines = self.lines if len(self.lines) <= 20_000 else [*self.lines[:5_000], *self.lines[-15_000:]]
         for line in lines:

@@ -44,7 +44,7 @@ _EVIDENCE_CHARS = 600
 _FIRST_ERRORS, _LAST_ERRORS = 300, 100
 
 #: Lines that only say that another process failed (v1/engine/utils.py, core.py and exceptions.py, v1/utils.py,
-#: v1/executor/multiproc_executor.py and ray_executor_v2.py), and ends of processes that were told to end.
+#: v1/executor/multiproc_executor.py and ray_executor_v2.py), and ends of processes that got a signal.
 _WRAPPER = re.compile(
     r"Engine core initialization failed|WorkerProc initialization failed|EngineCore failed to start|WorkerProc failed"
     r"|WorkerProc hit an exception|EngineCore encountered (?:an issue|a fatal error)|EngineDeadError"
@@ -58,7 +58,7 @@ _WRAPPER = re.compile(
 _KILLED = re.compile(r"exit code:? -\d+|'\w+': -\d+")
 
 _STARTED = ("non-default args: ", " headless multiproc executor", " in headless mode")
-#: Uvicorn says the first on stderr; where only stdout was kept, the first answer to a request tells the same.
+#: Uvicorn says the first on stderr; where only stdout was kept, the first answer to a request says the same.
 _READY = ("Application startup complete", ' HTTP/1.1" 200')
 #: What stands on stdout at that moment (0.32.0 entrypoints/serve/entry.py; api_server.py before).
 _READY_STDOUT = ("Starting vLLM server on ", "Starting vLLM API server", ' HTTP/1.1" 200')
@@ -93,7 +93,7 @@ def _holder(entry: Mapping[str, object]) -> Holder:
 
 
 def diagnose(log: str, exit: ExitFacts, context: Context, *, one_start: bool = False) -> Failure:
-    """Name a failure.
+    """Return the named failure.
 
     ``log`` is the container's output, both streams, whole or its end; ``one_start`` says that it holds no other start
     than the one that failed. The streams may have overtaken each other: Docker reads each by itself. There is always an
@@ -101,9 +101,9 @@ def diagnose(log: str, exit: ExitFacts, context: Context, *, one_start: bool = F
     """
     if exit.error:
         docker = Error(0, "", "traceback", [[exit.error]], [[exit.error]], [""])
-        told = _by_table(Run((), [docker], ready=False, stop=None), exit, context)
-        if told is not None or exit.verdict == "not_started":
-            return told or _docker_unknown(exit, context)
+        known = _by_table(Run((), [docker], ready=False, stop=None), exit, context)
+        if known is not None or exit.verdict == "not_started":
+            return known or _docker_unknown(exit, context)
     if exit.verdict == "wrong_model_served":
         return _wrong_model(exit, context)
     if exit.verdict == "locked":
@@ -160,7 +160,7 @@ class _Hit:
 def _by_run(run: Run, exit: ExitFacts, context: Context) -> Failure | None:
     if run.stop is None or exit.verdict not in ("exited", "restarting"):
         return _by_table(run, exit, context)
-    # What a server prints after it was told to stop comes of the stopping.
+    # What a server prints after it got the signal to stop comes of the stopping.
     stop = {True: run.stop, False: _first(run.lines, (_STOPS_STDERR,), run.stop)}
     errors_before = [error for error in run.errors if error.index < stop[error.logged]]
     before = Run(run.lines, errors_before, run.ready, None)
@@ -230,7 +230,7 @@ def _proof(hit: _Hit) -> list[str]:
 
 
 def _by_end(run: Run, exit: ExitFacts, context: Context) -> Failure:
-    """Name what the log does not tell: by the verdict, the signal, or not at all."""
+    """Return the failure where the log names none: by the verdict, the signal, or as unknown."""
     root = _root(run)
     if exit.verdict == "stalled":
         return _failure(FailureClass.STALLED, _stalled(run, exit, context), [*root, *_last(run.lines)], exit, context)

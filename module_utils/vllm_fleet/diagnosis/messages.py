@@ -70,7 +70,7 @@ def memory_taken(case: Case) -> Words:
     free, total, need = (float(case.get(name)) for name in ("free", "total", "need"))
     cpu = case.get("kind") == "CPU"
     gpus = [] if cpu else [Gpu(*gpu) for gpu in case.context.gpus or ()]
-    # The number in vLLM's line counts within the process (ranks, HIP_VISIBLE_DEVICES); free memory tells which it is.
+    # The number in vLLM's line counts within the process (ranks, HIP_VISIBLE_DEVICES); free memory shows which it is.
     gpu = min(gpus, key=lambda gpu: abs(gpu.free / GIB - free), default=None)
     holders = sorted((Holder(*h) for h in gpu.holders), key=lambda h: -(h.size or 0)) if gpu else []
     others = f" ({listed([*map(_named, holders[:3]), *(['others'] if len(holders) > 3 else [])])})" if holders else ""
@@ -161,11 +161,11 @@ def cache_below_context(case: Case) -> Words:
 
 def no_cache(case: Case) -> Words:
     facts = case.run.progress().facts
-    told = [
+    known = [
         f"the weights take {facts.weights_gib:g} GiB per GPU" if facts.weights_gib is not None else "",
         f"{facts.kv_cache_gib:g} GiB are left" if facts.kv_cache_gib is not None else "",
     ]
-    numbers = " and ".join(number for number in told if number)
+    numbers = " and ".join(number for number in known if number)
     remedy = _raise_budget(case)
     return (
         f"Weights and working memory use up all that gpu-memory-utilization {case.context.share:g} grants, and "
@@ -287,7 +287,7 @@ def corrupt(how: str) -> Explain:
         return (
             f"A weight file of {case.context.model_name} {how}",
             "Find it with `hf_snapshot` (`state: verified`, `verify: full`), which compares checksums, and bring it "
-            f"anew with {STAGE}",
+            f"again with {STAGE}",
         )
 
     return explain
@@ -295,7 +295,7 @@ def corrupt(how: str) -> Explain:
 
 def remote_code(case: Case) -> Words:
     return (
-        f"{case.context.model_name} brings Python code of its own, which vLLM does not run unless it is told to",
+        f"{case.context.model_name} brings Python code of its own, which vLLM does not run by default",
         f"Read that code, and if you trust it set {setting(trust_remote_code='true')} together with a pinned "
         "`vllm_server_revision`",
     )
@@ -584,7 +584,7 @@ def image(case: Case) -> Words:
 def shared_memory() -> Words:
     """Explain a lack of shared memory."""
     return (
-        "The server's processes ran out of shared memory (/dev/shm, to which Docker gives 64 MB unless told otherwise)",
+        "The server's processes ran out of shared memory (/dev/shm, to which Docker gives 64 MB by default)",
         "Set `vllm_server_shm_size: 32g`, or the option `ipc_mode: host`",
     )
 

@@ -1,4 +1,4 @@
-"""The table of known failures: one row a class, the patterns that tell it, the words for cause and remedy. Pure.
+"""The table of known failures: one row a class, the patterns that match it, the words for cause and remedy. Pure.
 
 Fragments are vLLM 0.32.0's (the file is named at the pattern), and PyTorch's, huggingface_hub's, transformers' and
 Docker's. How a log is searched, and what may count as a root cause, is in diagnose.py; the words are in
@@ -30,7 +30,7 @@ class Row:
 
     ``rank`` orders matches of different errors in one log: 0 names a cause, 1 is a general complaint that a cause may
     stand behind, 2 what follows from something else. ``serving`` says that the row also holds after the server was
-    ready. A class without rules is told by how the start ended.
+    ready. A class without rules is known by how the start ended.
     """
 
     class_: FailureClass
@@ -186,7 +186,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         FailureClass.NOT_ENOUGH_GPUS,
-        "The server is told to use more GPUs than the container has.",
+        "The server is to use more GPUs than the container has.",
         (
             _on(
                 messages.few_gpus,
@@ -492,5 +492,5 @@ ROWS: tuple[Row, ...] = (
     Row(FailureClass.UNKNOWN, "None of the known failures; the earliest error of the log is given."),
 )
 
-#: The classes of ``failure.class``, each told by one row.
+#: The classes of ``failure.class``, each with one row.
 CLASSES = tuple(row.class_ for row in ROWS)

@@ -29,7 +29,7 @@ Call = Callable[[str, dict[str, Any]], Answer]
 ARRIVAL = 120.0
 #: Seconds between two looks at what partners say while a node is watched.
 LISTEN = 0.1
-#: Seconds between two looks at what the node itself has to tell meanwhile: a round trip each, for the eye alone.
+#: Seconds between two looks at the node's own news meanwhile: a round trip each, for the eye alone.
 LOOK = 1.0
 #: Seconds that the node whose rank was lost has to say why: at once, but on a machine that has other things to do.
 CAUSE = 30.0
@@ -46,8 +46,8 @@ CONFIRM = 5.0
 class ReplicaRun:
     """One node's run.
 
-    ``call`` calls a module there, ``wake`` makes a watch on the node return at once, ``look`` gives what that watch
-    has to tell so far (``progress`` of an answer, None when there is nothing).
+    ``call`` calls a module there, ``wake`` makes a watch on the node return at once, ``look`` returns what that watch
+    has found so far (``progress`` of an answer, None when there is nothing).
     """
 
     def __init__(
@@ -123,11 +123,11 @@ class ReplicaRun:
         return {**{k: options.get(k) for k in keys}, **{f"args {k}": v for k, v in args.items()}}
 
     def _agree(self, topic: str, answer: Answer) -> dict[str, Any] | str:
-        """Tell how a check went and hear the others; a sentence naming the node that refused, if one did."""
-        told = {"actions": answer.get("actions") or [], "failure": answer.get("failure")}
+        """Publish how a check went, return what all published; a sentence naming the node that refused, if one did."""
+        checked = {"actions": answer.get("actions") or [], "failure": answer.get("failure")}
         if answer.get("failed") or answer.get("unreachable"):
-            told["msg"] = str(answer.get("msg") or "it cannot be reached")
-        self.meeting.publish(topic, told)
+            checked["msg"] = str(answer.get("msg") or "it cannot be reached")
+        self.meeting.publish(topic, checked)
         everyone = self.meeting.gather(topic)
         self.refusal = next(((h, t) for h, t in everyone.items() if "msg" in t), None)
         return f"{self.refusal[0]} cannot: {self.refusal[1]['msg']}" if self.refusal else everyone
@@ -263,8 +263,8 @@ class ReplicaRun:
 
     def _partners_idle(self) -> float | None:
         """Seconds since a partner last showed a sign of life: none stalls while another gets on."""
-        told = [at for host, at in self.meeting.told("active").items() if host != self.host]
-        return max(0.0, time.monotonic() - max(told)) if told else None
+        active = [at for host, at in self.meeting.published("active").items() if host != self.host]
+        return max(0.0, time.monotonic() - max(active)) if active else None
 
     def _follow(self, token: Any, topic: str) -> Answer:
         """The head is ready: so is this worker, if it still runs."""
@@ -276,7 +276,7 @@ class ReplicaRun:
         return self._all_ready(answer, token)
 
     def _is_back(self, answer: Answer) -> Answer:
-        """Tell how the way back ended; the answer fails all the same where it followed a failure."""
+        """Publish how the way back ended; the answer fails all the same where it followed a failure."""
         if answer.get("pending") or (answer.get("failed") and not answer.get("rolled_back")):
             return self._not_back(answer)
         self.meeting.publish("back", {"ready": True})
@@ -295,7 +295,7 @@ class ReplicaRun:
     # -- down, and back ----------------------------------------------------------------------------------------
 
     def _down(self, answer: Answer, token: Any, lost: Lost | None = None) -> Answer:
-        """Tell the own failure, hear all, and go back with them."""
+        """Publish the own failure, wait for all verdicts, and go back with the others."""
         own = answer.get("failure")
         if lost is not None:
             self.meeting.publish("verdict", {"ready": False})
@@ -310,9 +310,9 @@ class ReplicaRun:
         try:
             everyone = self.meeting.gather("verdict")
         except Lost as gone:
-            everyone, lost = self.meeting.told("verdict"), lost or gone
-        told = [(h, v) for h, v in everyone.items() if v and v.get("failure")]
-        failures = [(h, {**v["failure"], "msg": v.get("msg", "")}) for h, v in told]
+            everyone, lost = self.meeting.published("verdict"), lost or gone
+        failed = [(h, v) for h, v in everyone.items() if v and v.get("failure")]
+        failures = [(h, {**v["failure"], "msg": v.get("msg", "")}) for h, v in failed]
         blamed = blame.culprit(failures)
         if blamed is None:
             what = str(lost) if lost else "a partner gave up"
@@ -334,17 +334,17 @@ class ReplicaRun:
         try:
             returning = self.meeting.gather("back held")
         except Lost:
-            returning = self.meeting.told("back held")
+            returning = self.meeting.published("back held")
         if not back.get("pending"):
             self.meeting.publish("back", {"ready": False})
             return back
         if not returning.get(self.replica["head"]) and not self.is_head:
-            # Without its head this worker would wait for ever; it is started all the same, for whoever mends the head.
+            # Without its head this worker would wait for ever. It is started all the same, for when the head is mended.
             return self._not_back(self._step("go", token=back["token"], slice_=1.0))
         return self._watch(back, back["token"], "back")
 
     def _tell(self, failure: Mapping[str, Any]) -> None:
-        """Say on the terminal what ends the start of all: going back takes a while."""
+        """Print what ends the start of all: going back takes a while."""
         cause = str(failure.get("cause") or "").rstrip(".")
         self.say(f"[{self.host}] failed, {failure.get('class')}: {cause}; all nodes of {self.replica['name']} go back")
 
@@ -359,19 +359,19 @@ class ReplicaRun:
 
     def _bad(self, topic: str = "verdict") -> bool:
         """Whether a partner failed or is gone."""
-        told = self.meeting.told(topic)
-        if any(v and ("failure" in v or v.get("ready") is False) for h, v in told.items() if h != self.host):
+        verdicts = self.meeting.published(topic)
+        if any(v and ("failure" in v or v.get("ready") is False) for h, v in verdicts.items() if h != self.host):
             return True
         return any(self.meeting.lost(h, topic) for h in self.meeting.partners)
 
     def _partner_ended(self) -> bool:
         """Whether a partner's server failed by ending: then it has an exit code."""
-        told = [(v or {}).get("failure") or {} for v in self.meeting.told("verdict").values()]
-        return any(failure.get("exit_code") is not None for failure in told)
+        failures = [(v or {}).get("failure") or {} for v in self.meeting.published("verdict").values()]
+        return any(failure.get("exit_code") is not None for failure in failures)
 
     def _head_is(self, topic: str, word: str) -> bool:
-        told = self.meeting.read(str(self.replica["head"]), topic)
-        return bool(told and told.get(word))
+        verdict = self.meeting.read(str(self.replica["head"]), topic)
+        return bool(verdict and verdict.get(word))
 
     def _news(self, topic: str) -> bool:
         return self._bad(topic) or (not self.is_head and self._head_is(topic, "ready"))
@@ -417,7 +417,7 @@ class ReplicaRun:
 
 
 class Shown:
-    """What of a slice's news is on the terminal: they are told while it goes on, and its answer has them all again."""
+    """What of a slice's news is on the terminal: they are shown while it goes on, and its answer has them all again."""
 
     def __init__(self, show: Callable[[Answer, bool], None]) -> None:
         """Nothing was shown yet."""
@@ -477,13 +477,13 @@ def starts(actions: Sequence[str], together: str) -> bool:
     return ("create" if together == "replace" else "start") in actions
 
 
-def differing(told: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> str:
-    """Name what hosts of one replica do not have in common; empty when they agree."""
+def differing(published: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> str:
+    """Return what hosts of one replica do not have in common; empty when they agree."""
     first = hosts[0]
     for host in hosts[1:]:
-        for key in sorted({*told[first], *told[host]}):
-            if told[first].get(key) != told[host].get(key):
-                return f"{key}: {first} has {told[first].get(key)!r}, but {host} has {told[host].get(key)!r}"
+        for key in sorted({*published[first], *published[host]}):
+            if published[first].get(key) != published[host].get(key):
+                return f"{key}: {first} has {published[first].get(key)!r}, but {host} has {published[host].get(key)!r}"
     return ""
 
 
@@ -494,7 +494,7 @@ def incomplete(
     forks: int,
     names: Mapping[str, str] | None = None,
 ) -> str:
-    """Say why the hosts of a replica cannot meet in this play; empty when they can.
+    """Return why the hosts of a replica cannot meet in this play; empty when they can.
 
     ``batch``: hosts of this batch that still run, ``alive``: those of the play, ``names``: the replicas of all hosts
     that are part of one.

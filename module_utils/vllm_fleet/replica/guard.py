@@ -32,7 +32,7 @@ ENDING = "ending, so that all ranks start again together"
 RETRY, SAY = 0.5, 30.0
 #: Seconds for a connection to say who it is.
 HELLO_TIMEOUT = 5.0
-#: Seconds that a server has to end after SIGTERM when its replica is broken; it has nobody left to answer with.
+#: Seconds that a server has to end after SIGTERM when its replica is broken; it cannot answer any more.
 GRACE = 5.0
 #: A silent link is tested after 5 s and given up 3 tests of 2 s later: a node without power says no goodbye.
 KEEPALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 11000))

@@ -51,7 +51,7 @@ def parse_interfaces(text: str) -> dict[str, Interface]:
 
 
 def interfaces() -> dict[str, Interface]:
-    """Ask this node."""
+    """Return this node's interfaces, by name."""
     done = subprocess.run(["ip", "-j", "addr"], capture_output=True, text=True, check=False, timeout=20)
     return parse_interfaces(done.stdout)
 
@@ -83,7 +83,7 @@ def check_address(address: str, found: Mapping[str, Interface]) -> None:
         have = ", ".join(a for one in found.values() if one.name != "lo" for a in one.addresses) or "none"
         raise Refused(
             FailureClass.BAD_ARGUMENT,
-            f"this node does not have the address {address} that its partners are told; it has {have}",
+            f"this node does not have the address {address} that its partners use; it has {have}",
             "set vllm_server_node_address of this host to its own address on the network between the nodes",
         )
 
@@ -137,8 +137,8 @@ def listen(
 ) -> tuple[list[dict[str, Any]], str]:
     """Listen on ``ports`` of ``ports_address`` (else of ``address``) and on one of ``address`` that the kernel picks.
 
-    In a process that ends by itself. Gives what each partner shall try ({address, port, own}: held by the server that
-    runs now) and the word it will hear. Raises Refused for a port that somebody else holds.
+    In a process that ends by itself. Returns what each partner shall try ({address, port, own}: held by the server that
+    runs now) and the word it will hear. Raises Refused for a port that another program holds.
     """
     word = secrets.token_hex(8)
     name = f"\0vllm-fleet-replica-{address}-{','.join(map(str, ports))}"

@@ -29,7 +29,7 @@ from ..server import result as results
 from ..server.lifecycle import PUT_BACK, Lifecycle, Result
 from ..server.observe import Observation
 from ..server.options import ServerOptions
-from ..server.watch import News, Outcome, Token
+from ..server.outcome import News, Outcome, Token
 from ..vllm.ranks import GUARD_TARGET
 from . import guard
 from .blame import CONSEQUENCES

@@ -1,6 +1,6 @@
 """Where the controller's processes for the nodes of one replica meet: files in a folder of this run.
 
-Ansible runs a task for every host in a process of its own. Those of one replica tell each other how far their node is
+Ansible runs a task for every host in a process of its own. Those of one replica show each other how far their node is
 by small files, written whole; a process that is gone without a word is noticed by its number. Standard library alone:
 it runs on the controller.
 """
@@ -43,21 +43,21 @@ class Rendezvous:
         self.publish("pid", os.getpid())
 
     def publish(self, topic: str, value: Any) -> None:
-        """Tell the others."""
+        """Publish ``value`` as ``topic``, for the others."""
         path = self._path(self.host, topic)
         part = path.with_name(f".{path.name}.{os.getpid()}")
         part.write_text(json.dumps(value, default=str))
         part.replace(path)
 
     def read(self, host: str, topic: str) -> Any:
-        """Give what a host has told; None when it has not."""
+        """Return what a host has published; None when it has not."""
         try:
             return json.loads(self._path(host, topic).read_text())
         except (OSError, ValueError):
             return None
 
-    def told(self, topic: str) -> dict[str, Any]:
-        """Give what has been told so far, the earliest first."""
+    def published(self, topic: str) -> dict[str, Any]:
+        """Return what has been published so far, the earliest first."""
         found = []
         for host in self.hosts:
             value = self.read(host, topic)
@@ -66,7 +66,7 @@ class Rendezvous:
         return {host: value for _, host, value in sorted(found, key=lambda item: item[:2])}
 
     def lost(self, host: str, topic: str) -> str:
-        """Say why a partner will not tell ``topic`` any more; empty while it still may."""
+        """Return why a partner will not publish ``topic`` any more; empty while it still may."""
         pid = self.read(host, "pid")
         alive = pid is not None and _alive(int(pid))
         left = self.read(host, "gone")
@@ -77,13 +77,13 @@ class Rendezvous:
     def gather(
         self, topic: str, *, arrival: float | None = None, until: Callable[[], bool] = lambda: False
     ) -> dict[str, Any]:
-        """Wait for all to tell ``topic``; what there is when ``until`` becomes true. Raises Lost.
+        """Wait for all to publish ``topic``; what there is when ``until`` becomes true. Raises Lost.
 
         ``arrival``: seconds that a partner may take to come at all.
         """
         begun = time.monotonic()
         while True:
-            found = self.told(topic)
+            found = self.published(topic)
             if len(found) == len(self.hosts) or until():
                 return found
             for host in self.partners:
@@ -95,7 +95,7 @@ class Rendezvous:
             time.sleep(INTERVAL)  # several processes, no common queue
 
     def leave(self, why: str) -> None:
-        """Say goodbye; nobody waits for this host after it."""
+        """Leave: after this no partner waits for this host. ``why`` is what they read."""
         self.publish("gone", why)
 
     def _path(self, host: str, topic: str) -> Path:

@@ -57,8 +57,8 @@ def _names(served: cli.FlagValue | None) -> tuple[str, ...]:
 def _place(container: Inspected, flags: Mapping[str, cli.FlagValue], *, in_script: bool) -> tuple[str, int] | None:
     """Return address and port on the node; a script may listen on any port, so the only published one is its."""
     host = container.get("HostConfig") or {}
-    told = str(flags.get("port", ""))
-    inner = told if told.isdigit() else str(spec.CONTAINER_PORT)
+    flag = str(flags.get("port", ""))
+    inner = flag if flag.isdigit() else str(spec.CONTAINER_PORT)
     if host.get("NetworkMode") == "host":
         return reachable(str(flags.get("host") or "127.0.0.1")), int(inner)
     published = {port: at for port, at in (host.get("PortBindings") or {}).items() if at and port.endswith("/tcp")}

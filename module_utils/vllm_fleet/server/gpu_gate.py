@@ -56,7 +56,7 @@ def lowered_before(options: ServerOptions, made: Spec, container: Inspected | No
 
 
 def gpus(options: ServerOptions, names: Mapping[str, str] | None = None) -> tuple[list[gpu.Gpu], bool]:
-    """Read the GPUs that the server sees, in its order, and whether it is certain which they are.
+    """Return the GPUs that the server sees, in its order, and whether it is certain which they are.
 
     Its devices and the variables that hide GPUs count.
     """

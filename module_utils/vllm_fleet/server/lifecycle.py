@@ -17,10 +17,11 @@ from . import checks, endpoint, observe, recover, release, result
 from .change import Change
 from .observe import Observation
 from .options import ServerOptions
+from .outcome import Limits, Outcome, Token
 from .release_store import Releases
 from .run import RunContext, RunState, boottime
 from .state import LockTaken, unwritable
-from .watch import ENGINE_RETRY_TIMEOUT, Limits, Outcome, Token, Watch
+from .watch import ENGINE_RETRY_TIMEOUT, Watch
 
 #: Seconds to wait for another module run on the same container: the slice of a run whose connection was lost.
 LOCK_WAIT = 45.0

@@ -190,7 +190,7 @@ def _wrong_option() -> Iterator[None]:
 def _known_flags(
     options: ServerOptions, image: Image, engine: Engine, node: NodeState, notes: list[str]
 ) -> frozenset[str]:
-    """Ask the image once which flags its server knows, and refuse the ones it does not.
+    """Return the flags that the image's server knows, asked once; refuse the ones that it does not.
 
     The answer is kept under the image's id. An image that cannot answer (no ``vllm`` on its PATH, help that needs a
     GPU) is not held against anyone: the flags are then not checked, and a note says so.

@@ -41,7 +41,7 @@ def port_is_free(
     own: Sequence[str],
     own_pids: Callable[[], frozenset[int]] = frozenset,
 ) -> None:
-    """Refuse (``port_taken``) when somebody else listens on bind:port, naming who; Leaked when Docker lost track of it.
+    """Refuse (``port_taken``) where another program listens on bind:port; Leaked where Docker lost track of the port.
 
     ``running`` are Docker's running containers, ``own`` the names whose containers are stopped before the start, and
     ``own_pids`` asks for their processes: on the host's network one holds a port that Docker does not list.
@@ -166,7 +166,7 @@ def model_folder_exists(model: str) -> None:
 
 
 def cache_folder(cache: str) -> Path:
-    """Give the cache's folder; refuse a path that Docker would take for something else, or make by itself."""
+    """Return the cache's folder; refuse a path that Docker would take for something else, or make by itself."""
     folder = Path(cache)
     if not folder.is_absolute():
         raise Refused(

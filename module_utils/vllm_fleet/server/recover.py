@@ -10,8 +10,9 @@ from ..container.inspected import Inspected, ident, names
 from ..container.plan import Plan, Rank
 from . import gpu_gate
 from .observe import Observation
+from .outcome import Outcome
 from .run import RunContext
-from .watch import Outcome, epoch
+from .watch import epoch
 
 #: Seconds that a server which hangs or serves the wrong thing has to end, before the old one takes its place.
 FAILED_GRACE = 5

@@ -33,7 +33,7 @@ def build(  # noqa: PLR0917  seven things make a record, each of another kind
     given: Mapping[str, Any],
     when: str,
 ) -> Record:
-    """Make a record of an inspected ``container``, its ``spec``, its model's ``commit``, and what the run knows.
+    """Return a record of an inspected ``container``, its ``spec``, its model's ``commit``, and what the run knows.
 
     ``given``: ``run``, ``configuration``, ``settings`` (options of the role that are not the container's own),
     ``verification`` (what was asked), ``answers`` (results of vllm_chat), ``start`` (result of vllm_server).
@@ -70,7 +70,7 @@ def _without_keys(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def answer(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep of a result of vllm_chat what tells how the server answered."""
+    """Return what a record keeps of a result of vllm_chat."""
     kept = ("name", "api", "content", "finish_reason", "usage", "ttft", "tokens_per_second", "elapsed")
     return {name: result.get(name) for name in kept}
 
@@ -112,9 +112,9 @@ def serving(records: Sequence[Record], container: str, spec: Mapping[str, Any] |
 
 
 def place(records: Sequence[Record], made: Record) -> tuple[Record, bool]:
-    """Say what is to be written for ``made``, and whether it is a release of its own.
+    """Return what is to be written for ``made``, and whether it is a release of its own.
 
-    The newest release in a new container (somebody had removed the old one) stays what it is, with the new container.
+    The newest release in a new container (the old one was removed by hand) stays what it is, with the new container.
     A release that was there before and returns gets a number of its own and says which one it ``restores``.
     """
     if not records:
@@ -175,7 +175,7 @@ def summary(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def role_variables(
     record: Mapping[str, Any], image: str, commit_now: str | None, prefix: str = "vllm_server_"
 ) -> dict[str, Any]:
-    """Give the variables of the role vllm_server that make this release again from ``image``.
+    """Return the variables of the role vllm_server that make this release again from ``image``.
 
     ``commit_now`` is what its revision stands for in the node's cache today; where that has moved on, the commit
     itself is asked for.

@@ -52,7 +52,7 @@ class Releases:
         image_digests: frozenset[str],
         given: Mapping[str, Any],
     ) -> tuple[Record, Record | None]:
-        """Write down that this container was verified. Gives its record, and the release before it.
+        """Write down that this container was verified. Returns its record, and the release before it.
 
         The same release again writes nothing. Old records go only after the new one is on the disk.
         """
@@ -116,7 +116,7 @@ def commit_of(spec: Mapping[str, Any]) -> str | None:
 
 
 def standing(where: Endpoint | None, timeout: float = 2.0) -> dict[str, Any]:
-    """Ask a server how it is: ``health`` (ready, wrong, not ready), why, and its running and waiting requests."""
+    """Return how a server is: ``health`` (ready, wrong, not ready), why, and its running and waiting requests."""
     found: dict[str, Any] = {"health": "not ready", "detail": "no port", "running": None, "waiting": None}
     if where is None:
         return found
@@ -130,7 +130,7 @@ def standing(where: Endpoint | None, timeout: float = 2.0) -> dict[str, Any]:
 
 
 def inside_url(spec: Mapping[str, Any]) -> str:
-    """Where a server listens inside its container; with the node's own network that is where it was told to."""
+    """Where a server listens inside its container; with the node's own network that is its ``bind`` and ``port``."""
     if spec.get("network_mode") != "host":
         return f"http://127.0.0.1:{CONTAINER_PORT}"
     bind = str(spec.get("bind") or "127.0.0.1")

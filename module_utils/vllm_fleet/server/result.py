@@ -13,9 +13,9 @@ from ..container.inspected import Inspected, ident, running
 from ..container.plan import Rank
 from ..vllm.log import scrub
 from . import endpoint, release
+from .outcome import Outcome
 from .release_store import Releases, standing
 from .run import RunContext, boottime
-from .watch import Outcome
 
 #: What to do when Docker does not answer.
 ENGINE_REMEDY = (

@@ -67,7 +67,7 @@ class NodeState:
     # -- secrets' fingerprints ---------------------------------------------------------------------------------
 
     def fingerprint_key(self, *, create: bool) -> bytes:
-        """Give the node's key for fingerprints; without ``create`` an ephemeral one when there is none yet."""
+        """Return the node's key for fingerprints; without ``create`` an ephemeral one when there is none yet."""
         path = self.root / "fingerprint.key"
         with contextlib.suppress(OSError):
             return path.read_bytes()
@@ -113,7 +113,7 @@ class NodeState:
         self.write(self.folder / "failure.json", {**found, "container": container})
 
     def failure(self, container: str) -> Mapping[str, Any] | None:
-        """Give what was noted of a container; None where it is not the latest that failed."""
+        """Return what was noted of a container; None where it is not the latest that failed."""
         found = self._read(self.folder / "failure.json")
         return found if found.get("container") == container else None
 

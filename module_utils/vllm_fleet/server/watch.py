@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,8 +24,9 @@ from ..vllm import readiness
 from ..vllm.endpoint import Endpoint
 from ..vllm.log import LogReader
 from ..vllm.startup import Progress
+from .outcome import Limits, News, Outcome, Token
 
-#: Seconds between two HTTP probes: the larger half of what lies between the first 200 and the verdict.
+#: Seconds between two HTTP probes: the larger half of what passes between the first 200 and the verdict.
 PROBE_INTERVAL = 0.1
 #: Seconds between two looks at CPU, I/O and the cache; they only matter against ``stall_timeout``.
 PULSE_INTERVAL = 10.0
@@ -62,75 +63,7 @@ class Source(Protocol):
         """Stream log and events."""
 
     def usage(self, container: str) -> tuple[int, int] | None:
-        """Give CPU nanoseconds and bytes moved."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Seconds. ``slice``: return ``pending`` after so long (None: watch to the end)."""
-
-    ready_timeout: float
-    stall_timeout: float
-    slice: float | None = None
-
-
-@dataclass
-class Token:
-    """What one slice leaves to the next.
-
-    Times are seconds after the container's start: ``shown`` of the last news, ``heard`` of the last line, ``active``
-    of the last sign of life, ``pulse`` of the last look at CPU, I/O and cache, ``since`` from where ``ready_timeout``
-    counts.
-    """
-
-    container: str
-    started_at: str
-    shown: float = -1.0
-    heard: float = -1.0
-    active: float = 0.0
-    cpu_ns: int = 0
-    io_bytes: int = 0
-    cache_bytes: int = 0
-    pulse: float = 0.0
-    since: float = 0.0
-
-
-@dataclass(frozen=True)
-class News:
-    """One line for the terminal: a change of stage at ``at`` seconds after the container's start."""
-
-    at: float
-    stage: str
-    detail: str
-
-
-@dataclass
-class Outcome:
-    """What a watch (or a slice of one) came to.
-
-    verdict: ready | exited | restarting | stalled | ready_timeout | wrong_model_served | locked | pending.
-    """
-
-    verdict: str
-    elapsed: float
-    detail: str = ""
-    exit_code: int | None = None
-    oom_killed: bool = False
-    died_at: float | None = None
-    stages: list[dict[str, Any]] = field(default_factory=list)
-    news: list[News] = field(default_factory=list)
-    stage: str = "starting"
-    describe: str = "starting"
-    estimate: float | None = None
-    last_line: str = ""
-    new_lines: list[str] = field(default_factory=list)
-    idle: float = 0.0  # seconds since the last sign of life
-    alarmed: bool = False  # the log has the text that was to be watched for
-    token: Token | None = None
-
-    def token_dict(self) -> dict[str, Any]:
-        """Give the token in a form that travels as JSON."""
-        return asdict(self.token) if self.token else {}
+        """Return CPU nanoseconds and bytes moved."""
 
 
 class Watch:
@@ -163,11 +96,11 @@ class Watch:
         weights are only read, never downloaded. ``wake``: a file whose appearance ends the slice, because there is
         news from elsewhere; ``alarm``: a text in the log that does so, too. ``partners_idle``: seconds since the last
         sign of life of the other nodes of the same server; none stalls while another gets on. ``feed``: takes all news
-        of the slice so far whenever there are more; without it a slice ends with its news, and whoever calls the next
-        one is away for that moment.
+        of the slice so far whenever there are more; without it a slice ends with its news, and the watch pauses until
+        the next one.
         """
         self._feed_news, self._fed = feed, 0
-        self._latest = -1.0  # of the lines that the news tell of
+        self._latest = -1.0  # of the lines that are in the news
         self._idle, self._wake, self._partners_idle = idle, wake, partners_idle
         self._run_age = run_age
         self._alarm, self._alarmed = alarm, False
@@ -217,7 +150,7 @@ class Watch:
             self._news.append(News(0.0, "starting", f"container {self._id[:12]}"))
         begin = self._clock()
         if self._idle and fresh and self._endpoint and self._ask(self._endpoint).ready:
-            # Nothing was started and it answers: there is nothing to tell, and its log need not be read.
+            # Nothing was started and it answers: there is no news, and its log need not be read.
             return Outcome("ready", round(age, 3), stage="ready", describe="ready", token=token)
         self._source.follow(self._id, int(self._started), self._sink)
         workers: list[Callable[[], None]] = [self._pulse]
@@ -246,10 +179,10 @@ class Watch:
                 self._fed, news_at = len(self._news), None
             if self._limits.slice is not None:
                 rest = begin + self._limits.slice - now
-                told = news_at + NEWS_GRACE - now if news_at is not None else rest
-                if rest <= 0 or (told <= 0 and not self._feed_news):
+                news_left = news_at + NEWS_GRACE - now if news_at is not None else rest
+                if rest <= 0 or (news_left <= 0 and not self._feed_news):
                     return self._outcome("pending", age)
-                left += [rest, told]
+                left += [rest, news_left]
             try:
                 kind, item = self._sink.get(timeout=max(0.005, min(LONGEST_SLEEP, *left)))
             except queue.Empty:
@@ -266,7 +199,7 @@ class Watch:
                 return outcome
 
     def _over(self, token: Token, age: float) -> Outcome | None:
-        """Judge the two limits of patience."""
+        """Return the outcome where one of the two timeouts is over."""
         # Whatever the limit, a server is asked before it is judged.
         if age - token.since >= self._limits.ready_timeout and (self._answer or not self._endpoint):
             before = f"it was {token.since:.0f} s old when this run began" if token.since >= 1 else ""
@@ -401,12 +334,12 @@ class Watch:
         return self._died(info, "exited", code)
 
     def _runs_on(self, info: Mapping[str, Any] | None) -> bool:
-        """Tell whether a container still is in the start that is watched."""
+        """Return whether a container still is in the start that is watched."""
         state = info["State"] if info else {}
         return bool(state.get("Running")) and self._token is not None and state["StartedAt"] == self._token.started_at
 
     def _lost(self, kind: str) -> None:
-        """A stream broke; have somebody look until the engine answers, which may just be restarting (live-restore)."""
+        """A stream broke; a thread asks until the engine answers, which may just be restarting (live-restore)."""
         waiting = bool(self._broken)
         self._broken.add(kind.removesuffix("_end"))
         if not waiting:
@@ -456,7 +389,7 @@ class Watch:
     def _drain(self, last: str) -> int | None:
         """Take what is left after a death until ``last`` has come: the log's last lines hold the reason.
 
-        Gives the exit code when an event tells it.
+        Returns the exit code where an event has it.
         """
         code: int | None = None
         deadline = self._clock() + LOG_GRACE
@@ -507,7 +440,7 @@ class Watch:
 
 
 def _whole(detail: str) -> bool:
-    """Tell whether a count such as 163/163 is complete."""
+    """Return whether a count such as 163/163 is complete."""
     done, slash, total = detail.partition("/")
     return bool(slash) and done == total
 
@@ -523,7 +456,7 @@ def epoch(stamp: str) -> float:
 
 
 def process_age(pid: int) -> float | None:
-    """Seconds since a process started, by the clock that nobody can set (field 22 of /proc/<pid>/stat)."""
+    """Seconds since a process started, by a clock that cannot be set (field 22 of /proc/<pid>/stat)."""
     if pid <= 0:
         return None
     with contextlib.suppress(OSError, ValueError, IndexError):

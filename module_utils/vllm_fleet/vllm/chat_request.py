@@ -278,7 +278,7 @@ class ChatResult:
 
 
 def shorten(text: str, limit: int = SHORT) -> str:
-    """The text in quotes, on one line, cut after `limit` characters with its full length told."""
+    """The text in quotes, on one line, cut after `limit` characters with its full length behind it."""
     flat = " ".join(text.split())
     quoted = json.dumps(flat[:limit], ensure_ascii=False)
     return quoted if len(flat) <= limit else f"{quoted}... ({len(text)} characters)"
@@ -297,75 +297,83 @@ def error_text(body: Any) -> str:
 
 
 def check_answer(request: ChatRequest, result: ChatResult) -> list[Check]:
-    """Everything that can be said about an answer without asking again; times as measured in `result`."""
+    """Return everything that can be said about an answer without asking again; times as measured in `result`."""
     expect, answer = request.expect, result.answer
-    content = answer.content
-    shown = f"{shorten(content)} (finish_reason {answer.finish_reason})"
-    checks = [
-        Check(
-            "finish_reason",
-            answer.finish_reason in expect.finish_reason,
-            " or ".join(expect.finish_reason),
-            str(answer.finish_reason or "none"),
-            "Raise max_tokens: it cut the answer."
-            if answer.finish_reason == "length"
-            else "Look for the request in the server's log: it did not end as a request does.",
-        ),
-        _check_usage(answer.usage, request.max_tokens),
-    ]
-    for name, wanted in expect.headers.items():
-        sent = result.headers.get(name.lower())
-        got = f"no header {name}" if sent is None else f"{name}: {shorten(sent)}"
-        remedy = "Another server than the one that was meant has answered, or what stands between is set up otherwise."
-        checks.append(Check(f"header {name}", sent == wanted, f"{name}: {shorten(wanted)}", got, remedy))
-    if len(content.strip()) < expect.min_chars:
-        thinking = f", and {len(answer.reasoning)} characters of reasoning" if answer.reasoning else ""
-        remedy = (
-            "The model spent its tokens on thinking: raise max_tokens."
-            if answer.reasoning
-            else "Compare chat template, dtype and quantization with the model's card."
-        )
-        got = f"{len(content.strip())} characters{thinking}"
-        checks.append(Check("min_chars", False, f"at least {expect.min_chars} characters", got, remedy))
-    else:
-        got = f"{len(content.strip())} characters"
-        checks.append(Check("min_chars", True, f"at least {expect.min_chars} characters", got))
+    checks = [_check_finish(expect, answer), _check_usage(answer.usage, request.max_tokens)]
+    checks += [_check_header(name, wanted, result) for name, wanted in expect.headers.items()]
+    checks.append(_check_length(expect, answer))
     if expect.pattern:
-        checks.append(
-            Check(
-                "pattern",
-                re.search(expect.pattern, content) is not None,
-                f"a match of /{expect.pattern}/",
-                shown,
-                "The answer was cut: raise max_tokens and ask again."
-                if answer.finish_reason == "length"
-                else "The server runs but answers wrongly: compare dtype, quantization, chat template and the revision "
-                "of the weights with the model's card.",
-            )
-        )
+        checks.append(_check_pattern(expect.pattern, answer))
     if request.max_ttft is not None:
-        checks.append(
-            Check(
-                "max_ttft",
-                result.ttft is not None and result.ttft <= request.max_ttft,
-                f"the first token within {request.max_ttft:g} s",
-                "no token" if result.ttft is None else f"{result.ttft:.3f} s",
-                "Ask again: the first request after a start may compile kernels; then look for load in /metrics.",
-            )
-        )
+        checks.append(_check_ttft(request.max_ttft, result.ttft))
     if request.min_tokens_per_second is not None:
-        rate = result.tokens_per_second
-        checks.append(
-            Check(
-                "min_tokens_per_second",
-                rate is not None and rate >= request.min_tokens_per_second,
-                f"at least {request.min_tokens_per_second:g} tokens/s",
-                "no token to measure" if rate is None else f"{rate:.1f} tokens/s",
-                "Look for other requests in /metrics, for clocks and power caps of the GPUs, and for a missing kernel "
-                "in the server's log.",
-            )
-        )
+        checks.append(_check_rate(request.min_tokens_per_second, result.tokens_per_second))
     return checks
+
+
+def _check_finish(expect: Expectation, answer: Answer) -> Check:
+    return Check(
+        "finish_reason",
+        answer.finish_reason in expect.finish_reason,
+        " or ".join(expect.finish_reason),
+        str(answer.finish_reason or "none"),
+        "Raise max_tokens: it cut the answer."
+        if answer.finish_reason == "length"
+        else "Look for the request in the server's log: it did not end as a request does.",
+    )
+
+
+def _check_header(name: str, wanted: str, result: ChatResult) -> Check:
+    sent = result.headers.get(name.lower())
+    got = f"no header {name}" if sent is None else f"{name}: {shorten(sent)}"
+    remedy = "Another server than the one that was meant has answered, or what stands between is set up otherwise."
+    return Check(f"header {name}", sent == wanted, f"{name}: {shorten(wanted)}", got, remedy)
+
+
+def _check_length(expect: Expectation, answer: Answer) -> Check:
+    length = len(answer.content.strip())
+    expected, got = f"at least {expect.min_chars} characters", f"{length} characters"
+    if length >= expect.min_chars:
+        return Check("min_chars", True, expected, got)
+    if answer.reasoning:
+        got += f", and {len(answer.reasoning)} characters of reasoning"
+        return Check("min_chars", False, expected, got, "The model spent its tokens on thinking: raise max_tokens.")
+    remedy = "Compare chat template, dtype and quantization with the model's card."
+    return Check("min_chars", False, expected, got, remedy)
+
+
+def _check_pattern(pattern: str, answer: Answer) -> Check:
+    return Check(
+        "pattern",
+        re.search(pattern, answer.content) is not None,
+        f"a match of /{pattern}/",
+        f"{shorten(answer.content)} (finish_reason {answer.finish_reason})",
+        "The answer was cut: raise max_tokens and ask again."
+        if answer.finish_reason == "length"
+        else "The server runs but answers wrongly: compare dtype, quantization, chat template and the revision "
+        "of the weights with the model's card.",
+    )
+
+
+def _check_ttft(limit: float, ttft: float | None) -> Check:
+    return Check(
+        "max_ttft",
+        ttft is not None and ttft <= limit,
+        f"the first token within {limit:g} s",
+        "no token" if ttft is None else f"{ttft:.3f} s",
+        "Ask again: the first request after a start may compile kernels; then look for load in /metrics.",
+    )
+
+
+def _check_rate(wanted: float, rate: float | None) -> Check:
+    return Check(
+        "min_tokens_per_second",
+        rate is not None and rate >= wanted,
+        f"at least {wanted:g} tokens/s",
+        "no token to measure" if rate is None else f"{rate:.1f} tokens/s",
+        "Look for other requests in /metrics, for clocks and power caps of the GPUs, and for a missing kernel "
+        "in the server's log.",
+    )
 
 
 def _check_usage(usage: Mapping[str, Any], max_tokens: int) -> Check:

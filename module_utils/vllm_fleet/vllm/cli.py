@@ -70,7 +70,7 @@ class Command:
 
 
 def flag_name(key: str) -> str:
-    """Give a flag's one spelling: ``max_model_len``, ``--max-model-len`` and ``-tp`` become long, hyphenated names."""
+    """Return a flag's one spelling: ``max_model_len``, ``--max-model-len``, ``-tp`` become long, hyphenated names."""
     if key in _SHORT:
         return _SHORT[key]
     name = key[2:] if key.startswith("--") else key
@@ -237,7 +237,7 @@ def first(value: FlagValue | None) -> str | None:
 
 
 def entrypoint_for(image_entrypoint: Sequence[str] | None, wanted: Sequence[str] | None) -> list[str]:
-    """Give the entrypoint to run: the user's; else the image's when it is ``vllm serve``; else ``vllm serve``.
+    """Return the entrypoint to run: the user's; else the image's when it is ``vllm serve``; else ``vllm serve``.
 
     vllm/vllm-openai-rocm has ENTRYPOINT ["vllm", "serve"], rocm/vllm has a shell or none (docker/Dockerfile.rocm and
     AMD's image): a shell as the main command would wait for someone to type, so it is replaced.

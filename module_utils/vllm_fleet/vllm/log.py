@@ -162,7 +162,7 @@ _CHAIN = ("During handling of the above exception", "The above exception was the
 _EXCEPTION = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?::|$)"
 #: An exception without its traceback: the log was cut, or only this line was kept.
 _BARE = r"[\w.]*(?:Error|Exception): "
-#: What ends an exception's message on stderr: the next thing that somebody else writes there.
+#: What ends an exception's message on stderr: the next thing that another process writes there.
 _FOREIGN = (
     r"INFO:|WARNING:|ERROR:|DEBUG:|\[?[IWEF]\d{4} |usage: |\S+\.py:\d+: \w*Warning|\s*warnings\.warn\(|Process \S+:$"
     r"|[^:|]{3,60}:\s+\d+%"

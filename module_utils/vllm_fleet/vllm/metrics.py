@@ -1,7 +1,7 @@
 """Prometheus text -> how busy a vLLM server is. Pure: text in, counts out.
 
 Names as vLLM 0.32.0 exports them (vllm/v1/metrics/loggers.py). Every engine of a server with data parallelism has
-series of its own, told apart by the label `engine`; what is asked here is the whole server's, so series are summed.
+series of its own, with the label `engine`; what is asked here is the whole server's, so series are summed.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import cli
 
-#: Where the first process of every rank lies inside the container, and its name in the node's state folder.
+#: Where the first process of every rank is inside the container, and its name in the node's state folder.
 GUARD_TARGET = cli.REPLICA_GUARD
 GUARD_FILE = "replica_guard.py"
 
@@ -54,7 +54,7 @@ def describe(
     master_addr: str = "",
     master_port: int = 0,
 ) -> dict[str, Any]:
-    """Say what a host is in its replica. A host alone gives ``size`` 1 and nothing to add.
+    """Return what a host is in its replica. A host alone gives ``size`` 1 and nothing to add.
 
     ``variables``: of every host, ``vllm_server_replica``, ``vllm_server_node_address``, ``ansible_host``,
     ``vllm_server_interface``, ``vllm_server_rdma_devices``, ``vllm_server_rdma_gid_index``. Ports: ``master_port`` and
@@ -225,14 +225,14 @@ def entrypoint(replica: Mapping[str, Any], wanted: Sequence[str], ident: str) ->
 
 
 def behind_guard(words: Sequence[str] | None) -> list[str] | None:
-    """Give what a rank's entrypoint runs behind the guard, None for the default: what may be asked for its help."""
+    """Return what a rank's entrypoint runs behind the guard, None for the default: what may be asked for its help."""
     if words is None or GUARD_TARGET not in words:
         return None if words is None else list(words)
     return list(words[words.index("--") + 1 :]) or None
 
 
 def without_id(words: Sequence[str]) -> list[str]:
-    """Give a rank's entrypoint without the text that its release shares: what says nothing of what it is made of."""
+    """Return a rank's entrypoint without the text that its release shares: what says nothing of what it is made of."""
     words = list(words)
     if GUARD_TARGET in words and "--id" in words:
         cut = words.index("--id")
@@ -241,7 +241,7 @@ def without_id(words: Sequence[str]) -> list[str]:
 
 
 def without_place(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a recorded container's options as they were before its place in a replica was added to them.
+    """Return a recorded container's options as they were before its place in a replica was added to them.
 
     ``distributed_backend`` says how its ranks met. What follows from the inventory of today is left out: rank,
     addresses, guard. The options of a host alone stay as they are.

@@ -75,10 +75,10 @@ def judge_models(body: bytes, names: Sequence[str], root: str | None) -> Answer:
 
 
 def same_root(served: object, wanted: str) -> bool:
-    """Tell whether a served model's ``root`` is the model that was asked for.
+    """Return whether a served model's ``root`` is the model that was asked for.
 
     With HF_HUB_OFFLINE vLLM replaces a Hub id by the snapshot's folder (vLLM 0.32.0 engine/arg_utils.py); servers that
-    do not tell a root are believed.
+    do not name a root are believed.
     """
     if served is None or served == wanted:
         return True
@@ -89,7 +89,7 @@ def same_root(served: object, wanted: str) -> bool:
 def _connection(endpoint: Endpoint, timeout: float) -> http.client.HTTPConnection:
     if not endpoint.tls:
         return http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=timeout)
-    import ssl  # noqa: PLC0415  only a server that somebody else started speaks HTTPS by itself
+    import ssl  # noqa: PLC0415  only a server of other make speaks HTTPS by itself
 
     # Its certificate is for the name that its clients use, not for the address that is asked here.
     context = ssl._create_unverified_context()  # noqa: S323

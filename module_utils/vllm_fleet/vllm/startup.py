@@ -14,7 +14,7 @@ from .log import Line, LogReader, parse, scrub
 
 __all__ = ["STAGES", "Event", "Facts", "LogReader", "Progress"]
 
-#: Stages of a start, in order. A stage never goes back, except where the engine itself starts anew.
+#: Stages of a start, in order. A stage never goes back, except where the engine itself starts again.
 STAGES = (
     "starting",
     "configuring",
@@ -67,12 +67,12 @@ _NOISE = (
     r"[\s▀▄█]*$|[\s▀▄█]*[▀▄█]|\s*warnings\.warn\(|\S+\.py:\d+: \w*Warning:|\[?W\d{4} |Route: |Available routes|\s{2,}\S"
     r'|INFO:\s+[\d.a-f:\[\]]+:\d+ - "|Traceback |\t'
 )
-#: The one warning that tells something: a rank waits for the others, mostly while they compile (shm_broadcast.py).
+#: The one warning that counts: a rank waits for the others, mostly while they compile (shm_broadcast.py).
 _TELLING_WARNING = "No available shared memory broadcast block"
 
 _NUMBER = r"(-?[\d,]+(?:\.\d+)?)"
 
-#: Characters of a line that are read; what tells something stands at the beginning.
+#: Characters of a line that are read; what counts stands at the beginning.
 _LONGEST = 2000
 #: Characters of a line that are shown.
 _SHOWN = 500
@@ -144,7 +144,7 @@ class Progress:
         return f"{self.stage} {self.detail}".strip()
 
     def estimate(self, at: float | None = None) -> float | None:
-        """Return the seconds that are left of what is being counted, or None where nothing tells.
+        """Return the seconds that are left of what is being counted, or None where nothing says so.
 
         The bar's own estimate where it has one, else the pace since its first count. ``at`` (seconds since the start)
         takes off what has passed since the last line. Covers the bar, not the stages after it.

@@ -10,8 +10,8 @@ from ansible.module_utils.vllm_fleet.container import spec
 from ansible.module_utils.vllm_fleet.container.engine import Engine, EngineError
 from ansible.module_utils.vllm_fleet.server import recover
 from ansible.module_utils.vllm_fleet.server.options import ServerOptions
+from ansible.module_utils.vllm_fleet.server.outcome import Outcome
 from ansible.module_utils.vllm_fleet.server.run import RunContext
-from ansible.module_utils.vllm_fleet.server.watch import Outcome
 
 IMAGE = spec.Image("vllm:1", "sha256:" + "1" * 64)
 

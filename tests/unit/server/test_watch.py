@@ -12,6 +12,7 @@ import pytest
 
 from ansible.module_utils.vllm_fleet.container.engine import EngineError
 from ansible.module_utils.vllm_fleet.server import watch
+from ansible.module_utils.vllm_fleet.server.outcome import Limits, Token
 from ansible.module_utils.vllm_fleet.vllm import readiness
 from ansible.module_utils.vllm_fleet.vllm.endpoint import Endpoint
 
@@ -79,7 +80,7 @@ def run(
         with lock:
             return left.pop(0) if len(left) > 1 else left[0]
 
-    limits = limits or watch.Limits(ready_timeout=1e8, stall_timeout=1e8)
+    limits = limits or Limits(ready_timeout=1e8, stall_timeout=1e8)
     one = watch.Watch(
         docker,
         "c",
@@ -138,7 +139,7 @@ def test_a_container_that_is_dead_already_is_not_waited_for():
 
 
 def test_a_restart_between_two_slices_is_a_failed_start():
-    token = watch.Token("c", "2026-11-22T09:00:00Z")
+    token = Token("c", "2026-11-22T09:00:00Z")
     assert run(Docker(), [READY], token=token).verdict == "restarting"
 
 
@@ -152,7 +153,7 @@ def test_a_load_of_an_hour_passes():
     text = "Loading safetensors checkpoint shards:  25% Completed | {}/180 [00:10<00:30, 4.0it/s]"
     shards = [("log", line(20 * n, text.format(n))) for n in range(1, 181)]
     one = watch.Watch(
-        Docker(shards, usage=(0, 0)), "c", WHERE, watch.Limits(1e8, 900.0), offline=True, clock=clock,
+        Docker(shards, usage=(0, 0)), "c", WHERE, Limits(1e8, 900.0), offline=True, clock=clock,
         ask=lambda _: READY if clock.now > 1000 + 3600 else NOT_YET,
     )  # fmt: skip
     assert one.run().verdict == "ready"
@@ -216,7 +217,7 @@ def test_an_engine_that_does_not_come_back_is_told(monkeypatch):
 
 
 def test_nothing_moving_is_stalled():
-    out = run(Docker(usage=(5, 5)), limits=watch.Limits(1e8, 2.0))
+    out = run(Docker(usage=(5, 5)), limits=Limits(1e8, 2.0))
     assert out.verdict == "stalled"
 
 
@@ -236,7 +237,7 @@ def test_whatever_moves_is_not_stalled(moves):
             daemon=True,
         ).start()
     # Three times as long as the patience with a server in which nothing moves.
-    out = run(docker, limits=watch.Limits(1e8, 0.4, 1.2), clock=time.monotonic)
+    out = run(docker, limits=Limits(1e8, 0.4, 1.2), clock=time.monotonic)
     assert out.verdict == "pending"
 
 
@@ -245,7 +246,7 @@ def test_an_alarm_in_the_log_ends_the_slice():
         Docker([("log", line(5, "rank 1 has ended; ending"))]),
         "c",
         None,
-        watch.Limits(1e8, 1e8, 1e6),
+        Limits(1e8, 1e8, 1e6),
         alarm=b"; ending",
     )
     out = one.run()
@@ -255,8 +256,8 @@ def test_an_alarm_in_the_log_ends_the_slice():
 @pytest.mark.parametrize(("partners_idle", "verdict"), [(None, "stalled"), (50.0, "stalled"), (1.0, "pending")])
 def test_a_rank_is_not_stalled_while_another_node_gets_on(partners_idle, verdict):
     """It has not moved for 30 s of the 20 that it may; its partners are heard of between two slices."""
-    token = watch.Token("c", STARTED_AT, active=watch.time.time() - watch.epoch(STARTED_AT) - 30.0)
-    limits = watch.Limits(1e12, 20.0, 2.0)
+    token = Token("c", STARTED_AT, active=watch.time.time() - watch.epoch(STARTED_AT) - 30.0)
+    limits = Limits(1e12, 20.0, 2.0)
     out = run(Docker(usage=(0, 0)), limits=limits, token=token, partners_idle=partners_idle)
     assert out.verdict == verdict
     assert out.idle == pytest.approx(3.0 if verdict == "pending" else 30.0, abs=2.0)
@@ -265,11 +266,11 @@ def test_a_rank_is_not_stalled_while_another_node_gets_on(partners_idle, verdict
 @pytest.mark.parametrize("page", ["/health HTTP/1.1 503", "/v1/models HTTP/1.1 500"])
 def test_the_probes_own_echo_in_the_log_is_no_sign_of_life(page):
     echo = ("log", line(1, f'INFO: 127.0.0.1 - "GET {page}'))
-    assert run(Docker([echo] * 2000, usage=(5, 5)), limits=watch.Limits(1e8, 2.0)).verdict == "stalled"
+    assert run(Docker([echo] * 2000, usage=(5, 5)), limits=Limits(1e8, 2.0)).verdict == "stalled"
 
 
 def test_patience_has_an_end():
-    out = run(Docker(), [readiness.Answer(detail="/health answers 503")], limits=watch.Limits(0.3, 1e8))
+    out = run(Docker(), [readiness.Answer(detail="/health answers 503")], limits=Limits(0.3, 1e8))
     # The recorded start is long ago, so the limit is over with the first answer; it counts from the start, not the call.
     assert (out.verdict, out.detail) == ("ready_timeout", "/health answers 503")
 
@@ -277,17 +278,17 @@ def test_patience_has_an_end():
 @pytest.mark.parametrize("idle", [True, False], ids=["nothing started", "unpaused"])
 def test_a_server_that_ran_before_is_not_judged_by_its_age(idle):
     """It is days old and does not answer the first probes, for it is busy."""
-    limits = watch.Limits(3600.0, 1e8)
+    limits = Limits(3600.0, 1e8)
     out = run(Docker(), [NOT_YET, NOT_YET, NOT_YET, READY], limits=limits, idle=idle, run_age=0.0)
     assert out.verdict == "ready"
 
 
 def test_patience_with_a_server_that_ran_before_counts_from_the_run_over_all_slices():
-    limits = watch.Limits(60.0, 1e8, 20.0)
+    limits = Limits(60.0, 1e8, 20.0)
     first = run(Docker(), limits=limits, idle=True, run_age=1.0, clock=Clock(1.0))
     assert first.verdict == "pending"
     age = time.time() - watch.epoch(STARTED_AT)
-    token = watch.Token(**first.token_dict())
+    token = Token(**first.token_dict())
     assert token.since == pytest.approx(age - 1.0, abs=5.0)
     token.since -= 100.0  # as if the slices had taken so long
     out = run(Docker(), limits=limits, token=token)
@@ -296,8 +297,8 @@ def test_patience_with_a_server_that_ran_before_counts_from_the_run_over_all_sli
 
 
 def test_a_token_of_another_container_says_nothing_of_this_one():
-    stale = watch.Token("other", STARTED_AT, shown=1e6, heard=1e6, active=5.0)
-    out = run(Docker([("log", line(5, LOADING))]), limits=watch.Limits(1e8, 1e8, 5.0), token=stale)
+    stale = Token("other", STARTED_AT, shown=1e6, heard=1e6, active=5.0)
+    out = run(Docker([("log", line(5, LOADING))]), limits=Limits(1e8, 1e8, 5.0), token=stale)
     assert [n.stage for n in out.news] == ["starting", "loading weights"]
     assert out.token.container == "c"
 
@@ -309,12 +310,12 @@ def test_a_key_that_the_server_does_not_take_is_a_verdict():
 
 def test_a_slice_leaves_all_that_the_next_one_needs():
     docker = Docker([("log", line(5, LOADING)), ("log", line(16, SHARDS))])
-    first = run(docker, limits=watch.Limits(1e8, 1e8, 5.0))
+    first = run(docker, limits=Limits(1e8, 1e8, 5.0))
     assert first.verdict == "pending"
     assert [n.stage for n in first.news] == ["starting", "loading weights"]
     assert first.news[-1].detail == "41/163"
     assert first.describe == "loading weights 41/163"
-    second = run(docker, limits=watch.Limits(1e8, 1e8, 5.0), token=watch.Token(**first.token_dict()))
+    second = run(docker, limits=Limits(1e8, 1e8, 5.0), token=Token(**first.token_dict()))
     assert second.news == []
     assert second.describe == "loading weights 41/163"
     assert second.stages == first.stages
@@ -323,20 +324,20 @@ def test_a_slice_leaves_all_that_the_next_one_needs():
 def test_what_a_slice_told_the_next_one_does_not_tell_again():
     """Two lines of one stage are one line on the terminal; the second of them is told with it."""
     docker = Docker([("log", line(5, LOADING)), ("log", line(16, SHARDS.replace("41/163", "163/163")))])
-    first = run(docker, limits=watch.Limits(1e8, 1e8, 5.0))
+    first = run(docker, limits=Limits(1e8, 1e8, 5.0))
     assert [(n.stage, round(n.at), n.detail) for n in first.news[1:]] == [("loading weights", 5, "163/163")]
-    assert run(docker, limits=watch.Limits(1e8, 1e8, 5.0), token=watch.Token(**first.token_dict())).news == []
+    assert run(docker, limits=Limits(1e8, 1e8, 5.0), token=Token(**first.token_dict())).news == []
 
 
 def test_a_change_of_stage_ends_a_slice_early():
-    clock_ticks = run(Docker([("log", line(5, LOADING))]), limits=watch.Limits(1e8, 1e8, 3600.0))
+    clock_ticks = run(Docker([("log", line(5, LOADING))]), limits=Limits(1e8, 1e8, 3600.0))
     assert clock_ticks.verdict == "pending"
 
 
 def test_news_that_are_told_meanwhile_end_no_slice():
     told = []
     docker = Docker([("log", line(5, LOADING)), ("log", line(16, SHARDS))])
-    out = run(docker, limits=watch.Limits(1e8, 1e8, 30.0), clock=Clock(0.05), feed=lambda news: told.append(list(news)))
+    out = run(docker, limits=Limits(1e8, 1e8, 30.0), clock=Clock(0.05), feed=lambda news: told.append(list(news)))
     assert out.verdict == "pending"
     assert out.idle > 20.0  # the slice went on to its end
     assert [[n.stage for n in news] for news in told] == [["starting", "loading weights"]]
@@ -352,7 +353,7 @@ def test_a_server_that_was_ready_before_is_asked_once():
 
 def test_lines_of_an_earlier_run_of_the_container_do_not_count():
     old = b"2026-11-22T09:59:59.000000000Z " + SHARDS.encode() + b"\n"
-    out = run(Docker([("log", old)]), limits=watch.Limits(1e8, 1e8, 0.5))
+    out = run(Docker([("log", old)]), limits=Limits(1e8, 1e8, 0.5))
     assert out.describe == "starting"
 
 
