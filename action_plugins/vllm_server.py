@@ -129,7 +129,8 @@ class ActionModule(ActionBase):
         self, host: str, replica: dict[str, Any], args: dict[str, Any], variables: dict[str, Any]
     ) -> dict[str, Any]:
         """Bring this node of a server over several nodes through the run, together with the others."""
-        from ansible.module_utils.vllm_fleet.replica.controller import ReplicaRun, incomplete  # noqa: PLC0415
+        from ansible.module_utils.vllm_fleet.replica.agreement import incomplete  # noqa: PLC0415
+        from ansible.module_utils.vllm_fleet.replica.controller import ReplicaRun  # noqa: PLC0415
 
         batch, forks = variables.get("ansible_play_batch") or [host], int(variables.get("ansible_forks") or 1)
         names = None

@@ -113,53 +113,11 @@ engine_caches:
   elements: str
 """
 
-from typing import Any
-
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet.container import compare
 from ansible.module_utils.vllm_fleet.container.engine import Engine, EngineError, EngineUnavailable
-from ansible.module_utils.vllm_fleet.server import release
+from ansible.module_utils.vllm_fleet.server import release_info
 from ansible.module_utils.vllm_fleet.server.options import DEFAULT_STATE_DIR
-from ansible.module_utils.vllm_fleet.server.release_store import Releases, commit_of, engine_caches, inside_url
-from ansible.module_utils.vllm_fleet.server.state import NodeState
-
-
-def gather(params: dict[str, Any], engine: Engine) -> dict[str, Any]:
-    """Everything that the module returns."""
-    node = NodeState(params["state_dir"], params["name"])
-    kept = Releases(node)
-    records = kept.all()
-    container = engine.container(params["name"])
-    found: dict[str, Any] = {"changed": False, "container": None, "spec": None, "target": None}
-    current = None
-    if container:
-        redact = compare.fingerprint(node.fingerprint_key(create=False))
-        found["spec"] = compare.as_spec(container, engine.image(str(container["Image"])), redact)
-        status = container["State"].get("Status")
-        found["container"] = {"id": container["Id"], "image_id": container.get("Image"), "status": status}
-        found["url"] = inside_url(found["spec"])
-        current = release.serving(records, str(container["Id"]), found["spec"])
-    wanted = params["to"]
-    if wanted is None:
-        target = release.target(records, current)
-    else:
-        target = next((record for record in records if record["release"] == wanted), None)
-    found["releases"] = [release.summary(record) for record in records]
-    found["contents"] = {str(record["release"]): release.common(record) for record in records}
-    found["current"] = release.summary(current)
-    found["engine_caches"] = engine_caches(node, records)
-    if target:
-        named = engine.image(str(target["image"]["reference"]))
-        digests = {*target["image"]["digests"], target["image"]["id"]}
-        same = named is not None and bool(digests & {*named.ids, named.id})
-        present = same or engine.image(str(target["image"]["id"])) is not None
-        use = str(target["image"]["reference" if same else "id"])
-        found["target"] = release.summary(target)
-        found["image"] = {**target["image"], "use": use, "present": present}
-        found["variables"] = release.role_variables(target, use, commit_of(target["spec"]))
-        found["secret_env"] = release.secret_env(target)
-    return found
 
 
 def main() -> None:
@@ -173,8 +131,9 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    params = module.params
     try:
-        result = gather(module.params, Engine(module.params["docker_host"]))
+        result = release_info.gather(Engine(params["docker_host"]), params["name"], params["state_dir"], params["to"])
     except (EngineUnavailable, EngineError) as exc:
         module.fail_json(msg=f"{exc}; start the engine (role docker_engine), or run as a user who may use it")
     module.exit_json(**result)

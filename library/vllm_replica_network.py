@@ -113,7 +113,6 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet.common.failure import FailureClass
 from ansible.module_utils.vllm_fleet.common.refused import Refused
 from ansible.module_utils.vllm_fleet.container.engine import Engine, EngineError, EngineUnavailable
 from ansible.module_utils.vllm_fleet.replica import network
@@ -134,47 +133,34 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def listen(options: dict[str, Any]) -> dict[str, Any]:
+def offer(params: dict[str, Any]) -> dict[str, Any]:
     """Check this node and listen."""
-    found = network.interfaces()
-    network.check_address(options["address"], found)
-    if options["interface"]:
-        network.check_interface(options["interface"], options["address"], found)
-    network.check_rdma(options["rdma_devices"], options["rdma_gid_index"], Path(options["sysfs_root"]))
+    place = network.Place(
+        params["address"],
+        tuple(params["ports"]),
+        params["ports_address"],
+        params["interface"],
+        tuple(params["rdma_devices"]),
+        params["rdma_gid_index"],
+    )
 
     def own_pids() -> frozenset[int]:
-        engine = Engine(options["docker_host"])
-        info = engine.container(options["container"])
+        engine = Engine(params["docker_host"])
+        info = engine.container(params["container"])
         return engine.pids(str(info["Id"])) if info else frozenset()
 
-    partners = len(options["partners"])
-    offered, word = network.listen(options["address"], options["ports"], partners, own_pids, options["ports_address"])
-    return {"offered": offered, "word": word}
-
-
-def connect(options: dict[str, Any]) -> dict[str, Any]:
-    """Connect to the partners."""
-    wrong = network.connect(options["partners"], options["interface"])
-    if wrong:
-        raise Refused(
-            FailureClass.COLLECTIVE_INIT,
-            f"this node {wrong[0]}",
-            "open these ports, and all above 1024, between the nodes of the replica; correct vllm_server_interface or "
-            "vllm_server_node_address",
-            wrong,
-        )
-    return {"reached": [{"host": partner["host"]} for partner in options["partners"]]}
+    return network.offer(place, len(params["partners"]), own_pids, Path(params["sysfs_root"]))
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
-    options = module.params
-    host = options["reported_host"] or socket.gethostname()
+    params = module.params
+    host = params["reported_host"] or socket.gethostname()
     try:
-        result = (listen if options["step"] == "listen" else connect)(options)
+        result = offer(params) if params["step"] == "listen" else network.reach(params["partners"], params["interface"])
     except Refused as exc:
-        where = f"{host}, container {options['container']}"
+        where = f"{host}, container {params['container']}"
         text = f"{exc.failure.sentence(where)} Nothing was touched."
         module.fail_json(msg=text, failure=exc.failure.as_result())
     except (EngineError, EngineUnavailable) as exc:

@@ -1,5 +1,5 @@
 """What does one run do to one server over several nodes?
 
 May import: common, container, host, server, vllm.
-Pure but for: controller, guard, network, rank_lifecycle, rendezvous.
+Pure but for: controller, guard, live, network, rank_lifecycle, rendezvous.
 """

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import sys
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..common.failure import Failure, FailureClass
 from ..vllm import ranks as replicas
-from . import blame
+from . import agreement, blame, live
 from .rendezvous import INTERVAL, Lost, Rendezvous
 
 Answer = dict[str, Any]
@@ -27,10 +25,6 @@ Call = Callable[[str, dict[str, Any]], Answer]
 
 #: Seconds that a partner may take to come to the same task. In a linear play all start it at once.
 ARRIVAL = 120.0
-#: Seconds between two looks at what partners say while a node is watched.
-LISTEN = 0.1
-#: Seconds between two looks at the node's own news meanwhile: a round trip each, for the eye alone.
-LOOK = 1.0
 #: Seconds that the node whose rank was lost has to say why: at once, but on a machine that has other things to do.
 CAUSE = 30.0
 #: Slices in the time after which a start that shows no sign of life counts as stalled.
@@ -90,7 +84,7 @@ class ReplicaRun:
 
     def _run(self) -> Answer:
         self.meeting.publish("same", self._same())
-        different = differing(self.meeting.gather("same", arrival=ARRIVAL), self.replica["hosts"])
+        different = agreement.differing(self.meeting.gather("same", arrival=ARRIVAL), self.replica["hosts"])
         if different:
             return self._refused(different, MEND_VARIABLES, FailureClass.BAD_ARGUMENT)
         answer = self._step("check")
@@ -98,8 +92,8 @@ class ReplicaRun:
         if isinstance(checked, str):
             return answer if answer.get("failed") else self._refused_by_partner(checked)
         together = replicas.together({h: c["actions"] for h, c in checked.items()})
-        if any(together and not starts(c["actions"], together) for c in checked.values()):
-            if not starts(answer["actions"], together):
+        if any(together and not agreement.starts(c["actions"], together) for c in checked.values()):
+            if not agreement.starts(answer["actions"], together):
                 answer = self._step("check", together=together)
             again = self._agree("checked again", answer)
             if isinstance(again, str):
@@ -214,7 +208,7 @@ class ReplicaRun:
         while time.monotonic() < end and not self._bad():
             if self._head_is("verdict", "ready"):
                 return True
-            time.sleep(LISTEN)
+            time.sleep(live.LISTEN)
         return False
 
     def _watch(self, answer: Answer, token: Any, topic: str) -> Answer:
@@ -222,8 +216,8 @@ class ReplicaRun:
         step = "go"
         while True:
             began = time.monotonic()
-            shown = Shown(self.show)
-            with Listener(partial(self._news, topic), partial(self.wake, self.nonce), partial(self._look, shown)):
+            shown = live.Shown(self.show)
+            with live.Listener(partial(self._news, topic), partial(self.wake, self.nonce), partial(self._look, shown)):
                 answer = self._step(step, token=token, slice_=self._slice(), idle=self._partners_idle())
             token = answer.get("token") or token
             idle = (answer.get("progress") or {}).get("idle")
@@ -248,7 +242,7 @@ class ReplicaRun:
             if self._head_is(topic, "ready"):
                 return self._follow(token, topic)
 
-    def _look(self, shown: Shown) -> None:
+    def _look(self, shown: live.Shown) -> None:
         shown.more(self.look(self.nonce))
 
     def _await_cause(self, topic: str) -> None:
@@ -414,123 +408,3 @@ class ReplicaRun:
             "failure": failure.as_result(),
             "msg": failure.sentence(f"{self.host}, container {self.name}: replica {self.replica['name']}"),
         }
-
-
-class Shown:
-    """What of a slice's news is on the terminal: they are shown while it goes on, and its answer has them all again."""
-
-    def __init__(self, show: Callable[[Answer, bool], None]) -> None:
-        """Nothing was shown yet."""
-        self._show, self._count, self._lock = show, 0, threading.Lock()
-
-    def more(self, progress: Answer | None) -> None:
-        """Show what has come."""
-        news = list((progress or {}).get("news") or [])
-        with self._lock:
-            if progress and len(news) > self._count:
-                self._show({"progress": {**progress, "news": news[self._count :]}}, False)
-                self._count = len(news)
-
-    def last(self, answer: Answer, *, quiet: bool) -> None:
-        """Show the rest; where the start stands, too, when all was ``quiet``."""
-        progress = answer.get("progress")
-        with self._lock:
-            if progress:
-                rest = list(progress.get("news") or [])[self._count :]
-                answer = {**answer, "progress": {**progress, "news": rest}}
-            self._show(answer, quiet and not self._count)
-            self._count = sys.maxsize
-
-
-class Listener:
-    """Looks for news while a call to the node is under way: of partners, to wake it once; its own, to show them."""
-
-    def __init__(self, news: Callable[[], bool], wake: Callable[[], None], look: Callable[[], None]) -> None:
-        """Nothing runs until the block is entered."""
-        self._news, self._wake, self._look, self._over = news, wake, look, threading.Event()
-        self._listener, self._watcher = (threading.Thread(target=t, daemon=True) for t in (self._listen, self._watch))
-
-    def _listen(self) -> None:
-        while not self._over.wait(LISTEN):
-            if self._news():
-                self._wake()
-                return
-
-    def _watch(self) -> None:
-        while not self._over.wait(LOOK):
-            self._look()
-
-    def __enter__(self) -> Listener:
-        """Begin."""
-        self._listener.start()
-        self._watcher.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End; a wake that is under way is let go, as the connection is one. A look is not waited for."""
-        self._over.set()
-        self._listener.join()
-
-
-def starts(actions: Sequence[str], together: str) -> bool:
-    """Whether a node's own plan already does what all do."""
-    return ("create" if together == "replace" else "start") in actions
-
-
-def differing(published: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> str:
-    """Return what hosts of one replica do not have in common; empty when they agree."""
-    first = hosts[0]
-    for host in hosts[1:]:
-        for key in sorted({*published[first], *published[host]}):
-            if published[first].get(key) != published[host].get(key):
-                return f"{key}: {first} has {published[first].get(key)!r}, but {host} has {published[host].get(key)!r}"
-    return ""
-
-
-def incomplete(
-    replica: Mapping[str, Any],
-    batch: Sequence[str],
-    alive: Sequence[str],
-    forks: int,
-    names: Mapping[str, str] | None = None,
-) -> str:
-    """Return why the hosts of a replica cannot meet in this play; empty when they can.
-
-    ``batch``: hosts of this batch that still run, ``alive``: those of the play, ``names``: the replicas of all hosts
-    that are part of one.
-    """
-    missing = [h for h in replica["hosts"] if h not in batch]
-    if missing:
-        who, verb = ", ".join(missing), "is" if len(missing) == 1 else "are"
-        if any(h in alive for h in missing):
-            why = f"{who} {verb} in another batch of this play; its serial must not divide a replica"
-        else:
-            why = f"{who} {verb} not in this play or failed earlier in it; --limit must name all hosts of a replica"
-        return f"replica {replica['name']} is {', '.join(replica['hosts'])}, one server: {why}"
-    stuck = blocked(batch, forks, names or dict.fromkeys(replica["hosts"], str(replica["name"])))
-    if stuck:
-        return (
-            f"replica {replica['name']}: the nodes of a replica are brought up at once, but with {len(batch)} hosts in "
-            f"this batch and {forks} at a time their turns would not come together; run with --forks {stuck}"
-        )
-    return ""
-
-
-def blocked(batch: Sequence[str], forks: int, names: Mapping[str, str]) -> int:
-    """Forks that a batch needs where it has too few, else 0.
-
-    Ansible begins the hosts in this order, as many as it has forks, the next when one is done. A host of a replica is
-    done only when all of its replica have begun (``names``: host to replica), any other by itself.
-    """
-    waiting: dict[str, set[str]] = {}
-    most = 0
-    for host in batch:
-        most = max(most, sum(map(len, waiting.values())) + 1)
-        name = names.get(host)
-        if name is None:
-            continue
-        begun = waiting.setdefault(name, set())
-        begun.add(host)
-        if len(begun) == sum(1 for h in batch if names.get(h) == name):
-            del waiting[name]
-    return most if most > forks else 0

@@ -129,6 +129,49 @@ def _text(path: Path) -> str:
         return ""
 
 
+@dataclass(frozen=True)
+class Place:
+    """A node's place on the network between the nodes of a replica, as the inventory has it.
+
+    ``ports`` are those that the node's server will listen on, at ``ports_address`` if that is another address.
+    """
+
+    address: str
+    ports: tuple[int, ...] = ()
+    ports_address: str = ""
+    interface: str = ""
+    rdma_devices: tuple[str, ...] = ()
+    rdma_gid_index: int | None = None
+
+
+def offer(place: Place, partners: int, own_pids: Callable[[], frozenset[int]], sysfs: Path) -> dict[str, Any]:
+    """Check this node and listen; returns what ``partners`` others shall connect to. Raises Refused.
+
+    ``own_pids``: processes of the server that runs now.
+    """
+    found = interfaces()
+    check_address(place.address, found)
+    if place.interface:
+        check_interface(place.interface, place.address, found)
+    check_rdma(place.rdma_devices, place.rdma_gid_index, sysfs)
+    offered, word = listen(place.address, place.ports, partners, own_pids, place.ports_address)
+    return {"offered": offered, "word": word}
+
+
+def reach(partners: Sequence[Mapping[str, Any]], interface: str) -> dict[str, Any]:
+    """Connect to every partner; returns those that were reached. Raises Refused where one was not."""
+    wrong = connect(partners, interface)
+    if wrong:
+        raise Refused(
+            FailureClass.COLLECTIVE_INIT,
+            f"this node {wrong[0]}",
+            "open these ports, and all above 1024, between the nodes of the replica; correct vllm_server_interface or "
+            "vllm_server_node_address",
+            wrong,
+        )
+    return {"reached": [{"host": partner["host"]} for partner in partners]}
+
+
 # -- connections -----------------------------------------------------------------------------------------------
 
 

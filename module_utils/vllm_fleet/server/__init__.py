@@ -1,6 +1,6 @@
 """What does one run do to one server on one node?
 
 May import: common, container, diagnosis, host, models, vllm, weights.
-Pure but for: change, checks, gpu_gate, lifecycle, observe, preconditions, recover, release_store, result, run,
-state, watch.
+Pure but for: change, checks, gpu_gate, lifecycle, observe, preconditions, recover, release_info, release_store,
+result, run, state, watch.
 """

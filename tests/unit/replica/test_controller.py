@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.replica.controller import ReplicaRun, blocked, differing, incomplete
+from ansible.module_utils.vllm_fleet.replica.controller import ReplicaRun
 from ansible.module_utils.vllm_fleet.replica.rendezvous import Lost, Rendezvous
 
 HOSTS = ["n1", "n2"]
@@ -27,42 +27,6 @@ REPLICA = {
     "rdma_gid_index": None,
     "addresses": {"n1": "10.0.0.1", "n2": "10.0.0.2"},
 }
-
-
-@pytest.mark.parametrize(
-    ("batch", "alive", "forks", "says"),
-    [
-        (["n1", "n2", "x"], ["n1", "n2", "x"], 3, ""),
-        (["n2"], ["n2"], 5, "n1 is not in this play or failed earlier in it; --limit must name all hosts"),
-        (["n2"], ["n1", "n2"], 5, "n1 is in another batch of this play"),
-        (["n1", "n2"], ["n1", "n2"], 1, "run with --forks 2"),
-    ],
-)
-def test_a_replica_of_which_not_all_can_meet_is_refused(batch, alive, forks, says):
-    said = incomplete(REPLICA, batch, alive, forks)
-    assert says in said if says else said == ""
-
-
-@pytest.mark.parametrize(
-    ("batch", "forks", "needed"),
-    [
-        ("a1 a2 b1 b2", 2, 0),
-        ("a1 b1 a2 b2", 2, 3),
-        ("a1 b1 c1 d1 a2 b2 c2 d2", 4, 5),
-        ("a1 x y z a2", 2, 0),
-        ("x y z", 1, 0),
-        ("a1 a2", 1, 2),
-    ],
-)
-def test_turns_that_would_never_come_together_are_counted(batch, forks, needed):
-    hosts = batch.split()
-    assert blocked(hosts, forks, {h: h[0] for h in hosts if len(h) == 2}) == needed
-
-
-def test_what_hosts_do_not_have_in_common_is_named():
-    assert differing({"n1": {"model": "a"}, "n2": {"model": "a"}}, HOSTS) == ""
-    told = {"n1": {"model": "a", "args x": 1}, "n2": {"model": "a"}}
-    assert differing(told, HOSTS) == "args x: n1 has 1, but n2 has None"
 
 
 def test_a_partner_whose_process_is_gone_is_not_waited_for(tmp_path):
@@ -179,7 +143,7 @@ def test_the_head_listens_where_the_ranks_meet_and_each_partner_is_named_by_its_
 
 
 def test_what_a_slice_has_to_tell_is_shown_while_it_goes_on_and_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("ansible.module_utils.vllm_fleet.replica.controller.LOOK", 0.01)
+    monkeypatch.setattr("ansible.module_utils.vllm_fleet.replica.live.LOOK", 0.01)
     news = [{"stage": stage} for stage in ("starting", "loading weights", "warming up")]
     early = []
 
