@@ -11,7 +11,7 @@ import time
 import pytest
 from vllm_server_tools import Forks, Server, facts, outcome
 
-from ansible.module_utils.vllm_fleet.container.plan import Rank
+from ansible.module_utils.vllm_fleet.container.plan import Trust
 from ansible.module_utils.vllm_fleet.server.state import NodeState
 
 pytestmark = pytest.mark.engine
@@ -127,7 +127,7 @@ def prepare(server, *, with_previous, confirmed=False):
             server.image, name=server.name + PREVIOUS, command=config["Cmd"], labels={"release": "0"}
         )
         existing = (server.id(), made["Id"])
-        NodeState(str(server.state_dir), server.name).note_rank(made["Id"], Rank.READY, existing)
+        NodeState(str(server.state_dir), server.name).note_trust(made["Id"], Trust.READY, existing)
     if confirmed:
         server.run(state="confirmed")
     return server.id()

@@ -17,7 +17,7 @@ from .inspected import Inspected, ident, running
 PREVIOUS_SUFFIX = ".previous"
 
 
-class Rank(IntEnum):
+class Trust(IntEnum):
     """How well a container has proved itself. FAILED: its start failed and it never was ready."""
 
     FAILED = -1
@@ -35,13 +35,13 @@ class Existing:
 
     id: str
     running: bool
-    rank: Rank = Rank.UNKNOWN
+    trust: Trust = Trust.UNKNOWN
     paused: bool = False
 
     @classmethod
-    def of(cls, container: Inspected, rank: Rank) -> Existing:
+    def of(cls, container: Inspected, trust: Trust) -> Existing:
         """Return an inspected container, with what is known of it."""
-        return cls(ident(container), running(container), rank, bool(container["State"].get("Paused")))
+        return cls(ident(container), running(container), trust, bool(container["State"].get("Paused")))
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,12 @@ def _started(found: Sequence[Difference], current: Existing | None, previous: Ex
 
 def _put_aside(current: Existing, previous: Existing | None) -> tuple[str, ...]:
     """Make room for the new container, keeping the better of the two that are there."""
-    if current.rank is Rank.FAILED:
+    if current.trust is Trust.FAILED:
         # Nothing to fall back to: it would only be started to fail once more, after as long a wait as the first time.
         return ("remove",)
     if previous is None:
         return ("keep",)
-    if previous.rank > current.rank:
+    if previous.trust > current.trust:
         # The current one never got as far as the one that waits (an interrupted or failed change): that one stays.
         return ("remove",)
     return ("remove_previous", "keep")
@@ -131,10 +131,10 @@ def on_failure(previous: Existing | None, current: Existing | None) -> Plan:
     fail is no better than anything. A container that was itself confirmed and now fails is left to its restart policy:
     it is still the best there is.
     """
-    useful = previous is not None and previous.rank is not Rank.FAILED
-    if useful and previous and (current is None or current.rank <= Rank.UNKNOWN or previous.rank > current.rank):
+    useful = previous is not None and previous.trust is not Trust.FAILED
+    if useful and previous and (current is None or current.trust <= Trust.UNKNOWN or previous.trust > current.trust):
         stop = ("stop", "remove") if current else ()
         return Plan((*stop, "unkeep", "start"), watch=True)
-    if current is not None and current.rank is not Rank.CONFIRMED:
+    if current is not None and current.trust is not Trust.CONFIRMED:
         return Plan(("stop",), watch=False)
     return Plan((), watch=False)

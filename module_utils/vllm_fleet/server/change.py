@@ -9,7 +9,7 @@ from pathlib import Path
 from ..common.refused import Refused
 from ..container.engine import EngineError
 from ..container.inspected import Inspected, ident, publishes
-from ..container.plan import Rank
+from ..container.plan import Trust
 from ..container.spec import ENGINE_CACHE, Spec
 from . import gpu_gate
 from .observe import Observation
@@ -41,9 +41,9 @@ class Change:
         """Carry out ``actions``. Returns the container that then has the name. Raises EngineError, OSError, Refused."""
         context = self.context
         there = _Containers(seen.current_id, ident(seen.previous) if seen.previous else None)
-        if seen.current and "keep" in actions and seen.current_rank > Rank.UNKNOWN:
+        if seen.current and "keep" in actions and seen.current_trust > Trust.UNKNOWN:
             # Noted before it is stopped: afterwards it cannot be asked any more.
-            context.note_rank(seen.current, seen.current_rank, seen.previous)
+            context.note_trust(seen.current, seen.current_trust, seen.previous)
         for action in actions:
             self._act(action, there, seen)
             context.state.actions.append(action)

@@ -11,7 +11,7 @@ from ..common.failure import Failure, FailureClass
 from ..common.refused import Refused
 from ..container.engine import Engine, EngineError, EngineUnavailable
 from ..container.inspected import Inspected, environment, ident, running
-from ..container.plan import Plan, Rank
+from ..container.plan import Plan, Trust
 from ..weights import layout
 from . import checks, endpoint, observe, recover, release, result
 from .change import Change
@@ -143,8 +143,8 @@ class Lifecycle:
     def _confirm(self, seen: Observation) -> Result:
         """Mark the running container as verified from outside; it is then the last good one."""
         context, current = self.context, seen.current
-        if current and seen.current_rank is not Rank.CONFIRMED:
-            context.note_rank(current, Rank.CONFIRMED, seen.previous)
+        if current and seen.current_trust is not Trust.CONFIRMED:
+            context.note_trust(current, Trust.CONFIRMED, seen.previous)
         done = self._result(current)
         record, spec = context.options.record, done["spec"]
         if record is not None and current and spec:
@@ -197,7 +197,7 @@ class Lifecycle:
         current, previous = context.current(), context.previous()
         with context.remembering():
             if current:
-                context.note_rank(current, Rank.READY, previous)
+                context.note_trust(current, Trust.READY, previous)
             context.node.note_restoring(None)
         done = self._result(current, outcome)
         if self.state.failure:
@@ -223,7 +223,7 @@ class Lifecycle:
             f"{state.msg} The previous server was put back but did not become ready ({outcome.verdict}: "
             f"{outcome.detail or outcome.describe}); see `docker logs {context.name}` on {context.host}."
         )
-        if current and context.node.rank(ident(current)) is Rank.FAILED:
+        if current and context.node.trust(ident(current)) is Trust.FAILED:
             with contextlib.suppress(EngineError):  # it never worked, so it need not go on in a loop
                 context.engine.stop(ident(current), 0)
                 state.actions.append("stop")

@@ -16,7 +16,7 @@ from ..container import compare, plan, spec
 from ..container.compare import Difference
 from ..container.engine import Engine
 from ..container.inspected import Inspected, ident, running
-from ..container.plan import PREVIOUS_SUFFIX, Existing, Plan, Rank
+from ..container.plan import PREVIOUS_SUFFIX, Existing, Plan, Trust
 from ..container.spec import Image, NodeFacts, Spec
 from ..vllm import cli, readiness
 from ..vllm import ranks as node_ranks
@@ -44,7 +44,7 @@ class Observation:
     previous: Inspected | None
     plan: Plan
     differences: list[Difference] = field(default_factory=list)
-    current_rank: Rank = Rank.UNKNOWN
+    current_trust: Trust = Trust.UNKNOWN
     spec: Spec | None = None
     image: Image | None = None
     notes: list[str] = field(default_factory=list)
@@ -60,18 +60,18 @@ def gather(options: ServerOptions, engine: Engine, node: NodeState, *, check_mod
     """Return what the options want, what the node has, and the plan. Changes nothing. Raises Refused, EngineError."""
     name, state = options.name, options.state
     current, previous = engine.container(name), engine.container(name + PREVIOUS_SUFFIX)
-    previous_rank = node.rank(ident(previous)) if previous else Rank.UNKNOWN
+    previous_trust = node.trust(ident(previous)) if previous else Trust.UNKNOWN
     if state != "started":
-        rank = node.rank(ident(current)) if current else Rank.UNKNOWN
-        return _without_spec(name, state, current, previous, (rank, previous_rank), restoring=node.restoring())
+        trust = node.trust(ident(current)) if current else Trust.UNKNOWN
+        return _without_spec(name, state, current, previous, (trust, previous_trust), restoring=node.restoring())
     wanted, image, notes = desired(options, engine, node)
     redact = compare.fingerprint(node.fingerprint_key(create=not check_mode))
     own = engine.image(str(current["Image"])) if current and current["Image"] != image.id else image
-    rank = _rank(current, node)
+    trust = _trust(current, node)
 
     def judge(candidate: Spec) -> tuple[list[Difference], Plan]:
         found = compare.differences(candidate, image, current, own, redact) if current else []
-        made = plan.make(state, found, *_existing(current, previous, (rank, previous_rank)))
+        made = plan.make(state, found, *_existing(current, previous, (trust, previous_trust)))
         if current is None:
             found = [
                 Difference(key, None, value)
@@ -98,7 +98,7 @@ def gather(options: ServerOptions, engine: Engine, node: NodeState, *, check_mod
         previous,
         made,
         found,
-        current_rank=rank,
+        current_trust=trust,
         spec=wanted,
         image=image,
         notes=notes,
@@ -111,13 +111,13 @@ def _without_spec(
     state: str,
     current: Inspected | None,
     previous: Inspected | None,
-    ranks: tuple[Rank, Rank],
+    trusts: tuple[Trust, Trust],
     *,
     restoring: str | None,
 ) -> Observation:
-    """States that need no desired container: what is there decides. ``ranks`` of current and previous."""
+    """States that need no desired container: what is there decides. ``trusts`` of current and previous."""
     try:
-        made = plan.make(state, [], *_existing(current, previous, ranks), restoring)
+        made = plan.make(state, [], *_existing(current, previous, trusts), restoring)
     except plan.NothingToRestore:
         raise Refused(
             FailureClass.UNKNOWN,
@@ -140,7 +140,7 @@ def _without_spec(
             found.append(Difference("previous", "running", "exited"))
         if state == "restored" and previous and current:
             found.append(Difference("container", str(current["Id"])[:12], str(previous["Id"])[:12]))
-    return Observation(name, state, current, previous, made, found, current_rank=ranks[0])
+    return Observation(name, state, current, previous, made, found, current_trust=trusts[0])
 
 
 def desired(options: ServerOptions, engine: Engine, node: NodeState) -> tuple[Spec, Image, list[str]]:
@@ -253,20 +253,20 @@ def bare(name: str, current: Inspected) -> Observation:
 
 
 def _existing(
-    current: Inspected | None, previous: Inspected | None, ranks: tuple[Rank, Rank]
+    current: Inspected | None, previous: Inspected | None, trusts: tuple[Trust, Trust]
 ) -> tuple[Existing | None, Existing | None]:
-    return Existing.of(current, ranks[0]) if current else None, Existing.of(previous, ranks[1]) if previous else None
+    return Existing.of(current, trusts[0]) if current else None, Existing.of(previous, trusts[1]) if previous else None
 
 
-def _rank(current: Inspected | None, node: NodeState) -> Rank:
+def _trust(current: Inspected | None, node: NodeState) -> Trust:
     """How good the container is. One that serves right now has proved itself, whoever made it."""
     if current is None:
-        return Rank.UNKNOWN
-    noted = node.rank(ident(current))
-    if noted > Rank.UNKNOWN or not running(current):
+        return Trust.UNKNOWN
+    noted = node.trust(ident(current))
+    if noted > Trust.UNKNOWN or not running(current):
         return noted
     where = endpoint.of_container(current)
-    return Rank.READY if where and readiness.ask(where, timeout=2.0).ready else noted
+    return Trust.READY if where and readiness.ask(where, timeout=2.0).ready else noted
 
 
 def suggest_model(model: str, cache: str | None) -> str:

@@ -7,7 +7,7 @@ import contextlib
 from ..container import plan
 from ..container.engine import EngineError
 from ..container.inspected import Inspected, ident, names
-from ..container.plan import Plan, Rank
+from ..container.plan import Plan, Trust
 from . import gpu_gate
 from .observe import Observation
 from .outcome import Outcome
@@ -30,10 +30,10 @@ def explain(context: RunContext, current: Inspected | None, outcome: Outcome) ->
 
 def note_failed(context: RunContext, current: Inspected) -> None:
     """Remember that this container never became ready, unless more is known of it."""
-    if context.node.rank(ident(current)) is Rank.UNKNOWN:
+    if context.node.trust(ident(current)) is Trust.UNKNOWN:
         previous = context.previous()
         with context.remembering():
-            context.note_rank(current, Rank.FAILED, previous)
+            context.note_trust(current, Trust.FAILED, previous)
 
 
 def diagnose(context: RunContext, outcome: Outcome, log: str, *, one_start: bool = False) -> None:
@@ -129,5 +129,5 @@ def way_back(context: RunContext) -> Observation:
 def back_to(context: RunContext, actions: Plan, current: Inspected | None, previous: Inspected | None) -> Observation:
     """Return ``actions`` as what is to be done to these two containers, to restore what served."""
     existing = context.existing(current)
-    rank = existing.rank if existing else Rank.UNKNOWN
-    return Observation(context.name, "restored", current, previous, actions, current_rank=rank)
+    trust = existing.trust if existing else Trust.UNKNOWN
+    return Observation(context.name, "restored", current, previous, actions, current_trust=trust)

@@ -10,7 +10,7 @@ from ..common.failure import Failure, FailureClass
 from ..container import compare
 from ..container.engine import EngineError
 from ..container.inspected import Inspected, ident, running
-from ..container.plan import Rank
+from ..container.plan import Trust
 from ..vllm.log import scrub
 from . import endpoint, release
 from .outcome import Outcome
@@ -62,7 +62,7 @@ def of_run(
         "stages": state.stages or (outcome.stages if outcome else []),
         "log_file": state.log_file,
         "rolled_back": False,
-        "confirmed": current is not None and context.node.rank(ident(current)) is Rank.CONFIRMED,
+        "confirmed": current is not None and context.node.trust(ident(current)) is Trust.CONFIRMED,
         "notes": state.notes,
         "release": release.summary(Releases(context.node).serving(ident(current), spec) if current else None),
     }

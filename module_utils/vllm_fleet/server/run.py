@@ -17,7 +17,7 @@ from ..common.refused import Refused
 from ..container import compare
 from ..container.engine import Engine
 from ..container.inspected import Inspected, ident
-from ..container.plan import PREVIOUS_SUFFIX, Existing, Rank
+from ..container.plan import PREVIOUS_SUFFIX, Existing, Trust
 from ..vllm.log import scrub
 from .observe import Observation
 from .options import ServerOptions
@@ -113,7 +113,7 @@ class RunContext:
 
     def existing(self, container: Inspected | None) -> Existing | None:
         """Return a container as a plan wants it, with what the node remembers of it."""
-        return Existing.of(container, self.node.rank(ident(container))) if container else None
+        return Existing.of(container, self.node.trust(ident(container))) if container else None
 
     def scrubbed(self, log: bytes) -> bytes:
         """Return a log without secrets."""
@@ -124,9 +124,9 @@ class RunContext:
         self.state.failure = refused.failure
         self.state.msg = refused.failure.sentence(f"{self.host}, container {self.name}")
 
-    def note_rank(self, container: Inspected, rank: Rank, previous: Inspected | None) -> None:
+    def note_trust(self, container: Inspected, trust: Trust, previous: Inspected | None) -> None:
         """Remember how good a container is; of others only the ``previous`` one is still known. Raises OSError."""
-        self.node.note_rank(ident(container), rank, tuple(ident(one) for one in (container, previous) if one))
+        self.node.note_trust(ident(container), trust, tuple(ident(one) for one in (container, previous) if one))
 
     def save_log(self, log: bytes, container: str) -> None:
         """Keep the log of a failed start on the node, if its disk allows."""

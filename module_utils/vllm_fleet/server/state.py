@@ -17,7 +17,7 @@ from typing import Any
 
 from ..common.failure import FailureClass
 from ..common.refused import Refused
-from ..container.plan import Rank
+from ..container.plan import Trust
 
 #: Logs of failed starts that are kept for each container name.
 KEPT_LOGS = 10
@@ -35,21 +35,21 @@ class NodeState:
         self.root = Path(state_dir)
         self.folder = self.root / name
 
-    # -- ranks -------------------------------------------------------------------------------------------------
+    # -- trust -------------------------------------------------------------------------------------------------
 
-    def rank(self, container: str) -> Rank:
-        """How good a container is known to be."""
+    def trust(self, container: str) -> Trust:
+        """Return how good a container is known to be; nodes have it as `ranks` in a file."""
         ranks = self._read(self.folder / "state.json").get("ranks")
         number = ranks.get(container, 0) if isinstance(ranks, dict) else 0
-        return Rank(number) if number in list(Rank) else Rank.UNKNOWN
+        return Trust(number) if number in list(Trust) else Trust.UNKNOWN
 
-    def note_rank(self, container: str, rank: Rank, existing: tuple[str, ...]) -> None:
-        """Note a rank (it only rises) and forget containers that are not in ``existing`` any more."""
+    def note_trust(self, container: str, trust: Trust, existing: tuple[str, ...]) -> None:
+        """Note how good a container is (that only rises), and forget those that are not in ``existing`` any more."""
         state = self._read(self.folder / "state.json")
         old = state.get("ranks")
         ranks = {k: v for k, v in (old if isinstance(old, dict) else {}).items() if k in existing}
         # One that failed is below one of which nothing is known, so only what was noted counts.
-        ranks[container] = max(int(rank), int(self.rank(container))) if container in ranks else int(rank)
+        ranks[container] = max(int(trust), int(self.trust(container))) if container in ranks else int(trust)
         if ranks != old:  # nearly every run has nothing new to note
             self.write(self.folder / "state.json", {**state, "ranks": ranks})
 

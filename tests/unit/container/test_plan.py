@@ -8,14 +8,14 @@ import pytest
 
 from ansible.module_utils.vllm_fleet.container import plan
 from ansible.module_utils.vllm_fleet.container.compare import Difference
-from ansible.module_utils.vllm_fleet.container.plan import Existing, Rank
+from ansible.module_utils.vllm_fleet.container.plan import Existing, Trust
 
 CHANGED = [Difference("args.max-model-len", 1024, 512)]
 POLICY = [Difference("restart_policy", "no", "always")]
 
 
-def box(ident="c", *, running=True, rank=Rank.CONFIRMED):
-    return Existing(ident, running, rank)
+def box(ident="c", *, running=True, trust=Trust.CONFIRMED):
+    return Existing(ident, running, trust)
 
 
 @pytest.mark.parametrize(
@@ -31,11 +31,11 @@ def box(ident="c", *, running=True, rank=Rank.CONFIRMED):
         ("started", CHANGED, box(running=False), None, ("keep", "create", "start"), True),
         ("started", CHANGED, box(), box("p", running=False), ("stop", "remove_previous", "keep", "create", "start"), True),
         # An interrupted change: the waiting one was verified, the current one never was, so the waiting one stays.
-        ("started", CHANGED, box(rank=Rank.READY), box("p", running=False), ("stop", "remove", "create", "start"), True),
-        ("started", CHANGED, box(rank=Rank.UNKNOWN), box("p", running=False, rank=Rank.READY), ("stop", "remove", "create", "start"), True),
+        ("started", CHANGED, box(trust=Trust.READY), box("p", running=False), ("stop", "remove", "create", "start"), True),
+        ("started", CHANGED, box(trust=Trust.UNKNOWN), box("p", running=False, trust=Trust.READY), ("stop", "remove", "create", "start"), True),
         # What is known to fail is not kept for a fall-back.
-        ("started", CHANGED, box(running=False, rank=Rank.FAILED), None, ("remove", "create", "start"), True),
-        ("started", CHANGED, box(rank=Rank.FAILED), box("p", running=False, rank=Rank.READY), ("stop", "remove", "create", "start"), True),
+        ("started", CHANGED, box(running=False, trust=Trust.FAILED), None, ("remove", "create", "start"), True),
+        ("started", CHANGED, box(trust=Trust.FAILED), box("p", running=False, trust=Trust.READY), ("stop", "remove", "create", "start"), True),
         # Somebody started the waiting one: one server at a time.
         ("started", [], box(), box("p"), ("stop_previous",), True),
         ("started", CHANGED, box(), box("p"), ("stop_previous", "stop", "remove_previous", "keep", "create", "start"), True),
@@ -71,17 +71,17 @@ def test_nothing_to_restore_is_said():
 @pytest.mark.parametrize(
     ("previous", "current", "actions"),
     [
-        (None, box(rank=Rank.UNKNOWN), ("stop",)),
-        (None, box(rank=Rank.CONFIRMED), ()),
+        (None, box(trust=Trust.UNKNOWN), ("stop",)),
+        (None, box(trust=Trust.CONFIRMED), ()),
         (None, None, ()),
-        (box("p"), box(rank=Rank.UNKNOWN), ("stop", "remove", "unkeep", "start")),
-        (box("p", rank=Rank.UNKNOWN), box(rank=Rank.UNKNOWN), ("stop", "remove", "unkeep", "start")),
+        (box("p"), box(trust=Trust.UNKNOWN), ("stop", "remove", "unkeep", "start")),
+        (box("p", trust=Trust.UNKNOWN), box(trust=Trust.UNKNOWN), ("stop", "remove", "unkeep", "start")),
         (box("p"), None, ("unkeep", "start")),
         # What is known to fail is not started to fail once more.
-        (box("p", rank=Rank.FAILED), box(rank=Rank.UNKNOWN), ("stop",)),
-        (box("p", rank=Rank.UNKNOWN), box(rank=Rank.FAILED), ("stop", "remove", "unkeep", "start")),
+        (box("p", trust=Trust.FAILED), box(trust=Trust.UNKNOWN), ("stop",)),
+        (box("p", trust=Trust.UNKNOWN), box(trust=Trust.FAILED), ("stop", "remove", "unkeep", "start")),
         # A good server that fails today is not exchanged for an older release.
-        (box("p"), box(rank=Rank.CONFIRMED), ()),
+        (box("p"), box(trust=Trust.CONFIRMED), ()),
     ],
 )
 def test_after_a_failure(previous, current, actions):
@@ -99,7 +99,7 @@ class World:
     def do(self, action):
         boxes, now = self.boxes, self.boxes["name"]
         if action == "stop":
-            boxes["name"] = Existing(now.id, False, now.rank)
+            boxes["name"] = Existing(now.id, False, now.trust)
         elif action in ("remove", "remove_previous"):
             slot = "name" if action == "remove" else "previous"
             self.deleted.append(boxes[slot])
@@ -115,7 +115,7 @@ class World:
             self.made += 1
             boxes["name"] = Existing(f"new{self.made}", False)
         elif action == "start":
-            boxes["name"] = Existing(now.id, True, now.rank)
+            boxes["name"] = Existing(now.id, True, now.trust)
 
     @property
     def running(self):
@@ -132,15 +132,15 @@ def started(world):
 STARTS = [
     (current, previous)
     for current, previous in itertools.product(
-        [None, *(box("old", running=r, rank=k) for r in (True, False) for k in Rank)],
-        [None, *(box("older", running=False, rank=k) for k in Rank)],
+        [None, *(box("old", running=r, trust=k) for r in (True, False) for k in Trust)],
+        [None, *(box("older", running=False, trust=k) for k in Trust)],
     )
 ]
 
 
 @pytest.mark.parametrize(("current", "previous"), STARTS)
 def test_a_run_killed_anywhere_is_taken_up_by_the_next_and_loses_nothing(current, previous):
-    best = max((b.rank for b in (current, previous) if b), default=Rank.UNKNOWN)
+    best = max((b.trust for b in (current, previous) if b), default=Trust.UNKNOWN)
     for killed_after in range(len(started(World(current, previous)).actions) + 1):
         world = World(current, previous)
         for action in started(world).actions[:killed_after]:
@@ -151,13 +151,13 @@ def test_a_run_killed_anywhere_is_taken_up_by_the_next_and_loses_nothing(current
             assert len(world.running) <= 1
         assert world.boxes["name"].id.startswith("new")
         assert world.boxes["name"].running
-        kept = [b for b in world.boxes.values() if b and b.rank == best]
-        assert best <= Rank.UNKNOWN or kept, f"the last good one was deleted (killed after {killed_after})"
+        kept = [b for b in world.boxes.values() if b and b.trust == best]
+        assert best <= Trust.UNKNOWN or kept, f"the last good one was deleted (killed after {killed_after})"
 
 
 @pytest.mark.parametrize(("current", "previous"), [s for s in STARTS if s[0] or s[1]])
 def test_a_failed_start_killed_anywhere_ends_with_the_best_one_kept(current, previous):
-    best = max(b.rank for b in (current, previous) if b)
+    best = max(b.trust for b in (current, previous) if b)
     world = World(current, previous)
     for action in started(world).actions:
         world.do(action)
@@ -169,8 +169,8 @@ def test_a_failed_start_killed_anywhere_ends_with_the_best_one_kept(current, pre
         for action in back[:killed_after]:
             world.do(action)
             assert len(world.running) <= 1
-        assert best <= Rank.UNKNOWN or any(b and b.rank == best for b in world.boxes.values())
+        assert best <= Trust.UNKNOWN or any(b and b.trust == best for b in world.boxes.values())
         for action in started(world).actions:
             world.do(action)
             assert len(world.running) <= 1
-        assert best <= Rank.UNKNOWN or any(b and b.rank == best for b in world.boxes.values())
+        assert best <= Trust.UNKNOWN or any(b and b.trust == best for b in world.boxes.values())

@@ -53,7 +53,7 @@ def test_whatever_is_done_is_a_difference(state, current, previous, names):
     def made(status):
         return status and {"Id": status, "State": {"Status": status, "Running": status == "running"}}
 
-    ranks = (plan.Rank.UNKNOWN, plan.Rank.READY)
+    ranks = (plan.Trust.UNKNOWN, plan.Trust.READY)
     seen = observe._without_spec("vllm", state, made(current), made(previous), ranks, restoring=None)
     assert [d.name for d in seen.differences] == names
     assert bool(seen.differences) is bool(seen.plan.actions)

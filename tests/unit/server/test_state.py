@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.container.plan import Rank
+from ansible.module_utils.vllm_fleet.container.plan import Trust
 from ansible.module_utils.vllm_fleet.server.state import KEPT_LOGS, LockTaken, NodeState
 
 
 def test_looking_creates_nothing(tmp_path):
     state = NodeState(str(tmp_path / "s"), "vllm")
-    assert state.rank("c") is Rank.UNKNOWN
+    assert state.trust("c") is Trust.UNKNOWN
     assert state.flags("sha256:1") is None
     assert len(state.fingerprint_key(create=False)) == 32
     assert list(tmp_path.iterdir()) == []
@@ -24,30 +24,30 @@ def test_looking_creates_nothing(tmp_path):
 
 def test_ranks_rise_and_the_gone_are_forgotten(tmp_path):
     state = NodeState(str(tmp_path), "vllm")
-    state.note_rank("a", Rank.CONFIRMED, ("a",))
-    state.note_rank("a", Rank.READY, ("a",))
-    assert state.rank("a") is Rank.CONFIRMED
-    state.note_rank("b", Rank.READY, ("b",))
-    assert (state.rank("a"), state.rank("b")) == (Rank.UNKNOWN, Rank.READY)
+    state.note_trust("a", Trust.CONFIRMED, ("a",))
+    state.note_trust("a", Trust.READY, ("a",))
+    assert state.trust("a") is Trust.CONFIRMED
+    state.note_trust("b", Trust.READY, ("b",))
+    assert (state.trust("a"), state.trust("b")) == (Trust.UNKNOWN, Trust.READY)
 
 
 def test_one_that_failed_is_below_one_of_which_nothing_is_known(tmp_path):
     state = NodeState(str(tmp_path), "vllm")
-    state.note_rank("a", Rank.FAILED, ("a",))
-    assert state.rank("a") is Rank.FAILED < Rank.UNKNOWN
-    state.note_rank("a", Rank.READY, ("a",))
-    state.note_rank("a", Rank.FAILED, ("a",))
-    assert state.rank("a") is Rank.READY
+    state.note_trust("a", Trust.FAILED, ("a",))
+    assert state.trust("a") is Trust.FAILED < Trust.UNKNOWN
+    state.note_trust("a", Trust.READY, ("a",))
+    state.note_trust("a", Trust.FAILED, ("a",))
+    assert state.trust("a") is Trust.READY
 
 
 def test_a_restore_is_remembered_until_its_end(tmp_path):
     state = NodeState(str(tmp_path), "vllm")
     assert state.restoring() is None
-    state.note_rank("a", Rank.READY, ("a",))
+    state.note_trust("a", Trust.READY, ("a",))
     state.note_restoring("a")
-    assert (state.restoring(), state.rank("a")) == ("a", Rank.READY)
+    assert (state.restoring(), state.trust("a")) == ("a", Trust.READY)
     state.note_restoring(None)
-    assert (state.restoring(), state.rank("a")) == (None, Rank.READY)
+    assert (state.restoring(), state.trust("a")) == (None, Trust.READY)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"ranks": 3}', '{"ranks": {"a": 99}}'])
@@ -55,9 +55,9 @@ def test_a_damaged_memory_knows_nothing_and_is_mended(tmp_path, content):
     state = NodeState(str(tmp_path), "vllm")
     state.folder.mkdir()
     (state.folder / "state.json").write_text(content)
-    assert state.rank("a") is Rank.UNKNOWN
-    state.note_rank("a", Rank.READY, ("a",))
-    assert state.rank("a") is Rank.READY
+    assert state.trust("a") is Trust.UNKNOWN
+    state.note_trust("a", Trust.READY, ("a",))
+    assert state.trust("a") is Trust.READY
 
 
 def test_the_fingerprint_key_stays_and_is_roots_alone(tmp_path):
