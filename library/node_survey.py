@@ -63,7 +63,7 @@ def packed() -> None:
     from ansible.module_utils.vllm_fleet.models import model_files, sizing, sizing_table
     from ansible.module_utils.vllm_fleet.preflight import judge
     from ansible.module_utils.vllm_fleet.replica import rank_lifecycle
-    from ansible.module_utils.vllm_fleet.server import lifecycle, options, release_store, result, state, watch
+    from ansible.module_utils.vllm_fleet.server import lifecycle, options, release_store, result, watch
     from ansible.module_utils.vllm_fleet.vllm import chat, chat_request, cli
     from ansible.module_utils.vllm_fleet.weights import fetch, hub, layout, snapshot
 
