@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,26 @@ def test_a_circle_and_a_package_without_a_name_are_found(tmp_path):
 
 def test_every_package_answers_one_question():
     assert all(package.question.endswith(("?", ".")) for package in contract(PACKAGES).values())
+
+
+#: Files of the controller, and what they need there.
+NEEDS = {"vllm_fleet.models.preset_files": "yaml", "vllm_fleet.preflight.role_specs": "ansible"}
+
+
+def test_a_bare_python_imports_every_file():
+    """No Ansible, no Docker SDK, nothing from PyPI: the folder on the path is enough."""
+    files = sorted(path.relative_to(PACKAGES.parent).with_suffix("") for path in PACKAGES.glob("*/*.py"))
+    names = [".".join(file.parts).removesuffix(".__init__") for file in files]
+    program = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
+    own = [name for name in names if name not in NEEDS]
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        f"import sys; sys.path.insert(0, {str(PACKAGES.parent)!r}); {program}",
+        *own,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert NEEDS.keys() <= set(names)
