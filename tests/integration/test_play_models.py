@@ -107,6 +107,14 @@ def test_a_plan_is_of_what_the_inventory_says(tmp_path: Path, empty_home: dict[s
     assert "c" * 40 not in text
 
 
+def test_a_plan_of_inventory_tensorwave_as_it_comes_needs_no_node(empty_home: dict[str, str]) -> None:
+    code, text = playbook(
+        "plan", "-i", "inventory/tensorwave", environment=empty_home, plan_gpu="MI300X", plan_hub=False
+    )
+    assert code == 0, text
+    assert "8 x MI300X  8 " in text
+
+
 @pytest.fixture
 def hub() -> Iterator[Any]:
     server = hub_standin.Hub({**TWO_FILES, "a.safetensors": b"never asked for"})
