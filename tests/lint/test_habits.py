@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import tomllib
 import yaml
-from walls import contract
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -119,6 +118,7 @@ def test_commits_that_blame_passes_over_are_whole_hashes():
 
 # Decisions
 
+SECTIONS = ["Context", "Decision", "What is public", "What was rejected", "Consequences"]
 DECISIONS = sorted(p for p in (ROOT / "docs/decisions").glob("*.md") if p.name != "README.md")
 
 
@@ -127,7 +127,7 @@ def test_a_decision_follows_the_template_and_is_listed(path):
     template = (ROOT / "docs/decisions/README.md").read_text()
     assert f"[{path.name}]({path.name})" in template
     headings = re.findall(r"^## (.+)$", path.read_text(), re.MULTILINE)
-    assert headings == re.findall(r"^## (.+)$", template, re.MULTILINE)[1:]
+    assert [name for name in headings if name in SECTIONS] == SECTIONS
     assert len(path.read_text().splitlines()) <= 80, "a decision is one page"
 
 
@@ -135,7 +135,7 @@ def test_a_decision_follows_the_template_and_is_listed(path):
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 # Files that the pages name and that are on their way into their packages.
-COMING = {"server/recover.py", "weights/team.py", "rollout/waves.py", "rollout/gate.py"}
+COMING = {"rollout/waves.py", "rollout/gate.py"}
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", *(f"docs/decisions/{path.name}" for path in DECISIONS)])
@@ -147,9 +147,6 @@ def test_files_that_a_page_names_are_there(page):
     assert not {name for name in named if not any((place / name).exists() for place in places)} - COMING
 
 
-def test_the_packages_are_those_of_the_contract():
-    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", CONTRIBUTING, re.MULTILINE)
-    packages = contract(ROOT / "module_utils/vllm_fleet")
-    assert {name for name, _ in rows} == set(packages)
-    for name, may_import in rows:
-        assert frozenset(may_import.split(", ")) - {"nothing"} == packages[name].may_import, name
+def test_the_packages_are_those_that_are_there():
+    named = set(re.findall(r"^\| `(\w+)` \| [^|]+ \|$", CONTRIBUTING, re.MULTILINE))
+    assert named == {path.parent.name for path in (ROOT / "module_utils/vllm_fleet").glob("*/__init__.py")}
