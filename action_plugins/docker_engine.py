@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Action plugin of modules that look before anything is done: takes what was asked of the node with other questions."""
 
 from __future__ import annotations

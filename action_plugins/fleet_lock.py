@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Holds a lock on a node for as long as this run lives; a run that has ended, however it ended, holds none.
 
 The lock is a file on the node with one line of JSON that says whose it is. A small process on the controller, made by

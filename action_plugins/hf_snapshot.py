@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Action plugin of hf_snapshot and hf_prewarm: follows what takes long in short calls, with progress on the terminal.
 
 The first line comes after five seconds, each following pause is half as long again, up to a minute.

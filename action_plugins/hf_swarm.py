@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Action plugin of hf_swarm: follows a peer in short calls, with one progress line per interval on the terminal."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Action plugin of long_command: short calls to the node, one progress line per interval on the terminal."""
 
 from __future__ import annotations

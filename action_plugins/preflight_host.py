@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Controller side of preflight_host: the inventory, the way to the node, the node; what fails becomes a finding."""
 
 from __future__ import annotations

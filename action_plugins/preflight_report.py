@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shows the findings of all nodes as one table, writes them as JSON, and ends the run for the nodes they refuse."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Action plugin push_files: ansible.posix.synchronize, with how far it is on the terminal.
 
 That module runs rsync to its end before it says anything. So it is given a program that puts the output where it can be

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Controller side of vllm_drained: short calls in a loop, with what is left on the terminal."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Controller side of vllm_server: short calls in a loop, with progress on the terminal.
 
 A start of a large model takes up to an hour. No SSH session has to live that long: each call watches for at most half

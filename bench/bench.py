@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measurements, side by side in one run: what nothing to change costs, and how quickly a verdict comes.
 
 Prints a table and writes bench/results/bench.json. Figures of one machine compare only with figures of the same run.

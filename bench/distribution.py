@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long until the last of N nodes has a verified copy, in copies: a swarm against rsync from one node.
 
 Eight network namespaces with a bridge in one of their own, every link shaped alike in both directions; one node has a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a deploy costs on four nodes over SSH: with nothing to change against a do-it-yourself playbook, and a change.
 
 Both do the same job on the same test-bed (tests/fleet) in one run, take turns, and find everything as wanted. The

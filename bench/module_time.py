@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run with nothing to change costs on the node: vllm_server against docker_container plus uri, in one run.
 
 Each module is packed by Ansible itself and its package then run again and again by the node's Python, so that what is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How soon the death of a worker ends the start of its server over two nodes, over SSH.
 
 The worker's end is stamped by Docker on its node, a container that shares this machine's clock. From there to three

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A line chart as SVG text: as much of it as the project's measurements need, without a plotting library."""
 
 from __future__ import annotations

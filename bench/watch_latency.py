@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How soon a verdict is there: from a server's first 200, and from its death, to the module's answer.
 
 The stand-in's last line before it answers, and the end of its container, are stamped by Docker; the answer's time is

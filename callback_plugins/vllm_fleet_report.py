@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Callback: what a run did to the fleet, in a few lines on the terminal and as a page in reports/<run>/."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Callback: ends a run at its start where the command line or the controller is wrong, before any node is asked."""
 
 from __future__ import annotations

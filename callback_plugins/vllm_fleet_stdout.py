@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ansible's own output, short where all is well: a wave fits on a screen, and what goes wrong stands out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Filters of the role hf_cache: its variables of all hosts, as the arithmetic of weights/team.py takes them."""
 
 from __future__ import annotations

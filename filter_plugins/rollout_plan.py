@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Filters: which servers are replaced in which wave, and whether the next wave may begin."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Filter: flags of `vllm serve` laid over a model's preset, however each of them is spelt."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Filter that says which revision of the configuration a run was made from."""
 
 from __future__ import annotations

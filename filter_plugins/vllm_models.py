@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Filters about models: presets of models/*.yml, exact names, and the table of what fits. See module_utils' models/."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Filter: what a host is in a server over several nodes, and what its container needs for that."""
 
 from __future__ import annotations

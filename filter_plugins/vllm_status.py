@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Filters for the table of playbooks/status.yml; the logic is in fleet_report."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Events of a run to its report: one dictionary, which is also report.json. Pure.
 
 Events, in the order they came (``at``: seconds since the run began):

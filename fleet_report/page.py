@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A report as a page that needs nothing but itself: styles and pictures inline, light and dark."""
 
 from __future__ import annotations

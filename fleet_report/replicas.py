@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Servers over several nodes: what was told of their nodes to one entry, as one server has one line. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the nodes said of their servers to one table. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A report as the few lines that stand at the end of a run on the terminal. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tasks of a node to the stretches of its time line. Pure; times in seconds since the run began."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers and names as a person reads them in a report. Pure."""
 
 from __future__ import annotations

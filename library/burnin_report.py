@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
 """Ansible module burnin_report: what a burn-in program printed, against AMD's figures. Read-only."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
 """Ansible module: a Docker engine that runs, with the wanted keys in its daemon.json."""
 
 from __future__ import annotations

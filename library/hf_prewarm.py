@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
 """Ansible module: the weights of a snapshot in the page cache, before a server wants them."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
 """Ansible module: one pinned snapshot in a Hugging Face cache."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
 """Ansible module: one node's part in a swarm that spreads blobs of a Hugging Face cache."""
 
 from __future__ import annotations

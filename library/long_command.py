@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
 """Ansible module: a command that runs for minutes, detached on the node."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
 """Ansible module node_survey: asks several modules of this project in one process."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
 """Ansible module preflight_host: would this node be able to serve? Read-only."""
 
 from __future__ import annotations

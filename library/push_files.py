@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
 """Ansible module push_files: the page of the action of that name, which runs on the controller alone."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
 """Ansible module rocm_info: what a node has of AMD GPUs, read-only."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
 """Ansible module: is the wanted image on this node, and do its tags point at it?"""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
 """Ansible module: the recorded releases of a vLLM server, and what a rollback would bring back."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
 """Ansible module: whether the nodes of one server have, and reach each other over, the network that it needs."""
 
 from __future__ import annotations

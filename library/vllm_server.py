@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
 """Ansible module: one vLLM server in a Docker container, watched until it is ready."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the plugins on the controller share.
 
 Importing it lets ``ansible.module_utils.vllm_fleet`` be found here by the name that it has on the nodes: on the

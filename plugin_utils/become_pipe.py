@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """rsync's remote shell on the controller: ssh, with the far end run through Ansible's become.
 
 rsync speaks with its far end over this program's standard input and output. sudo reads a password from the same

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Count what makes the code hard to read: long functions, Jinja with many filters, walls that are crossed, and more.
 
 ``--tree`` counts another checkout, also one of an older commit::

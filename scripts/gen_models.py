@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Write the table of presets into docs/models.md, from models/*.yml.
 
 ``--check`` writes nothing and fails where the page is not what would be written.

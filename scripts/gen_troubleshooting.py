@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Write docs/troubleshooting.md: one entry per failure class, with what the diagnosis really says of an example.
 
 The examples are tests/fixtures/failures/cases.yml, so that a changed remedy changes the page. ``--check`` writes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes module_utils and library importable the way Ansible imports them on a node."""
 
 import sys

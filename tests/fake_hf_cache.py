@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hugging Face caches of a few kilobytes in the layout that huggingface_hub 2.4.0 writes, for tests."""
 
 from __future__ import annotations

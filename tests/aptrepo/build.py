@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Builds signed apt repositories laid out as AMD's, with small packages that behave like amdgpu-dkms.
 
     python tests/aptrepo/build.py DIRECTORY --kernel "$(uname -r)"

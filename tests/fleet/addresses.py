@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which addresses a fleet may take on this machine, and how large its packets may be."""
 
 from __future__ import annotations

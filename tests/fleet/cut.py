@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cut of a node's SSH that is in force, and how it is made and mended."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """A real fleet on one machine: nodes with systemd, sshd and an engine of their own, reached by Ansible over SSH.
 
 A node is a container of the local Docker engine. The tool keeps no state: everything it makes carries the label

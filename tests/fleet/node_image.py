@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Root file systems for the test-bed's nodes: built by mmdebstrap, cached as tar files, imported into Docker.
 
 No image registry is needed. Where packages come from is read from this machine's own apt configuration (sources,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose a fleet is: one that a test makes is not to outlive it, also when the test is killed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two fleet nodes that serve one model together: what a user runs for them, and what is then there."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The test-bed itself: what the other scenarios stand on has to hold first."""
 
 import io

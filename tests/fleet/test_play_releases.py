@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records, report, status, rollback, verification, benchmark and teardown on two real nodes, as their user runs them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One server over two nodes, with the stand-in: real SSH, real engines, ranks that meet over TCP. See docs/multi-node.md."""
 
 from __future__ import annotations

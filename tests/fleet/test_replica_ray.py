@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real Ray cluster over two nodes from the role: head and worker containers of one image, guarded, taken down again.
 
 vLLM's CPU build refuses Ray, so the server on top is the stand-in; what it is started with is proved in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One fleet for all tests of this folder. One that molecule has made is used and left, otherwise it is made here."""
 
 from __future__ import annotations

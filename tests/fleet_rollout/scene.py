@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """A fleet that deploy.yml has to deal with: four nodes of two distributions, one gateway, stand-in servers, canary keys.
 
 scene.py up NAME DIR      boots it and writes DIR/inventory.yml and DIR/group_vars

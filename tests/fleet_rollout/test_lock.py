@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fleet's lock, as two controllers meet it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """deploy.yml over a fleet, as its users see it, while clients go on asking. One story: every test leaves the fleet whole."""
 
 from __future__ import annotations

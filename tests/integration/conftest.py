@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the integration tests share: the Docker engine, the stand-in's image, servers that are removed afterwards."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The module hf_snapshot as a process, for the tests of it."""
 
 from __future__ import annotations

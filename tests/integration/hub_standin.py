@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A stand-in for the Hub over HTTP, and a real huggingface_hub to read with what came of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs a small play against this machine, as a user would: the ansible-playbook command, its output, its recap."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Starts the stand-in for vLLM (tests/standin), as a local process or from an image of its own."""
 
 from __future__ import annotations

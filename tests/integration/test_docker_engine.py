@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The role docker_engine against a dockerd of its own: own socket, data, configuration. The machine's is left alone."""
 
 from __future__ import annotations

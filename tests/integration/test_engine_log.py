@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the project reads of a container's log, from a real engine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node of the test fleet, with systemd, SSH and an engine: what preflight leaves of it, and Docker's own repository."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real HAProxy with the role's configuration, in front of stand-in servers: who gets in, and who is waited for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """hf_cache on three real nodes: a swarm, what goes wrong in one, and what is left afterwards."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The role hf_cache on the machine that runs Ansible, prewarming, and the seed of the local default."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """hf_snapshot on real files and file systems, with a real huggingface_hub as the reader."""
 
 from __future__ import annotations

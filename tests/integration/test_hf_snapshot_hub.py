@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """hf_snapshot downloads by a real huggingface_hub from a stand-in for the Hub that does what Hubs do."""
 
 from __future__ import annotations

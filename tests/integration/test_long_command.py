@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """long_command through ansible-playbook: progress while it runs, and a controller that is killed."""
 
 from __future__ import annotations

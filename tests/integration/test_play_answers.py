@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was asked of a node before is the answer where a task allows it, and nowhere else."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """playbooks/burnin.yml on nodes of emulated GPUs, with programs that print what a file says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draining, admitting and the gate between waves, with HAProxy's socket played by this file: what is said to it, when."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models as their user meets them: playbooks/plan.yml, the table of preflight, a preset's requests, exact names."""
 
 from __future__ import annotations

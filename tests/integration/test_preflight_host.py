@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The host part of preflight as a user runs it: the playbook on nodes of emulated GPUs, and what it leaves behind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """push_files through ansible-playbook: rsync's own progress while it sends, and what synchronize makes of the rest."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report in a real browser: every node is there, nothing runs out of the window, nothing is complained about."""
 
 from __future__ import annotations

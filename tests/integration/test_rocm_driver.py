@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Role rocm on Debian 12 and 13 against a signed apt repository of our own (tests/aptrepo), through real apt and dpkg.
 
 The nodes are a fleet (tests/fleet): systemd, SSH, a Docker engine each. The GPUs are a tree of files (tests/sysfs), and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """rocm_info as Ansible runs it: real module transfer, real /proc, a real container, an amd-smi that answers."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The role vllm_server as its user runs it: ansible-playbook, the terminal's words, and the server that is then there."""
 
 from __future__ import annotations

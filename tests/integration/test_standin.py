@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stand-in is like what was recorded from vLLM 0.32.0, and does what it is ordered to do."""
 
 import http.client

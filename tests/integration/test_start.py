@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ends a run before any node is asked: the command line, the inventory, the controller's own Ansible."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run looks like on the terminal, from ansible-playbook itself on this machine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verification against a running server: the stand-in as a process, once in a container, and the module itself."""
 
 import contextlib

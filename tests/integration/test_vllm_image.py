@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The role vllm_image against the real engine: archive, build, pull from a real registry, refusals, a full disk."""
 
 from __future__ import annotations

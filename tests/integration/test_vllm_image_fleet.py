@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The role vllm_image over real nodes: built once and the same everywhere, by archive, by registry, from the controller.
 
 The engine of the third node keeps its images in containerd's store, where an image has another id.

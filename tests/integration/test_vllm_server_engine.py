@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vllm_server on a node of its own: Docker's other image store, and a Docker engine that is killed under it."""
 
 from __future__ import annotations

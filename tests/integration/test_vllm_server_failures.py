@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Failures, provoked: named with host, container, class and remedy, their log kept; refused runs touch nothing."""
 
 from __future__ import annotations

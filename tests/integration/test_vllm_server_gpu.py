@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GPU memory at the gate, on trees of files that look like sysfs: what is refused, lowered, waited for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is desired against what Docker has: every option four ways, and drift made by hand found and undone."""
 
 from __future__ import annotations

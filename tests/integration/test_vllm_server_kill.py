@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run killed (SIGKILL) after any of its actions, and in the middle of its watch: the next one ends where it should.
 
 At every moment at most one of the two containers runs, and the last one that was good is never deleted.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A start, watched: from which stage to which, until which verdict, in one piece and in slices."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replaced in place, put back on failure or on request, ended gracefully; the last good server is never lost."""
 
 from __future__ import annotations

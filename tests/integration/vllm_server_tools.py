@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A vLLM server under test: the module's logic against the real Docker engine, with the stand-in as its image.
 
 Three ways to run it, the same options in each: ``Server.run`` calls the logic in this process (quick, for breadth),

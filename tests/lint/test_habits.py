@@ -1,7 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
 """The habits of the project that a machine can hold: help, changelog, workflows, the execution environment."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -150,3 +152,37 @@ def test_files_that_a_page_names_are_there(page):
 def test_the_packages_are_those_that_are_there():
     named = set(re.findall(r"^\| `(\w+)` \| [^|]+ \|$", CONTRIBUTING, re.MULTILINE))
     assert named == {path.parent.name for path in (ROOT / "module_utils/vllm_fleet").glob("*/__init__.py")}
+
+
+# Licence
+
+SPDX = "# SPDX-License-Identifier: Apache-2.0"
+# Its text is hashed into the base image's label: a header would have every build host make that image again.
+WITHOUT_HEADER = {"roles/vllm_image/files/build_base.sh"}
+SKIPPED = {".venv", ".git", "__pycache__", "fixtures", "reports", ".ansible", "results"}
+
+
+def sources():
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [name for name in folders if name not in SKIPPED]
+        for name in files:
+            path = Path(folder, name)
+            if not path.is_symlink() and (
+                path.suffix in {".py", ".sh"} or (not path.suffix and path.read_bytes()[:2] == b"#!")
+            ):
+                yield path
+
+
+def test_every_source_file_has_the_licence_of_the_project_and_no_other():
+    found = {str(path.relative_to(ROOT)): path.read_text().splitlines() for path in sources()}
+    assert len(found) > 200
+    lacking = {name for name, lines in found.items() if SPDX not in lines[:2]}
+    assert lacking == WITHOUT_HEADER
+    other = re.compile(
+        r"General Public License|GPL-?[23v]|MIT License|BSD-[23]-Clause|All rights reserved", re.IGNORECASE
+    )
+    here = Path(__file__).name
+    assert not [
+        name for name, lines in found.items() if Path(name).name != here and other.search("\n".join(lines[:20]))
+    ]
+    assert (ROOT / "LICENSE").read_text().lstrip().startswith("Apache License")

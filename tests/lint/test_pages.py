@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Module pages and role specifications against the code: what the documentation says is what there is."""
 
 from __future__ import annotations

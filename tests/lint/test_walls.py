@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The walls between the packages hold, the page shows them, and a forbidden import is found."""
 
 from __future__ import annotations

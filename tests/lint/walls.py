@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The contract between the packages of module_utils/vllm_fleet, read from their docstrings, and what breaks it.
 
 Each package says in its ``__init__.py`` which packages it may import and which of its files are not pure. A pure file

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Streaming chat requests, so many at a time, until told to stop: how many came back whole?
 
     load.py --url http://gateway1:8080 --model tiny --concurrency 8 --seconds 60 --json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The real vLLM (CPU) with a real model, brought by the project's own roles: the scenario `default` ran before."""
 
 from __future__ import annotations

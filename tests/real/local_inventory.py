@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What inventory/local deploys, and where its seed lies."""
 
 from __future__ import annotations

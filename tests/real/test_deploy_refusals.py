@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """deploy.yml with bad input, as its user types it: one clear sentence, and nothing is touched."""
 
 from __future__ import annotations

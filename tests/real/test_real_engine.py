@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What only a real vLLM can show: its own failures, its death while serving, its compile cache."""
 
 from __future__ import annotations

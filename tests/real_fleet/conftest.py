@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two nodes with the real vLLM (CPU), for all tests of this folder."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two nodes with the real vLLM (CPU), for all tests of this folder.
 
 Needs the image and the model that the molecule scenario `default` leaves. The nodes' engines do not get the image's

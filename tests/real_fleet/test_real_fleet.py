@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """deploy.yml over two nodes with the real vLLM (CPU) and a real model, behind a gateway: changed while clients go on
 asking, measured with vLLM's own benchmark, and taken away.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The real vLLM (CPU) over two nodes: tensor-parallel 2, one half on each; answers, dies, and comes back as a whole."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds trees of text files that look like /sys, /proc and /lib/modules of a node with AMD GPUs.
 
     python tests/sysfs/trees.py --list

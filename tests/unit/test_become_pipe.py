@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """rsync whose far end is run by a sudo that wants a password on its standard input, without ssh in between."""
 
 from __future__ import annotations

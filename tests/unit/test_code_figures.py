@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """scripts/code_figures.py on a small tree that holds one of each thing that is counted."""
 
 import importlib.util

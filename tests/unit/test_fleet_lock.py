@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When a holder of the fleet's lock counts as dead."""
 
 from __future__ import annotations

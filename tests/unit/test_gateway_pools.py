@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which servers stand behind a gateway: from the inventory alone."""
 
 from __future__ import annotations

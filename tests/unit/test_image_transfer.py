@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the transfer program says while an image moves: recorded messages of Docker's engine in, lines out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run's events to its report: what became of each node, its times, its figures, and the words for it."""
 
 from __future__ import annotations

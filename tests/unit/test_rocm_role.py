@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Role rocm as data: what it would write on each distribution, rendered by Ansible itself."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whom a rollback of all would take back too far: tables of what the nodes remember."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waves, tables of cases: who is replaced when, what is refused, when a run stops."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of playbooks/status.yml: what each answer of a node is called."""
 
 from __future__ import annotations

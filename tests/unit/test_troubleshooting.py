@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page for people and the table for the program say the same."""
 
 import re

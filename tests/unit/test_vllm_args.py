@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The user's flags over a model's preset."""
 
 from __future__ import annotations

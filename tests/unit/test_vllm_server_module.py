@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The module's own file: secrets in `env` and `args` reach neither its output nor the node's log."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does every package need that no domain owns? Units, findings, refusals, jobs, retries.
 
 May import: nothing.

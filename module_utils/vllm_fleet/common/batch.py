@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several modules of this project asked in one process on the node, and what their tasks make of the answers.
 
 A module costs a node an SSH session, sudo and a start of Python before it does anything, 0.2 s of its processor, and

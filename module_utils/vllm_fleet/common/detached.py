@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Work of a module that goes on when its connection ends, and reports how far it is.
 
 The module forks; what it has forked is a job like any other, so the next run that asks for the same joins it, and what

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One failure: its class, its cause, its remedy, and what proves it. Pure.
 
 Every part that can fail makes this value, and ``as_result`` writes it for a module's result, so all results look alike.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One check of a node or an inventory, and how serious it is."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands that outlive the connection that started them.
 
 A job has a folder on the node. Each run in it has an id, a lock that its processes hold for as long as any of them

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Progress of a piece of work in bytes: counted by its threads, passed to a function that shows it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is raised where a request cannot work: nothing was touched."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Retry a call to a node that does not answer for a moment: the work that it began goes on there meanwhile."""
 
 from __future__ import annotations

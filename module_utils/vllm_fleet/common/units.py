@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bytes and seconds as a person reads them: the one place that writes them, on the terminal, in findings and reports.
 
 The role vllm_image puts this file on a node beside its transfer program, so it imports nothing of the project.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is in Docker, and what is the desired container?
 
 May import: vllm, weights.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The few questions to Docker that have to work before its SDK is installed, over the engine's Unix socket.
 
 Standard library only: the probe of a bare node must know "no Docker" from "no SDK", and a look at one image should

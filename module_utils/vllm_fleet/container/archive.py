@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a `docker save` file holds and what loading it takes, read from its headers without unpacking it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The desired container against the one Docker has: named differences. Pure.
 
 Both sides are flattened to the same fields, with what the images contribute left out, and compared field by field.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Docker's daemon.json: what is wanted laid over what is there, and what it takes to make it so. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Docker engine of this machine: what it is, what its daemon.json says, how it is started and reloaded."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Docker, and the only file that imports its SDK.
 
 Works with python3-docker 5.0 (Debian 12) and newer, against engines from 20.10 on.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an image reference must look like, which image on a node is the wanted one, and who can build it. Pure."""
 
 from __future__ import annotations

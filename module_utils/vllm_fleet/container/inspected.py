@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Docker's inspect of a container holds, read in one way. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The options that a server's container is made of, parsed once. Pure.
 
 Everything below a module's ``main()`` reads these values; what the user wrote is not read a second time.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Differences and what exists, to the ordered actions that end in the desired state. Pure.
 
 The order is the safety: at every boundary between two actions a run may be killed, and what then exists must lead the

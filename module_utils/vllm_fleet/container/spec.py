@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options to the desired container, normalised. Pure: the node's facts come in as values."""
 
 from __future__ import annotations

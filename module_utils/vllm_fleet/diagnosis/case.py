@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a failure is explained with: how a start ended, what is known of its server, what its log says. Pure."""
 
 from __future__ import annotations

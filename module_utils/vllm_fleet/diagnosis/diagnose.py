@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why a vLLM server did not start, or stopped: its log and how it ended in, a named failure out. Pure.
 
 The known failures are the table of patterns.py. What counts as the root cause: the earliest traceback that is no

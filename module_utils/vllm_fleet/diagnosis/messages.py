@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cause and remedy of each known failure, in words, out of what its pattern has matched. Pure.
 
 Causes and remedies are one sentence without its full stop; a remedy begins with a verb.

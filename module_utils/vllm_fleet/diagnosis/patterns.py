@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of known failures: one row a class, the patterns that match it, the words for cause and remedy. Pure.
 
 Fragments are vLLM 0.32.0's (the file is named at the pattern), and PyTorch's, huggingface_hub's, transformers' and

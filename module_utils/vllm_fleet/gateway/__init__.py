@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is in HAProxy, and what should be?
 
 May import: vllm.

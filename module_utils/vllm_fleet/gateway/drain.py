@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waiting until a server has nothing to do, asked of the server itself or of the gateway in front of it.
 
 Clock and questions are given, so that a test can let time pass.

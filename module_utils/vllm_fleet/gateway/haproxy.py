@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HAProxy's runtime socket: questions and what their answers mean.
 
 Commands and columns: HAProxy management guide 2.6 and 3.0, "show stat" (CSV, one line a server) and "show info".

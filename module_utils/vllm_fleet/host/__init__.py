@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does a node have? GPUs, memory, ports, kernel.
 
 May import: common, container, weights.

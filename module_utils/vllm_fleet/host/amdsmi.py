@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``amd-smi ... --json`` prints, in plain figures.
 
 Pure: text in, values out. AMD calls the CLI example code rather than a stable interface, and it shows: ROCm 6 prints a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a node's files say about its amdgpu driver and the kernel settings that AMD asks for.
 
 Reads files only, under roots that the caller gives; needs neither modinfo nor another tool. What cannot be read is

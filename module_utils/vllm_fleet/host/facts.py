@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Facts of a node that are not about GPUs, as the checks of preflight read them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads small text files of /sys and /proc; remembers in words what could not be read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a node's files say about its AMD GPUs and their memory; driver and kernel are read by driver.py.
 
 Reads files only, under roots that the caller gives, so the same code reads a live node and a tree of text

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does it fit? The arithmetic of GPU memory, in bytes, with a sentence for what does not fit.
 
 Pure: takes figures, gives verdicts. The rules are vLLM's (0.32.0):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which process listens on which TCP port of a node. Reads /proc."""
 
 from __future__ import annotations

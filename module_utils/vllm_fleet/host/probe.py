@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a server needs of a node beside GPUs: room on the disks, image, cache, port, clock. Reads only."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a probe of a node finds about its AMD GPUs: returned by ``rocm_info``, judged by ``preflight_host``.
 
 Reads files (see gpu.py) and asks, where they are there, amd-smi, modinfo, dpkg-query and the Docker engine. Changes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does a model take, and what fits on a machine?
 
 May import: common, host, vllm, weights.

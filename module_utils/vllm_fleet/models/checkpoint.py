@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a model's config.json means for its checkpoint: one set of names, its context, its bytes once loaded. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """config.json and weight index of a model on the Hugging Face Hub, by huggingface_hub, and nothing else of it.
 
 Nothing stays on this machine: the two files go to a temporary folder. A failure of the client becomes one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model's figures out of its own files, config.json and the weight index, in a folder or a cache. Reads files."""
 
 from __future__ import annotations

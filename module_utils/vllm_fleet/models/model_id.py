@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Is a model's id the one that is meant? Pure: ids in, verdicts out.
 
 Nothing here ever picks a model: an id is taken as it stands or refused, and a refusal lists what it may have meant.

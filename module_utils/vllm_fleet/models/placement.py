@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the flags of ``vllm serve`` spread a model over GPUs, and which of a node's GPUs a server sees. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The presets of models/*.yml: read, and checked by models/schema.json. For the controller, which has jsonschema.
 
 The schema says what a preset may hold; figures that must agree with each other are checked by presets.py.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Presets of models, as models/*.yml has them: do its figures agree, and what does it say for an accelerator."""
 
 from __future__ import annotations

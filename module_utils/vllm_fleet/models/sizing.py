@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Model x machine: what weights and KV cache take, and what fits. Pure: figures in, figures and findings out.
 
 The figures of a model come from its ``config.json`` and weight index, or from its preset. Figures of memory are what

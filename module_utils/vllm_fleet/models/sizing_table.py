@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What sizing.py found out, as one small table for people. Pure: rows in, text out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model on machines before it is deployed: the rows of playbooks/plan.yml.
 
 Where no argument fixes the tensor parallel size, every size that divides the heads gets a row, so that one can be

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What burn-in programs print, against AMD's figures. Pure: text in, findings out.
 
 Figures: AMD's system acceptance documents for Instinct nodes. No output was recorded on hardware by this project; what

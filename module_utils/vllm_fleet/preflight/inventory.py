@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of the inventory alone: variables for which no node has to be probed, and hosts that are one machine. Pure.
 
 Values in, findings out. Runs on the controller. ``values`` maps a variable's name to its value; one that cannot be had

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Facts of a node against what is expected of it. Pure: dictionaries in, findings out.
 
 ``node`` is what ``rocm_info`` returns (see gpu.Inventory for the shapes), ``host`` is :class:`Host`. A fact that could

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A host's variables against the specifications of the roles (meta/argument_specs.yml), all at once.
 
 Ansible does this too, in a task for each role on each host, and ends at the first that is wrong. The judge is its own.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does one run do to one server over several nodes?
 
 May import: common, container, host, server, vllm.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the hosts of one replica must have in common, and whether they can meet in a play. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which node of a replica failed first, out of what all of them report. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The controller's half of a server over several nodes: one node's process brings its node through, with the others.
 
 Every node checks; all stop before one starts; all are watched at once; one verdict; and back they go together. Standard

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """First process of every container of a server that spans several nodes: its ranks live and die together.
 
 vLLM itself does not notice when a rank on another node is gone until the next request, and a rank that Docker restarts

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What goes on while a call to a node is under way: partners are listened to, and the node's news are shown."""
 
 from __future__ import annotations

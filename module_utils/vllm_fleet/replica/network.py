@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the nodes of one server must have of the network between them, checked before anything stops.
 
 Reads interfaces and RDMA adapters, and makes real TCP connections between the nodes: a listener that lives for seconds

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The steps of one rank's run: as `lifecycle`, but waiting where the nodes of a replica wait for one another.
 
 The action plugin on the controller leads: every node checks, all stop before one starts, and all go back when one

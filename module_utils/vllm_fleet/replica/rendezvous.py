@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the controller's processes for the nodes of one replica meet: files in a folder of this run.
 
 Ansible runs a task for every host in a process of its own. Those of one replica show each other how far their node is

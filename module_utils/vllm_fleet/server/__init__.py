@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does one run do to one server on one node?
 
 May import: common, container, diagnosis, host, models, vllm, weights.

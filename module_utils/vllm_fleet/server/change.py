@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Carries out the actions of a plan on one node, one boundary after the other: a run may be killed at each."""
 
 from __future__ import annotations

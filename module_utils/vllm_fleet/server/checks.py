@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything that is checked while the old server still answers. Changes nothing; raises Refused."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a server answers and what it must serve: as the options say, or read out of an existing container. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GPU memory at the gate: enough for the new server before the old one stops, and really back after it stopped."""
 
 from __future__ import annotations

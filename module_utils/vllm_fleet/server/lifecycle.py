@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One run of vllm_server on one node: observe, check, change, watch; and on failure explain and restore."""
 
 from __future__ import annotations

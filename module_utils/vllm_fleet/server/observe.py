@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything one run must know before it acts: options checked, Docker asked, differences found, actions planned."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The options of one run of vllm_server, parsed once in ``main()``. Pure."""
 
 from __future__ import annotations

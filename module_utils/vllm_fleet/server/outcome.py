@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a watch needs to know, leaves to the next slice, and comes to. Pure."""
 
 from __future__ import annotations

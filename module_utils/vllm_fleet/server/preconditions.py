@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What must hold before a start, checked while the old server still answers. Reads the node, changes nothing."""
 
 from __future__ import annotations

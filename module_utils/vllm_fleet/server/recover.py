@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What happens when a start fails: its log is kept, its reason found, and the better server comes back."""
 
 from __future__ import annotations

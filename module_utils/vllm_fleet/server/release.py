@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Releases of one node as values: what a record holds, which one runs, which one a rollback goes to. Pure.
 
 A release is a server that was verified, described by what its container is made of (``spec`` of the module

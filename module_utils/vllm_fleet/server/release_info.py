@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a node remembers of its releases, and what a rollback to one of them needs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The releases of one container on a node: one JSON file each, written whole or not at all."""
 
 from __future__ import annotations

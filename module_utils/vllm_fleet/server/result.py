@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The result of vllm_server: one shape, on success and on failure alike."""
 
 from __future__ import annotations

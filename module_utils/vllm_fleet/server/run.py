@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One run on one node: what it was given (RunContext), and what it did so far (RunState).
 
 A run may be cut into slices by its caller: the state travels from one to the next as a token, and nothing of it is

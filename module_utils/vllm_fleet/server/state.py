@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the node remembers between runs: which container was good, failed logs, the flags an image knows, a lock."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Watches a start until there is a verdict, from three sides at once: the container, its log, and HTTP.
 
 Three threads report into one queue and a loop judges; it sleeps only on that queue. A watch may be cut into slices:

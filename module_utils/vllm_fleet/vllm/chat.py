@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One chat request on its way to a result: asks an OpenAI-compatible server, times the answer, has it checked."""
 
 from __future__ import annotations

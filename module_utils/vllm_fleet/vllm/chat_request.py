@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One request to an OpenAI-compatible server, what came back, and what is to be said about that.
 
 A server that answers HTTP 200 may still serve nonsense: SmolLM2-135M in bfloat16 on a CPU returns fluent French to a

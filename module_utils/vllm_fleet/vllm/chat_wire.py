@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bytes of one exchange with an OpenAI-compatible server, and what goes wrong with them, in words.
 
 The standard library alone: this file is sent to every node. Proxies of the environment are not used, a server on

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line of ``vllm serve``: options to arguments and back.
 
 Pure: values in, values out. One canonical form is written (flags sorted, hyphens, ``--no-x`` for false), and any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a server answers from its own node, and what it must serve. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A vLLM server's output as text: lines, their prefix, the errors in them, and secrets taken out. Pure.
 
 Shapes are vLLM 0.32.0's (logger.py, logging_utils/formatter.py), with those of older releases beside them. vLLM's own

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prometheus text -> how busy a vLLM server is. Pure: text in, counts out.
 
 Names as vLLM 0.32.0 exports them (vllm/v1/metrics/loggers.py). Every engine of a server with data parallelism has

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One server over several nodes, worked out from the inventory: who is which rank, and what each rank is started with.
 
 Pure: names and variables in, plain values out.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Asks a vLLM server over HTTP whether it is ready, in two requests."""
 
 from __future__ import annotations

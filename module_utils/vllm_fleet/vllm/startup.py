@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a starting vLLM server stands, from what it prints. Pure: lines in, events out, the caller has the clock.
 
 Line formats are vLLM 0.32.0's, each named at its row, with those of older releases where they differ. What a server

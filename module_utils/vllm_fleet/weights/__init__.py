@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Is a model's snapshot there, and how does it get there?
 
 May import: common.

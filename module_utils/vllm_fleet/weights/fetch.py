@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Brings one snapshot into a Hugging Face cache, or removes it: what each state of the module hf_snapshot does.
 
 A plan is made by reading only and lists exactly what will be written, so check mode is the plan without `apply`.

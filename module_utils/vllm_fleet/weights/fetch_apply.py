@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes what a plan lists. Whatever interrupts it, a file under a valid name is whole.
 
 A file is written under a temporary name in its own folder, hashed on the way, and renamed; blobs come first and refs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is to be written into a cache, or removed, found out by reading only: check mode is the plan, not applied."""
 
 from __future__ import annotations

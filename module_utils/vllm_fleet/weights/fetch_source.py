@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the contents of a snapshot come from: another cache, the cache itself, a folder of blobs."""
 
 from __future__ import annotations

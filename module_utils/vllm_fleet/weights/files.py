@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is done to the files of a cache: may it be used, has it room, who owns what; written whole or not at all."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Downloads from the Hub by huggingface_hub itself, pinned to a commit, in a process of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names and paths in a Hugging Face cache: repository ids, revisions, folders, markers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The file list of a snapshot, in the forms it has: given by another machine, the repository's own; hashes of contents.
 
 A blob is named by its content: sha256 for a file of Large File Storage, git's sha1 for a small one.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads the weights of a snapshot into the page cache, at a bounded rate, and reports how much of them is there.
 
 A server that starts afterwards reads from memory: the old one still serves meanwhile, so this must not cost it. It is

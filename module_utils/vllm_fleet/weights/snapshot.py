@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Is one pinned snapshot of a Hugging Face cache complete, and what is wrong with it if not? Reads files only.
 
 Layout of the cache, as huggingface_hub 2.4.0 writes it (`cache` is what HF_HOME names, its hub is `<cache>/hub`)::

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One node's part in a swarm: its address, its transient units, what they report, and the end of all of it.
 
 Everything lives in transient units and below /run, so a reboot leaves nothing, and each unit has a last moment of its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which node gives a snapshot to which, and what became of it: the arithmetic of the role hf_cache over all nodes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a swarm is set up and what its programs print, as values: commands, units, torrents, progress.
 
 The engines are the distribution's own: `mktorrent` makes the torrent, `opentracker` introduces the peers to each other,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Filters: which servers stand behind a gateway, worked out from the inventory alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Filter: which nodes a rollback of all would take back too far, because the newest rollout never reached them."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Fetches every wheel of a lock through this machine's own pip configuration. What was fetched before an interruption
 # is kept and used by the next run; the folder gets its name only when it is complete.
 #

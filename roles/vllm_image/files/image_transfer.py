@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Moves one image, and prints how far it is: pull, push, load, save, serve to other nodes, fetch from another node.
 
 `guard` ends a server that no node is connected to any more.

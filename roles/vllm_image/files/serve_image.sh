@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Serves an image to the other nodes as a transient unit, until stopped or until its time is over.
 #
 # usage: serve_image.sh archive|registry ADDRESS PORT UNIT CACHE SECONDS IDLE ARCHIVE PYTHON

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the model says. A token is a word with the white space before it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The made-to-order behaviour: environment variables STANDIN_*, one field each (README.md has the list for readers)."""
 
 from __future__ import annotations

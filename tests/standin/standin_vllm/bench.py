@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`vllm bench serve`: real requests to a server, and figures under the names that vLLM 0.32.0 gives them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line of `vllm serve`, built from the usage text that vLLM 0.32.0 printed (serve-usage.txt).
 
 A flag that vLLM does not have is refused as vLLM refuses it, one that it has is accepted with the same number of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lines as vLLM 0.32.0 writes them: its logger and the access log to stdout, bars and uvicorn's own to stderr."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the command line to a served and, in the end, stopped server."""
 
 from __future__ import annotations

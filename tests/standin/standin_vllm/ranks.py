@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ranks of one server over several nodes: they meet over TCP at the start, as torch.distributed's do.
 
 As with the real one, rank 0 waits for the others, a rank that is lost during the start ends the rest of them at their

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The HTTP side: paths, status codes, bodies and streams as vLLM 0.32.0 has them, over the standard library."""
 
 from __future__ import annotations

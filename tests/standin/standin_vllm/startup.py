@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The start of a vLLM as its log shows it: stage by stage, over as many seconds as ordered, failing where ordered."""
 
 from __future__ import annotations

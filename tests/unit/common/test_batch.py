@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several modules asked in one process: each as its own process would be, and answers taken only where nothing is to be done."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Work that outlives the call which began it: followed, joined, killed, and silent about secrets."""
 
 import os

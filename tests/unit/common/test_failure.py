@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One shape for every failure, and no class that the table does not explain."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Findings: the worst of them, and refusals that are accepted."""
 
 from ansible.module_utils.vllm_fleet.common import finding

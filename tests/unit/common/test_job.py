@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Detached jobs: what is shown, what is joined, what survives a kill."""
 
 import os

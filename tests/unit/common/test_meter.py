@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Progress in bytes, step by step."""
 
 from ansible.module_utils.vllm_fleet.common.meter import Meter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node that is away for a moment, or for good."""
 
 import pytest

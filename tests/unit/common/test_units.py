@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bytes, rates and times as they stand on the terminal."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is read from a `docker save` file: its images, and the room that loading it takes."""
 
 from __future__ import annotations

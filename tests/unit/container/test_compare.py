@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The desired container against recorded `docker inspect` output."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Merging daemon.json and deciding what a change takes; tables."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Docker's trouble becomes, with the SDK's client given by hand."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image references, finding the wanted image, choosing a client; tables."""
 
 from __future__ import annotations

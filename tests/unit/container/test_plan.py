@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plans, and what is left when a run is killed between any two of their actions."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options to the desired container."""
 
 from __future__ import annotations

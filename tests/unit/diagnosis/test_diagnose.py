@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Failures by table: what a log and an end must be called, and what the message must say."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A failure has one name, however a container's two output streams came to be mixed.
 
 Docker reads stdout and stderr each by itself. Under load the lines of one overtake those of the other, by as much as a

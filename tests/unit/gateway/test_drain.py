@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waiting for a server to be idle: time is given, so it passes at once."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """amdsmi.py on what amd-smi prints: both shapes, and the ways in which a figure can be absent."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What sysfs, modules and the kernel's files say about driver and kernel, read from trees of text files."""
 
 import pytest

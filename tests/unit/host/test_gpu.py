@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gpu.py against trees of files that look like an Instinct node's /sys (trees.py names each value's source)."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """memory.py: vLLM's own arithmetic, checked against lines that vLLM printed."""
 
 import math

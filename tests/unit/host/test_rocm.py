@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """rocm_probe.py on folders that stand for /etc: who is in a group, what the next boot sets and loads."""
 
 import grp

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """hub_files.py with the real huggingface_hub where it reaches no Hub."""
 
 from __future__ import annotations

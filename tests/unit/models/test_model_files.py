@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures out of a model's own files, in caches as huggingface_hub writes them, and what a node makes of them."""
 
 from __future__ import annotations

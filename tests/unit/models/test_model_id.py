@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which ids are taken as they stand and which are slips of the pen, over what is known."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How flags spread a model, and which GPUs a server sees: vLLM's create_engine_config, ROCm's page on GPU isolation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of presets: what is wrong with one is said in a clause with its place."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """models/*.yml: each is right, says where its figures are from, and says for an accelerator what the file says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What fits, against figures that others printed: vLLM's own log, published sizes of caches."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table that sizing fills: equal nodes share a line."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model on machines before it is deployed."""
 
 from __future__ import annotations

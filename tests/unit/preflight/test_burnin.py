@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """burnin.py against outputs composed after the programs' documentation; none is recorded on hardware."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """inventory_checks.py by tables: what the inventory alone tells."""
 
 import pytest

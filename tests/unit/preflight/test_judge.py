@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """findings.py by tables: emulated nodes of the sysfs trees, and single facts changed in a good one."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Variables against the roles' specifications: what somebody has set, all of it at once."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who may meet, and who may not come."""
 
 from __future__ import annotations

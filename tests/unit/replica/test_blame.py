@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose failure explains the others'."""
 
 from __future__ import annotations

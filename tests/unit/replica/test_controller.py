@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the processes for the nodes of one replica meet on the controller, and who may not come."""
 
 from __future__ import annotations

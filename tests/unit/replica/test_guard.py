@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ranks that live and die together: real guards, real processes, loopback."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the nodes of one server must have of the network between them: real sockets on loopback, a made-up sysfs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a server answers: as the options say, and out of containers that somebody else made."""
 
 from __future__ import annotations

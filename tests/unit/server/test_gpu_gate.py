@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gate's own judgement, on trees of files; what a server makes of it: tests/integration/test_vllm_server_gpu.py."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run finds out before it acts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options are parsed once, and have the module's own defaults."""
 
 from __future__ import annotations

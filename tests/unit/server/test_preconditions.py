@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What must hold before a start: real sockets, real files."""
 
 from __future__ import annotations

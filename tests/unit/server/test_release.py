@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Releases of a node: what is the same, what is kept, where a rollback goes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the run's state and its result are made of."""
 
 from __future__ import annotations

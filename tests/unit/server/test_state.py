@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the node remembers: whole or not at all, and nothing created by looking."""
 
 from __future__ import annotations

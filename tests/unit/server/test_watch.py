@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The watch, with the engine, the clock and HTTP given by hand: no waiting, every order of events."""
 
 from __future__ import annotations

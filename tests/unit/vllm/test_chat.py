@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What chat_request.py and chat_wire.py make of bytes, chunks and answers, without a server."""
 
 import json

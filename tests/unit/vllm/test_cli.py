@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line of vllm serve: written canonically, read from any hand."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who is which rank of a server over several nodes, and what each rank is started with: from an inventory's values."""
 
 from __future__ import annotations

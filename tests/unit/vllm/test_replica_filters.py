@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What playbooks ask about a server over several nodes: its place in preflight, and how far its nodes go back."""
 
 from __future__ import annotations

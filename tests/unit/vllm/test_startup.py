@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a starting server prints, and what is made of it: by recorded logs, cut into pieces of every size."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What of a repository is brought in: not the copies of its weights in formats that no server reads."""
 
 from __future__ import annotations

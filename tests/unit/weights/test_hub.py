@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the Hub is asked: the environment of the client's process, and what an answer means."""
 
 from pathlib import Path

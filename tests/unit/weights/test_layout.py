@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names and paths of a cache."""
 
 from __future__ import annotations

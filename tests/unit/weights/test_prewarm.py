@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights in the page cache: when it is left alone, and a real file that is evicted and read in again."""
 
 import os

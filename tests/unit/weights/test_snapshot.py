@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What hf_snapshot says about caches, sound and broken in every way seen in the field."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One node's part in a swarm: its torrent is made once, and what keeps it out is named."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who gives what to whom: the role's arithmetic over what the probes of all nodes found."""
 
 from __future__ import annotations

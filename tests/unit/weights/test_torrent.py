@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The swarm's commands and readings: recorded output in, values out."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Turns pip's resolution report into a lock for the CPU image.
 
 Usage, with the Python that the base image has:
