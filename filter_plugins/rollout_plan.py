@@ -399,7 +399,7 @@ def rollout_apart(
         variables = hostvars[gateway]
         probe = variables.get("__gateway_probe") or {}
         if "running" not in probe:
-            why = str(probe.get("msg") or "no reason was given").strip().removesuffix(".")
+            why = str(probe.get("msg") or "no reason was given").strip().removeprefix("Task failed: ").removesuffix(".")
             said.append(
                 f"{gateway} cannot be asked ({why}), so no server could be drained or admitted there. See to its "
                 "network, its SSH server and its sudo, or take it out of group gateway."

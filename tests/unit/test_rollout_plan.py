@@ -235,7 +235,9 @@ def test_a_gateway_that_could_not_drain_is_named_before_the_waves():
     assert problem.endswith("--limit node3,gw.")
     assert plan({**hosts, "gw": seen() | {"__gateway_takes_part": True}}, gateways=["gw"])["problems"] == []
     apart = [["node1"], ["node1"], ["gw"]]
-    gone = {"gw": {"__gateway_probe": {"unreachable": True, "msg": "timed out."}, "__gateway_takes_part": True}}
+    gone = {
+        "gw": {"__gateway_probe": {"unreachable": True, "msg": "Task failed: timed out."}, "__gateway_takes_part": True}
+    }
     (problem,) = rollout.rollout_apart(hosts | gone, *apart)
     assert problem.startswith("gw cannot be asked (timed out), so")
     stopped = {"gw": {"__gateway_probe": {"running": False, "reason": "does not run: x"}}}
