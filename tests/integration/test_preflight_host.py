@@ -227,7 +227,11 @@ def test_exit_code_says_fine_refused_or_could_not_tell(
 def test_a_misspelt_variable_is_refused_wherever_it_was_set(tmp_path: Path) -> None:
     """Host, group, command line, gateway. A name of another prefix, a known one and one that is accepted pass."""
     fine = {"nginx_port": 1, "vault_hf_token": "x", "docker_engine_become": False, "rollout_owner": "me"}
-    hosts = {"a": {"hf_cache_pth": "/x"}, "b": {}}
+    # Two hosts on one machine, so each has a server of its own.
+    hosts = {
+        "a": {"hf_cache_pth": "/x"},
+        "b": {"vllm_server_name": COMMON["vllm_server_name"] + "-b", "vllm_server_port": 2},
+    }
     variables = {**COMMON, **fine, "ansible_connection": "local", "vllm_server_accelerator": "cpu"}
     variables |= {"vllm_server_modell": "acme/tiny", "preflight_accept": ["rollout_owner"]}
     answer = tmp_path / "findings.json"
