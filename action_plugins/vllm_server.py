@@ -71,20 +71,23 @@ class ActionModule(ActionBase):
         place = given.pop("place", None) or {}
         # An empty list is an answer, too: no devices at all.
         given |= {key: value for key, value in place.items() if value is not None}
+        verification = given.pop("verification", None)
         args = {"reported_host": host, "watch_slice": SLICE, **given}
         if re.match("~(/|$)", str(args.get("hf_cache") or "")):
             args["hf_cache"] = self._home() + str(args["hf_cache"])[1:]
         replica = args.get("replica") or {}
         several = replica.get("size", 1) > 1
-        # For a table of the fleet every node speaks for itself, also where a partner is out of reach.
-        looks = bool(variables.get("__vllm_server_looked"))
-        if several and not looks and args.get("state", "started") in ("started", "restored"):
+        # For a table of the fleet every node answers for itself, also where a partner is out of reach.
+        own = args.get("mode") == "status" or args.get("state", "started") not in ("started", "restored")
+        if several and not own:
             answer = self._with_partners(host, replica, args, variables)
         else:
-            answer = self._alone(host, args, variables)
+            answer = self._alone(host, args, variables, verification)
         for key in ("progress", "log_lines", "pending", "token"):
             answer.pop(key, None)
         result.update(answer)
+        if args.get("mode", "deploy") != "deploy":
+            result["mode"] = args["mode"]
         if several:
             result["replica"] = {key: replica[key] for key in ("name", "head", "hosts", "rank")}
         return result
@@ -96,32 +99,34 @@ class ActionModule(ActionBase):
             return str(told["stdout"]).strip() or "~"
         return "~"
 
-    def _alone(self, host: str, args: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
+    def _alone(
+        self, host: str, args: dict[str, Any], variables: dict[str, Any], verification: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         token: dict[str, Any] | None = None
         while True:
             began = time.monotonic()
             call = {**args, **({"watch_token": token} if token else {})}
-            answer = self._with_question(host, call, variables) or self._call(host, "vllm_server", call, variables)
+            answer = self._with_question(call, variables, verification) or self._call(
+                host, "vllm_server", call, variables
+            )
             self._show(host, answer, quiet=time.monotonic() - began > float(args["watch_slice"]) / 2)
             if not answer.get("pending"):
                 return answer
             token = answer["token"]
 
-    def _with_question(self, host: str, call: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any] | None:
-        """Where a rollout asks what would change, ask the server a question in the same process, if nothing would.
+    def _with_question(
+        self, call: dict[str, Any], variables: dict[str, Any], verification: dict[str, Any] | None
+    ) -> dict[str, Any] | None:
+        """For a plan, send the server its verification request in the same process, where nothing would change.
 
-        Its task takes the answer then. None where only the module is to be asked.
+        The task that verifies it takes the answer then. Returns None where the module alone is called.
         """
-        wanted = variables.get("__vllm_server_question")
-        if not (wanted and variables.get("__vllm_server_asked") and self._task.check_mode):
-            return None
-        try:
-            question = self._templar.template(wanted)
-        except AnsibleError:
+        host = str(call["reported_host"])
+        if not verification or call.get("mode") != "plan":
             return None
         return batches.survey(
             {"module": "vllm_server", "args": call},
-            [question],
+            [{"module": "vllm_chat", "args": verification}],
             lambda name: str(module_loader.find_plugin(name, mod_type=".py")),
             lambda text: self._call(host, "node_survey", {"questions": text}, variables),
         )
@@ -168,7 +173,7 @@ class ActionModule(ActionBase):
             say=display.display,
             wake=wake,
             look=look,
-            check_mode=bool(self._task.check_mode),
+            check_mode=bool(self._task.check_mode) or args.get("mode", "deploy") != "deploy",
             options=args,
         ).run()
 
@@ -180,7 +185,7 @@ class ActionModule(ActionBase):
                 answer: dict[str, Any] = self._execute_module(module_name=module, module_args=call, task_vars=variables)
             except AnsibleConnectionFailure as exc:
                 answer = {"unreachable": True, "msg": str(exc)}
-            if answer.get("unreachable") and variables.get("__vllm_server_looked"):
+            if answer.get("unreachable") and call.get("mode") == "status":
                 # A line in a table of the fleet, not the end of this node's run.
                 return {"failed": True, "not_reached": True, "msg": str(answer.get("msg") or "no answer")}
             if answer.get("unreachable") and call.get("watch_token"):

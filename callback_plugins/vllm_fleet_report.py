@@ -47,9 +47,6 @@ if str(ROOT) not in sys.path:
 
 from fleet_report import build, page, summary  # noqa: E402  found only with the line above
 
-#: Variable that the role status gives to tasks of vllm_server that only look.
-ONLY_LOOKS = "__vllm_server_looked"
-
 
 class CallbackModule(CallbackBase):
     """Collects events while the run goes on, and tells them at its end."""
@@ -131,7 +128,6 @@ class CallbackModule(CallbackBase):
                 "role": role,
                 "file": Path(str(task.get_path() or "").rpartition(":")[0]).stem,
                 "action": task.action,
-                "only_looks": task.get_vars().get(ONLY_LOOKS) is True,
                 "at": self._now(),
             }
         )
@@ -152,6 +148,7 @@ class CallbackModule(CallbackBase):
                 "state": state,
                 # Only answers in check mode say how the server is: a question of a rollout, before it acts.
                 "asked": "serving" in found and not context.CLIARGS.get("check"),
+                "only_status": found.get("mode") == "status",
                 "data": build.picked(task.action, found, failed=status in ("failed", "unreachable")),
             }
         )

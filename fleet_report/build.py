@@ -77,7 +77,7 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
     """
     tasks = {e["task"]: e for e in events if e["type"] == "task"}
     roles = {role for e in events if e["type"] == "play" for role in e["roles"]}
-    results = [e for e in events if e["type"] == "result" and not _foreign(tasks[e["task"]], e)]
+    results = [e for e in events if e["type"] == "result" and not _foreign(e)]
     starts = {(e["task"], e["host"]): e["at"] for e in events if e["type"] == "start"}
     nodes = replicas.merged(
         [
@@ -112,9 +112,9 @@ def _names(nodes: Sequence[Mapping[str, Any]]) -> set[str]:
     return {str(n["name"]) for one in nodes for n in (one, *(one.get("members") or ()))}
 
 
-def _foreign(task: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
-    """Results of questions that only look in check mode, as status does."""
-    return result["status"] == "skipped" or bool(task.get("only_looks"))
+def _foreign(result: Mapping[str, Any]) -> bool:
+    """Return whether a result says nothing of a deployment: skipped tasks, and vllm_server with mode status."""
+    return result["status"] == "skipped" or bool(result.get("only_status"))
 
 
 def _hosts(

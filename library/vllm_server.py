@@ -35,6 +35,23 @@ options:
     type: str
     choices: [started, stopped, absent, restored, confirmed]
     default: started
+  mode:
+    description:
+      - V(deploy) does what O(state) says.
+      - V(plan) changes nothing and returns what V(deploy) would do, as check mode does. A node that cannot be reached or
+        would refuse fails.
+      - V(status) is V(plan) for a table of the fleet. Under the action plugin each node of a replica answers for itself,
+        and a node that cannot be reached returns RV(not_reached) instead of leaving the play.
+    type: str
+    choices: [deploy, plan, status]
+    default: deploy
+    version_added: "0.2.0"
+  verification:
+    description:
+      - Options of M(vllm_chat), for O(mode=plan). The action plugin sends this request in the same call to the node where
+        the server would not change, and keeps the answer for the task that verifies it.
+    type: dict
+    version_added: "0.2.0"
   image:
     description:
       - Image, as C(repository:tag), C(repository@sha256:...) or an image id. It must be on the node already.
@@ -334,6 +351,10 @@ spec:
     network_mode: {type: str, description: Network mode.}
     restart_policy: {type: str, description: Restart policy.}
     stop_timeout: {type: int, description: Seconds between SIGTERM and SIGKILL.}
+mode:
+  description: O(mode), where it was not V(deploy).
+  type: str
+  returned: with O(mode), from the action plugin
 elapsed:
   description: Seconds from the beginning of the run to its verdict.
   type: float
@@ -391,6 +412,10 @@ serving:
     detail: {type: str, description: Why it is not ready.}
     running: {type: int, description: Requests that are being computed.}
     waiting: {type: int, description: Requests that wait for a place.}
+not_reached:
+  description: The node could not be reached, and nothing is known of it.
+  type: bool
+  returned: with O(mode=status), from the action plugin
 notes:
   description: What else is worth knowing, such as a lowered memory utilization.
   type: list
@@ -448,6 +473,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "choices": ["started", "stopped", "absent", "restored", "confirmed"],
         "default": "started",
     },
+    "mode": {"type": "str", "choices": ["deploy", "plan", "status"], "default": "deploy"},
+    "verification": {"type": "dict", "no_log": True},  # holds a key
     "image": {"type": "str"},
     "allow_latest": {"type": "bool", "default": False},
     "model": {"type": "str"},
@@ -538,7 +565,7 @@ def main() -> None:
         ServerOptions.from_params(params),
         engine,
         host=host,
-        check_mode=module.check_mode,
+        check_mode=module.check_mode or options["mode"] != "deploy",
         token=token,
         slice_seconds=params["watch_slice"],
         secrets=secrets,

@@ -244,7 +244,7 @@ def test_a_question_in_check_mode_by_a_role_that_only_looks_is_no_deployment():
     run = Run(1)
     data = {"actions": ["stop", "create", "start"]}
     run.task("Look", "status", "vllm_server", {"node1": (1, "ok", data)}, state="started", changed=True)
-    run.events[0]["only_looks"] = True
+    run.events[-1]["only_status"] = True
     assert terminal.lines(report_of(run)) == []
 
 

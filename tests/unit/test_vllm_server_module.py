@@ -49,3 +49,29 @@ def test_a_wrong_option_does_not_show_the_others(monkeypatch, capsys, wrong):
     shown, _ = run(monkeypatch, capsys, options)
     assert json.loads(shown)["failed"]
     assert SECRET not in shown
+
+
+@pytest.mark.parametrize(
+    ("mode", "check", "changes"),
+    [
+        (None, False, True),
+        ("deploy", False, True),
+        ("deploy", True, False),
+        ("plan", False, False),
+        ("status", False, False),
+    ],
+)
+def test_only_a_deployment_changes_anything(monkeypatch, capsys, mode, check, changes):
+    seen = {}
+
+    class Run:
+        def __init__(self, *_, **options):
+            seen.update(options)
+
+        def run(self):
+            return {"changed": False}
+
+    monkeypatch.setattr(vllm_server, "Engine", lambda *_, **__: None)
+    monkeypatch.setattr(vllm_server, "Lifecycle", Run)
+    run(monkeypatch, capsys, {**GIVEN, **({"mode": mode} if mode else {}), "_ansible_check_mode": check})
+    assert seen["check_mode"] is not changes
