@@ -14,7 +14,7 @@ from ansible.module_utils.vllm_fleet.weights import team
 
 
 def _registered(hostvars: Mapping[str, Any], host: str, name: str) -> dict[str, Any]:
-    found = hostvars[host].get(f"__hf_cache_{name}") or {}
+    found = hostvars[host].get(name if name == "hf_cache_result" else f"__hf_cache_{name}") or {}
     return dict(found) if isinstance(found, Mapping) else {}
 
 
@@ -35,8 +35,8 @@ def hf_cache_team(
     hosts: Sequence[str], hostvars: Mapping[str, Any], me: str, distribution: str = "swarm"
 ) -> dict[str, Any]:
     """Return the team of the host ``me`` among the ``hosts`` of the play; see weights/team.py."""
-    probes = {host: _registered(hostvars, host, "probe") for host in hosts if _takes_part(hostvars, host)}
-    return team.team(probes, _registered(hostvars, me, "probe"), me, distribution)
+    probes = {host: _registered(hostvars, host, "hf_cache_result") for host in hosts if _takes_part(hostvars, host)}
+    return team.team(probes, _registered(hostvars, me, "hf_cache_result"), me, distribution)
 
 
 def hf_cache_followers(team_of: Mapping[str, Any], hostvars: Mapping[str, Any]) -> list[str]:

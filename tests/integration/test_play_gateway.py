@@ -207,7 +207,7 @@ def test_a_gateway_that_knows_the_server_by_another_model_ends_it_before_anythin
     assert "'acme_before/node1' was not found" in said
     assert place.haproxy.said == []
     # Who takes the server away for good does not mind.
-    task = {**play.role("rollout", "drain"), "vars": {"__rollout_insists": False}}
+    task = {**play.role("rollout", "drain"), "vars": {"rollout_require_server": False}}
     place.run(task, vllm_server_model="acme/before").ok()
 
 
@@ -252,10 +252,10 @@ def test_an_old_server_that_still_loads_is_left_to_the_gateways_checks(
     place.haproxy.states = {"node1": "DRAIN"}
     running = {"container": {"status": "running"}, "failure": {"class": "ready_timeout"}}
     known = {
-        "__vllm_server_started": {**EDIT, **running, "failed": True, "confirmed": confirmed},
+        "vllm_server_result": {**EDIT, **running, "failed": True, "confirmed": confirmed},
         "rollout_outcome": {"state": "replacing"},
     }
-    known |= {"__vllm_server_restored": {**running, "confirmed": True}} if restored else {}
+    known |= {"vllm_server_restore_result": {**running, "confirmed": True}} if restored else {}
     place.run(play.role("rollout", "settle"), known={"node1": known}).ok()
     assert place.haproxy.said == [f"enable server {POOL}/node1"] * admitted
 
@@ -263,9 +263,9 @@ def test_an_old_server_that_still_loads_is_left_to_the_gateways_checks(
 def test_a_wave_does_not_begin_when_a_server_has_died_since_the_plan(place: Place) -> None:
     place.haproxy.states = {"node1": "UP", "node2": "UP", "node3": "DOWN"}
     known = {
-        "node1": {"__vllm_server_started": EDIT, "rollout_outcome": {"state": "replaced", "serving": True}},
-        "node2": {"__vllm_server_started": EDIT},
-        "node3": {"__vllm_server_started": SAME},
+        "node1": {"vllm_server_result": EDIT, "rollout_outcome": {"state": "replaced", "serving": True}},
+        "node2": {"vllm_server_result": EDIT},
+        "node3": {"vllm_server_result": SAME},
     }
     wave = [planned(["node1", "node2"], 3), play.role("rollout")]
     run = place.run(*wave, hosts="node2", nodes=3, known=known, rollout_min_available=2).ok()
@@ -275,7 +275,7 @@ def test_a_wave_does_not_begin_when_a_server_has_died_since_the_plan(place: Plac
 
 
 def test_weights_that_cannot_be_read_fail_the_node_with_that_reason(place: Place) -> None:
-    known = {"node1": {"__vllm_server_started": EDIT}}
+    known = {"node1": {"vllm_server_result": EDIT}}
     cache = {"hf_cache_repo_id": MODEL, "hf_cache_folder": str(place.dir), "hf_cache_prewarm_rate": "fast"}
     run = place.run(planned(["node1"], 1), play.role("rollout"), gateway=False, known=known, **cache).ok()
     assert run.facts["node1"]["state"] == "failed"

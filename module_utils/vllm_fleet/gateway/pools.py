@@ -1,100 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filters: which servers stand behind a gateway, worked out from the inventory alone."""
+"""Which servers stand behind a gateway, worked out from the inventory and from where the servers are now. Pure."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible.module_utils.parsing.convert_bool import boolean
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
-import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.server import result
+from ..vllm.host_variables import (
+    LOOPBACK,
+    WILDCARDS,
+    container_spec,
+    listens_on,
+    replica_head,
+    served_names,
+    truth,
+)
 
 # What HAProxy takes as a name (configuration manual, 2.2): letters, digits and these.
 NAME = r"[A-Za-z0-9_.:-]+"
-SERVED_NAME = "served-model-name"
-PORT = 8000  # default of the role vllm_server
-LOOPBACK = "127.0.0.1"  # likewise
-MAINT, UP = "MAINT", "UP"
 # A name with these would end the quotes or the line that it stands in, in the configuration.
 NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f'\"]")
 ALLOWED = "vllm_server_allow_unauthenticated"
 # What a header may hold, without blanks: the rest of Latin-1 and beyond is read differently by every client.
 KEY = re.compile(r"[!-~]+")
-MOVE = (
-    "Bring the new ones up as a second pool with a port of its own and move the clients (docs/gateway.md), or accept "
-    "the gap with -e rollout_min_available=0."
-)
-WILDCARDS = ("0.0.0.0", "::", "*")  # noqa: S104 - names of what a server may listen on, nothing is bound here
-
-
-def served_names(variables: Mapping[str, Any]) -> list[str]:
-    """Names under which a host's server answers, the first one first."""
-    for flag, value in (variables.get("vllm_server_args") or {}).items():
-        if str(flag).lstrip("-").replace("_", "-") == SERVED_NAME and value:
-            return [str(name) for name in ([value] if isinstance(value, str) else value)]
-    return [str(variables.get("vllm_server_model") or "")]
 
 
 def backend_name(model: str) -> str:
-    """The model's name as HAProxy can have it."""
+    """Return the model's name as HAProxy can have it."""
     return re.sub(r"[^A-Za-z0-9_.:-]", "_", model)
 
 
-def replica_head(hostvars: Mapping[str, Any], hosts: Iterable[str], host: str) -> str:
-    """The host that answers for a replica: of those with the same vllm_server_replica the first of the inventory."""
-    replica = hostvars[host].get("vllm_server_replica")
-    if replica in (None, ""):
-        return host
-    return next((other for other in hosts if hostvars[other].get("vllm_server_replica") == replica), host)
-
-
-def gateway_place(hostvars: Mapping[str, Any], hosts: Iterable[str], host: str) -> dict[str, Any]:
-    """Where a host stands: `backend`, `server`, `model` asked for, and whether it is the `head` of its replica."""
+def place(hostvars: Mapping[str, Any], hosts: Iterable[str], host: str) -> dict[str, Any]:
+    """Return a host's `backend`, `server` and `model`, and whether it is the `head` of its replica."""
     head = replica_head(hostvars, hosts, host)
     model = served_names(hostvars[head])[0]
     return {"backend": backend_name(model), "server": head, "model": model, "head": head == host}
 
 
-def served_place(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The `bind` and `port` of a host's container, or the inventory's where none is known."""
-    made = result.made_of(variables) or {}
-    return {
-        "bind": str(made.get("bind") or variables.get("vllm_server_bind") or LOOPBACK),
-        "port": int(made.get("port") or variables.get("vllm_server_port") or PORT),
-    }
-
-
-def gateway_own_url(variables: Mapping[str, Any]) -> str:
-    """Where a host asks its own server."""
-    place = served_place(variables)
-    bind = LOOPBACK if place["bind"] in (*WILDCARDS, "localhost") else place["bind"]
-    return f"http://{_bracketed(bind)}:{place['port']}"
-
-
-def _bracketed(address: str) -> str:
-    """An address as URLs have it."""
-    return f"[{address}]" if ":" in address else address
-
-
-def _where(
+def address_and_port(
     server: Mapping[str, Any], gateway: Mapping[str, Any], problems: list[str], known: Iterable[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """`address` and `port` at which a gateway finds a server as it is now, before its turn to be replaced has come.
+    """Return `address` and `port` at which a gateway finds a server as it is now, before its turn in the waves.
 
     Of a host that this run has not asked the gateway goes on with the port that it has, in `known`.
     """
-    address, place = _address(server, gateway, problems), served_place(server)
-    if not _is_loopback(place["bind"]):
-        address = _address({**server, "vllm_server_bind": place["bind"]}, gateway, [])
-    port = place["port"]
-    if result.made_of(server) is None:
+    address, (bind, port) = _address(server, gateway, problems), listens_on(server)
+    if not _is_loopback(bind):
+        address = _address({**server, "vllm_server_bind": bind}, gateway, [])
+    if container_spec(server) is None:
         ports = [
             str(one.get("address")).rpartition(":")[2]
             for one in known
@@ -102,99 +57,6 @@ def _where(
         ]
         port = next((int(text) for text in ports if text.isdigit() and int(text)), port)
     return {"address": address, "port": port}
-
-
-def _numbers(text: str) -> str | None:
-    """An address in numbers, written in one way; None for a name."""
-    try:
-        return str(ipaddress.ip_address(text.strip("[]")))
-    except ValueError:
-        return None
-
-
-def gateway_moved(
-    looks: Iterable[Mapping[str, Any]], hostvars: Mapping[str, Any], place: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """The gateways that look for a server elsewhere than it serves, with the `address` (or None) and `port` it needs.
-
-    `looks` is a loop of gateway_info over gateways, `place` is the server's (gateway_place). A name keeps its address.
-    """
-    found = []
-    for look in looks:
-        for entry in look.get("servers") or []:
-            if (entry["backend"], entry["name"]) != (place["backend"], place["server"]) or not entry.get("address"):
-                continue
-            here = _where(hostvars[place["server"]], hostvars[look["item"]], [])
-            address, (host, _, port) = _numbers(here["address"]), entry["address"].rpartition(":")
-            if (address or _numbers(host), str(here["port"])) != (_numbers(host), port):
-                found.append({"gateway": look["item"], "address": address, "port": here["port"]})
-    return found
-
-
-def gateway_questions(pools: Iterable[Mapping[str, Any]], seen: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The servers that get requests now: `pool`, `server`, and the `url` that lists its models."""
-    up = {entry["name"] for entry in seen if str(entry["status"]).startswith(UP)}
-    return [
-        {
-            "pool": pool["name"],
-            "server": server["name"],
-            "url": f"http://{_bracketed(server['address'])}:{server['port']}/v1/models",
-        }
-        for pool in pools
-        for server in pool["servers"]
-        if server["name"] in up
-    ]
-
-
-def gateway_losses(
-    hostvars: Mapping[str, Any],
-    pools: Iterable[Mapping[str, Any]],
-    answers: Iterable[Mapping[str, Any]],
-    gateway: str,
-    also: Iterable[str] = (),
-) -> list[str]:
-    """Say which pools would keep too few servers once `gateway` has what is described, as sentences.
-
-    `answers` is a loop of the module uri over gateway_questions. Only a clear answer counts: a busy server gives none.
-    """
-    said = []
-    answers, also = list(answers), list(also)
-    for pool in pools:
-        names = [server["name"] for server in pool["servers"]]
-        told = [hostvars[name].get("rollout_min_available") for name in names]
-        keep = max([int(value) for value in told if value is not None] or [min(1, len(names) - 1)])
-        mine = [answer for answer in answers if answer["item"]["pool"] == pool["name"]]
-        key = [answer["item"]["server"] for answer in mine if answer.get("status") in (401, 403)]
-        other = [
-            answer["item"]["server"]
-            for answer in mine
-            if answer.get("status") == 200
-            and not {str(model.get("id")) for model in (answer.get("json") or {}).get("data") or []}.intersection(
-                [*pool["names"], *also]
-            )
-        ]
-        stay = len(mine) - len(key) - len(other)
-        if (key or other) and stay < keep:
-            why = [f"{', '.join(key)} does not take vllm_server_api_key as it is described"] if key else []
-            why += [f"{', '.join(other)} does not serve {pool['model']}"] if other else []
-            said.append(
-                f"With what is described, {gateway} would send requests for {pool['model']} to {stay} of {len(mine)} "
-                f"servers that have them now, expected at least {keep} (rollout_min_available): {'; '.join(why)}. "
-                f"{MOVE} The gateway was not changed."
-            )
-    return said
-
-
-def gateway_kept_out(looks: Iterable[Mapping[str, Any]], server: str) -> list[str]:
-    """The gateways at which an administrator has put a server into MAINT; `looks` is a loop of gateway_info over them.
-
-    HAProxy calls a server without an address MAINT, too, with the reason after the word.
-    """
-    return [
-        look["item"]
-        for look in looks
-        if any((entry["name"], entry["status"]) == (server, MAINT) for entry in look.get("servers") or [])
-    ]
 
 
 def _is_loopback(address: str) -> bool:
@@ -231,7 +93,7 @@ def _address(server: Mapping[str, Any], gateway: Mapping[str, Any], problems: li
     return LOOPBACK if _same_machine(server, gateway) else str(server.get("ansible_host") or name)
 
 
-def gateway_pools(
+def pools_behind(
     hostvars: Mapping[str, Any],
     hosts: Iterable[str],
     gateway: str,
@@ -243,7 +105,7 @@ def gateway_pools(
     also_healthy: Iterable[str] = (),
     known: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, list[Any]]:
-    """The pools behind `gateway` and, as sentences, what is wrong with them.
+    """Return the pools behind `gateway` and, as sentences, what is wrong with them.
 
     A pool is the replicas that serve the same model; `key` says whether they have one. `port` is that of the only pool
     or of the first one, `ports` gives others by model; `offset` leads from a pool's port to its listener on loopback.
@@ -284,7 +146,7 @@ def gateway_pools(
                 f"{host} and {pool['head']} serve {names[0]} with different keys, so a client could not tell which to "
                 "send: give them the same vllm_server_api_key."
             )
-        pool["servers"].append({"name": host, **_where(variables, hostvars[gateway], problems, known)})
+        pool["servers"].append({"name": host, **address_and_port(variables, hostvars[gateway], problems, known)})
     _give_ports(list(pools.values()), port, ports, offset, problems)
     _open_pools(list(pools.values()), hostvars, gateway, bind, problems)
     _odd_words(list(pools.values()), hostvars, also_healthy, problems)
@@ -294,12 +156,12 @@ def gateway_pools(
 
 
 def local_port(port: int, offset: int) -> int:
-    """The port on loopback that belongs to a pool's port."""
+    """Return the port on loopback that belongs to a pool's port."""
     return port + offset if port + offset < 65536 else port - offset
 
 
-def gateway_local_url(gateway: Mapping[str, Any], model: str, port: int, offset: int) -> str:
-    """Where a gateway takes its administrator's requests for a model; `port` and `offset` if it has none of its own."""
+def local_url(gateway: Mapping[str, Any], model: str, port: int, offset: int) -> str:
+    """Return where a gateway takes its administrator's requests; `port` and `offset` if it has none of its own."""
     ports = gateway.get("gateway_ports") or {}
     front = int(ports.get(model, gateway.get("gateway_port") or port))
     return f"http://{LOOPBACK}:{local_port(front, int(gateway.get('gateway_local_offset') or offset))}"
@@ -308,7 +170,7 @@ def gateway_local_url(gateway: Mapping[str, Any], model: str, port: int, offset:
 def _give_ports(
     pools: list[dict[str, Any]], port: int, ports: Mapping[str, int], offset: int, problems: list[str]
 ) -> None:
-    """Give every pool its port; a model without one has the default, which only one can have."""
+    """Set the port of every pool; a model without one has the default, which only one can have."""
     taken: dict[int, str] = {}
     for pool in pools:
         model = pool["model"]
@@ -343,7 +205,7 @@ def _open_pools(
         return
     for pool in pools:
         names = [server["name"] for server in pool["servers"]]
-        closed = [name for name in names if not boolean(hostvars[name].get(ALLOWED, False), strict=False)]
+        closed = [name for name in names if not truth(hostvars[name].get(ALLOWED))]
         if not pool["key"] and closed:
             problems.append(
                 f"{pool['model']} has no vllm_server_api_key, and {gateway} would publish it on {bind}: set the key "
@@ -369,20 +231,3 @@ def _odd_words(
         for pool in pools
         if pool["key"] and not KEY.fullmatch(str(hostvars[pool["head"]]["vllm_server_api_key"]))
     )
-
-
-class FilterModule:
-    """Ansible's way to find filters."""
-
-    def filters(self) -> dict[str, Callable[..., Any]]:
-        """Name them."""
-        return {
-            "gateway_kept_out": gateway_kept_out,
-            "gateway_local_url": gateway_local_url,
-            "gateway_losses": gateway_losses,
-            "gateway_moved": gateway_moved,
-            "gateway_own_url": gateway_own_url,
-            "gateway_place": gateway_place,
-            "gateway_pools": gateway_pools,
-            "gateway_questions": gateway_questions,
-        }

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..common.finding import Finding
 from ..container.spec import LOOPBACK, overlap
+from ..vllm import host_variables
 from ..vllm.cli import flag_name
 
 #: The variables that the checks read; the controller fetches these.
@@ -55,7 +56,6 @@ __all__ = [
 
 EVERYWHERE = "*"  # default of gateway_bind
 _MODEL = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
-_TRUE = ("true", "yes", "on", "1", "y", "t")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def published(values: Mapping[str, Any], gateways: Mapping[str, Any]) -> Finding
     if isinstance(values.get("vllm_server_api_key"), Unset) or _text(values.get("vllm_server_api_key")):
         return None
     name, bind = next(((name, bind) for name, bind in gateways.items() if bind not in LOOPBACK), ("", None))
-    if not name or _true(values.get("vllm_server_allow_unauthenticated")):
+    if not name or host_variables.truth(values.get("vllm_server_allow_unauthenticated")):
         return None
     remedy = "set the key (from vault), gateway_bind: 127.0.0.1, or vllm_server_allow_unauthenticated: true"
     got = f"none, and {name} would publish the server on {bind}"
@@ -202,10 +202,6 @@ def _text(value: Any) -> str:
     return "" if value is None or isinstance(value, Unset) else str(value)
 
 
-def _true(value: Any) -> bool:
-    return value is True or str(value).strip().lower() in _TRUE
-
-
 def _lost(name: str, reason: str) -> Finding:
     secret = name in ("vllm_server_api_key", "hf_token")
     wanted = "a secret" if secret else "a value"
@@ -231,7 +227,7 @@ def _model(values: Mapping[str, Any]) -> Finding:
 def _tag(values: Mapping[str, Any]) -> Finding:
     what, wanted = "vllm_image_tag", "a pinned image"
     tag, digest = _text(values.get("vllm_image_tag")), _text(values.get("vllm_image_digest"))
-    if not digest and tag in ("", "latest") and not _true(values.get("vllm_image_allow_latest")):
+    if not digest and tag in ("", "latest") and not host_variables.truth(values.get("vllm_image_allow_latest")):
         remedy = "pin a version (vllm_image_tag: v0.31.0) or a digest (vllm_image_digest): that is another tomorrow"
         return Finding("refused", what, wanted, f"'{tag}'", remedy)
     return Finding("ok", what, wanted, digest or tag or "latest, allowed")
@@ -253,7 +249,7 @@ def _bind(values: Mapping[str, Any]) -> Finding:
         return Finding("ok", what, wanted, bind)
     if _text(values.get("vllm_server_api_key")):
         return Finding("ok", what, wanted, f"{bind}, with a key")
-    if _true(values.get("vllm_server_allow_unauthenticated")):
+    if host_variables.truth(values.get("vllm_server_allow_unauthenticated")):
         return Finding("ok", what, wanted, f"{bind} without a key, allowed")
     remedy = "set the key (from vault), bind to 127.0.0.1, or set vllm_server_allow_unauthenticated: true"
     return Finding("refused", what, wanted, f"{bind}, which others can reach, and no vllm_server_api_key", remedy)

@@ -25,18 +25,28 @@ ALSO_KNOWN = frozenset(
     {
         "hf_token",
         "vllm_fleet_sysfs_root",
+        "deploy_stage",
         "docker_engine_become",
+        "docker_engine_result",
+        "gateway_ready",
+        "gateway_result",
         "gateway_status",
+        "gateway_takes_part",
         "hf_cache_commit",
         "hf_cache_folder",
         "hf_cache_prewarmed",
+        "hf_cache_result",
         "preflight_gpu_found",
         "preflight_result",
         "rocm_reboot_required",
+        "rocm_stop_result",
         "rollout_outcome",
         "rollout_plan",
         "vllm_image_id",
         "vllm_image_ref",
+        "vllm_image_result",
+        "vllm_server_restore_result",
+        "vllm_server_result",
     }
 )
 

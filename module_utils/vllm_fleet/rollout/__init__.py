@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which server is replaced in which wave?
+"""Which server is replaced in which wave, and what does it go back to?
 
 May import: preflight, vllm.
 Pure.

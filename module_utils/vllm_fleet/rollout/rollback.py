@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filter: which nodes a rollback of all would take back too far, because the newest rollout never reached them."""
+"""Which nodes a rollback takes back to what, and what speaks against it. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def rollback_behind(known: Mapping[str, Mapping[str, Any]], replicas: Mapping[str, str]) -> dict[str, list[str]]:
-    """Split nodes into those `behind` and those `ahead` of them; both empty where all go back by the same step.
+def behind_and_ahead(known: Mapping[str, Mapping[str, Any]], replicas: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return nodes split into those `behind` and those `ahead` of them; both empty where all go back by the same step.
 
     ``known``: by host, what vllm_release_info returned. ``replicas``: by host, the server over several nodes that it is
     a part of, if any. A node is behind another one that has gone on from what it serves: it serves a release of the
@@ -63,9 +63,72 @@ def _content(known: Mapping[str, Any], release: Mapping[str, Any]) -> str | None
     return contents.get(str(release["release"]))
 
 
-class FilterModule:
-    """Ansible's way to find filters."""
+def problems(
+    found: Mapping[str, Any],
+    split: Mapping[str, Sequence[str]],
+    gone_back: Sequence[str],
+    missing: Sequence[str],
+    to: int | None = None,
+    *,
+    again: bool = False,
+) -> list[str]:
+    """Return what speaks against taking a node back, as sentences.
 
-    def filters(self) -> dict[str, Callable[..., Any]]:
-        """Name it."""
-        return {"rollback_behind": rollback_behind}
+    ``found``: what vllm_release_info returned for the wanted release ``to`` (None: the one before). ``split``:
+    behind_and_ahead() of the run, ``gone_back``: its nodes that went back already, ``again``: all go one release
+    further. ``missing``: secrets of the release's environment that the inventory does not have.
+    """
+    return [
+        *_no_target(found, to),
+        *([] if again or to is not None else _apart(split, gone_back)),
+        *_no_image(found),
+        *_no_secrets(found, missing),
+    ]
+
+
+def _no_target(found: Mapping[str, Any], to: int | None) -> list[str]:
+    if found.get("target") is not None:
+        return []
+    if to is None:
+        return [
+            "There is no earlier release to go back to; deploy.yml deploys what the inventory describes. Leave this "
+            "node out with --limit to roll the others back."
+        ]
+    known = ", ".join(str(release["release"]) for release in found.get("releases") or []) or "none"
+    return [f"There is no release {to}, known are {known}."]
+
+
+def _apart(split: Mapping[str, Sequence[str]], gone_back: Sequence[str]) -> list[str]:
+    behind, ahead = split["behind"], split["ahead"]
+    went = [host for host in behind if host in gone_back]
+    limit = f"--limit {','.join(ahead)}"
+    if went:
+        return [
+            f"{', '.join(went)} went back already, {', '.join(ahead)} not yet. Finish with {limit}, or take all of "
+            "them one release further with -e rollback_again=true."
+        ]
+    if behind:
+        return [
+            f"{', '.join(behind)} never had the release that {', '.join(ahead)} would go back from. Take that one back "
+            f"with {limit}, or all of them one release further with -e rollback_again=true."
+        ]
+    return []
+
+
+def _no_image(found: Mapping[str, Any]) -> list[str]:
+    image = found.get("image") or {}
+    if image.get("present", True):
+        return []
+    return [
+        f"The image of release {found['target']['release']} is not on the node any more ({image['reference']}, "
+        f"{image['id']}). Pull or load it (role vllm_image), or choose another release with -e rollback_to."
+    ]
+
+
+def _no_secrets(found: Mapping[str, Any], missing: Sequence[str]) -> list[str]:
+    if not missing:
+        return []
+    return [
+        f"Release {found['target']['release']} had secrets in its environment that the inventory does not have today: "
+        f"{', '.join(missing)}. Add them to vllm_server_env."
+    ]

@@ -102,18 +102,6 @@ def _progress(outcome: Outcome, phase: str, secrets: tuple[str, ...]) -> dict[st
     }
 
 
-def made_of(variables: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the container of a host is made of: ``spec`` of the last answer that vllm_server gave there in this run.
-
-    ``variables`` are the host's. Empty where there is no container, None where the host was not asked.
-    """
-    for name in ("__vllm_server_restored", "__vllm_server_started"):
-        answer = variables.get(name) or {}
-        if "spec" in answer:
-            return dict(answer["spec"] or {})
-    return None
-
-
 def spec_of(context: RunContext, current: Inspected | None) -> dict[str, Any] | None:
     """Return what a container is made of, whoever made it; None where that cannot be read."""
     if current is None:

@@ -79,6 +79,14 @@ def flag_name(key: str) -> str:
     return head.replace("_", "-") + dot + tail
 
 
+def served_names(args: Mapping[str, object], model: str) -> list[str]:
+    """Return the names under which a server with these flags answers, the first one first; by default its model's."""
+    for key, value in args.items():
+        if flag_name(str(key)) == "served-model-name" and value:
+            return [str(name) for name in (value if isinstance(value, (list, tuple)) else [value])]
+    return [model]
+
+
 def normalise_args(args: Mapping[str, object]) -> dict[str, FlagValue | None]:
     """Bring user-written ``args`` to one spelling; ``None`` (leave the flag out) is kept so that merging can use it.
 

@@ -137,7 +137,7 @@ def test_docker_s_own_repository(
     distribution: str, codename: str, architecture: str, variables: dict[str, Any], lines: list[str]
 ) -> None:
     node = {"os": {"id": distribution, "version_codename": codename, "architecture": architecture}}
-    known = {**of_role("defaults"), **variables, "__docker_engine": {**node, "daemon": False, "sdk": False}}
+    known = {**of_role("defaults"), **variables, "docker_engine_result": {**node, "daemon": False, "sdk": False}}
     fields = dict(line.split(": ", 1) for line in rendered("docker.sources.j2", known) if not line.startswith("#"))
     assert [fields["URIs"], fields["Suites"], fields["Components"], fields["Architectures"]] == lines
     assert fields["Types"] == "deb"

@@ -3,16 +3,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[2] / "roles" / "gateway" / "filter_plugins" / "gateway_pools.py"
-spec = importlib.util.spec_from_file_location("gateway_pools", SOURCE)
-pools = sys.modules["gateway_pools"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pools)
+from ansible.module_utils.vllm_fleet.gateway import pools, servers
 
 
 def host(name, **more):
@@ -30,7 +23,7 @@ def find(*hosts, ports=None, port=8080, **more):
     hostvars = {entry["inventory_hostname"]: entry for entry in hosts}
     hostvars["gw"] = {"inventory_hostname": "gw", "ansible_host": "192.0.2.100"}
     names = [entry["inventory_hostname"] for entry in hosts]
-    return pools.gateway_pools(hostvars, names, "gw", port=port, ports=ports or {}, offset=10000, **more)
+    return pools.pools_behind(hostvars, names, "gw", port=port, ports=ports or {}, offset=10000, **more)
 
 
 def test_where_an_administrator_keeps_a_server_out():
@@ -44,8 +37,8 @@ def test_where_an_administrator_keeps_a_server_out():
         look("gw3", ("n1", "MAINT (resolution)"), ("n2", "MAINT (via a/b)")),
         {"item": "gw4", "unreachable": True},
     ]
-    assert pools.gateway_kept_out(looks, "n1") == ["gw1"]
-    assert pools.gateway_kept_out(looks, "n2") == ["gw2"]
+    assert servers.kept_out(looks, "n1") == ["gw1"]
+    assert servers.kept_out(looks, "n2") == ["gw2"]
 
 
 def test_one_pool():
@@ -63,7 +56,7 @@ def test_hosts_of_one_replica_are_one_server():
     found = find(host("n1", vllm_server_replica="a"), host("n2", vllm_server_replica="a"), host("n3"))
     assert [server["name"] for server in found["pools"][0]["servers"]] == ["n1", "n3"]
     hostvars = {name: host(name, vllm_server_replica="a") for name in ("n1", "n2")}
-    place = pools.gateway_place(hostvars, ["n1", "n2"], "n2")
+    place = pools.place(hostvars, ["n1", "n2"], "n2")
     assert place == {"backend": "org_m", "server": "n1", "model": "org/m", "head": False}
 
 
@@ -105,10 +98,10 @@ def test_what_no_gateway_can_serve(hosts, ports, says):
 def test_a_gateway_beside_its_server():
     one = {"inventory_hostname": "n1", "ansible_connection": "local", "vllm_server_model": "m"}
     here = {"port": 8080, "ports": {}, "offset": 10000}
-    found = pools.gateway_pools({"n1": one}, ["n1"], "n1", bind="127.0.0.1", **here)
+    found = pools.pools_behind({"n1": one}, ["n1"], "n1", bind="127.0.0.1", **here)
     assert found["problems"] == []
     assert found["pools"][0]["servers"] == [{"name": "n1", "address": "127.0.0.1", "port": 8000}]
-    (problem,) = pools.gateway_pools({"n1": one}, ["n1"], "n1", **here)["problems"]
+    (problem,) = pools.pools_behind({"n1": one}, ["n1"], "n1", **here)["problems"]
     assert problem == (
         "m has no vllm_server_api_key, and n1 would publish it on *: set the key (from vault), gateway_bind: 127.0.0.1, or "
         "vllm_server_allow_unauthenticated: true for n1 if anyone may use it."
@@ -157,15 +150,15 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key):
 def test_the_port_on_loopback():
     assert pools.local_port(8080, 10000) == 18080
     assert pools.local_port(60000, 10000) == 50000
-    assert pools.gateway_local_url({"gateway_ports": {"m": 9000}}, "m", 8080, 10000) == "http://127.0.0.1:19000"
-    assert pools.gateway_local_url({}, "m", 8080, 10000) == "http://127.0.0.1:18080"
+    assert pools.local_url({"gateway_ports": {"m": 9000}}, "m", 8080, 10000) == "http://127.0.0.1:19000"
+    assert pools.local_url({}, "m", 8080, 10000) == "http://127.0.0.1:18080"
 
 
 # --- what a server has now, and what a change would lose
 
 
 def asked(name, port=8000, bind="0.0.0.0", **more):
-    return host(name, __vllm_server_started={"spec": {"port": port, "bind": bind}}, vllm_server_port=8100, **more)
+    return host(name, vllm_server_result={"spec": {"port": port, "bind": bind}}, vllm_server_port=8100, **more)
 
 
 def seen_at(gateway, **addresses):
@@ -178,15 +171,15 @@ def test_a_server_keeps_its_port_until_it_is_replaced():
         asked("n1"),
         host("n2", vllm_server_port=8100),  # outside the limit, and known to the gateway
         host("n3", vllm_server_port=8100),  # outside, and unknown
-        host("n4", vllm_server_port=8100, __vllm_server_started={"spec": None}),  # none there yet
-        asked("n5", __vllm_server_restored={"spec": {"port": 8001}}),
+        host("n4", vllm_server_port=8100, vllm_server_result={"spec": None}),  # none there yet
+        asked("n5", vllm_server_restore_result={"spec": {"port": 8001}}),
         asked("n6", bind="192.0.2.66"),
         asked("n7", bind="127.0.0.1"),  # nobody could reach it there
     )
     hostvars = {entry["inventory_hostname"]: entry for entry in hosts} | {"gw": {"inventory_hostname": "gw"}}
     known = seen_at("gw", n1="192.0.2.1:8100", n2="192.0.2.2:8000", n4="192.0.2.4:8000")["servers"]
     names = [entry["inventory_hostname"] for entry in hosts]
-    found = pools.gateway_pools(hostvars, names, "gw", port=8080, ports={}, offset=10000, known=known)
+    found = pools.pools_behind(hostvars, names, "gw", port=8080, ports={}, offset=10000, known=known)
     assert [(server["address"][-3:], server["port"]) for server in found["pools"][0]["servers"]] == [
         *(("2.1", 8000), ("2.2", 8000), ("2.3", 8100), ("2.4", 8100), ("2.5", 8001), (".66", 8000), ("2.7", 8000)),
     ]
@@ -195,16 +188,16 @@ def test_a_server_keeps_its_port_until_it_is_replaced():
 
 def test_gateways_are_told_where_they_look_elsewhere():
     hostvars = {"n1": asked("n1", port=8100), "gw1": {}, "gw2": {}, "gw3": {}, "gw4": {}}
-    place = pools.gateway_place(hostvars, ["n1"], "n1")
+    place = pools.place(hostvars, ["n1"], "n1")
     looks = [
         seen_at("gw1", n1="192.0.2.1:8100"),
         seen_at("gw2", n1="192.0.2.1:8000"),
         seen_at("gw3"),
         {"item": "gw4", "unreachable": True},
     ]
-    assert pools.gateway_moved(looks, hostvars, place) == [{"gateway": "gw2", "address": "192.0.2.1", "port": 8100}]
+    assert servers.moved(looks, hostvars, place) == [{"gateway": "gw2", "address": "192.0.2.1", "port": 8100}]
     hostvars["n1"]["ansible_host"] = "n1.example.org"
-    assert pools.gateway_moved(looks[:2], hostvars, place) == [{"gateway": "gw2", "address": None, "port": 8100}]
+    assert servers.moved(looks[:2], hostvars, place) == [{"gateway": "gw2", "address": None, "port": 8100}]
 
 
 @pytest.mark.parametrize(
@@ -231,13 +224,13 @@ def test_gateways_are_told_where_they_look_elsewhere():
 )
 def test_a_change_that_would_lose_the_servers_that_have_requests(answers, more, says):
     hostvars = {name: host(name, **more) for name in ("n1", "n2")} | {"gw": {}}
-    made = pools.gateway_pools(hostvars, ["n1", "n2"], "gw", port=8080, ports={}, offset=10000)["pools"]
+    made = pools.pools_behind(hostvars, ["n1", "n2"], "gw", port=8080, ports={}, offset=10000)["pools"]
     up = seen_at("gw", **{f"n{n}": "" for n in range(1, len(answers) + 1)})["servers"]
-    questions = pools.gateway_questions(made, [*up, {"name": "n3", "status": "UP"}, {"name": "n2", "status": "DOWN"}])
+    questions = servers.verification_urls(made, [*up, {"name": "n3", "status": "UP"}, {"name": "n2", "status": "DOWN"}])
     assert len(questions) == len(answers)
     results = [
         {"item": item, "status": status, "json": {"data": [{"id": model}]}}
         for item, (status, model) in zip(questions, answers, strict=True)
     ]
-    told = pools.gateway_losses(hostvars, made, results, "gw", ["known"])
+    told = servers.losses(hostvars, made, results, "gw", ["known"])
     assert (len(told), says in "".join(told)) == (bool(says), True), told

@@ -3,18 +3,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
+from ansible.module_utils.vllm_fleet.rollout import rollback
 from ansible.module_utils.vllm_fleet.server import release
-
-SOURCE = Path(__file__).resolve().parents[2] / "roles" / "rollback" / "filter_plugins" / "rollback_behind.py"
-spec = importlib.util.spec_from_file_location("rollback_behind", SOURCE)
-rollback = sys.modules["rollback_behind"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(rollback)
 
 
 def node(*served, restores=None):
@@ -72,7 +64,7 @@ Z, A, B, C = ("r0", "z"), ("r1", "a"), ("r2", "b"), ("r3", "c")
 )
 def test_who_is_behind(nodes, ahead, behind):
     known = {f"node{n}": one for n, one in enumerate(nodes, 1)}
-    told = rollback.rollback_behind(known, {})
+    told = rollback.behind_and_ahead(known, {})
     assert told == {"ahead": [f"node{n}" for n in ahead], "behind": [f"node{n}" for n in behind]}
 
 
@@ -80,9 +72,9 @@ def test_of_a_server_over_several_nodes_its_newest_change_counts():
     """A change of one of its nodes gives that node alone another release."""
     known = {"node1": node(Z, A, B), "node2": node(Z, A), "node3": node(Z, A, B)}
     pair = {"node1": "big", "node2": "big", "node3": ""}
-    assert rollback.rollback_behind(known, pair) == {"ahead": [], "behind": []}
+    assert rollback.behind_and_ahead(known, pair) == {"ahead": [], "behind": []}
     known["node3"] = node(Z, A)
-    assert rollback.rollback_behind(known, pair) == {"ahead": ["node1", "node2"], "behind": ["node3"]}
+    assert rollback.behind_and_ahead(known, pair) == {"ahead": ["node1", "node2"], "behind": ["node3"]}
 
 
 def test_what_releases_of_different_nodes_have_in_common():
@@ -101,3 +93,32 @@ def test_what_releases_of_different_nodes_have_in_common():
     assert release.common(record(env=env, groups=["991"], volumes=["/z:/y"])) == one
     for other in ({"args": {"max-model-len": 2}}, {"env": {"A": "2"}, "secrets": []}, {"model": "n"}):
         assert release.common(record(**other)) != one
+
+
+APART = {"behind": ["node3"], "ahead": ["node1", "node2"]}
+TOGETHER = {"behind": [], "ahead": []}
+TARGET = {"target": {"release": 2}, "image": {"present": True}}
+GONE = {**TARGET, "image": {"present": False, "reference": "vllm:1", "id": "sha256:1"}}
+
+
+@pytest.mark.parametrize(
+    ("found", "split", "options", "says"),
+    [
+        (TARGET, TOGETHER, {}, []),
+        ({"target": None}, TOGETHER, {}, ["There is no earlier release to go back to"]),
+        ({"target": None, "releases": []}, TOGETHER, {"to": 7}, ["There is no release 7, known are none."]),
+        ({"target": None, "releases": [{"release": 1}, {"release": 2}]}, TOGETHER, {"to": 7}, ["known are 1, 2."]),
+        (TARGET, APART, {"gone_back": ["node3"]}, ["node3 went back already, node1, node2 not yet."]),
+        (TARGET, APART, {}, ["node3 never had the release that node1, node2 would go back from."]),
+        (TARGET, APART, {"again": True}, []),
+        (TARGET, APART, {"to": 2}, []),
+        (GONE, TOGETHER, {}, ["The image of release 2 is not on the node any more (vllm:1, sha256:1)."]),
+        (TARGET, TOGETHER, {"missing": ["A_KEY", "B_KEY"]}, ["does not have today: A_KEY, B_KEY. Add them"]),
+        (GONE, APART, {"missing": ["A_KEY"]}, ["never had the release", "not on the node any more", "A_KEY"]),
+    ],
+)
+def test_what_speaks_against_a_rollback(found, split, options, says):
+    given = {"gone_back": [], "missing": [], **options}
+    told = rollback.problems(found, split, given.pop("gone_back"), given.pop("missing"), **given)
+    assert len(told) == len(says)
+    assert all(part in sentence for part, sentence in zip(says, told, strict=True))

@@ -3,16 +3,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[2] / "filter_plugins" / "rollout_plan.py"
-spec = importlib.util.spec_from_file_location("rollout_plan", SOURCE)
-rollout = sys.modules["rollout_plan"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(rollout)
+from ansible.module_utils.vllm_fleet.rollout import gate as gates
+from ansible.module_utils.vllm_fleet.rollout import play_hosts, replicas, waves
+from ansible.module_utils.vllm_fleet.vllm import host_variables
 
 SAME = {"actions": [], "confirmed": True, "container": {"status": "running"}}
 EDIT = {**SAME, "actions": ["stop", "keep", "create", "start"]}
@@ -25,31 +20,23 @@ WAVES = [1, "25%", "100%"]
 def fleet(*answers, **more):
     """Hostvars of node1, node2, ... with what vllm_server answered on each."""
     return {
-        f"node{n}": {"vllm_server_model": "m", "__vllm_server_started": answer, **more}
+        f"node{n}": {"vllm_server_model": "m", "vllm_server_result": answer, **more}
         for n, answer in enumerate(answers, 1)
     }
 
 
-def plan(hosts, play=None, alive=None, gateways=(), waves=WAVES, max_failures=0, check_mode=False, missing=()):
+def plan(hosts, play=None, alive=None, gateways=(), max_failures=0, check_mode=False, missing=(), **more):
     every = [host for host in hosts if host.startswith("node")]
     play = every if play is None else play
-    return rollout.rollout_plan(
-        hosts,
-        every,
-        play,
-        play if alive is None else alive,
-        list(gateways),
-        waves=waves,
-        max_failures=max_failures,
-        check_mode=check_mode,
-        missing=missing,
-    )
+    scene = waves.Scene(hosts, every, play, play if alive is None else alive, list(gateways))
+    limits = waves.Limits(more.get("waves", WAVES), max_failures, tuple(missing))
+    return waves.plan(scene, limits, check_mode=check_mode)
 
 
 def seen(**states):
     """A gateway that was asked."""
     servers = [{"backend": "m", "name": name, "status": state} for name, state in states.items()]
-    return {"__gateway_probe": {"running": True, "servers": servers}}
+    return {"gateway_result": {"running": True, "servers": servers}}
 
 
 @pytest.mark.parametrize(
@@ -126,10 +113,10 @@ def test_a_failed_replica_is_told_by_its_head_and_counts_once():
     for name in ("node1", "node2"):
         hosts[name]["rollout_outcome"] = {"state": "failed", "serving": True, "msg": "It died."}
     gate = {"gateways": [], "fleet": ["node1", "node2", "node3"]}
-    assert rollout.rollout_gate(hosts, made, ["node3"], max_failures=1, **gate) == ""
-    says = rollout.rollout_gate(hosts, made, ["node3"], max_failures=0, **gate)
+    assert gates.closed(hosts, made, ["node3"], max_failures=1, **gate) == ""
+    says = gates.closed(hosts, made, ["node3"], max_failures=0, **gate)
     assert says == "big (node1+node2) failed and rollout_max_failures is 0"
-    told = [rollout.rollout_verdict(hosts, made, name, max_failures=0) for name in ("node1", "node2")]
+    told = [gates.verdict(hosts, made, name, max_failures=0) for name in ("node1", "node2")]
     assert told[0].startswith("node1: It died. Replaced before: none.")
     assert told[0].endswith("not touched: node3.")
     assert told[1] == "node2: it is part of replica big, of which node1 tells."
@@ -233,17 +220,15 @@ def test_a_gateway_that_could_not_drain_is_named_before_the_waves():
     (problem,) = plan(known, gateways=["gw"])["problems"]
     assert problem.startswith("gw does not know node3 by the model m, and this run does not change that gateway.")
     assert problem.endswith("--limit node3,gw.")
-    assert plan({**hosts, "gw": seen() | {"__gateway_takes_part": True}}, gateways=["gw"])["problems"] == []
+    assert plan({**hosts, "gw": seen() | {"gateway_takes_part": True}}, gateways=["gw"])["problems"] == []
     apart = [["node1"], ["node1"], ["gw"]]
-    gone = {
-        "gw": {"__gateway_probe": {"unreachable": True, "msg": "Task failed: timed out."}, "__gateway_takes_part": True}
-    }
-    (problem,) = rollout.rollout_apart(hosts | gone, *apart)
+    gone = {"gw": {"gateway_result": {"unreachable": True, "msg": "timed out."}, "gateway_takes_part": True}}
+    (problem,) = waves.gateway_problems(hosts | gone, *apart)
     assert problem.startswith("gw cannot be asked (timed out), so")
-    stopped = {"gw": {"__gateway_probe": {"running": False, "reason": "does not run: x"}}}
-    (problem,) = rollout.rollout_apart(hosts | stopped, *apart)
+    stopped = {"gw": {"gateway_result": {"running": False, "reason": "does not run: x"}}}
+    (problem,) = waves.gateway_problems(hosts | stopped, *apart)
     assert problem.startswith("HAProxy on gw does not run: x, and this run does not change that gateway.")
-    assert rollout.rollout_apart(hosts | gone, ["node1"], [], ["gw"]) == []
+    assert waves.gateway_problems(hosts | gone, ["node1"], [], ["gw"]) == []
 
 
 ACCEPTED = {"problems": [], "play": ["node1"], "hosts": ["node1"], "unchanged": [], "admit": []}
@@ -261,29 +246,29 @@ ACCEPTED = {"problems": [], "play": ["node1"], "hosts": ["node1"], "unchanged": 
 )
 def test_gateways_change_after_nodes_and_plan_alone(stage, made, prepare, change):
     hosts = {
-        "localhost": {"__deploy_stage": stage, "rollout_plan": made},
-        "gw": {"__gateway_takes_part": True},
+        "localhost": {"deploy_stage": stage, "rollout_plan": made},
+        "gw": {"gateway_takes_part": True},
         "gw2": {},
     }
     for part, may in {"prepare": prepare, "rollout": change}.items():
-        assert rollout.rollout_gateways(hosts, ["gw", "gw2"], part) == (["gw"] if may else rollout.NOBODY)
+        assert play_hosts.gateways_of(hosts, ["gw", "gw2"], part) == (["gw"] if may else play_hosts.NOBODY)
 
 
 def test_no_wave_begins_before_every_gateway_of_the_run_is_ready():
     hosts = {"localhost": {"rollout_plan": {**ACCEPTED, "admit": ["node1"]}}, "gw": {}, "gw2": {}}
-    both = (rollout.rollout_hosts, rollout.rollout_left)
+    both = (play_hosts.waves, play_hosts.leftovers)
     assert [found(hosts, ["gw", "gw2"]) for found in both] == [["node1"]] * 2
-    hosts["gw"] = {"__gateway_takes_part": True}
-    assert [found(hosts, ["gw", "gw2"]) for found in both] == [rollout.NOBODY] * 2
-    hosts["gw"]["__gateway_ready"] = True
+    hosts["gw"] = {"gateway_takes_part": True}
+    assert [found(hosts, ["gw", "gw2"]) for found in both] == [play_hosts.NOBODY] * 2
+    hosts["gw"]["gateway_ready"] = True
     assert [found(hosts, ["gw", "gw2"]) for found in both] == [["node1"]] * 2
-    assert rollout.rollout_left({"localhost": {"rollout_plan": ACCEPTED}}, []) == rollout.NOBODY
+    assert play_hosts.leftovers({"localhost": {"rollout_plan": ACCEPTED}}, []) == play_hosts.NOBODY
 
 
 def test_a_server_is_asked_where_it_serves_now():
-    assert rollout.rollout_url({"vllm_server_port": 8100, "vllm_server_bind": "::"}) == "http://127.0.0.1:8100"
-    asked = {"vllm_server_port": 8100, "__vllm_server_started": {"spec": {"port": 8000, "bind": "2001:db8::1"}}}
-    assert rollout.rollout_url(asked) == "http://[2001:db8::1]:8000"
+    assert host_variables.own_url({"vllm_server_port": 8100, "vllm_server_bind": "::"}) == "http://127.0.0.1:8100"
+    asked = {"vllm_server_port": 8100, "vllm_server_result": {"spec": {"port": 8000, "bind": "2001:db8::1"}}}
+    assert host_variables.own_url(asked) == "http://[2001:db8::1]:8000"
 
 
 # --- nodes whose driver waits for a boot
@@ -404,12 +389,12 @@ def refused(failure_class, container="running", confirmed=True):
     }
 
 
-GONE = {"__vllm_image_probe": {"present": False}}
-TAGGED = {"vllm_image_tag": "v2", "__vllm_image_probe": {"present": True, "tags_moved": ["v2"], "image_ref": "i:v2"}}
-ALSO = {"vllm_image_tag": "v2", "__vllm_image_probe": {"present": True, "tags_moved": ["old"], "image_ref": "i:v2"}}
-PINNED = {**TAGGED, "__vllm_image_probe": {**TAGGED["__vllm_image_probe"], "image_ref": "i@sha256:1"}}
-EMPTY = {"__hf_cache_probe": {"complete": False}}
-BARE = {"__docker_engine": {"running": False, "sdk": False}}
+GONE = {"vllm_image_result": {"present": False}}
+TAGGED = {"vllm_image_tag": "v2", "vllm_image_result": {"present": True, "tags_moved": ["v2"], "image_ref": "i:v2"}}
+ALSO = {"vllm_image_tag": "v2", "vllm_image_result": {"present": True, "tags_moved": ["old"], "image_ref": "i:v2"}}
+PINNED = {**TAGGED, "vllm_image_result": {**TAGGED["vllm_image_result"], "image_ref": "i@sha256:1"}}
+EMPTY = {"hf_cache_result": {"complete": False}}
+BARE = {"docker_engine_result": {"running": False, "sdk": False}}
 
 
 @pytest.mark.parametrize(
@@ -436,7 +421,7 @@ BARE = {"__docker_engine": {"running": False, "sdk": False}}
     ],
 )
 def test_what_is_not_there_because_staging_only_pretended(answer, found, first):
-    assert rollout.rollout_unstaged(answer, found) == first
+    assert replicas.pending_artifact(answer, found) == first
 
 
 def test_a_check_run_plans_what_it_cannot_compare_yet():
@@ -447,7 +432,7 @@ def test_a_check_run_plans_what_it_cannot_compare_yet():
     assert (made["problems"], made["waves"]) == ([], [["node1"], ["node2"]])
     assert made["says"].endswith("node1 and node2 get the image first: what changes there is known then.")
     # For real, staging has brought it; what is missing now is missing.
-    hosts["node1"]["__vllm_server_started"] = refused("image_missing") | {"failed": True}
+    hosts["node1"]["vllm_server_result"] = refused("image_missing") | {"failed": True}
     assert "node1 could not be asked" in plan(hosts)["problems"][0]
 
 
@@ -457,7 +442,7 @@ def test_a_check_run_plans_what_it_cannot_compare_yet():
 def gate(hosts, batch, max_failures=0, gateways=()):
     every = [host for host in hosts if host.startswith("node")]
     made = plan(hosts, waves=[1], gateways=gateways)
-    return rollout.rollout_gate(hosts, made, batch, every, gateways=list(gateways), max_failures=max_failures)
+    return gates.closed(hosts, made, batch, every, gateways=list(gateways), max_failures=max_failures)
 
 
 def outcome(state, **more):
@@ -506,10 +491,10 @@ def test_before_a_wave_the_gateways_say_who_stays(states, first, stays):
     hosts = fleet(EDIT, EDIT, SAME, rollout_min_available=2)
     made = plan(hosts, waves=[1])
     hosts["node1"]["rollout_outcome"] = first
-    hosts["gw"] = seen(node2="UP", **states) if states else {"__gateway_probe": {"unreachable": True}}
+    hosts["gw"] = seen(node2="UP", **states) if states else {"gateway_result": {"unreachable": True}}
     every = ["node1", "node2", "node3"]
-    says = rollout.rollout_gate(hosts, made, ["node2"], every, gateways=["gw"], max_failures=0)
-    few = rollout.rollout_shortage(hosts, made, ["node2"], every, gateways=["gw"])
+    says = gates.closed(hosts, made, ["node2"], every, gateways=["gw"], max_failures=0)
+    few = gates.shortage(hosts, made, ["node2"], every, gateways=["gw"])
     assert says == few
     assert few == (
         "" if " and " in stays else f"only 1 replica of m would stay ({stays}) and rollout_min_available is 2"
@@ -522,24 +507,24 @@ def test_a_wave_that_did_not_begin_is_a_failure_of_its_own_and_its_servers_go_on
     hosts["localhost"] = {"rollout_plan": made}
     hosts["node1"]["rollout_outcome"] = outcome("replaced", serving=True)
     hosts["node2"]["rollout_outcome"] = outcome("failed", msg="It was not touched: only 1 would stay.")
-    assert rollout.rollout_failed(hosts) == ["node2"]
+    assert play_hosts.failed(hosts) == ["node2"]
     every = ["node1", "node2", "node3"]
-    assert rollout.rollout_gate(hosts, made, ["node3"], every, gateways=[], max_failures=0).startswith("node2 failed")
-    assert rollout.rollout_gate(hosts, made, ["node3"], every, gateways=[], max_failures=1) == ""
+    assert gates.closed(hosts, made, ["node3"], every, gateways=[], max_failures=0).startswith("node2 failed")
+    assert gates.closed(hosts, made, ["node3"], every, gateways=[], max_failures=1) == ""
 
 
 def test_the_verdict_says_how_far_it_came():
     hosts = fleet(EDIT, EDIT, EDIT, EDIT)
     made = plan(hosts, waves=[1])
     hosts["localhost"] = {"rollout_plan": made}
-    assert rollout.rollout_failed(hosts) == rollout.NOBODY
-    assert rollout.rollout_hosts(hosts) == ["node1", "node2", "node3", "node4"]
-    assert rollout.rollout_serial(hosts) == [1, 1, 1, 1]
-    assert rollout.rollout_hosts({}) == rollout.rollout_hosts({"localhost": {}}) == rollout.NOBODY
+    assert play_hosts.failed(hosts) == play_hosts.NOBODY
+    assert play_hosts.waves(hosts) == ["node1", "node2", "node3", "node4"]
+    assert play_hosts.serial(hosts) == [1, 1, 1, 1]
+    assert play_hosts.waves({}) == play_hosts.waves({"localhost": {}}) == play_hosts.NOBODY
     hosts["node1"]["rollout_outcome"] = outcome("replaced", serving=True)
     hosts["node2"]["rollout_outcome"] = outcome("failed", serving=True, msg="node2: It sang. ")
-    assert rollout.rollout_failed(hosts) == ["node2"]
-    assert rollout.rollout_verdict(hosts, made, "node2", max_failures=0) == (
+    assert play_hosts.failed(hosts) == ["node2"]
+    assert gates.verdict(hosts, made, "node2", max_failures=0) == (
         "node2: It sang. Replaced before: node1. The run stopped there, as rollout_max_failures is 0; not touched: node3 and "
         "node4."
     )

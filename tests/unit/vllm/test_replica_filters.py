@@ -49,7 +49,7 @@ def of_role(role, name, **variables):
 def test_an_empty_name_makes_no_replica_of_the_hosts_that_have_none(own, hosts, stopped):
     groups = {"groups": {"vllm": [*PAIR, "n4"]}, "hostvars": {**PAIR, "n4": {}}}
     assert int(of_role("preflight", "__preflight_replica", **groups, **own)) == hosts
-    boot = {"rollout_outcome": {"state": "draining"}, "__rocm_stopped": {"changed": True}}
+    boot = {"rollout_outcome": {"state": "draining"}, "rocm_stop_result": {"changed": True}}
     assert of_role("rollout", "__rollout_stopped_for_boot", **boot, **own) is stopped
 
 

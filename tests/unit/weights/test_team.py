@@ -29,7 +29,7 @@ def lacks(files: int = 0, missing: int = 0, repo: str = "org/model") -> dict[str
 
 
 def team(transport: str = "swarm", me: str = "a", **probes: Any) -> dict[str, Any]:
-    hostvars = {host: {"__hf_cache_probe": probe} for host, probe in probes.items()}
+    hostvars = {host: {"hf_cache_result": probe} for host, probe in probes.items()}
     found: dict[str, Any] = filters.hf_cache_team(list(probes), hostvars, me, transport)
     return found
 
@@ -64,10 +64,10 @@ def test_the_seed_and_the_transport(probes: dict[str, Any], seed: str, receivers
 def test_who_neither_gives_nor_takes_is_no_seed_and_no_receiver(variables: dict[str, str]) -> None:
     ours = {"ansible_connection": "ssh", "hf_cache_source": "controller", "hf_cache_distribution": "rsync"}
     hostvars = {
-        "a": {"__hf_cache_probe": has(C2), **variables},  # of another commit by that name: not ours to judge
-        "b": {"__hf_cache_probe": lacks(), **ours},
-        "c": {"__hf_cache_probe": has()},
-        "d": {"__hf_cache_probe": lacks(), **variables},
+        "a": {"hf_cache_result": has(C2), **variables},  # of another commit by that name: not ours to judge
+        "b": {"hf_cache_result": lacks(), **ours},
+        "c": {"hf_cache_result": has()},
+        "d": {"hf_cache_result": lacks(), **variables},
     }
     found = filters.hf_cache_team(list(hostvars), hostvars, "b")
     assert (found["peers"], found["seed"], found["receivers"], found["conflict"]) == (["b", "c"], "c", ["b"], "")

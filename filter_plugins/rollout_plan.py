@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters of the role rollout, see module_utils/vllm_fleet/rollout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import plugin_utils  # noqa: F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.rollout import gate, play_hosts, replicas, waves
+from ansible.module_utils.vllm_fleet.vllm import host_variables
+
+
+def rollout_plan(
+    hostvars: Mapping[str, Any],
+    fleet: list[str],
+    play: list[str],
+    alive: list[str],
+    gateways: list[str],
+    *,
+    check_mode: bool,
+    missing: Iterable[str] = (),
+    **limits: Any,
+) -> dict[str, Any]:
+    """Return who is replaced, when; ``limits`` are `waves` and `max_failures`."""
+    return waves.plan(
+        waves.Scene(hostvars, fleet, play, alive, gateways),
+        waves.Limits(**limits, missing=tuple(missing)),
+        check_mode=check_mode,
+    )
+
+
+class FilterModule:
+    """Ansible's way to find filters."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {
+            "rollout_failed": play_hosts.failed,
+            "rollout_gate": gate.closed,
+            "rollout_gateway_problems": waves.gateway_problems,
+            "rollout_gateways": play_hosts.gateways_of,
+            "rollout_hosts": play_hosts.waves,
+            "rollout_leftovers": play_hosts.leftovers,
+            "rollout_pending_artifact": replicas.pending_artifact,
+            "rollout_plan": rollout_plan,
+            "rollout_serial": play_hosts.serial,
+            "rollout_shortage": gate.shortage,
+            "rollout_url": host_variables.own_url,
+            "rollout_verdict": gate.verdict,
+        }

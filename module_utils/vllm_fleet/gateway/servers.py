@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a change of a gateway means for the servers that it has: where they are, which of them it would lose. Pure.
+
+``probes`` are the results of a loop of the module gateway_info over gateways, ``place`` is a server's (pools.place).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..vllm.host_variables import bracketed
+from .pools import address_and_port
+
+MAINT, UP = "MAINT", "UP"  # HAProxy's words
+MOVE = (
+    "Bring the new ones up as a second pool with a port of its own and move the clients (docs/gateway.md), or accept "
+    "the gap with -e rollout_min_available=0."
+)
+
+
+def _numbers(text: str) -> str | None:
+    """Return an address in numbers, written in one way; None for a name."""
+    try:
+        return str(ipaddress.ip_address(text.strip("[]")))
+    except ValueError:
+        return None
+
+
+def moved(
+    probes: Iterable[Mapping[str, Any]], hostvars: Mapping[str, Any], place: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the gateways that have a server elsewhere than it serves, with its `address` (or None) and `port`.
+
+    A name keeps its address.
+    """
+    found = []
+    for probe in probes:
+        for entry in probe.get("servers") or []:
+            if (entry["backend"], entry["name"]) != (place["backend"], place["server"]) or not entry.get("address"):
+                continue
+            here = address_and_port(hostvars[place["server"]], hostvars[probe["item"]], [])
+            address, (host, _, port) = _numbers(here["address"]), entry["address"].rpartition(":")
+            if (address or _numbers(host), str(here["port"])) != (_numbers(host), port):
+                found.append({"gateway": probe["item"], "address": address, "port": here["port"]})
+    return found
+
+
+def verification_urls(pools: Iterable[Mapping[str, Any]], seen: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the servers that get requests now: `pool`, `server`, and the `url` that lists its models."""
+    up = {entry["name"] for entry in seen if str(entry["status"]).startswith(UP)}
+    return [
+        {
+            "pool": pool["name"],
+            "server": server["name"],
+            "url": f"http://{bracketed(server['address'])}:{server['port']}/v1/models",
+        }
+        for pool in pools
+        for server in pool["servers"]
+        if server["name"] in up
+    ]
+
+
+def losses(
+    hostvars: Mapping[str, Any],
+    pools: Iterable[Mapping[str, Any]],
+    answers: Iterable[Mapping[str, Any]],
+    gateway: str,
+    also: Iterable[str] = (),
+) -> list[str]:
+    """Return which pools would keep too few servers once `gateway` has what is described, as sentences.
+
+    `answers` is a loop of the module uri over verification_urls. Only a clear answer counts: a busy server gives none.
+    """
+    said = []
+    answers, also = list(answers), list(also)
+    for pool in pools:
+        names = [server["name"] for server in pool["servers"]]
+        told = [hostvars[name].get("rollout_min_available") for name in names]
+        keep = max([int(value) for value in told if value is not None] or [min(1, len(names) - 1)])
+        mine = [answer for answer in answers if answer["item"]["pool"] == pool["name"]]
+        key = [answer["item"]["server"] for answer in mine if answer.get("status") in (401, 403)]
+        other = [
+            answer["item"]["server"]
+            for answer in mine
+            if answer.get("status") == 200
+            and not {str(model.get("id")) for model in (answer.get("json") or {}).get("data") or []}.intersection(
+                [*pool["names"], *also]
+            )
+        ]
+        stay = len(mine) - len(key) - len(other)
+        if (key or other) and stay < keep:
+            why = [f"{', '.join(key)} does not take vllm_server_api_key as it is described"] if key else []
+            why += [f"{', '.join(other)} does not serve {pool['model']}"] if other else []
+            said.append(
+                f"With what is described, {gateway} would send requests for {pool['model']} to {stay} of {len(mine)} "
+                f"servers that have them now, expected at least {keep} (rollout_min_available): {'; '.join(why)}. "
+                f"{MOVE} The gateway was not changed."
+            )
+    return said
+
+
+def kept_out(probes: Iterable[Mapping[str, Any]], server: str) -> list[str]:
+    """Return the gateways at which an administrator has put a server into MAINT.
+
+    HAProxy calls a server without an address MAINT, too, with the reason after the word.
+    """
+    return [
+        probe["item"]
+        for probe in probes
+        if any((entry["name"], entry["status"]) == (server, MAINT) for entry in probe.get("servers") or [])
+    ]

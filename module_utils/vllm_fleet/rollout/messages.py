@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sentences of a rollout: what is planned, what speaks against it, how far it came. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from .replicas import Replica
+
+MANY = 6  # names in a list before the rest is counted
+
+
+def names(given: Iterable[str]) -> str:
+    """Return names as a list in words; `none` for no name."""
+    given = list(given)
+    if len(given) > MANY:
+        return f"{', '.join(given[:MANY])} and {len(given) - MANY} more"
+    return " and ".join(filter(None, [", ".join(given[:-1]), *given[-1:]])) or "none"
+
+
+def _s(count: int) -> str:
+    """Return the ending of a noun for a number of things."""
+    return "" if count == 1 else "s"
+
+
+def _verb_s(subjects: Sequence[object]) -> str:
+    """Return the ending of a verb for its subjects."""
+    return "s" if len(subjects) == 1 else ""
+
+
+# --- the plan -----------------------------------------------------------------------------------------------------
+
+
+def plan(waves: Sequence[Sequence[Replica]], same: Sequence[Replica], total: int) -> str:
+    """Return what is replaced in which wave, and what stays as it is; ``total`` counts the replicas of the run."""
+    rest = f"{names(one.label for one in same)} serve{_verb_s(same)} what is described and answered right"
+    if not waves:
+        return f"Nothing to replace: {rest}." if same else "Nothing to replace."
+    listed = " | ".join(names(replica.label for replica in wave) for wave in waves)
+    return (
+        f"To replace: {sum(map(len, waves))} of {total} replica{_s(total)}, in {len(waves)} wave{_s(len(waves))}: "
+        f"{listed}." + (f" {rest[0].upper()}{rest[1:]}." if same else "")
+    )
+
+
+def pending(first: Mapping[str, str]) -> str:
+    """Return which nodes get something first (`the image`, by host), before it is known what would change there."""
+    return "".join(
+        f" {names(hosts)} get{_verb_s(hosts)} {what} first: what changes there is known then."
+        for what, hosts in _by_value(first)
+    )
+
+
+def reboots(planned: Mapping[str, str], waiting: Mapping[str, str]) -> str:
+    """Return which nodes are rebooted in their wave and which wait for their user to allow it; reasons by host."""
+    said = [f" {names(hosts)} will be drained and rebooted in that wave: {why}." for why, hosts in _by_value(planned)]
+    said += [
+        f" {names(hosts)} wait{_verb_s(hosts)} for a reboot: {why}. With rocm_allow_reboot: true the "
+        "next deployment drains, reboots and verifies node by node; otherwise reboot when nothing is served there."
+        for why, hosts in _by_value(waiting)
+    ]
+    return "".join(said)
+
+
+def _by_value(reasons: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    grouped: dict[str, list[str]] = {}
+    for host, why in reasons.items():
+        grouped.setdefault(why, []).append(host)
+    return list(grouped.items())
+
+
+# --- what speaks against it ---------------------------------------------------------------------------------------
+
+
+def no_file(path: str) -> str:
+    """Refuse a file of tasks that is not there."""
+    return (
+        f"{path} is no file on the controller; expected tasks that drain or admit a server. Give rollout_drain_tasks "
+        "and rollout_admit_tasks whole paths, such as {{ inventory_dir }}/drain.yml."
+    )
+
+
+def no_count(name: str, value: object) -> str:
+    """Refuse a variable that is no number of replicas."""
+    return f"{name} is {value!r}; expected a number of replicas from 0."
+
+
+def silent(hosts: Iterable[str]) -> str:
+    """Refuse a run in which hosts could not be planned."""
+    return (
+        f"{names(hosts)} could not be asked or would refuse what is described (see above), so no server of any "
+        "node was replaced. Mend that, or leave it out with --limit."
+    )
+
+
+def wrong(replicas: Iterable[str], max_failures: int) -> str:
+    """Refuse a run in which too many replicas did not pass their verification."""
+    return (
+        f"{names(replicas)} runs what is described but did not pass its verification (see above), "
+        f"so no server of any node was replaced: rollout_max_failures is {max_failures}."
+    )
+
+
+def half_a_replica(hosts: Iterable[str], inside: Iterable[str]) -> str:
+    """Refuse a limit that cuts a replica."""
+    return f"{names(hosts)} are one replica, and this run is limited to {names(inside)}: name all of them with --limit."
+
+
+def gap(why: str, replicas: Iterable[str], pool: str, keep: int, stay: int) -> str:
+    """Refuse another key or name (``why``) with which the gateways would lose too many of a pool at once."""
+    what, remedy = {
+        "key": (
+            f"{names(replicas)} would get another vllm_server_api_key. A gateway sends one key to a pool, and would "
+            "take all servers with the old one for down at once",
+            "",
+        ),
+        "name": (
+            f"{names(replicas)} would get another served name, {pool}. A gateway would take all servers with the old "
+            "one for down at once",
+            "name the old one in gateway_also_healthy for this run, ",
+        ),
+    }[why]
+    return (
+        f"{what}: expected at least {keep} of {pool} to stay (rollout_min_available), {stay} would. Clients "
+        f"need the new {why} at the same moment: {remedy}bring the new ones up as a second pool with a port of its "
+        "own and move the clients (docs/gateway.md), or accept the gap with -e rollout_min_available=0. No server "
+        "was replaced and no gateway was changed."
+    )
+
+
+def _reason(text: str) -> str:
+    """Return a module's message as part of a sentence."""
+    return text.strip().removeprefix("Task failed: ").removesuffix(".")
+
+
+def gateway_lost(gateway: str, reason: str) -> str:
+    """Refuse a run with a gateway that cannot be reached."""
+    return (
+        f"{gateway} cannot be asked ({_reason(reason)}), so no server could be drained or admitted "
+        "there. See to its network, its SSH server and its sudo, or take it out of group gateway."
+    )
+
+
+def gateway_stopped(gateway: str, reason: str) -> str:
+    """Refuse a run with a gateway whose HAProxy does not run."""
+    return (
+        f"HAProxy on {gateway} {reason}, and this run does not change that "
+        f"gateway. Start it (systemctl status haproxy), or run deploy.yml with {gateway} in --limit, too."
+    )
+
+
+def gateway_ignorant(gateway: str, missing: Sequence[Replica]) -> str:
+    """Refuse a run with a gateway that does not know servers of it."""
+    pools = names(dict.fromkeys(replica.pool for replica in missing))
+    hosts = ",".join(host for replica in missing for host in replica.hosts)
+    return (
+        f"{gateway} does not know {names(replica.label for replica in missing)} by the model {pools}, and "
+        f"this run does not change that gateway. Run deploy.yml with both: --limit {hosts},{gateway}."
+    )
+
+
+def stuck(pool: str, keep: int, serving: Sequence[str], members: int) -> str:
+    """Refuse a run that would leave too few of a pool."""
+    return (
+        f"rollout_min_available is {keep}, but {len(serving)} of {members} replicas of {pool} serve "
+        f"({names(serving)}), so none of them can be replaced: add replicas, bring back those that are down, or allow "
+        f"the gap with -e rollout_min_available={max(0, len(serving) - 1)}. Nothing was replaced."
+    )
+
+
+# --- between the waves and at their end ---------------------------------------------------------------------------
+
+
+def too_many_failed(replicas: Iterable[str], max_failures: int) -> str:
+    """Return why no further wave begins after failures."""
+    return f"{names(replicas)} failed and rollout_max_failures is {max_failures}"
+
+
+def too_few_stay(pool: str, stay: Sequence[str], keep: int) -> str:
+    """Return why a wave must not begin that would leave too few of a pool."""
+    return (
+        f"only {len(stay)} replica{_s(len(stay))} of {pool} would stay ({names(stay)}) and "
+        f"rollout_min_available is {keep}"
+    )
+
+
+def verdict(host: str, cause: str, done: Iterable[str], untouched: Sequence[str], max_failures: int) -> str:
+    """Return what a host failed with, and how far the run came."""
+    said = f"Replaced before: {names(done)}."
+    if untouched:
+        said += f" The run stopped there, as rollout_max_failures is {max_failures}; not touched: {names(untouched)}."
+    return f"{host}: {cause} {said}"
+
+
+def part_of_a_replica(host: str, replica: str, head: str) -> str:
+    """Return the verdict of a host whose head says why their replica failed."""
+    return f"{host}: it is part of {replica}, of which {head} tells."

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet's replicas as a rollout finds them: what serves, what would change, what a gateway says. Pure.
+
+``hostvars`` holds for every host what the roles noted: ``vllm_server_result`` of the plan, ``docker_engine_result``,
+``vllm_image_result``, ``hf_cache_result`` of staging, ``rocm_reboot_required``, and of a gateway ``gateway_result``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..vllm import host_variables
+
+KEEP = 1  # default of rollout_min_available
+UP, DRAIN, MAINT = "UP", "DRAIN", "MAINT"  # HAProxy's words
+
+
+@dataclass
+class Replica:
+    """One server: its hosts in the inventory's order, the pool it belongs to, whether it serves now."""
+
+    name: str
+    pool: str
+    hosts: list[str] = field(default_factory=list)
+    serves: bool = True
+    change: bool = False
+    #: An administrator has put it into MAINT at every gateway: it serves neither now nor when it has been replaced.
+    kept_out: bool = False
+    #: What check mode has only said that it would bring first, by host.
+    pending: dict[str, str] = field(default_factory=dict)
+    #: Why a node of it has to be rebooted in its wave, by host.
+    reboots: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def head(self) -> str:
+        """The host that answers for it."""
+        return self.hosts[0]
+
+    @property
+    def label(self) -> str:
+        """What a reader calls it."""
+        return label(self.name, self.hosts)
+
+
+def label(name: str, hosts: Sequence[str]) -> str:
+    """Return `node3` for a host alone, `big (node1+node2)` for a replica of several."""
+    return hosts[0] if len(hosts) == 1 else f"{name.partition(' ')[2]} ({'+'.join(hosts)})"
+
+
+def labels(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
+    """Return the labels of the replicas that these hosts make."""
+    return [label(name, members) for name, members in host_variables.replicas(hostvars, hosts).items()]
+
+
+def pool_of(variables: Mapping[str, Any]) -> str:
+    """Return the first served name of a host's server, by which the servers of a pool belong together."""
+    return host_variables.served_names(variables)[0]
+
+
+def gateway_states(hostvars: Mapping[str, Any], gateways: Iterable[str], server: str) -> set[str]:
+    """Return a server's states at the gateways of this run: HAProxy's first word, UP, DOWN, DRAIN, MAINT.
+
+    MAINT is an administrator's alone; what HAProxy itself calls so (no address, for one) counts as DOWN.
+    """
+    found = set()
+    for gateway in gateways:
+        for entry in (hostvars[gateway].get("gateway_result") or {}).get("servers") or []:
+            if entry.get("name") == server:
+                words = str(entry.get("status")).split()
+                found.add("DOWN" if words[0] == MAINT and words[1:] else words[0])
+    return found
+
+
+def planned(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what vllm_server would do on a host; empty where it could not be asked or refused."""
+    found = variables.get("vllm_server_result") or {}
+    return {} if found.get("failed") or found.get("skipped") or "actions" not in found else found
+
+
+def outcome(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return how a host's turn in the waves ended; empty before its turn."""
+    return variables.get("rollout_outcome") or {}
+
+
+#: Failure classes of vllm_server that mean: the weights are not there.
+_NO_WEIGHTS = ("cache_miss_offline", "cache_incomplete")
+
+
+def pending_artifact(found: Mapping[str, Any] | None, variables: Mapping[str, Any]) -> str:
+    """Return what check mode has only said that it would bring, and without which vllm_server could not compare.
+
+    One of `the image`, `the weights`, `the engine`; empty where nothing is missing. ``found`` is vllm_server's result.
+    """
+    engine, image, weights = (
+        variables.get(name) or {} for name in ("docker_engine_result", "vllm_image_result", "hf_cache_result")
+    )
+    found = found or {}
+    why = (found.get("failure") or {}).get("class")
+    # The tag may be on another image, which is no failure: the server was compared with that one then.
+    moves = variables.get("vllm_image_tag") in (image.get("tags_moved") or []) and "@" not in str(
+        image.get("image_ref")
+    )
+    lacks = image.get("present") is False or moves
+    if lacks and (why == "image_missing" or (why is None and not found.get("failed"))):
+        return "the image"
+    if weights.get("complete") is False and why in _NO_WEIGHTS:
+        return "the weights"
+    missing = engine.get("running") is False or engine.get("sdk") is False
+    return "the engine" if missing and why == "unknown" else ""
+
+
+def reboot_needed(variables: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return why only a reboot helps a node, as the role rocm found (or ""), and whether it may be rebooted."""
+    reasons = variables.get("rocm_reboot_required") or []
+    return " and ".join(map(str, reasons)), host_variables.truth(variables.get("rocm_allow_reboot"))
+
+
+def replicas_of(
+    hostvars: Mapping[str, Any],
+    fleet: Iterable[str],
+    play: Iterable[str],
+    gateways: Iterable[str],
+    *,
+    check_mode: bool = False,
+    admits: bool = False,
+) -> list[Replica]:
+    """Return the fleet's replicas. Those outside ``play`` count as serving; a gateway that was asked knows better.
+
+    ``admits``: what a killed run has left drained counts, too, because this run admits it before its first wave.
+    """
+    found: dict[str, Replica] = {}
+    play, gateways = set(play), list(gateways)
+    for host in fleet:
+        name = host_variables.group_name(hostvars, host)
+        replica = found.setdefault(name, Replica(name, pool_of(hostvars[host])))
+        replica.hosts.append(host)
+        if host in play:
+            _add_host(hostvars, replica, host, gateways, check_mode=check_mode)
+    for replica in found.values():
+        states = gateway_states(hostvars, gateways, replica.head)
+        replica.kept_out = states == {MAINT}
+        left = admits and DRAIN in states and not replica.change and bool(play.intersection(replica.hosts))
+        if states and UP not in states and not left:
+            replica.serves = False
+    return list(found.values())
+
+
+def _add_host(
+    hostvars: Mapping[str, Any], replica: Replica, host: str, gateways: list[str], *, check_mode: bool
+) -> None:
+    """Add to a replica what the plan found on one of its hosts."""
+    found = planned(hostvars[host])
+    confirmed = bool(found.get("confirmed"))
+    running = (found.get("container") or {}).get("status") == "running"
+    why, allowed = reboot_needed(hostvars[host])
+    if why and allowed:
+        replica.reboots[host] = why
+    first = pending_artifact(found, hostvars[host]) if check_mode else ""
+    if first:
+        replica.pending[host] = first
+    replica.change = replica.change or bool(found.get("actions") or first) or not confirmed or bool(replica.reboots)
+    # One that was never verified is drained, unless a gateway sends it requests all the same.
+    replica.serves = (
+        replica.serves and running and (confirmed or UP in gateway_states(hostvars, gateways, replica.head))
+    )
+
+
+def min_available(hostvars: Mapping[str, Any], replicas: Iterable[Replica], pool: str) -> int:
+    """Return how many replicas of a pool must stay; by default one, and none of a pool of a single one."""
+    members = [replica for replica in replicas if replica.pool == pool]
+    told = [hostvars[replica.head].get("rollout_min_available") for replica in members]
+    values = [int(value) for value in told if value is not None]
+    return max(values) if values else min(KEEP, len(members) - 1)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a host's Ansible variables say of its server: names, replica, address. Pure.
+
+``variables`` are those of one host, with what vllm_server returned there in this run (``vllm_server_result``,
+``vllm_server_restore_result``); ``hostvars`` are those of all hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from . import cli
+
+PORT = 8000  # default of the role vllm_server
+LOOPBACK = "127.0.0.1"  # likewise
+#: Addresses that stand for all of a node.
+WILDCARDS = ("0.0.0.0", "::", "*")  # noqa: S104 - names of what a server may listen on, nothing is bound here
+_TRUE = ("true", "yes", "on", "1", "y", "t")
+
+
+def truth(value: Any) -> bool:
+    """Return a variable's truth as Ansible reads it: `yes`, `on`, `1` and the like, whatever the case."""
+    return value is True or str(value).strip().lower() in _TRUE
+
+
+def served_names(variables: Mapping[str, Any]) -> list[str]:
+    """Return the names under which a host's server is to answer, the first one first."""
+    return cli.served_names(variables.get("vllm_server_args") or {}, str(variables.get("vllm_server_model") or ""))
+
+
+def container_spec(variables: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what a host's container is made of: ``spec`` of the newest result of vllm_server in this run.
+
+    Empty where there is no container, None where the host was not asked.
+    """
+    for name in ("vllm_server_restore_result", "vllm_server_result"):
+        found = variables.get(name) or {}
+        if "spec" in found:
+            return dict(found["spec"] or {})
+    return None
+
+
+def listens_on(variables: Mapping[str, Any]) -> tuple[str, int]:
+    """Return the address and port of a host's container, or the inventory's where none is known."""
+    spec = container_spec(variables) or {}
+    return (
+        str(spec.get("bind") or variables.get("vllm_server_bind") or LOOPBACK),
+        int(spec.get("port") or variables.get("vllm_server_port") or PORT),
+    )
+
+
+def own_url(variables: Mapping[str, Any]) -> str:
+    """Return the URL at which a host reaches its own server, as it runs now."""
+    bind, port = listens_on(variables)
+    return f"http://{bracketed(LOOPBACK if bind in (*WILDCARDS, 'localhost') else bind)}:{port}"
+
+
+def bracketed(address: str) -> str:
+    """Return an address as URLs have it."""
+    return f"[{address}]" if ":" in address else address
+
+
+def replica_name(variables: Mapping[str, Any]) -> str:
+    """Return the name that the hosts of a server over several nodes share; empty for a host alone."""
+    name = variables.get("vllm_server_replica")
+    return "" if name is None else str(name)
+
+
+def replica_head(hostvars: Mapping[str, Any], hosts: Iterable[str], host: str) -> str:
+    """Return the host that answers for a host's replica: the first of its hosts in ``hosts``."""
+    name = replica_name(hostvars[host])
+    return next((other for other in hosts if replica_name(hostvars[other]) == name), host) if name else host
+
+
+def replicas(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> dict[str, list[str]]:
+    """Return the hosts of each replica in the order of ``hosts``, by `replica <name>` or `host <name>`."""
+    found: dict[str, list[str]] = {}
+    for host in hosts:
+        found.setdefault(group_name(hostvars, host), []).append(host)
+    return found
+
+
+def group_name(hostvars: Mapping[str, Any], host: str) -> str:
+    """Return `replica <name>` for a host of a server over several nodes, `host <name>` for a host alone."""
+    name = replica_name(hostvars[host])
+    return f"replica {name}" if name else f"host {host}"
