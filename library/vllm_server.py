@@ -45,13 +45,11 @@ options:
     type: str
     choices: [deploy, plan, status]
     default: deploy
-    version_added: "0.2.0"
   verification:
     description:
       - Options of M(vllm_chat), for O(mode=plan). The action plugin sends this request in the same call to the node where
         the server would not change, and keeps the answer for the task that verifies it.
     type: dict
-    version_added: "0.2.0"
   image:
     description:
       - Image, as C(repository:tag), C(repository@sha256:...) or an image id. It must be on the node already.
@@ -565,7 +563,7 @@ def main() -> None:
         ServerOptions.from_params(params),
         engine,
         host=host,
-        check_mode=module.check_mode or options["mode"] != "deploy",
+        check_mode=module.check_mode or params["mode"] != "deploy",
         token=token,
         slice_seconds=params["watch_slice"],
         secrets=secrets,

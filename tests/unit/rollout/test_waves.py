@@ -222,7 +222,9 @@ def test_a_gateway_that_could_not_drain_is_named_before_the_waves():
     assert problem.endswith("--limit node3,gw.")
     assert plan({**hosts, "gw": seen() | {"gateway_takes_part": True}}, gateways=["gw"])["problems"] == []
     apart = [["node1"], ["node1"], ["gw"]]
-    gone = {"gw": {"gateway_result": {"unreachable": True, "msg": "timed out."}, "gateway_takes_part": True}}
+    gone = {
+        "gw": {"gateway_result": {"unreachable": True, "msg": "Task failed: timed out."}, "gateway_takes_part": True}
+    }
     (problem,) = waves.gateway_problems(hosts | gone, *apart)
     assert problem.startswith("gw cannot be asked (timed out), so")
     stopped = {"gw": {"gateway_result": {"running": False, "reason": "does not run: x"}}}

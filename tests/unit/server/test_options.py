@@ -10,7 +10,17 @@ import vllm_server as module
 from ansible.module_utils.vllm_fleet.server.options import ServerOptions
 
 #: Options of the module that say how to run, not what server is wanted.
-OF_THE_RUN = {"docker_host", "reported_host", "watch_slice", "watch_token", "replica", "replica_step", "place"}
+OF_THE_RUN = {
+    "mode",
+    "verification",
+    "docker_host",
+    "reported_host",
+    "watch_slice",
+    "watch_token",
+    "replica",
+    "replica_step",
+    "place",
+}
 #: Options that have another name or shape once parsed.
 PARSED = {"args": "flags", "accelerator": "rocm"}
 
