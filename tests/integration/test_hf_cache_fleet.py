@@ -234,7 +234,7 @@ def test_a_swarm_brings_it_to_every_node_and_a_second_run_finds_it(bed: Bed, tmp
         assert bed.complete(node, model), node
         wrong = f"find {HF} ! -user ops; find {HF}/hub -type f ! -perm 0644 -o -type d ! -perm 0755;"
         assert bed.sh(node, f"{wrong} find {HF} -name token -o -name staging | xargs -r ls") == ""
-    assert "Make the seed" not in output
+    assert "the seed cache on the controller" not in output
     after = bed.sh("node1", f"cd {HF} && find . -path ./.vllm-fleet -prune -o -printf '%p %i %T@ %m %s %l\\n' | sort")
     assert after == before
     bed.nothing_is_left()
@@ -405,7 +405,7 @@ def test_the_seed_alone_downloads_through_a_bad_hub_and_a_disk_fills_up_meanwhil
         output, _ = process.communicate(timeout=240)
         assert not process.returncode, output
         assert bed.sh("node3", f"cat {job}/current.json") == copy, output
-        assert "Start tracker" not in output
+        assert "Start the swarm's tracker" not in output
         assert bed.received("node3") - begin < total
         assert int(bed.sh("node3", f"ls {SMALL}/hub/models--org--model/snapshots/{COMMIT} | wc -l")) == len(files)
         assert set(hub.callers) == {bed.fleet.node("node1").address}
@@ -415,7 +415,7 @@ def test_the_seed_alone_downloads_through_a_bad_hub_and_a_disk_fills_up_meanwhil
         each = {**source, "hf_cache_distribution": "hub", "hf_cache_path": "/srv/each", "hf_cache_create": True}
         output = bed.run("org/model", **each)
         assert set(hub.callers) == {node.address for node in bed.fleet.nodes}
-        assert "Start tracker" not in output
+        assert "Start the swarm's tracker" not in output
         for name in NODES:
             assert int(bed.sh(name, f"ls /srv/each/hub/models--org--model/snapshots/{COMMIT} | wc -l")) == len(files)
             assert bed.sh(name, f"grep -rlF {CANARY} /srv/each || true") == ""

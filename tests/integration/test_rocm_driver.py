@@ -588,7 +588,7 @@ def test_access_and_kernel_settings(bed):
     results, output = bed.play({"bookworm": ("bookworm", settings)})
     assert (results["bookworm"]["failures"], results["bookworm"]["tasks"][-1]) == (
         1,
-        "Write the boot loader's configuration",
+        "Update the boot loader's configuration",
     ), output
     bed.sh("bookworm", f"printf '%s' '{UPDATE_GRUB}' > /usr/sbin/update-grub")
     results, output = bed.play({"bookworm": ("bookworm", settings)})
@@ -602,9 +602,10 @@ def test_access_and_kernel_settings(bed):
     bed.sh("bookworm", "chgrp render /dev/kfd; chmod 660 /dev/kfd")
     results, output = bed.play({"bookworm": ("bookworm", settings)})
     assert (results["bookworm"]["failures"], results["bookworm"]["changed"]) == (0, 0), output
-    assert not {"Put the users into them", "Give the device nodes to the render group"} & set(
-        results["bookworm"]["tasks"]
-    )
+    assert not {
+        "Ensure the users are in the GPU groups",
+        "Ensure the udev rules give the GPU device nodes to the render group",
+    } & set(results["bookworm"]["tasks"])
 
 
 def test_another_release_when_told_and_a_node_that_serves_nobody_is_rebooted_for_it(bed):

@@ -202,8 +202,8 @@ def test_built_once_it_is_the_same_on_every_node(site: Site) -> None:
     # A probe and two remarks, no further task on any node: what a run costs that has nothing to do.
     ran = re.findall(r"^ok: vllm_image : (.*) \[", again.output, re.MULTILINE)
     assert ran == [
-        "Read the revision of the checkout",
-        "Look for the image",
+        "Get the revision of the vLLM checkout",
+        "Probe the image",
     ]
 
 
@@ -349,7 +349,11 @@ def test_a_registry_of_ones_own_and_a_tag_that_moves_there(site: Site) -> None:
     pulled = site.run(**by_tag)
     assert pulled.changed(*NODES), pulled.output
     assert site.contents("127.0.0.1:5000/team/vllm-rocm:v1") == made
-    asked = re.findall(r"^ok: vllm_image : Ask the registry.* \[(.*)\]$", pulled.output, re.MULTILINE)
+    asked = re.findall(
+        r"^ok: vllm_image : Get the digest of the image's tag from the registry.* \[(.*)\]$",
+        pulled.output,
+        re.MULTILINE,
+    )
     assert len(asked) == 1 and asked[0] in NODES, pulled.output  # one of them for all
     site.sh(
         "node1",

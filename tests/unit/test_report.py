@@ -304,7 +304,7 @@ def test_a_reboot_counts_as_time_without_a_server():
     run = Run(1)
     run.play("vllm_server")
     one = {"node1": (3.0, "ok", {"actions": ["stop"]})}
-    run.task("Stop our own server", "rocm", "vllm_server", one, state="stopped", changed=True)
+    run.task("Stop the server before the reboot", "rocm", "vllm_server", one, state="stopped", changed=True)
     run.task(
         "Reboot and wait for the node", "rocm", "ansible.builtin.reboot", {"node1": (300.0, "ok", {})}, changed=True
     )
@@ -325,8 +325,12 @@ def test_a_burn_in_stands_on_the_page():
     run.play("burnin")
     finding = {"level": "refused", "what": "all_reduce_perf", "expected": "304 <GB/s>", "got": "250", "remedy": "look"}
     good = {**finding, "level": "ok", "what": "gst", "remedy": ""}
-    run.task("Judge gst", "burnin", "burnin_report", {n: (1.0, "ok", {"finding": good}) for n in run.names})
-    run.task("Judge all_reduce_perf", "burnin", "burnin_report", {"node2": (1.0, "ok", {"finding": finding})})
+    run.task(
+        "Check the results of gst", "burnin", "burnin_report", {n: (1.0, "ok", {"finding": good}) for n in run.names}
+    )
+    run.task(
+        "Check the results of all_reduce_perf", "burnin", "burnin_report", {"node2": (1.0, "ok", {"finding": finding})}
+    )
     report = report_of(run)
     assert build.worth_a_page(report)
     assert [n["outcome"] for n in report["nodes"]] == ["tried", "tried"]
@@ -340,7 +344,7 @@ def test_a_burn_in_stands_on_the_page():
 def test_a_run_that_only_measures_says_so():
     run = Run(2)
     run.play("benchmark")
-    run.task("Measure it", "benchmark", "docker_container_exec", dict.fromkeys(run.names, (9.0, "ok", {})))
+    run.task("Measure the server", "benchmark", "docker_container_exec", dict.fromkeys(run.names, (9.0, "ok", {})))
     report = report_of(run, benchmarks=dict.fromkeys(run.names, BENCHMARK))
     assert terminal.lines(report, "x")[0].endswith(": 2 measured")
 
