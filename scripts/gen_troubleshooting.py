@@ -145,7 +145,7 @@ NOTES: Mapping[str, tuple[str, str]] = {
     ),
     "host_memory": (
         "The kernel killed a process for lack of RAM. Loading maps all the weights, and all ranks do so at once.",
-        "Docker's OOMKilled tells of the container's own limit, exit code -9 of a worker of either.",
+        "Docker's OOMKilled means the container's own limit; exit code -9 of a worker means either.",
     ),
     "disk_full": (
         "The model's cache, Docker's storage and /tmp may be different disks.",

@@ -105,7 +105,7 @@ def memory_taken(case: Case) -> Words:
 def memory_moved(case: Case) -> Words:
     return (
         f"Another process gave GPU memory back while vLLM measured it ({case.get('before')} GiB were free, then "
-        f"{case.get('after')} GiB), so the measurement is worth nothing",
+        f"{case.get('after')} GiB), so the measurement is not reliable",
         f"Make sure that nothing else uses these GPUs (`ansible {case.context.host or 'HOST'} -m rocm_info` names "
         "the processes), and run again",
     )

@@ -119,7 +119,7 @@ def pools_behind(
         variables, head = hostvars[host], replica_head(hostvars, hosts, host)
         names = served_names(variables)
         if not names[0]:
-            problems.append(f"{host} has no vllm_server_model, so nobody knows what it serves: set it.")
+            problems.append(f"{host} has no vllm_server_model, so its model is unknown: set it.")
             continue
         if head != host:
             if names[0] != served_names(hostvars[head])[0]:
