@@ -31,9 +31,17 @@ _ROLES = {
     "burnin": "benchmark",
 }
 #: Task files of the roles rollout and gateway whose tasks take a server out or put it back, whatever they are called.
-_FILES = {"drain": "drain", "unanswered": "drain", "admit": "admit", "land": "admit", "refused": "admit"}
+_FILES = {
+    "drain": "drain",
+    "fail_drain": "drain",
+    "admit": "admit",
+    "verify_routing": "admit",
+    "fail_admission": "admit",
+}
 #: Other task files of the role rollout.
-_OWN = frozenset({"failed", "gateways", "left", "main", "plan", "replica", "settle", "verdict"})
+_OWN = frozenset(
+    ("main", "plan", "probe_gateways", "readmit_leftovers", "recover", "replace", "restore_or_confirm", "verdict")
+)
 #: What a server's state in the rollout makes of tasks that its user has written (rollout_drain_tasks, ..._admit_tasks),
 #: and of those that drain and admit have in common.
 _MARKS = {"draining": "drain", "admitting": "admit"}

@@ -138,7 +138,7 @@ class Run:
             file="admit",
         )  # fmt: skip
         landed = {n: (0.4, "ok", {"results": [{"name": "through gateway1", "api": "chat", "ttft": 0.2}]}) for n in good}
-        self.task("Send a request through it", "gateway", "vllm_chat", landed, file="land")
+        self.task("Send a request through it", "gateway", "vllm_chat", landed, file="verify_routing")
         return len(good) == len(names)
 
     def described(self, **more: Any) -> dict[str, Any]:

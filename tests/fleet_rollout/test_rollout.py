@@ -242,7 +242,7 @@ def test_an_edit_rolls_in_waves_and_no_request_is_lost(scene, load, note):
         # Of a new port no client knows: the gateway goes on with the old one until a server's turn has come.
         edit = {"vllm_server_args": {"max-model-len": 1024}, "vllm_server_port": 8100}
         run = scene.start("-vvv", **edit, gateway_maxconn=4000)
-        run.until("Drain it at every gateway")
+        run.until("Drain the server at every gateway")
         second = scene.deploy("--tags", "rollout")
         done = run.wait().ok()
     assert "Another run holds this fleet: " in second.failed().text

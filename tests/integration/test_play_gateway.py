@@ -193,7 +193,9 @@ def planned(hosts: list[str], nodes: int, **more: Any) -> dict[str, Any]:
 def test_a_server_is_drained_and_admitted_and_one_in_maintenance_is_left_in_it(place: Place) -> None:
     place.haproxy.states = {"node1": "UP", "node2": "MAINT"}
     roles = [play.role("gateway", entry) for entry in ("drain", "admit")]
-    run = place.run(*roles, {**play.role("gateway", "land"), "when": "inventory_hostname == 'node2'"}, nodes=2).ok()
+    run = place.run(
+        *roles, {**play.role("gateway", "verify_routing"), "when": "inventory_hostname == 'node2'"}, nodes=2
+    ).ok()
     assert place.haproxy.said == [f"set server {POOL}/node1 state drain", f"enable server {POOL}/node1"]
     assert place.haproxy.states == {"node1": "UP", "node2": "MAINT"}
     assert "node2 is in state MAINT at gateway1, where it stays" in text(run)
@@ -233,7 +235,7 @@ def test_with_hooks_alone_the_requests_are_waited_for_and_a_killed_run_leaves_no
     engine.server_close()
 
     # Killed there. The next run finds the server as described.
-    left = [planned([], 2, unchanged=["node1", "node2"]), play.role("rollout", "left")]
+    left = [planned([], 2, unchanged=["node1", "node2"]), play.role("rollout", "readmit_leftovers")]
     place.run(*left, hosts="node1", gateway=False, **hooks).ok()
     assert place.called() == ["node1 admit"]
     place.run(*left, hosts="node1", gateway=False, **hooks).ok()
@@ -256,7 +258,7 @@ def test_an_old_server_that_still_loads_is_left_to_the_gateways_checks(
         "rollout_outcome": {"state": "replacing"},
     }
     known |= {"vllm_server_restore_result": {**running, "confirmed": True}} if restored else {}
-    place.run(play.role("rollout", "settle"), known={"node1": known}).ok()
+    place.run(play.role("rollout", "restore_or_confirm"), known={"node1": known}).ok()
     assert place.haproxy.said == [f"enable server {POOL}/node1"] * admitted
 
 

@@ -68,7 +68,7 @@ def test_a_request_through_the_gateway_is_seen_in_the_picture_and_not_in_the_fig
     answer = {"name": "capital", "api": "chat", "content": "Paris.", "ttft": 0.1, "tokens_per_second": 50.0}
     run.task("Verify", "vllm_server", "vllm_chat", {"node1": (1.0, "ok", {"results": [answer]})})
     through = {**answer, "ttft": 0.7, "tokens_per_second": 9.0}
-    run.task("Ask", "gateway", "vllm_chat", {"node1": (2.0, "ok", {"results": [through]})}, file="land")
+    run.task("Ask", "gateway", "vllm_chat", {"node1": (2.0, "ok", {"results": [through]})}, file="verify_routing")
     (one,) = report_of(run)["nodes"]
     assert (one["ttft"], one["tokens_per_second"]) == (0.1, 50.0)
     assert [s["phase"] for s in one["timeline"]] == ["verify", "admit"]
@@ -83,7 +83,7 @@ def test_tasks_of_the_user_count_as_what_the_rollout_does_meanwhile():
     run.task("Note", "rollout", "ansible.builtin.set_fact", {"node1": (0.5, "ok", note)}, file="drain")
     run.task("Tell the balancer", "rollout", "ansible.builtin.uri", {"node1": (3.0, "ok", {})}, file="mine")
     run.task(
-        "Note", "rollout", "ansible.builtin.set_fact", {"node1": (0.5, "ok", {"mark": "replacing"})}, file="replica"
+        "Note", "rollout", "ansible.builtin.set_fact", {"node1": (0.5, "ok", {"mark": "replacing"})}, file="replace"
     )
     run.task("Reboot", "rocm", "ansible.builtin.reboot", {"node1": (9.0, "ok", {})}, file="reboot")
     (one,) = report_of(run)["nodes"]
@@ -227,7 +227,7 @@ def test_a_check_run_says_what_is_brought_before_it_can_be_compared():
 
 def test_a_look_at_the_gateway_belongs_to_what_follows():
     marks = {None: "check", "draining": "drain", "admitting": "admit"}
-    task = {"action": "gateway_info", "role": "gateway", "file": "look"}
+    task = {"action": "gateway_info", "role": "gateway", "file": "probe"}
     assert {mark: timeline.phase_of(task, None, mark) for mark in marks} == marks
 
 
