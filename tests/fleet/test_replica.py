@@ -335,7 +335,7 @@ def test_a_replica_is_one_of_a_wave_and_no_request_is_lost(waves: Replica, tmp_p
     assert waves.gateway() == {"node1": "UP", "node3": "UP"}
     # What the rollback made is what the inventory without the edit describes: nothing is replaced for it.
     again = waves.play("--tags", "rollout", "--limit", "pair", play=DEPLOY).ok()
-    assert f"Nothing to replace: {LABEL} serves what is described" in again.words()
+    assert f"Nothing to do: {LABEL} matches the inventory" in again.words()
 
 
 def test_a_worker_that_cannot_start_brings_its_replica_back_and_ends_the_run(waves: Replica) -> None:

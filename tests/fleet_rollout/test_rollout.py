@@ -79,7 +79,7 @@ def all_up(scene):
 def test_run_again_changes_nothing(scene):
     run = scene.deploy("-vvv").ok()
     assert set(run.recap("changed").values()) == {0}, run.output
-    assert "Nothing to replace: node1, node2, node3 and node4 serve what is described" in run.text
+    assert "Nothing to do: node1, node2, node3 and node4 match the inventory" in run.text
     assert all_up(scene)
     # Every node is asked twice: for all that it has, and what would change together with the question to the model.
     asked = Counter(re.findall(r"Using module file \S*/(\w+)\.py", run.output))

@@ -103,7 +103,7 @@ def test_a_change_rolls_through_and_no_request_is_lost(site: Site, capsys: pytes
     for node in site.report()["nodes"]:
         assert (node["outcome"], node["release"]["release"]) == ("replaced", 2)
         assert "Paris" in node["answers"][0]["content"]
-    assert "Nothing to replace" in site.play("deploy.yml", "--tags", "rollout")
+    assert "Nothing to do" in site.play("deploy.yml", "--tags", "rollout")
     with capsys.disabled():
         table = said[said.index("FLEET") :].split("\n", 1)[1]
         print(f"\n{table}{clients.report}")

@@ -33,9 +33,10 @@ def _verb_s(subjects: Sequence[object]) -> str:
 
 def plan(waves: Sequence[Sequence[Replica]], same: Sequence[Replica], total: int) -> str:
     """Return what is replaced in which wave, and what stays as it is; ``total`` counts the replicas of the run."""
-    rest = f"{names(one.label for one in same)} serve{_verb_s(same)} what is described and answered right"
+    matches = "matches" if len(same) == 1 else "match"
+    rest = f"{names(one.label for one in same)} {matches} the inventory and answered correctly"
     if not waves:
-        return f"Nothing to replace: {rest}." if same else "Nothing to replace."
+        return f"Nothing to do: {rest}." if same else "Nothing to replace."
     listed = " | ".join(names(replica.label for replica in wave) for wave in waves)
     return (
         f"To replace: {sum(map(len, waves))} of {total} replica{_s(total)}, in {len(waves)} wave{_s(len(waves))}: "

@@ -292,8 +292,8 @@ def test_a_node_that_waits_for_its_boot_has_a_wave_although_its_server_is_as_des
     assert made["reboot"] == ["node2", "node4"]
     assert made["unchanged"] == ["node1", "node3"]
     assert made["says"] == (
-        "To replace: 2 of 4 replicas, in 2 waves: node2 | node4. Node1 and node3 serve what is described and answered "
-        f"right. node2 and node4 will be drained and rebooted in that wave: {DRIVER}."
+        "To replace: 2 of 4 replicas, in 2 waves: node2 | node4. Node1 and node3 match the inventory and answered "
+        f"correctly. node2 and node4 will be drained and rebooted in that wave: {DRIVER}."
     )
 
 
@@ -323,7 +323,7 @@ def test_without_leave_nothing_reboots_and_it_is_said(allowed):
         f"node1 and node2 wait for a reboot: {DRIVER}. With rocm_allow_reboot: true the next deployment drains, reboots and "
         "verifies node by node; otherwise reboot when nothing is served there."
     )
-    assert plan(awaiting(fleet(SAME), "node1", allowed=allowed))["says"].startswith("Nothing to replace: node1 serves")
+    assert plan(awaiting(fleet(SAME), "node1", allowed=allowed))["says"].startswith("Nothing to do: node1 matches")
 
 
 def test_a_server_that_does_not_pass_its_verification_is_left_alone_where_failures_are_allowed():
