@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: docker_engine
 short_description: Probe, configure and start a Docker engine
 description:
-  - With O(state=probed), tells in one call what a role needs to know of a node's engine, without the Docker SDK.
+  - With O(state=probed), returns in one call what a role needs to know of a node's engine, without the Docker SDK.
   - With O(state=started), merges O(config) into daemon.json, validates the result before it replaces the old file, and
     starts, reloads or restarts the engine as the change needs. A restart that would stop running containers is left
     to the operator.

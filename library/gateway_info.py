@@ -63,7 +63,7 @@ reason:
   description: Why it does not answer.
   returned: when not running
   type: str
-  sample: "does not run: nobody listens on /run/haproxy/vllm-fleet.sock"
+  sample: "does not run: no process listens on /run/haproxy/vllm-fleet.sock"
 version:
   description: HAProxy's version.
   returned: when running

@@ -35,7 +35,7 @@ options:
     type: str
     default: main
   cache:
-    description: The folder that HF_HOME names; the hub lies in C(hub) below it. Must be absolute.
+    description: The folder that HF_HOME names; the hub is in C(hub) below it. Must be absolute.
     type: path
     required: true
   state:

@@ -30,7 +30,7 @@ options:
     type: str
   identity:
     description:
-      - What makes the command what it is, where O(argv) has words that every run makes anew, such as the path of a key.
+      - What identifies the command, if O(argv) has words that differ in every run, such as the path of a key.
       - A run with the same O(job) and identity is joined, one with another identity is refused while it goes on.
       - By default O(argv).
     type: list

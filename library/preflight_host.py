@@ -82,7 +82,7 @@ options:
     type: dict
     suboptions:
       path: {description: The file., type: str, default: ""}
-      location: {description: Where it lies., type: str, choices: [node, controller], default: node}
+      location: {description: Where it is., type: str, choices: [node, controller], default: node}
       expected_id: {description: Id of the image that is meant., type: str, default: ""}
       cache: {description: Folder on the node that gets a file of the controller., type: str, default: ~/.cache/vllm-fleet}
       held: {description: What a file of the controller holds., type: dict, default: {}}

@@ -25,7 +25,7 @@ attributes:
     description: Runs on the controller.
   check_mode:
     support: full
-    description: Only told what would be sent.
+    description: Check mode only returns what would be sent.
   diff_mode:
     support: full
     description: Names the files.

@@ -42,7 +42,7 @@ options:
   docker_root:
     description:
       - Docker's data directory, from which the names of containers are read. By default the one that the engine at O(docker_socket)
-        tells, else C(data-root) of C(docker/daemon.json) under O(etc_root), else C(/var/lib/docker).
+        says, else C(data-root) of C(docker/daemon.json) under O(etc_root), else C(/var/lib/docker).
     type: path
   docker_socket:
     description: Socket of the engine that is asked for its data directory.

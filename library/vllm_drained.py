@@ -34,7 +34,7 @@ options:
   timeout:
     description:
       - Most seconds to wait. V(0) looks once.
-      - Requests that are left then are told in RV(msg); that is no failure, the caller decides.
+      - RV(msg) names the requests that are left then. This is no failure; the caller decides.
     type: float
     default: 300
   stall:
@@ -91,7 +91,7 @@ gone:
   returned: always
   type: bool
 unknown:
-  description: Whether the server answers without vLLM's counts, so that nobody can tell whether it is idle.
+  description: Whether the server answers without vLLM's counts, so that it is unknown whether it is idle.
   returned: always
   type: bool
 stalled:

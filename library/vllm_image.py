@@ -50,7 +50,7 @@ options:
     type: str
     default: ""
   archived:
-    description: What O(state=read) told of the archive, for an archive that is not on this node.
+    description: What O(state=read) returned for the archive, for an archive that is not on this node.
     type: list
     elements: dict
     default: []
@@ -70,10 +70,10 @@ options:
     default: /var/lib/vllm-fleet
   state:
     description:
-      - V(found) tells whether the image is there and puts its tags right; it is no error when it is missing.
+      - V(found) returns whether the image is there and corrects its tags; it is no error when it is missing.
       - V(present) fails when it is missing.
       - V(resolved) asks the registry for the digest behind O(tag) and changes nothing.
-      - V(read) tells which images O(archive) holds; Docker need not be there.
+      - V(read) returns which images O(archive) holds; it does not need Docker.
       - V(pruned) removes the images of the repository O(name), except the wanted one, the one before it, and those of
         containers (running or not) and of recorded releases.
       - V(validated) only checks the request; Docker need not be there.

@@ -22,7 +22,7 @@ options:
     choices: [listen, connect]
     required: true
   address:
-    description: Address of this node that its partners are told.
+    description: Address of this node that its partners get.
     type: str
     required: true
   ports:

@@ -319,7 +319,7 @@ container:
     status: {type: str, description: Docker's word for its state.}
 spec:
   description:
-    - What that container is made of, by the options of this module, whoever made it. Given back as options it makes the
+    - What that container is made of, by the options of this module, even if it was created by hand. Given back as options it makes the
       same container. Null where there is no container.
     - Secrets are fingerprints with a key of the node's own, so they compare over time, not between nodes.
   type: dict

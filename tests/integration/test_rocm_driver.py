@@ -415,7 +415,7 @@ def test_a_node_that_serves_is_rebooted_in_its_wave_and_serves_again(bed, fleet_
     assert rc != 0, said
     assert "Not rebooted now, 1 container(s) run: that follows when the node has been drained." in said
     assert (
-        f"trixie: rebooted into kernel {KERNEL}, but amdgpu is still that of the distribution where 6.16.13 lies on disk"
+        f"trixie: rebooted into kernel {KERNEL}, but amdgpu is still that of the distribution where 6.16.13 is on disk"
         " (allowed: 30.30.4). Look for a blacklist" in said
     )
     assert "for a stale initramfs. Replaced before: bookworm." in said
@@ -625,7 +625,7 @@ def test_another_release_when_told_and_a_node_that_serves_nobody_is_rebooted_for
     unasked = ("trixie", {**told, "rocm_driver_version": "30.10.2"})
     results, output = bed.play({"bookworm": hosts["bookworm"], "unasked": unasked})
     assert (
-        f"bookworm: rebooted into kernel {KERNEL}, but amdgpu is 6.16.13 where that of the distribution lies on disk"
+        f"bookworm: rebooted into kernel {KERNEL}, but amdgpu is 6.16.13 where that of the distribution is on disk"
         " (allowed: 31.40)." in results["bookworm"]["msg"]
     ), output
     assert "the driver here is release 30.30.4 and 30.10.2 would replace it." in results["unasked"]["msg"]

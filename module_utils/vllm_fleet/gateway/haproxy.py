@@ -62,7 +62,7 @@ def ask(path: str, command: str, timeout: float = TIMEOUT) -> str:
         except FileNotFoundError:
             raise SocketError(f"has no socket {path}: it does not run, or with another configuration") from None
         except ConnectionRefusedError:
-            raise SocketError(f"does not run: nobody listens on {path}") from None
+            raise SocketError(f"does not run: no process listens on {path}") from None
         except TimeoutError:
             raise SocketError(f"did not answer on {path} within {timeout:g} s") from None
         except OSError as error:

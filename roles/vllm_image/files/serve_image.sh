@@ -3,7 +3,7 @@
 # Serves an image to the other nodes as a transient unit, until stopped or until its time is over.
 #
 # usage: serve_image.sh archive|registry ADDRESS PORT UNIT CACHE SECONDS IDLE ARCHIVE PYTHON
-#   SECONDS  after which it ends in any case; IDLE, after which it ends when nobody is connected
+#   SECONDS  after which it ends in any case; IDLE, after which it ends when no client is connected
 #   ADDRESS  under which the other nodes reach this host; the certificate is made out to it
 #   CACHE    folder with image_transfer.py, the saved image, and docker-registry when it is not installed
 set -eu
