@@ -1,1 +1,0 @@
-docker_engine.py
