@@ -17,11 +17,10 @@ import yaml
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import module_loader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.common import batch, finding
+from ansible.module_utils.vllm_fleet.common import finding, probes
 from ansible.module_utils.vllm_fleet.common.finding import Finding
 from ansible.module_utils.vllm_fleet.container import archive
 from ansible.module_utils.vllm_fleet.host import gpu
@@ -224,7 +223,7 @@ class ActionModule(ActionBase):
         args = {key: value for key, value in args.items() if key != "accept"}  # over all findings, at the end
         if args.get("cache"):
             args["cache"] = re.sub(r"^~(?=/|$)", facts["home"].replace("\\", r"\\"), str(args["cache"]))
-        answer = self._ask(args, facts, variables)
+        answer = self._probe(args, facts, variables)
         if answer.get("unreachable"):
             raise _Unreachable(str(answer.get("msg")))
         if answer.get("failed"):
@@ -234,9 +233,9 @@ class ActionModule(ActionBase):
             answer.pop(key, None)
         return answer
 
-    def _ask(self, args: dict[str, Any], facts: dict[str, str], variables: dict[str, Any]) -> dict[str, Any]:
-        """Ask the module, and in the same process what later tasks will ask (`ask`, names of variables)."""
-        more = self._questions(args.pop("ask", None) or [], facts, variables)
+    def _probe(self, args: dict[str, Any], facts: dict[str, str], variables: dict[str, Any]) -> dict[str, Any]:
+        """Call the module, and in the same process what later tasks want to know (`ask`, names of variables)."""
+        more = self._requests(args.pop("ask", None) or [], facts, variables)
 
         def call(module: str, options: dict[str, Any]) -> dict[str, Any]:
             answer: dict[str, Any] = self._execute_module(module_name=module, module_args=options, task_vars=variables)
@@ -244,15 +243,10 @@ class ActionModule(ActionBase):
 
         if not more:
             return call("preflight_host", args)
-        return batch.survey(
-            {"module": "preflight_host", "args": args},
-            more,
-            lambda name: str(module_loader.find_plugin(name, mod_type=".py")),
-            lambda text: call("node_survey", {"questions": text}),
-        )
+        return probes.together({"module": "preflight_host", "args": args}, more, call)
 
-    def _questions(self, names: list[str], facts: dict[str, str], variables: dict[str, Any]) -> list[dict[str, Any]]:
-        """Those that can be put now: some lean on what a task before finds out."""
+    def _requests(self, names: list[str], facts: dict[str, str], variables: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the requests that can be made now: some lean on what a task before finds out."""
         if facts.get("root") == "no":
             return []
         known = {**(variables.get("ansible_facts") or {}), "user_dir": facts["home"]}

@@ -19,14 +19,13 @@ from typing import Any
 from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import module_loader
 from ansible.utils.display import Display
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 
 # Found through the path that is set above.
-from ansible.module_utils.vllm_fleet.common import batch as batches
+from ansible.module_utils.vllm_fleet.common import probes
 from ansible.module_utils.vllm_fleet.common.failure import Failure, FailureClass
 from ansible.module_utils.vllm_fleet.common.units import duration
 
@@ -124,11 +123,10 @@ class ActionModule(ActionBase):
         host = str(call["reported_host"])
         if not verification or call.get("mode") != "plan":
             return None
-        return batches.survey(
+        return probes.together(
             {"module": "vllm_server", "args": call},
             [{"module": "vllm_chat", "args": verification}],
-            lambda name: str(module_loader.find_plugin(name, mod_type=".py")),
-            lambda text: self._call(host, "node_survey", {"questions": text}, variables),
+            lambda module, options: self._call(host, module, options, variables),
         )
 
     def _with_partners(

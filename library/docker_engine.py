@@ -62,6 +62,12 @@ options:
     description: Seconds to wait until the engine answers.
     type: float
     default: 60
+  use_cached_result:
+    description:
+      - Whether the result of a probe of this node in the same run may be taken, where it was for the same options and found nothing to do. For a first
+        look only. Taken by the action plugin.
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full
@@ -148,35 +154,19 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible.module_utils.vllm_fleet.container import dockerd
 from ansible.module_utils.vllm_fleet.container.api import DockerRefused, DockerUnavailable
-from ansible.module_utils.vllm_fleet.container.dockerd import Dockerd, DockerdFailure, Settings
 
 
 def main() -> None:
     """Look, compare, act, look again."""
-    module = AnsibleModule(
-        argument_spec={
-            "state": {"type": "str", "choices": ["probed", "started"], "default": "started"},
-            "config": {"type": "dict", "default": {}},
-            "manage_config": {"type": "bool", "default": True},
-            "config_path": {"type": "path", "default": "/etc/docker/daemon.json"},
-            "allow_restart": {"type": "bool", "default": False},
-            "service_manager": {"type": "str", "choices": ["auto", "systemd", "none"], "default": "auto"},
-            "socket": {"type": "path", "default": "/var/run/docker.sock"},
-            "pid_file": {"type": "path", "default": "/var/run/docker.pid"},
-            "log_path": {"type": "path", "default": "/var/log/dockerd.log"},
-            "daemon_args": {"type": "list", "elements": "str", "default": []},
-            "start_timeout": {"type": "float", "default": 60},
-        },
-        supports_check_mode=True,
-    )
-    p = dict(module.params)
-    state = p.pop("state")
-    engine = Dockerd(Settings(**p))
+    module = AnsibleModule(**dockerd.SPEC, supports_check_mode=True)
+    settings = dockerd.Settings.from_params(module.params)
     try:
+        if module.params["state"] == "probed":
+            module.exit_json(**dockerd.probe(settings))
+        engine = dockerd.Dockerd(settings)
         found = engine.look()
-        if state == "probed":
-            module.exit_json(changed=False, **found)
         done = found["action"] not in ("none", "pending") or bool(found["differences"])
         if done and not module.check_mode:
             engine.act(found)
@@ -189,7 +179,7 @@ def main() -> None:
                 "running, or with docker_engine_allow_restart: true after draining the node"
             )
         module.exit_json(changed=done, diff=_diff(found["differences"]), **found)
-    except (DockerdFailure, DockerUnavailable, DockerRefused) as exc:
+    except (dockerd.DockerdFailure, DockerUnavailable, DockerRefused) as exc:
         module.fail_json(msg=str(exc))
 
 

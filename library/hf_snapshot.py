@@ -111,6 +111,12 @@ options:
   follow:
     description: Run to follow, as returned in RV(run_id). Set by the action plugin.
     type: str
+  use_cached_result:
+    description:
+      - Whether the result of a probe of this node in the same run may be taken, where it was for the same options and found nothing to do. For a first
+        look only. Taken by the action plugin.
+    type: bool
+    default: false
 notes:
   - Run as root, new files get the owner of the folder that they come into. Their mode is 0644, of folders 0755, so
     that containers of any user can read them.
@@ -272,102 +278,27 @@ failure:
   returned: on failure
 """
 
-from pathlib import Path
-from typing import Any
-
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible.module_utils.vllm_fleet.common import detached
 from ansible.module_utils.vllm_fleet.common.meter import Meter
-from ansible.module_utils.vllm_fleet.weights import fetch, hub, snapshot
-from ansible.module_utils.vllm_fleet.weights.layout import Repository, SnapshotError
-
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "repo_id": {"type": "str", "required": True},
-    "revision": {"type": "str", "default": "main"},
-    "cache": {"type": "path", "required": True},
-    "state": {"type": "str", "choices": ["present", "absent", "verified", "pruned"], "default": "present"},
-    "source": {"type": "str"},
-    "manifest": {"type": "dict"},
-    "with_manifest": {"type": "bool", "default": False},
-    "move": {"type": "bool", "default": False},
-    "verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
-    "create": {"type": "bool", "default": True},
-    "keep": {"type": "list", "elements": "str", "default": []},
-    "margin": {"type": "int", "default": 1 << 30},
-    "hf_token": {"type": "str", "no_log": True},
-    "hub_python": {"type": "path"},
-    "hub_endpoint": {"type": "str"},
-    "hub_stall": {"type": "int", "default": 300},
-    "wait": {"type": "float"},
-    "follow": {"type": "str"},
-}
-
-
-def work(options: dict[str, Any], meter: Meter, *, dry: bool, diff: bool) -> dict[str, Any]:
-    """Do what the options ask; return the module's result, of a failure too."""
-    request = fetch.Request(
-        repository=Repository(Path(options["cache"]), options["repo_id"]),
-        revision=options["revision"],
-        source=options["source"],
-        manifest=options["manifest"],
-        move=options["move"],
-        verify=options["verify"],
-        create=options["create"],
-        margin=options["margin"],
-        keep=tuple(options["keep"]),
-        client=hub.Client(
-            options["hub_python"], options["hf_token"], options["hub_endpoint"], float(options["hub_stall"])
-        ),
-        dry=dry,
-        meter=meter,
-    )
-    result = fetch.Result(snapshot.Report(request.repository, request.revision), revision=request.revision)
-    try:
-        if options["state"] == "verified":
-            fetch.verified(request, result)
-        elif options["state"] == "present":
-            fetch.present(request, result)
-        elif options["state"] == "pruned":
-            fetch.pruned(request, result)
-        else:
-            fetch.absent(request, result)
-    except (SnapshotError, fetch.FetchError) as error:
-        failure = getattr(error, "failure", "bad_argument")
-        evidence = getattr(error, "evidence", "").splitlines() or [str(item) for item in result.report.problems]
-        return {
-            **result.as_dict(with_manifest=False),
-            "failed": True,
-            "msg": str(error),
-            "failure": {"class": failure, "evidence": evidence, "remedy": str(error)},
-        }
-    found = result.as_dict(with_manifest=options["with_manifest"])
-    if diff:
-        found["diff"] = result.diff()
-    return found
-
-
-def run(module: AnsibleModule) -> None:
-    """Do the work here or in a detached run, and leave through the module's exit."""
-    dry, diff = module.check_mode, module._diff
-    options = {**module.params, "wait": None} if dry else module.params
-    result = detached.perform(
-        "hf_snapshot", options, lambda meter: work(options, meter, dry=dry, diff=diff), secrets=("hf_token",)
-    )
-    if result.get("failed"):
-        module.fail_json(**result)
-    module.exit_json(**result)
+from ansible.module_utils.vllm_fleet.weights import snapshot_call
 
 
 def main() -> None:
-    """Run the module."""
-    run(
-        AnsibleModule(
-            ARGUMENTS,
-            supports_check_mode=True,
-            required_if=[("move", True, ["manifest", "source"])],
-        )
-    )
+    """Do the work here or in a detached run, and leave through the module's exit."""
+    module = AnsibleModule(**snapshot_call.SPEC, supports_check_mode=True)
+    dry, diff, params = module.check_mode, module._diff, module.params
+    options = {**params, "wait": None} if dry else params
+
+    def work(meter: Meter) -> dict[str, object]:
+        request = snapshot_call.parse(options, meter, dry=dry)
+        return snapshot_call.work(request, params["state"], with_manifest=params["with_manifest"], diff=diff)
+
+    result = detached.perform("hf_snapshot", options, work, secrets=("hf_token",))
+    if result.get("failed"):
+        module.fail_json(**result)
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ options:
   ask:
     description:
       - Names of variables that hold questions, C({module, args}), which later tasks will ask of this node. They are asked in the same process; the action
-        keeps the answers as the fact C(vllm_fleet_answers). One that cannot be put yet is left to its task.
+        keeps the results as the fact C(vllm_fleet_probe_results). One that cannot be made yet is left to its task.
     type: list
     elements: str
     default: []
@@ -258,166 +258,18 @@ ansible_facts:
   type: dict
 """
 
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
-
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet.common import finding
-from ansible.module_utils.vllm_fleet.container.api import DockerApi
-from ansible.module_utils.vllm_fleet.host import gpu_memory, probe, rocm
-from ansible.module_utils.vllm_fleet.models import model_files, sizing, sizing_table
-from ansible.module_utils.vllm_fleet.preflight import judge
-from ansible.module_utils.vllm_fleet.vllm.cli import CommandError
-
-SIZING: dict[str, Any] = {
-    "args": {"type": "dict", "default": {}},
-    "env": {"type": "dict", "default": {}},
-    "devices": {"type": "list", "elements": "str"},
-    "revision": {"type": "str", "default": ""},
-    "config": {"type": "dict", "default": {}},
-    "weights_bytes": {"type": "int", "default": 0},
-    "min_vllm": {"type": "str", "default": ""},
-    "image_version": {"type": "str", "default": ""},
-    "preset": {"type": "str", "default": ""},
-    "exact": {"type": "bool", "default": False},
-    "gated": {"type": "bool", "default": False},
-}
-
-
-ARCHIVE: dict[str, Any] = {
-    "path": {"type": "str", "default": ""},
-    "location": {"type": "str", "choices": ["node", "controller"], "default": "node"},
-    "expected_id": {"type": "str", "default": ""},
-    "cache": {"type": "str", "default": "~/.cache/vllm-fleet"},
-    "held": {"type": "dict", "default": {}},
-    "trouble": {"type": "str", "default": ""},
-    "here": {"type": "bool", "default": False},
-}
+from ansible.module_utils.vllm_fleet.preflight import node
 
 
 def main() -> None:
-    """Read, judge, answer. The action of the same name has looked at the inventory and the way to the node."""
-    module = AnsibleModule(
-        argument_spec={
-            "accelerator": {"type": "str", "choices": ["rocm", "cpu"], "default": "rocm"},
-            "allowed_driver_versions": {"type": "list", "elements": "str", "default": []},
-            "gpus": {"type": "int", "default": 8},
-            "gpu_name": {"type": "str", "default": ""},
-            "idle_vram": {"type": "int", "default": 5_000_000_000},
-            "foreign_level": {"type": "str", "choices": ["warning", "refused"], "default": "refused"},
-            "utilization": {"type": "float"},
-            "name": {"type": "str", "default": "vllm"},
-            "installs_driver": {"type": "bool", "default": True},
-            "allows_reboot": {"type": "bool", "default": False},
-            "sets_numa_balancing": {"type": "bool", "default": True},
-            "min_ram": {"type": "int"},
-            "image": {"type": "str", "default": ""},
-            "image_source": {"type": "str", "choices": ["", "pull", "build", "archive"], "default": ""},
-            "archive": {"type": "dict", "options": ARCHIVE},
-            "disk_image": {"type": "int", "default": 0},
-            "cache": {"type": "path"},
-            "cache_create": {"type": "bool", "default": True},
-            "model": {"type": "str", "default": ""},
-            "sizing": {"type": "dict", "options": SIZING},
-            "disk_weights": {"type": "int", "default": 0},
-            "port": {"type": "int", "default": 0},
-            "bind": {"type": "str", "default": "127.0.0.1"},
-            "clock": {"type": "bool", "default": True},
-            "sysctls": {"type": "dict", "default": {}},
-            "accept": {"type": "list", "elements": "str", "default": []},
-            "ask": {"type": "list", "elements": "str", "default": []},
-            "findings": {"type": "list", "elements": "dict", "default": []},
-            "inventory": {"type": "bool", "default": True},
-            "late": {"type": "dict", "default": {}},
-            "host": {"type": "bool", "default": True},
-            "min_python": {"type": "str", "default": "3.10"},
-            "sysfs_root": {"type": "path", "default": "/sys"},
-            "proc_root": {"type": "path", "default": "/proc"},
-            "docker_socket": {"type": "path", "default": "/var/run/docker.sock"},
-        },
-        supports_check_mode=True,
-    )
-    found = [finding.Finding(**one) for one in module.params["findings"]]
-    answer: dict[str, Any] = {}
-    if module.params["host"]:
-        try:
-            answer, more = look(module.params)
-        except ValueError as error:
-            module.fail_json(msg=str(error))
-        found = [*found, *more]
-    found = finding.accept(found, module.params["accept"])
-    module.exit_json(
-        changed=False,
-        ansible_facts={"ansible_distribution_release": rocm.operating_system(Path("/etc"))["version_codename"]},
-        findings=[asdict(one) for one in found],
-        worst=finding.worst(found),
-        refusals=[one.sentence for one in found if one.level in finding.ENDING],
-        **answer,
-    )
-
-
-def look(options: dict[str, Any]) -> tuple[dict[str, Any], list[finding.Finding]]:
-    """Return what rocm_info says (node) and what the model takes (sizing), where there is such, and all findings."""
-    engine = DockerApi(options["docker_socket"], timeout=20)
-    own = probe.own_container(engine, options["name"])
-    node = None
-    if options["accelerator"] == "rocm":
-        allowed = options["allowed_driver_versions"]
-        node = rocm.look(
-            rocm.Roots(
-                options["sysfs_root"],
-                options["proc_root"],
-                docker_socket=options["docker_socket"],
-                own_container=options["name"],
-                allowed_driver_versions=allowed,
-            )
-        )
-        if not allowed:
-            node["driver"]["allowed"] = None
-    share, used = wants(options, node)
-    expected = judge.Expected(
-        gpus=options["gpus"],
-        gpu_name=options["gpu_name"],
-        idle_vram=options["idle_vram"],
-        own_container=options["name"],
-        own_container_id=str(own.get("Id") or ""),
-        foreign_level=options["foreign_level"],
-        utilization=share,
-        used=used,
-        installs_driver=options["installs_driver"],
-        allows_reboot=options["allows_reboot"],
-        sets_numa_balancing=options["sets_numa_balancing"],
-        min_ram=options["min_ram"],
-        port=options["port"],
-        clock=options["clock"],
-        sysctls={name: str(value) for name, value in options["sysctls"].items()},
-    )
-    found = judge.judge(node, probe.look(options, engine, own), expected)
-    answer: dict[str, Any] = {} if node is None else {"node": node}
-    answer["place"] = {
-        "machine": probe.machine(Path(options["proc_root"])),
-        **{name: options[name] for name in ("name", "bind", "port")},
-    }
-    if options["sizing"] and options["model"]:
-        cache = Path(options["cache"]) if options["cache"] else None
-        sized, about_model = model_files.on_node(options["model"], options["sizing"], node, cache)
-        found = [*about_model, *found]
-        if sized:
-            answer["sizing"] = sizing_table.as_row(sized)
-    return answer, found
-
-
-def wants(options: dict[str, Any], node: dict[str, Any] | None) -> tuple[float, list[int] | None]:
-    """Tell the share of each GPU's memory that the server will ask for, and of which GPUs (None: of all)."""
-    asked = options["sizing"] or {"args": {}, "env": {}, "devices": None}
-    try:
-        share, used = sizing.wants((node or {}).get("gpus") or [], asked["args"], asked["env"], asked["devices"])
-    except (CommandError, ValueError):  # told by the arithmetic of what fits
-        share, used = gpu_memory.DEFAULT_UTILIZATION, None
-    given = options["utilization"]
-    return (share if given is None else given), (used if options["sizing"] else None)
+    """Look and judge. The action of the same name has looked at the inventory and the way to the node."""
+    module = AnsibleModule(**node.SPEC, supports_check_mode=True)
+    result = node.result(module.params)
+    if result.get("failed"):
+        module.fail_json(**result)
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

@@ -190,6 +190,12 @@ options:
       headers:
         description: See O(headers).
         type: dict
+  use_cached_result:
+    description:
+      - Whether the result of a probe of this node in the same run may be taken, where it was for the same options and found nothing to do. For a first
+        look only. Taken by the action plugin.
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full
@@ -323,154 +329,21 @@ msg:
     got \"L'Étoile, la Marseillaise\" (finish_reason stop). The server runs but answers wrongly: ..."
 """
 
-from typing import Any
-
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet.vllm.chat import chat_all
-from ansible.module_utils.vllm_fleet.vllm.chat_request import FINISH_REASONS, ChatRequest, ChatResult, Expectation
-
-EXPECT = {
-    "type": "dict",
-    "options": {
-        "pattern": {"type": "str", "default": ""},
-        "min_chars": {"type": "int", "default": 1},
-        "finish_reason": {"type": "list", "elements": "str", "default": list(FINISH_REASONS)},
-        "headers": {"type": "dict", "default": {}},
-    },
-}
-# What one request can say; a default of the task holds for all of `requests`.
-REQUEST_SPEC: dict[str, dict[str, Any]] = {
-    "url": {"type": "str"},
-    "model": {"type": "str"},
-    "api": {"type": "str", "choices": ["chat", "completions"]},
-    "messages": {"type": "list", "elements": "dict"},
-    "prompt": {"type": "str"},
-    "max_tokens": {"type": "int"},
-    "temperature": {"type": "float"},
-    "stream": {"type": "bool"},
-    "api_key": {"type": "str", "no_log": True},
-    "timeout": {"type": "float"},
-    "expect": EXPECT,
-    "max_ttft": {"type": "float"},
-    "min_tokens_per_second": {"type": "float"},
-    "endpoints": {"type": "list", "elements": "str"},
-    "headers": {"type": "dict"},
-}
-DEFAULTS: dict[str, Any] = {
-    "url": "http://127.0.0.1:8000",
-    "model": "",
-    "api": "chat",
-    "max_tokens": 128,
-    "temperature": 0.0,
-    "stream": True,
-    "api_key": "",
-    "timeout": 120.0,
-    "endpoints": [],
-    "headers": {},
-}
-ASKED_FOR = ("messages", "prompt")
-
-
-def argument_spec() -> dict[str, Any]:
-    """The options: those of a request with their defaults, and `requests` with the same ones without."""
-    spec = {
-        name: {**option, "default": DEFAULTS[name]} if name in DEFAULTS else option
-        for name, option in REQUEST_SPEC.items()
-    }
-    spec["requests"] = {"type": "list", "elements": "dict", "options": {"name": {"type": "str"}, **REQUEST_SPEC}}
-    return spec
-
-
-def texts(values: dict[str, Any]) -> dict[str, str]:
-    """Names and values as they go over the wire; YAML makes numbers of some."""
-    return {str(name): str(value) for name, value in values.items()}
-
-
-def build_request(options: dict[str, Any]) -> ChatRequest:
-    """A ChatRequest of options as Ansible gives them, None for what is not set; raises ValueError."""
-    given = {name: value for name, value in options.items() if value is not None}
-    expect = given.pop("expect", {})
-    if expect:
-        given["expect"] = Expectation(
-            expect["pattern"],
-            expect["min_chars"],
-            tuple(expect["finish_reason"]) or FINISH_REASONS,
-            texts(expect["headers"]),
-        )
-    given["endpoints"] = tuple(given.get("endpoints", ()))
-    given["headers"] = texts(given.get("headers", {}))
-    return ChatRequest(**given)
-
-
-def build_requests(params: dict[str, Any]) -> list[ChatRequest]:
-    """The requests of the task; raises ValueError, with the name of the request that is wrong."""
-    task = {name: params[name] for name in REQUEST_SPEC}
-    if not params["requests"]:
-        return [build_request(task)]
-    if task["messages"] or task["prompt"]:
-        raise ValueError("messages and prompt belong into the entries of requests, or requests is left out.")
-    requests = []
-    for number, own in enumerate(params["requests"], 1):
-        said = {name: value for name, value in own.items() if value is not None}
-        inherited = {name: value for name, value in task.items() if name != "endpoints" or number == 1}
-        merged = {**inherited, "name": str(number), **said}
-        try:
-            requests.append(build_request(merged))
-        except ValueError as error:
-            raise ValueError(f"Request {merged['name']!r}: {error}") from None
-    return requests
-
-
-def build_result(results: list[ChatResult], *, many: bool) -> dict[str, Any]:
-    """What the module returns: the first answer on top, all checks, and every request by itself."""
-    first = results[0].as_dict()
-    top = {name: first[name] for name in ("content", "finish_reason", "model", "usage", "ttft", "tokens_per_second")}
-    checks = [
-        {**check.as_dict(), **({"request": result.name} if many else {})}
-        for result in results
-        for check in result.checks
-    ]
-    return {
-        "changed": False,
-        **top,
-        "elapsed": sum(result.elapsed for result in results),
-        "checks": checks,
-        "results": [result.as_dict() for result in results],
-    }
-
-
-def build_message(results: list[ChatResult], wanted: int) -> str:
-    """The sentence about what failed first; empty when everything held."""
-    failed = [result for result in results if not result.ok]
-    if not failed:
-        return ""
-    message = failed[0].message
-    if len(failed) > 1:
-        message += f" {len(failed)} of {wanted} requests failed; checks has them all."
-    if len(results) < wanted:
-        left = wanted - len(results)
-        message += " 1 further request was not sent." if left == 1 else f" {left} further requests were not sent."
-    return message
+from ansible.module_utils.vllm_fleet.vllm import chat, chat_options
 
 
 def main() -> None:
-    """Ask, check, report."""
-    module = AnsibleModule(
-        argument_spec=argument_spec(),
-        mutually_exclusive=[ASKED_FOR],
-        required_one_of=[(*ASKED_FOR, "requests")],
-        supports_check_mode=True,
-    )
+    """Send the requests, check the answers, return both."""
+    module = AnsibleModule(**chat_options.SPEC, supports_check_mode=True)
     try:
-        requests = build_requests(module.params)
+        requests = chat_options.build_requests(module.params)
     except ValueError as error:
         module.fail_json(msg=f"Nothing was sent: {error}")
-    results = chat_all(requests)
-    result = build_result(results, many=bool(module.params["requests"]))
-    message = build_message(results, len(requests))
-    if message:
-        module.fail_json(msg=message, **result)
+    result = chat.probe(requests, many=bool(module.params["requests"]))
+    if result.get("failed"):
+        module.fail_json(**result)
     module.exit_json(**result)
 
 

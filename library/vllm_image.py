@@ -84,6 +84,12 @@ options:
     description: The engine's socket.
     type: path
     default: /var/run/docker.sock
+  use_cached_result:
+    description:
+      - Whether the result of a probe of this node in the same run may be taken, where it was for the same options and found nothing to do. For a first
+        look only. Taken by the action plugin.
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full
@@ -178,210 +184,55 @@ data_root:
   returned: when the image is missing, and for O(source=build)
 """
 
-import contextlib
-import os
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.vllm_fleet.container import archive
-from ansible.module_utils.vllm_fleet.container.api import DockerApi, DockerRefused, DockerUnavailable
-from ansible.module_utils.vllm_fleet.container.archive import Held
-from ansible.module_utils.vllm_fleet.container.image import (
-    LABEL_BUILD_INPUTS,
-    Archived,
-    Client,
-    Wanted,
-    belongs,
-    choose_client,
-    chosen,
-    content_id,
-    is_wanted,
-    misnamed,
-    problems,
-    prunable,
-    repo_digests,
-)
+from ansible.module_utils.vllm_fleet.container import find_image
+from ansible.module_utils.vllm_fleet.container.api import DockerApi
+from ansible.module_utils.vllm_fleet.container.image import Archived, Wanted, belongs, prunable
 from ansible.module_utils.vllm_fleet.server import release_store
 
 
 def main() -> None:
-    """Refuse, find, tag, tell."""
-    module = AnsibleModule(
-        argument_spec={
-            "name": {"type": "str", "required": True},
-            "source": {"type": "str", "choices": ["pull", "build", "archive"], "required": True},
-            "tag": {"type": "str", "default": ""},
-            "tags": {"type": "list", "elements": "str", "default": []},
-            "digest": {"type": "str", "default": ""},
-            "build_inputs": {"type": "str", "default": ""},
-            "archive": {"type": "str", "default": ""},
-            "expected_id": {"type": "str", "default": ""},
-            "archived": {"type": "list", "elements": "dict", "default": []},
-            "content": {"type": "str", "default": ""},
-            "allow_latest": {"type": "bool", "default": False},
-            "state_dir": {"type": "path", "default": "/var/lib/vllm-fleet"},
-            "state": {
-                "type": "str",
-                "choices": ["found", "present", "resolved", "read", "pruned", "validated"],
-                "default": "found",
-            },
-            "socket": {"type": "path", "default": "/var/run/docker.sock"},
-        },
-        supports_check_mode=True,
-    )
-    p = dict(module.params)
-    state, api = p.pop("state"), DockerApi(p.pop("socket"))
-    del p["state_dir"]
-    told, room = archive.told(p.pop("archived")), 0
-    file = str(Path(p["archive"]).expanduser()) if p["archive"] else ""
-    wanted = Wanted(**{**p, "tags": tuple(p["tags"]), "archive": file})
-    refused = problems(wanted)
-    if refused:
-        module.fail_json(msg=" ".join(refused))
-    if state == "validated":
-        module.exit_json(changed=False, digest=wanted.digest)
+    """Refuse, find, tag."""
+    module = AnsibleModule(**find_image.SPEC, supports_check_mode=True)
+    state, api = module.params["state"], DockerApi(module.params["socket"])
     try:
-        if state == "resolved":
-            module.exit_json(changed=False, digest=wanted.digest or api.registry_digest(f"{wanted.name}:{wanted.tag}"))
-        if state == "read":
-            module.exit_json(changed=False, **_held(module, wanted).facts())
-        if wanted.source == "archive" and not wanted.expected_id and not told:
-            held = _held(module, wanted)
-            told, room = list(held.images), held.room
-        if state == "pruned":
-            module.exit_json(**_prune(module, api, wanted, told))
-        result = _find(module, api, wanted, told)
-        result["room"] = room or _room(wanted, result)
-    except DockerUnavailable as exc:
-        if module.check_mode and not exc.denied:
-            module.exit_json(**_missing(wanted, str(exc)))
-        hint = "run as root or with sudo" if exc.denied else "the role docker_engine installs and starts it"
-        module.fail_json(msg=f"image {wanted.ref}: {exc}; {hint}")
-    except DockerRefused as exc:
-        module.fail_json(msg=f"image {wanted.ref}: Docker says: {exc}")
-    except archive.NOT_READABLE as exc:
-        hint = "; if it is on the controller, set vllm_image_archive_location: controller" if state != "read" else ""
-        hint = hint if isinstance(exc, FileNotFoundError) else ""
-        module.fail_json(
-            msg=f"archive {wanted.archive} cannot be read as an uncompressed `docker save` file: {exc}{hint}"
-        )
+        wanted, archived = find_image.parse(module.params)
+    except find_image.ImageError as error:
+        module.fail_json(msg=str(error))
+    try:
+        result = _result(module, state, api, wanted, archived)
+    except find_image.ImageError as error:
+        if module.check_mode and error.cause:
+            module.exit_json(**find_image.missing(wanted, error.cause))
+        module.fail_json(msg=str(error))
     if state == "present" and not result["present"]:
         module.fail_json(msg=f"image {wanted.ref}: {result['reason']}", **result)
     module.exit_json(**result)
 
 
-def _room(wanted: Wanted, found: dict[str, Any]) -> int:
-    """Bytes that loading takes, of an archive whose image is known by its id."""
-    if wanted.source == "archive" and not found["present"]:
-        with contextlib.suppress(*archive.NOT_READABLE):  # a file of the controller; what is wrong, the load says
-            return archive.read(Path(wanted.archive)).room
-    return 0
-
-
-def _find(module: AnsibleModule, api: DockerApi, wanted: Wanted, archived: list[Archived]) -> dict[str, Any]:
-    image, reason = _search(api, wanted, archived)
-    if image is None:
-        client, buildkit = choose_client(_clients(module), api.ping())
-        root = api.info()["DockerRootDir"]
-        stands = (api.image(f"{wanted.name}:{wanted.tag}") or {}).get("Id", "") if wanted.tag else ""
-        found = {"client": client, "buildkit": buildkit, "data_root": root, "replaces": stands}
-        return {**_missing(wanted, reason), **found}
-    image_id = str(image["Id"])
-    before = {tag: (api.image(f"{wanted.name}:{tag}") or {}).get("Id", "") for tag in wanted.all_tags}
-    moved = [tag for tag, found in before.items() if found != image_id]
-    if not module.check_mode:
-        for tag in moved:
-            api.tag(image_id, wanted.name, tag)
-    digests = repo_digests(wanted.name, image)
-    # A built image may have to give way to another build of the same inputs, as the other nodes have it.
-    root = {"data_root": api.info()["DockerRootDir"], "replaces": image_id} if wanted.source == "build" else {}
-    digest = wanted.digest or (digests[0] if digests else "")
-    return {
-        "changed": bool(moved),
-        "present": True,
-        **root,
-        "python": sys.executable,
-        "reason": "",
-        "image_id": image_id,
-        "content": content_id(image),
-        "digest": digest,
-        "image_ref": f"{wanted.name}@{digest}" if digest and digest in digests else wanted.ref,
-        "entrypoint": (image.get("Config") or {}).get("Entrypoint") or [],
-        "size": int(image["Size"]),
-        "tags_moved": moved,
-        "diff": {
-            "before": {f"{wanted.name}:{tag}": before[tag] for tag in moved},
-            "after": {f"{wanted.name}:{tag}": image_id for tag in moved},
-        },
-    }
-
-
-def _missing(wanted: Wanted, reason: str) -> dict[str, Any]:
-    found = {"changed": False, "present": False, "reason": reason, "image_id": "", "tags_moved": []}
-    return {
-        **found,
-        "image_ref": wanted.ref,
-        "digest": wanted.digest,
-        "client": "docker",
-        "buildkit": False,
-        "data_root": "/",
-        "replaces": "",
-        "python": sys.executable,
-        "content": "",
-    }
-
-
-def _search(api: DockerApi, wanted: Wanted, archived: list[Archived]) -> tuple[dict[str, Any] | None, str]:
-    """Give the wanted image, or None and why what stands under its name is not it."""
-    reason = "it is not on this node"
-    meant = chosen(archived, f"{wanted.name}:{wanted.tag}")
-    for ref in [wanted.ref, *_other_refs(api, wanted, meant)]:
-        image = api.image(ref)
-        if image is None:
-            continue
-        why = is_wanted(wanted, image, meant)
-        if why is None:
-            return image, ""
-        reason = why
-    return None, reason
-
-
-def _other_refs(api: DockerApi, wanted: Wanted, archived: list[Archived]) -> list[str]:
-    if wanted.source == "build" and wanted.build_inputs:
-        return api.images_with_label(f"{LABEL_BUILD_INPUTS}={wanted.build_inputs}")
-    if wanted.source == "archive":
-        if wanted.expected_id:
-            return [wanted.expected_id]
-        return [ref for entry in archived for ref in (*entry.ids, *entry.names)]
-    if wanted.digest and wanted.tag:
-        return [f"{wanted.name}:{wanted.tag}"]
-    return []
-
-
-def _held(module: AnsibleModule, wanted: Wanted) -> Held:
-    """Read what the archive holds; refuse another tag, which would be loaded and taken for a version that it is not."""
-    held = archive.read(Path(wanted.archive))
-    if held.compressed and not wanted.expected_id:
-        # It would have to be unpacked whole to be looked into.
-        raise OSError(
-            "it is compressed; unpack it, or set vllm_image_expected_id to the image id that "
-            "`docker image inspect --format '{{.Id}}'` gave where it was saved"
-        )
-    other = misnamed(wanted, held.images)
-    if other:
-        module.fail_json(
-            msg=f"archive {wanted.archive}: expected {wanted.name}:{wanted.tag}, it holds {other[0]}; {other[1]}"
-        )
-    return held
+def _result(
+    module: AnsibleModule, state: str, api: DockerApi, wanted: Wanted, archived: list[Archived]
+) -> dict[str, Any]:
+    if state == "validated":
+        return {"changed": False, "digest": wanted.digest}
+    if state in ("found", "present"):
+        return find_image.probe(api, wanted, archived, dry=module.check_mode)
+    with find_image.explained(wanted, reading=state == "read"):
+        if state == "resolved":
+            digest = wanted.digest or api.registry_digest(f"{wanted.name}:{wanted.tag}")
+            return {"changed": False, "digest": digest}
+        if state == "read":
+            return {"changed": False, **find_image.read(wanted).facts()}
+        return _prune(module, api, wanted, find_image.known(wanted, archived)[0])
 
 
 def _prune(module: AnsibleModule, api: DockerApi, wanted: Wanted, archived: list[Archived]) -> dict[str, Any]:
     """Remove what nothing needs. What is not known is kept: without the wanted image nothing goes."""
-    image, reason = _search(api, wanted, archived)
+    image, reason = find_image.search(api, wanted, archived)
     if image is None:
         module.fail_json(msg=f"nothing is pruned: image {wanted.ref}: {reason}")
     recorded, silent = release_store.images(Path(module.params["state_dir"]))
@@ -408,20 +259,6 @@ def _prune(module: AnsibleModule, api: DockerApi, wanted: Wanted, archived: list
         "image_id": str(image["Id"]),
         "diff": {"before": {row["id"]: row["names"] for row in gone}, "after": {}},
     }
-
-
-def _clients(module: AnsibleModule) -> list[Client]:
-    found: dict[str, Client] = {}
-    for folder in [*os.environ.get("PATH", "").split(":"), "/usr/bin", "/usr/local/bin"]:
-        path = Path(folder) / "docker"
-        real = str(path.resolve())
-        if not os.access(path, os.X_OK) or real in found:
-            continue
-        _, told, _ = module.run_command([str(path), "--version"])
-        version = re.search(r"\d+\.\d+\.\d+", told)
-        rc, _, _ = module.run_command([str(path), "buildx", "version"])
-        found[real] = Client(str(path), version.group() if version else "", rc == 0)
-    return list(found.values())
 
 
 if __name__ == "__main__":

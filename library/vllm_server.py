@@ -448,73 +448,14 @@ token:
   returned: with RV(pending)
 """
 
-import contextlib
-import socket
 from functools import partial
-from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.validation import check_type_dict
 
-from ansible.module_utils.vllm_fleet.container.engine import Engine, EngineUnavailable
-from ansible.module_utils.vllm_fleet.container.spec import secret_values
 from ansible.module_utils.vllm_fleet.replica.rank_lifecycle import RankLifecycle, Step
-from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
-from ansible.module_utils.vllm_fleet.server.options import DEFAULT_STATE_DIR, ServerOptions
-from ansible.module_utils.vllm_fleet.server.result import no_engine
-from ansible.module_utils.vllm_fleet.server.watch import ENGINE_RETRY_TIMEOUT
-
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "name": {"type": "str", "default": "vllm"},
-    "state": {
-        "type": "str",
-        "choices": ["started", "stopped", "absent", "restored", "confirmed"],
-        "default": "started",
-    },
-    "mode": {"type": "str", "choices": ["deploy", "plan", "status"], "default": "deploy"},
-    "verification": {"type": "dict", "no_log": True},  # holds a key
-    "image": {"type": "str"},
-    "allow_latest": {"type": "bool", "default": False},
-    "model": {"type": "str"},
-    "revision": {"type": "str"},
-    "args": {"type": "dict", "default": {}},
-    "env": {"type": "dict", "default": {}},
-    "entrypoint": {"type": "list", "elements": "str"},
-    "port": {"type": "int", "default": 8000},
-    "bind": {"type": "str", "default": "127.0.0.1"},
-    "allow_unauthenticated": {"type": "bool", "default": False},
-    "hf_cache": {"type": "str"},
-    "engine_cache": {"type": "bool", "default": True},
-    "accelerator": {"type": "str", "choices": ["rocm", "cpu"], "default": "rocm"},
-    "devices": {"type": "list", "elements": "str"},
-    "groups": {"type": "list", "elements": "str"},
-    "ipc_mode": {"type": "str"},
-    "shm_size": {"type": "str"},
-    "capabilities": {"type": "list", "elements": "str"},
-    "security_opts": {"type": "list", "elements": "str"},
-    "ulimits": {"type": "list", "elements": "str"},
-    "volumes": {"type": "list", "elements": "str", "default": []},
-    "labels": {"type": "dict", "default": {}},
-    "network_mode": {"type": "str", "default": "bridge"},
-    "restart_policy": {"type": "str", "default": "unless-stopped"},
-    "stop_timeout": {"type": "int", "default": 60},
-    "api_key": {"type": "str", "no_log": True},
-    "hf_token": {"type": "str", "no_log": True},
-    "ready_timeout": {"type": "float", "default": 3600},
-    "stall_timeout": {"type": "float", "default": 900},
-    "gpu_memory_policy": {"type": "str", "choices": ["strict", "fit", "off"], "default": "strict"},
-    "sysfs_root": {"type": "path", "default": "/sys"},
-    "state_dir": {"type": "path", "default": DEFAULT_STATE_DIR},
-    "record": {"type": "dict"},
-    "docker_host": {"type": "str"},
-    "reported_host": {"type": "str"},
-    "watch_slice": {"type": "float"},
-    # A position in a watch, not a secret; the name would make Ansible ask.
-    "watch_token": {"type": "dict", "no_log": False},
-    "replica": {"type": "dict"},
-    "place": {"type": "dict"},
-    "replica_step": {"type": "dict"},
-}
+from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle, perform
+from ansible.module_utils.vllm_fleet.server.options import SPEC, secrets
 
 
 class Module(AnsibleModule):
@@ -525,16 +466,8 @@ class Module(AnsibleModule):
     """
 
     def hidden(self) -> set[str]:
-        """Give those secrets."""
-        found = set()
-        for given in (self.params, self.params.get("place")):
-            for name in ("env", "args") if isinstance(given, dict) else ():
-                value = given.get(name)
-                if isinstance(value, str):  # as on a command line
-                    with contextlib.suppress(TypeError, ValueError):
-                        value = check_type_dict(value)
-                found |= secret_values(value)
-        return found
+        """Return those secrets."""
+        return secrets(self.params, check_type_dict)
 
     def _load_params(self) -> None:
         super()._load_params()
@@ -543,31 +476,15 @@ class Module(AnsibleModule):
 
 def main() -> None:
     """Run the module."""
-    module = Module(
-        argument_spec=ARGUMENTS,
-        supports_check_mode=True,
-        required_if=[("state", "started", ["image", "model"])],
-    )
+    module = Module(**SPEC, supports_check_mode=True)
     params = module.params
-    hidden = module.hidden()
-    secrets = tuple(hidden | {params[k] for k in ("api_key", "hf_token") if params[k]})
-    host = params["reported_host"] or socket.gethostname()
-    token = params["watch_token"]
-    try:
-        # In the middle of a watch an engine that restarts (live-restore, an update of Docker) is waited for.
-        engine = Engine(params["docker_host"], retry_timeout=ENGINE_RETRY_TIMEOUT if token else 0.0)
-    except EngineUnavailable as exc:
-        module.fail_json(**no_engine(params["name"], host, exc))
     step = params["replica_step"]
-    result = (partial(RankLifecycle, step=Step.from_params(step)) if step else Lifecycle)(
-        ServerOptions.from_params(params),
-        engine,
-        host=host,
-        check_mode=module.check_mode or params["mode"] != "deploy",
-        token=token,
-        slice_seconds=params["watch_slice"],
-        secrets=secrets,
-    ).run()
+    result = perform(
+        params,
+        check_mode=module.check_mode,
+        secrets=module.hidden(),
+        kind=partial(RankLifecycle, step=Step.from_params(step)) if step else Lifecycle,
+    )
     if module._verbosity < 1:  # the lines are for -v; without it they would only make the answer longer
         result.pop("log_lines", None)
     if result.get("failed"):

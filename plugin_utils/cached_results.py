@@ -1,27 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Action plugin of modules that look before anything is done: takes what was asked of the node with other questions."""
+"""Base of actions whose module may have been probed before: with `use_cached_result` they take what was found then."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
-from ansible.plugins.action import normal
+from ansible.module_utils.parsing.convert_bool import boolean
+from ansible.plugins.action import ActionBase
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.common import batch
+from ansible.module_utils.vllm_fleet.common.probes import cached_result
 
 
-class ActionModule(normal.ActionModule):
-    """Gives the answer that is there where the task allows it (`__answered`), and calls the module otherwise."""
+class CachedResult(ActionBase):  # type: ignore[misc]
+    """Comes before the class that calls the module."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Answer."""
+        """Return the result of the node's probe, where it was for this very call and found nothing to do."""
         variables = task_vars or {}
-        known = None
-        if self._templar.template(variables.get("__answered", False)):
-            known = batch.answer_to(variables.get("ansible_facts"), self._task.action, self._task.args)
-        answer: dict[str, Any] = known or super().run(tmp, variables)
-        return answer
+        args = dict(self._task.args)
+        wanted = boolean(args.pop("use_cached_result", False))
+        self._task.args = args
+        known = cached_result(variables.get("ansible_facts"), self._task.action, args) if wanted else None
+        result: dict[str, Any] = known or super().run(tmp, variables)
+        return result

@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Action plugin of hf_snapshot and hf_prewarm: follows what takes long in short calls, with progress on the terminal.
+"""Base of the actions of hf_snapshot and hf_prewarm: follows what takes long in short calls, with progress.
 
 The first line comes after five seconds, each following pause is half as long again, up to a minute.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.common import batch
 from ansible.module_utils.vllm_fleet.common.retry import RETRY_TIMEOUT, retry
 from ansible.module_utils.vllm_fleet.common.units import part_of
 
@@ -31,7 +27,7 @@ def takes_long(args: dict[str, Any]) -> bool:
     return args.get("state", "present") == "present" or args.get("verify") == "full"
 
 
-class ActionModule(ActionBase):
+class DetachedCall(ActionBase):
     """Hands the call to the module of the task's name; loops it when it may take long."""
 
     TRANSFERS_FILES = False
@@ -42,12 +38,6 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         args = {key: value for key, value in self._task.args.items() if key not in ("wait", "follow")}
-        known = None
-        if self._templar.template(task_vars.get("__answered", False)):
-            known = batch.answer_to(task_vars.get("ansible_facts"), self._task.action, args)
-        if known:
-            result.update(known)
-            return result
         if not takes_long(args) or self._task.check_mode:
             result.update(self._call(args, task_vars))
             return result

@@ -83,7 +83,7 @@ def test_run_again_changes_nothing(scene):
     assert all_up(scene)
     # Every node is asked twice: for all that it has, and what would change together with the question to the model.
     asked = Counter(re.findall(r"Using module file \S*/(\w+)\.py", run.output))
-    assert asked["node_survey"] == 2 * len(ALL), asked
+    assert asked["node_probe"] == 2 * len(ALL), asked
     assert not asked.keys() & {
         "preflight_host",
         "docker_engine",

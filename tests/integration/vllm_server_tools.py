@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import standin
-import vllm_server as module
 
 from ansible.module_utils.vllm_fleet.container.engine import Engine
 from ansible.module_utils.vllm_fleet.container.spec import is_secret
 from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
-from ansible.module_utils.vllm_fleet.server.options import ServerOptions
+from ansible.module_utils.vllm_fleet.server.options import ARGUMENTS, ServerOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 PREVIOUS = ".previous"
@@ -63,9 +62,9 @@ class Server:
             **changes,
         }
         given["env"] = START | dict(given.get("env", {}))
-        unknown = given.keys() - module.ARGUMENTS.keys()
+        unknown = given.keys() - ARGUMENTS.keys()
         assert not unknown, f"no such option: {unknown}"
-        return {name: given.get(name, argument.get("default")) for name, argument in module.ARGUMENTS.items()}
+        return {name: given.get(name, argument.get("default")) for name, argument in ARGUMENTS.items()}
 
     def parsed(self, **changes: Any) -> ServerOptions:
         """The same as the module hands them on."""
@@ -263,7 +262,7 @@ _DRIVER = r"""
 import json, os, signal, sys
 from ansible.module_utils.vllm_fleet.container.engine import Engine
 from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
-from ansible.module_utils.vllm_fleet.server.options import ServerOptions
+from ansible.module_utils.vllm_fleet.server.options import ARGUMENTS, ServerOptions
 
 def run(job):
     done = []

@@ -9,6 +9,8 @@ import pytest
 import vllm_server
 from ansible.module_utils.testing import patch_module_args
 
+from ansible.module_utils.vllm_fleet.server import lifecycle
+
 SECRET = "canary-own-key-77b0"
 GIVEN = {"image": "vllm:1", "model": "org/m", "docker_host": "unix:///nonexistent"}
 
@@ -71,7 +73,7 @@ def test_only_a_deployment_changes_anything(monkeypatch, capsys, mode, check, ch
         def run(self):
             return {"changed": False}
 
-    monkeypatch.setattr(vllm_server, "Engine", lambda *_, **__: None)
+    monkeypatch.setattr(lifecycle, "Engine", lambda *_, **__: None)
     monkeypatch.setattr(vllm_server, "Lifecycle", Run)
     run(monkeypatch, capsys, {**GIVEN, **({"mode": mode} if mode else {}), "_ansible_check_mode": check})
     assert seen["check_mode"] is not changes

@@ -2,5 +2,5 @@
 """What is in Docker, and what is the desired container?
 
 May import: vllm, weights.
-Pure but for: api, dockerd, engine.
+Pure but for: api, dockerd, engine, find_image.
 """

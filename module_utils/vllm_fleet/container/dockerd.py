@@ -26,6 +26,24 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "armhf", "ppc64le": "ppc64el"}
 
 
+#: Options of the module docker_engine.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "state": {"type": "str", "choices": ["probed", "started"], "default": "started"},
+    "config": {"type": "dict", "default": {}},
+    "manage_config": {"type": "bool", "default": True},
+    "config_path": {"type": "path", "default": "/etc/docker/daemon.json"},
+    "allow_restart": {"type": "bool", "default": False},
+    "service_manager": {"type": "str", "choices": ["auto", "systemd", "none"], "default": "auto"},
+    "socket": {"type": "path", "default": "/var/run/docker.sock"},
+    "pid_file": {"type": "path", "default": "/var/run/docker.pid"},
+    "log_path": {"type": "path", "default": "/var/log/dockerd.log"},
+    "daemon_args": {"type": "list", "elements": "str", "default": []},
+    "start_timeout": {"type": "float", "default": 60},
+    "use_cached_result": {"type": "bool", "default": False},
+}
+SPEC: dict[str, Any] = {"argument_spec": ARGUMENTS}
+
+
 class DockerdFailure(Exception):
     """The engine cannot be brought to what is wanted; the text is one sentence, then evidence."""
 
@@ -44,6 +62,19 @@ class Settings:
     log_path: str = "/var/log/dockerd.log"
     daemon_args: Sequence[str] = ()
     start_timeout: float = 60
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any]) -> Settings:
+        """Return the settings out of the checked options of the module docker_engine."""
+        return cls(**{name: value for name, value in params.items() if name not in ("state", "use_cached_result")})
+
+
+def probe(settings: Settings) -> dict[str, Any]:
+    """Return what docker_engine returns with ``state: probed``. Nothing changes.
+
+    Raises DockerdFailure, api.DockerUnavailable, api.DockerRefused.
+    """
+    return {"changed": False, **Dockerd(settings).look()}
 
 
 class Dockerd:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is a node fit, and is the inventory sound?
 
-May import: common, container, host, vllm.
-Pure but for: role_specs.
+May import: common, container, host, models, vllm.
+Pure but for: node, role_specs.
 """

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -287,3 +288,33 @@ class Lifecycle:
         msg: str | None = None,
     ) -> Result:
         return result.of_run(self.context, current, outcome, failed=failed, msg=msg)
+
+
+def perform(
+    params: Mapping[str, Any],
+    *,
+    check_mode: bool,
+    secrets: Collection[str] = (),
+    kind: Callable[..., Lifecycle] = Lifecycle,
+) -> Result:
+    """Do on this node what the checked options of vllm_server ask, and return the module's result, of a failure too.
+
+    ``secrets`` are further words that no result may show; ``kind`` is the lifecycle, another one for a replica's rank.
+    """
+    hidden = {*secrets, *(params[name] for name in ("api_key", "hf_token") if params[name])}
+    host = params["reported_host"] or socket.gethostname()
+    token = params["watch_token"]
+    try:
+        # In the middle of a watch an engine that restarts (live-restore, an update of Docker) is waited for.
+        engine = Engine(params["docker_host"], retry_timeout=ENGINE_RETRY_TIMEOUT if token else 0.0)
+    except EngineUnavailable as exc:
+        return result.no_engine(params["name"], host, exc)
+    return kind(
+        ServerOptions.from_params(params),
+        engine,
+        host=host,
+        check_mode=check_mode or params["mode"] != "deploy",
+        token=token,
+        slice_seconds=params["watch_slice"],
+        secrets=tuple(hidden),
+    ).run()

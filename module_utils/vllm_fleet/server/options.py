@@ -3,14 +3,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..container.options import ContainerOptions, container_fields
+from ..container.spec import secret_values
 
 #: Where a node keeps what it has to remember.
 DEFAULT_STATE_DIR = "/var/lib/vllm-fleet"
+
+#: Options of the module vllm_server.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "name": {"type": "str", "default": "vllm"},
+    "state": {
+        "type": "str",
+        "choices": ["started", "stopped", "absent", "restored", "confirmed"],
+        "default": "started",
+    },
+    "mode": {"type": "str", "choices": ["deploy", "plan", "status"], "default": "deploy"},
+    "verification": {"type": "dict", "no_log": True},  # holds a key
+    "image": {"type": "str"},
+    "allow_latest": {"type": "bool", "default": False},
+    "model": {"type": "str"},
+    "revision": {"type": "str"},
+    "args": {"type": "dict", "default": {}},
+    "env": {"type": "dict", "default": {}},
+    "entrypoint": {"type": "list", "elements": "str"},
+    "port": {"type": "int", "default": 8000},
+    "bind": {"type": "str", "default": "127.0.0.1"},
+    "allow_unauthenticated": {"type": "bool", "default": False},
+    "hf_cache": {"type": "str"},
+    "engine_cache": {"type": "bool", "default": True},
+    "accelerator": {"type": "str", "choices": ["rocm", "cpu"], "default": "rocm"},
+    "devices": {"type": "list", "elements": "str"},
+    "groups": {"type": "list", "elements": "str"},
+    "ipc_mode": {"type": "str"},
+    "shm_size": {"type": "str"},
+    "capabilities": {"type": "list", "elements": "str"},
+    "security_opts": {"type": "list", "elements": "str"},
+    "ulimits": {"type": "list", "elements": "str"},
+    "volumes": {"type": "list", "elements": "str", "default": []},
+    "labels": {"type": "dict", "default": {}},
+    "network_mode": {"type": "str", "default": "bridge"},
+    "restart_policy": {"type": "str", "default": "unless-stopped"},
+    "stop_timeout": {"type": "int", "default": 60},
+    "api_key": {"type": "str", "no_log": True},
+    "hf_token": {"type": "str", "no_log": True},
+    "ready_timeout": {"type": "float", "default": 3600},
+    "stall_timeout": {"type": "float", "default": 900},
+    "gpu_memory_policy": {"type": "str", "choices": ["strict", "fit", "off"], "default": "strict"},
+    "sysfs_root": {"type": "path", "default": "/sys"},
+    "state_dir": {"type": "path", "default": DEFAULT_STATE_DIR},
+    "record": {"type": "dict"},
+    "docker_host": {"type": "str"},
+    "reported_host": {"type": "str"},
+    "watch_slice": {"type": "float"},
+    # A position in a watch, not a secret; the name would make Ansible ask.
+    "watch_token": {"type": "dict", "no_log": False},
+    "replica": {"type": "dict"},
+    "place": {"type": "dict"},
+    "replica_step": {"type": "dict"},
+}
+SPEC: dict[str, Any] = {"argument_spec": ARGUMENTS, "required_if": [("state", "started", ["image", "model"])]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,3 +97,21 @@ class ServerOptions(ContainerOptions):
                 fields[name] = float(params[name])
         engine_cache = params.get("engine_cache")
         return cls(**fields, engine_cache=engine_cache is None or bool(engine_cache), record=params.get("record"))
+
+
+def secrets(params: Mapping[str, Any], as_dict: Callable[[str], Mapping[str, Any]]) -> set[str]:
+    """Return the secrets in ``env`` and ``args`` of unchecked options: Ansible does not know them as such.
+
+    ``as_dict`` reads a dictionary that is given as on a command line; it raises TypeError or ValueError.
+    """
+    found = set()
+    for given in (params, params.get("place")):
+        if not isinstance(given, Mapping):
+            continue
+        for name in ("env", "args"):
+            value = given.get(name)
+            if isinstance(value, str):
+                with contextlib.suppress(TypeError, ValueError):
+                    value = as_dict(value)
+            found |= secret_values(value)
+    return found

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from .chat_options import build_message, build_result
 from .chat_request import (
     NOT_OPENAI,
     PATHS,
@@ -225,6 +226,14 @@ def chat(request: ChatRequest, clock: Callable[[], float] = time.monotonic) -> C
     Never raises for what a server or network does: that is in the result's `checks`, and its kind in `error`.
     """
     return _Exchange(request, clock).run()
+
+
+def probe(requests: Sequence[ChatRequest], *, many: bool) -> dict[str, Any]:
+    """Send the requests and return the module's result, of a failure too. ``many``: each check names its request."""
+    results = chat_all(requests)
+    result = build_result(results, many=many)
+    message = build_message(results, len(requests))
+    return {**result, "failed": True, "msg": message} if message else result
 
 
 def chat_all(requests: Sequence[ChatRequest]) -> list[ChatResult]:

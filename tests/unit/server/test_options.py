@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 
-import vllm_server as module
-
+from ansible.module_utils.vllm_fleet.server import options as module
 from ansible.module_utils.vllm_fleet.server.options import ServerOptions
 
 #: Options of the module that say how to run, not what server is wanted.

@@ -282,6 +282,8 @@ def test_the_modules_page_and_its_argument_spec_agree():
     import vllm_chat
     import yaml
 
+    from ansible.module_utils.vllm_fleet.vllm import chat_options
+
     def flatten(options, below):
         for name, option in options.items():
             yield name, option.get("type"), option.get("elements"), option.get("default"), option.get("choices")
@@ -290,9 +292,9 @@ def test_the_modules_page_and_its_argument_spec_agree():
 
     documented = yaml.safe_load(vllm_chat.DOCUMENTATION)["options"]
     assert sorted(map(repr, flatten(documented, "suboptions"))) == sorted(
-        map(repr, flatten(vllm_chat.argument_spec(), "options"))
+        map(repr, flatten(chat_options.argument_spec(), "options"))
     )
     assert yaml.safe_load(vllm_chat.EXAMPLES)
     returned = yaml.safe_load(vllm_chat.RETURN)
-    result = vllm_chat.build_result([ChatResult("http://h:1", "m", "chat")], many=False)
+    result = chat_options.build_result([ChatResult("http://h:1", "m", "chat")], many=False)
     assert set(result) - {"changed"} == set(returned) - {"msg"}

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One call of the module hf_snapshot: its options, what they ask for, and its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..common.meter import Meter
+from . import fetch, hub, snapshot
+from .files import FetchError
+from .layout import Repository, SnapshotError
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "repo_id": {"type": "str", "required": True},
+    "revision": {"type": "str", "default": "main"},
+    "cache": {"type": "path", "required": True},
+    "state": {"type": "str", "choices": ["present", "absent", "verified", "pruned"], "default": "present"},
+    "source": {"type": "str"},
+    "manifest": {"type": "dict"},
+    "with_manifest": {"type": "bool", "default": False},
+    "move": {"type": "bool", "default": False},
+    "verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
+    "create": {"type": "bool", "default": True},
+    "keep": {"type": "list", "elements": "str", "default": []},
+    "margin": {"type": "int", "default": 1 << 30},
+    "hf_token": {"type": "str", "no_log": True},
+    "hub_python": {"type": "path"},
+    "hub_endpoint": {"type": "str"},
+    "hub_stall": {"type": "int", "default": 300},
+    "wait": {"type": "float"},
+    "follow": {"type": "str"},
+    "use_cached_result": {"type": "bool", "default": False},
+}
+SPEC: dict[str, Any] = {"argument_spec": ARGUMENTS, "required_if": [("move", True, ["manifest", "source"])]}
+
+
+def parse(options: Mapping[str, Any], meter: Meter, *, dry: bool) -> fetch.Request:
+    """Return the request that checked ``options`` make; with ``dry`` nothing is written."""
+    return fetch.Request(
+        repository=Repository(Path(options["cache"]), options["repo_id"]),
+        revision=options["revision"],
+        source=options["source"],
+        manifest=options["manifest"],
+        move=options["move"],
+        verify=options["verify"],
+        create=options["create"],
+        margin=options["margin"],
+        keep=tuple(options["keep"]),
+        client=hub.Client(
+            options["hub_python"], options["hf_token"], options["hub_endpoint"], float(options["hub_stall"])
+        ),
+        dry=dry,
+        meter=meter,
+    )
+
+
+def work(request: fetch.Request, state: str, *, with_manifest: bool = False, diff: bool = False) -> dict[str, Any]:
+    """Do what ``state`` asks; return the module's result, of a failure too."""
+    result = fetch.Result(snapshot.Report(request.repository, request.revision), revision=request.revision)
+    try:
+        if state == "verified":
+            fetch.verified(request, result)
+        elif state == "present":
+            fetch.present(request, result)
+        elif state == "pruned":
+            fetch.pruned(request, result)
+        else:
+            fetch.absent(request, result)
+    except (SnapshotError, FetchError) as error:
+        failure = getattr(error, "failure", "bad_argument")
+        evidence = getattr(error, "evidence", "").splitlines() or [str(item) for item in result.report.problems]
+        return {
+            **result.as_dict(with_manifest=False),
+            "failed": True,
+            "msg": str(error),
+            "failure": {"class": failure, "evidence": evidence, "remedy": str(error)},
+        }
+    found = result.as_dict(with_manifest=with_manifest)
+    if diff:
+        found["diff"] = result.diff()
+    return found
+
+
+def probe(request: fetch.Request) -> dict[str, Any]:
+    """Return what hf_snapshot returns with ``state: verified``. Nothing changes."""
+    return work(request, "verified")
