@@ -15,6 +15,7 @@ Events, in the order they came (``at``: seconds since the run began):
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fleet_report import replicas, timeline
@@ -126,6 +127,33 @@ def _hosts(
     return sorted(found, key=natural)
 
 
+@dataclass
+class _Seen:
+    """What the results of one host say, in the order they came."""
+
+    #: Result of vllm_server by state, and of a rollout's plan under `asked`; the last one of each.
+    last: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: Answers of the largest verification of the server itself, and whether it passed.
+    answers: list[Mapping[str, Any]] = field(default_factory=list)
+    right: bool = False
+    stretches: list[timeline.Stretch] = field(default_factory=list)
+    #: Seconds of the run, from and to, in which the host had no server.
+    down: list[list[float]] = field(default_factory=list)
+    #: Since when a server is stopped for a reboot: the host is without one until the next start.
+    stopped: float | None = None
+    mark: str | None = None
+
+    def data(self, *names: str) -> Mapping[str, Any]:
+        """Return the data of the first of these results that is there; empty without any."""
+        return next((self.last[name]["data"] for name in names if name in self.last), {})
+
+    @property
+    def restored(self) -> Mapping[str, Any] | None:
+        """The result of a restore that brought the previous server back."""
+        found = self.last.get("restored")
+        return found if found and _went_back(found) else None
+
+
 def _node(
     host: str,
     run: Mapping[str, Any],
@@ -133,79 +161,95 @@ def _node(
     tasks: Mapping[Any, Mapping[str, Any]],
     starts: Mapping[tuple[Any, str], float],
 ) -> dict[str, Any]:
-    stretches: list[timeline.Stretch] = []
-    down: list[list[float]] = []
-    last: dict[str, Mapping[str, Any]] = {}
-    answers: list[Mapping[str, Any]] = []
-    right = False
-    stopped: float | None = None  # for a reboot: it is without a server until the next start
-    mark: str | None = None
+    seen = _Seen()
     for one in results:
         task = tasks[one["task"]]
-        begin, end = starts.get((one["task"], host), task["at"]), one["at"]
-        module, state = module_of(task["action"]), one.get("state")
-        if module == "vllm_server":
-            last["asked" if one.get("asked") else state or "started"] = one
-        said = one["data"].get("results") or [] if module == "vllm_chat" else []
-        # A request that only shows that the gateway finds the server is no measurement of the server.
-        if said and len(said) >= len(answers) and task.get("role") not in ("gateway", "rollout"):
-            answers, right = said, one["status"] == "ok"
-        if one.get("asked"):
-            stretches.append({"phase": "check", "from": begin, "to": end})
-        elif module == "vllm_server" and (state or "started") == "started":
-            parts, gap = timeline.server_stretches(begin, end, one["data"])
-            if stopped is not None and "start" in (one["data"].get("actions") or []):
-                gap, stopped = [stopped, end], None
-            stretches += parts
-            down += [gap] if gap else []
-        else:
-            if module == "vllm_server" and state == "stopped" and one["changed"]:
-                stopped = begin
-            stretches.append({"phase": timeline.phase_of(task, state, mark), "from": begin, "to": end})
-        mark = one["data"].get("mark", mark)
-    restored = last.get("restored")
-    if restored and not _went_back(restored):
-        restored = None
-    if restored and down:
-        down[-1] = [down[-1][0], restored["at"]]  # what was ready in between answered wrongly
-    started = last.get("started", last.get("asked", {})).get("data", {})
-    confirmed = last.get("confirmed", {}).get("data", {})
+        _collect(seen, one, task, starts.get((one["task"], host), task["at"]))
     failure = _failure(host, run, results, tasks)
-    release = confirmed.get("release") or started.get("release") or (restored or {}).get("data", {}).get("release")
-    answered = next((a for a in answers if a.get("ttft") is not None), {})
-    node = {
+    burn_in = [r["data"]["finding"] for r in results if r["data"].get("finding")]
+    outcome = _node_outcome(host, run, seen.last, failure, answered=seen.right)
+    down = _down(seen)
+    return {
         "name": host,
-        "outcome": _node_outcome(host, run, last, failure, answered=right),
-        "started": "started" in last or "asked" in last,
-        "changed": bool(last.get("started", {}).get("changed")) or bool(restored),
-        "release": release,
-        "previous": confirmed.get("previous_release"),
-        "differences": started.get("differences") or [],
-        "unstaged": bool(
-            run.get("check_mode") and last.get("started", {}).get("changed") and not started.get("actions")
-        ),
-        "actions": started.get("actions") or [],
-        "notes": started.get("notes") or [],
-        "stages": started.get("stages") or [],
-        "downtime": round(sum(to - at for at, to in down), 3) if down else None,
-        "ready": _ready(started),
-        "ttft": answered.get("ttft"),
-        "tokens_per_second": answered.get("tokens_per_second"),
-        "answered": right,
-        "answers": [{name: a.get(name) for name in _ANSWER} for a in answers],
+        "outcome": "tried" if burn_in and outcome == "untouched" else outcome,
+        **_server(seen, check_mode=bool(run.get("check_mode"))),
+        **_answered(seen),
+        "downtime": _downtime(seen, down),
         "failure": failure,
-        "timeline": timeline.joined(stretches),
+        "timeline": timeline.joined(seen.stretches),
         "down": [[round(at, 3), round(to, 3)] for at, to in down],
         "benchmark": (run.get("benchmarks") or {}).get(host),
-        "burn_in": [r["data"]["finding"] for r in results if r["data"].get("finding")],
+        "burn_in": burn_in,
         "replica": next((r["data"]["replica"] for r in results if r["data"].get("replica")), None),
     }
-    if node["burn_in"] and node["outcome"] == "untouched":
-        node["outcome"] = "tried"
-    measured = started.get("downtime")
-    if node["downtime"] is not None and not restored and measured is not None and "stopped" not in last:
-        node["downtime"] = measured  # as the node itself measured it
-    return node
+
+
+def _collect(seen: _Seen, one: Mapping[str, Any], task: Mapping[str, Any], begin: float) -> None:
+    """Add one result to what was seen of its host; ``begin`` is when the task began there."""
+    module, state, end = module_of(task["action"]), one.get("state"), one["at"]
+    if module == "vllm_server":
+        seen.last["asked" if one.get("asked") else state or "started"] = one
+    said = one["data"].get("results") or [] if module == "vllm_chat" else []
+    # A request that only shows that the gateway finds the server is no measurement of the server.
+    if said and len(said) >= len(seen.answers) and task.get("role") not in ("gateway", "rollout"):
+        seen.answers, seen.right = said, one["status"] == "ok"
+    if one.get("asked"):
+        seen.stretches.append({"phase": "check", "from": begin, "to": end})
+    elif module == "vllm_server" and (state or "started") == "started":
+        parts, gap = timeline.server_stretches(begin, end, one["data"])
+        if seen.stopped is not None and "start" in (one["data"].get("actions") or []):
+            gap, seen.stopped = [seen.stopped, end], None
+        seen.stretches += parts
+        seen.down += [gap] if gap else []
+    else:
+        if module == "vllm_server" and state == "stopped" and one["changed"]:
+            seen.stopped = begin
+        seen.stretches.append({"phase": timeline.phase_of(task, state, seen.mark), "from": begin, "to": end})
+    seen.mark = one["data"].get("mark", seen.mark)
+
+
+def _down(seen: _Seen) -> list[list[float]]:
+    """The times without a server; what was ready before a restore answered wrongly, so it does not count."""
+    if seen.restored and seen.down:
+        return [*seen.down[:-1], [seen.down[-1][0], seen.restored["at"]]]
+    return seen.down
+
+
+def _downtime(seen: _Seen, down: Sequence[Sequence[float]]) -> float | None:
+    """Seconds without a server: as the node measured them, unless a restore or a reboot added to them."""
+    if not down:
+        return None
+    measured = seen.data("started", "asked").get("downtime")
+    if measured is not None and not seen.restored and "stopped" not in seen.last:
+        return float(measured)
+    return round(sum(to - at for at, to in down), 3)
+
+
+def _server(seen: _Seen, *, check_mode: bool) -> dict[str, Any]:
+    """What vllm_server did or would do."""
+    started, confirmed = seen.data("started", "asked"), seen.data("confirmed")
+    changed = bool(seen.last.get("started", {}).get("changed"))
+    release = confirmed.get("release") or started.get("release") or (seen.restored or {}).get("data", {}).get("release")
+    return {
+        "started": "started" in seen.last or "asked" in seen.last,
+        "changed": changed or bool(seen.restored),
+        "release": release,
+        "previous": confirmed.get("previous_release"),
+        **{name: started.get(name) or [] for name in ("differences", "actions", "notes", "stages")},
+        "unstaged": check_mode and changed and not started.get("actions"),
+        "ready": _ready(started),
+    }
+
+
+def _answered(seen: _Seen) -> dict[str, Any]:
+    """What the server answered, and how fast the first streamed answer came."""
+    first = next((a for a in seen.answers if a.get("ttft") is not None), {})
+    return {
+        "ttft": first.get("ttft"),
+        "tokens_per_second": first.get("tokens_per_second"),
+        "answered": seen.right,
+        "answers": [{name: a.get(name) for name in _ANSWER} for a in seen.answers],
+    }
 
 
 def _went_back(restored: Mapping[str, Any]) -> bool:
