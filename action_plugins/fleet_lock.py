@@ -6,7 +6,7 @@ the first task that takes it, renews the file and removes it when ansible-playbo
 after SIGKILL. Where that process could not do it either (the controller lost its power), the next run sees that the
 holder is dead (same machine) or has not renewed the file for a lease (another machine), and takes over.
 
-Options: `path` of the file, `lease` in seconds, `takeover` (take it whoever holds it). On the node runs a shell, and no
+Options: `path` of the file, `lease` in seconds, `takeover` (take it from any holder). On the node runs a shell, and no
 Python, so that it costs little.
 """
 
@@ -54,7 +54,7 @@ LOOK = 1.0
 
 
 def machine() -> str:
-    """What tells this machine, and its process ids, from others."""
+    """What distinguishes this machine, and its process ids, from others."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -63,7 +63,7 @@ def machine() -> str:
 
 
 def born(pid: int) -> str:
-    """When a process began, in the kernel's words; empty when there is none or nobody can tell."""
+    """When a process began, in the kernel's words; empty when there is none or it is unknown."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -149,7 +149,7 @@ class ActionModule(ActionBase):
                 display.display(f"[{node}] taking over the lock of {say(holder)}: {why}")
                 _, holder, line = self._ask(args["path"], "take", line, mine)
         except AnsibleError as error:
-            # Unreachable, or without root's rights there: whoever needs that node will say so in better words.
+            # Unreachable, or without root's rights there: the task that needs that node has the better message.
             display.warning(f"{node} cannot hold the fleet's lock, going on without it there: {error}")
             return result
         if line != mine:

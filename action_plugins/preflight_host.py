@@ -49,7 +49,7 @@ class ActionModule(ActionBase):
         args = dict(self._task.args)
         mine = self._inventory(variables) if boolean(args.get("inventory", True)) else []
         refused = {one.what for one in mine if one.level == "refused"}
-        # What the inventory has wrong is told once, and not looked for on the node as well.
+        # A fault of the inventory is reported once, and not probed on the node as well.
         if "vllm_server_port" in refused:
             args["port"] = 0
         if "hf_cache_path" in refused:
@@ -91,7 +91,7 @@ class ActionModule(ActionBase):
         if isinstance(replica, str) and replica:
             members = self._members(variables, replica, hosts)
             found.append(inventory.replica(replica, members))
-        # A list of waves is the fleet's: told once, of the first node.
+        # A list of waves belongs to the fleet: reported once, for the first node.
         if hosts and variables.get("inventory_hostname") == hosts[0] and "rollout_waves" in values:
             given = values["rollout_waves"]
             if not isinstance(given, inventory.Unset):
@@ -120,7 +120,7 @@ class ActionModule(ActionBase):
             names = role_specs.given(options, _read(defaults) or {}, variables)
             values = {}
             for name in names:
-                with contextlib.suppress(AnsibleError):  # told where it is needed
+                with contextlib.suppress(AnsibleError):  # reported where it is needed
                     values[name] = self._templar.template(variables[name])
             found += role_specs.judge(options, values)
         return found
@@ -132,14 +132,14 @@ class ActionModule(ActionBase):
             page for page in (folder / role / "meta/argument_specs.yml" for role in role_specs.OWN) if page.is_file()
         ]
         if len(pages) < len(role_specs.OWN):
-            return []  # some roles alone: what the others know cannot be told
+            return []  # some roles alone: what the others know is unknown
         known = role_specs.ALSO_KNOWN.union(
             *(entry.get("options") or {} for page in pages for entry in _read(page)["argument_specs"].values())
         )
         # Without the play's context: no role's own defaults and variables are among them.
         mine = set(variables["hostvars"].raw_get(variables["inventory_hostname"]))
         found = role_specs.misspelt(mine, known)
-        # Gateways are in no play of preflight: told once, of the first node.
+        # Gateways are in no play of preflight: reported once, for the first node.
         if hosts and variables.get("inventory_hostname") == hosts[0]:
             gateways = (variables.get("groups") or {}).get("gateway") or []
             theirs = {host: set(variables["hostvars"].raw_get(host)) - mine for host in gateways}

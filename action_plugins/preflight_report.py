@@ -128,6 +128,6 @@ class ActionModule(ActionBase):
         result["changed"] = False
         if refusals:
             result["msg"] = f"{host}: {'. Also '.join(refusals)}. {args['ending']}"
-            # A node that nobody could look at is out of reach, not refused: Ansible's exit code tells them apart.
+            # A node that could not be probed is out of reach, not refused: Ansible's exit code differs.
             result["unreachable" if worst(mine) == "unseen" else "failed"] = True
         return result

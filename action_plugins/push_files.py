@@ -146,7 +146,7 @@ class ActionModule(ActionBase):
         try:
             yield [sys.executable, "-I", become_pipe.__file__, str(folder / "become.json")]
         finally:
-            with contextlib.suppress(OSError):  # it waits for a reader where nobody asked
+            with contextlib.suppress(OSError):  # it waits for a reader where no password was asked for
                 os.close(os.open(secret, os.O_RDONLY | os.O_NONBLOCK))
             giver.join(5)
 

@@ -49,7 +49,7 @@ from fleet_report import build, page, summary  # noqa: E402  found only with the
 
 
 class CallbackModule(CallbackBase):
-    """Collects events while the run goes on, and tells them at its end."""
+    """Collects events while the run goes on, and reports them at its end."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "aggregate"
@@ -217,7 +217,7 @@ def _load_for_workers() -> None:
     """Load what the workers would load.
 
     A worker is a fork of this process for one task on one host. Ansible leaves the loading of filters and tests to the
-    first that needs one, which is always a worker: each would read all files anew, at some 70 ms of a processor.
+    first that needs one, which is always a worker: each would read all files again, at some 70 ms of a processor.
     """
     for loader, needed in ((filter_loader, "vllm_preset"), (test_loader, "ansible.builtin.file")):
         loader.get(needed)
@@ -230,7 +230,7 @@ def _load_for_workers() -> None:
 
 
 def _short(path: Path) -> str:
-    """Write a path from here where it lies below, else whole."""
+    """Write a path from here where it is below, else whole."""
     try:
         return str(path.absolute().relative_to(Path.cwd()))
     except ValueError:

@@ -269,7 +269,7 @@ def _failure(
     results: Sequence[Mapping[str, Any]],
     tasks: Mapping[Any, Mapping[str, Any]],
 ) -> dict[str, Any] | None:
-    """Why a node failed: the first failure that counts is the cause, the last one tells how it ended."""
+    """Why a node failed: the first failure that counts is the cause, the last one says how it ended."""
     if host in run.get("unreachable", ()):
         last = next((r for r in reversed(results) if r["status"] == "unreachable"), None)
         cause = str((last or {}).get("data", {}).get("msg") or "the node did not answer")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers over several nodes: what was told of their nodes to one entry, as one server has one line. Pure."""
+"""Servers over several nodes: the entries of their nodes become one entry, as one server has one line. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fleet_report.words import count
 WORST = ("unreachable", "failed", "restored", "deployed", "replaced", "started", "updated", "stopped")
 #: Difference of a node that has none of its own and was replaced with its partners.
 WITH_PARTNERS = "replica"
-#: What of a node is told again among the members of its replica.
+#: What of a node is repeated among the members of its replica.
 _OF_A_MEMBER = ("name", "outcome", "release", "differences", "actions", "notes", "failure")
 
 
@@ -24,7 +24,7 @@ def label(name: str, hosts: Sequence[str]) -> str:
 def groups(
     described: Sequence[tuple[str, Mapping[str, Any] | None]],
 ) -> list[tuple[Mapping[str, Any] | None, list[int]]]:
-    """Group what was told of nodes, (host, its replica or None), in the order given: (replica, places)."""
+    """Group the entries of nodes, (host, its replica or None), in the order given: (replica, places)."""
     found: dict[str, tuple[Mapping[str, Any] | None, list[int]]] = {}
     for place, (host, replica) in enumerate(described):
         several = replica if replica and len(replica.get("hosts") or ()) > 1 else None

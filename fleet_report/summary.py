@@ -9,7 +9,7 @@ from typing import Any
 from fleet_report.replicas import number
 from fleet_report.words import DASH, clip, count, duration, latency, rate, spread
 
-#: How each outcome reads in a sentence, in the order in which they are told.
+#: How each outcome reads in a sentence, in the order of the sentence.
 OUTCOMES = {
     "failed": "failed",
     "unreachable": "unreachable",
@@ -23,7 +23,7 @@ OUTCOMES = {
     "unchanged": "unchanged",
     "answered": "answered as expected",
     "tried": "burned in",
-    "untouched": "not reached",
+    "untouched": "not attempted",
 }
 BAD = ("failed", "unreachable", "restored")
 #: Rows of a table on the terminal; the page has them all.

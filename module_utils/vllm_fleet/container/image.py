@@ -104,7 +104,7 @@ def _tag_problems(wanted: Wanted) -> list[str]:
             found.append(
                 f"{variable} asks for {wanted.name}:latest, which means another image tomorrow: pin a version tag such "
                 "as v0.32.0, or the digest that `docker image inspect --format '{{index .RepoDigests 0}}' "
-                f"{wanted.name}:latest` tells where it runs today, as vllm_image_digest; "
+                f"{wanted.name}:latest` prints on a machine that runs it, as vllm_image_digest; "
                 "vllm_image_allow_latest: true takes it as it comes."
             )
         elif tag and not _TAG.fullmatch(tag):

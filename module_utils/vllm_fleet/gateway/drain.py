@@ -36,7 +36,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a wait ended. `drained` is False while requests are left, or nobody can tell; `stalled` when nobody works on
+    """How a wait ended. `drained` is False while requests are left, or it is unknown; `stalled` when no server works on
     them.
     """
 
@@ -102,7 +102,7 @@ def wait(
     """Look again and again until nothing is left, nothing has moved for `stall` seconds, or `timeout` is over.
 
     Seconds. `unchanged` and `progress` carry on from an earlier wait. A timeout of 0 looks once. Of a gateway's
-    sessions nobody can tell whether they move (progress None), so these never stall.
+    sessions it is unknown whether they move (progress None), so these never stall.
     """
     start = clock()
     moved_at, pause = start - unchanged, POLL_FIRST

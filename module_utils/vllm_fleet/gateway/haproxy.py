@@ -135,7 +135,7 @@ def info(text: str) -> dict[str, str]:
 
 
 def survey(path: str, program: str, files: Mapping[str, str], digest: Callable[[str], str | None]) -> dict[str, Any]:
-    """Everything a gateway tells about itself; `files` are paths with the digest each should have."""
+    """Everything a gateway reports about itself; `files` are paths with the digest each should have."""
     found: dict[str, Any] = {
         "installed": Path(program).is_file(),
         "differing": [name for name, wanted in files.items() if not Path(name).is_file() or digest(name) != wanted],

@@ -67,7 +67,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def _same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two inventory hosts are one machine, as far as the inventory tells."""
+    """Whether two inventory hosts are one machine, as far as the inventory says."""
     if one.get("inventory_hostname") == other.get("inventory_hostname"):
         return True
     if one.get("ansible_connection") == other.get("ansible_connection") == "local":

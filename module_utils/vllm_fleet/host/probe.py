@@ -57,7 +57,7 @@ def look(options: Mapping[str, Any], engine: DockerApi, own: Mapping[str, Any]) 
 
 
 def machine(proc: Path = PROC, etc: Path = Path("/etc")) -> str:
-    """Name the machine, the same by every address that leads to it; empty where that cannot be told.
+    """Name the machine, the same by every address that leads to it; empty where that is unknown.
 
     Copies of one disk have the same machine-id, and containers of one kernel the same boot id; of two whose boot,
     machine-id and network are one, each would have the other's containers and ports.

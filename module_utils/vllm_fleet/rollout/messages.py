@@ -195,4 +195,4 @@ def verdict(host: str, cause: str, done: Iterable[str], untouched: Sequence[str]
 
 def part_of_a_replica(host: str, replica: str, head: str) -> str:
     """Return the verdict of a host whose head says why their replica failed."""
-    return f"{host}: it is part of {replica}, of which {head} tells."
+    return f"{host}: it is part of {replica}; the message of {head} has the reason."

@@ -27,7 +27,7 @@ def of_options(options: ServerOptions) -> Endpoint | None:
 
 
 def of_container(container: Inspected) -> Endpoint | None:
-    """Return the same for an existing container, whoever made it; None when it has no reachable port.
+    """Return the same for any existing container; None when it has no reachable port.
 
     Where `vllm serve` stands in a script, its model is not known, and whatever the server lists is right.
     """

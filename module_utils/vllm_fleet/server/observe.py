@@ -249,7 +249,7 @@ def node_facts(options: ServerOptions) -> NodeFacts:
 
 
 def bare(name: str, current: Inspected) -> Observation:
-    """Return an observation of a container that is only to be started, whoever made it."""
+    """Return an observation of any container that is only to be started."""
     return Observation(name, "restored", current, None, Plan((), watch=True))
 
 
@@ -260,7 +260,7 @@ def _existing(
 
 
 def _trust(current: Inspected | None, node: NodeState) -> Trust:
-    """How good the container is. One that serves right now has proved itself, whoever made it."""
+    """How good the container is. One that serves right now has proved itself, even if made by hand."""
     if current is None:
         return Trust.UNKNOWN
     noted = node.trust(ident(current))

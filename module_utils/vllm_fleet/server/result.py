@@ -102,7 +102,7 @@ def _progress(outcome: Outcome, phase: str, secrets: tuple[str, ...]) -> dict[st
 
 
 def spec_of(context: RunContext, current: Inspected | None) -> dict[str, Any] | None:
-    """Return what a container is made of, whoever made it; None where that cannot be read."""
+    """Return what any container is made of; None where that cannot be read."""
     if current is None:
         return None
     with contextlib.suppress(EngineError, OSError):

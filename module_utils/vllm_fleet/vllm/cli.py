@@ -164,7 +164,7 @@ def _words(name: str, value: FlagValue | None) -> list[str]:
 
 
 def parse(words: Sequence[str]) -> Command:
-    """Take a command line apart, whoever wrote it. Never raises: what is not understood is kept in ``rest``."""
+    """Take any command line apart. Never raises: what is not understood is kept in ``rest``."""
     rest: list[str] = []
     flags: dict[str, FlagValue] = {}
     model: str | None = None
@@ -221,7 +221,7 @@ class Started:
 
 
 def started(words: Sequence[str]) -> Started:
-    """Return the ``vllm serve`` in a container's whole command line (entrypoint and command), whoever wrote it.
+    """Return the ``vllm serve`` in a container's whole command line (entrypoint and command).
 
     Of a script only what follows `vllm serve` in its text is known; variables in it stay what they are.
     """

@@ -247,7 +247,7 @@ class _Open:
 def errors(lines: Sequence[str], start: int = 0) -> list[Error]:
     """Errors of a log in order of their first line, from line ``start`` on. Warnings are none.
 
-    Lines of several processes may be mixed, and so may a process's two streams, since whoever collects them reads each
+    Lines of several processes may be mixed, and so may a process's two streams, since their collector reads each
     by itself: what belongs together is put together by the prefix, and by whether a logger wrote it.
     """
     found: list[Error] = []

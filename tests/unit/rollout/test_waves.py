@@ -119,7 +119,7 @@ def test_a_failed_replica_is_told_by_its_head_and_counts_once():
     told = [gates.verdict(hosts, made, name, max_failures=0) for name in ("node1", "node2")]
     assert told[0].startswith("node1: It died. Replaced before: none.")
     assert told[0].endswith("not touched: node3.")
-    assert told[1] == "node2: it is part of replica big, of which node1 tells."
+    assert told[1] == "node2: it is part of replica big; the message of node1 has the reason."
 
 
 def test_pools_keep_their_own():
