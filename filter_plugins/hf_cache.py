@@ -47,12 +47,12 @@ def hf_cache_followers(team_of: Mapping[str, Any], hostvars: Mapping[str, Any]) 
 def hf_cache_by_rsync(team_of: Mapping[str, Any], hostvars: Mapping[str, Any]) -> list[str]:
     """Return the hosts of a team that lack blobs and got into no swarm."""
     following = hf_cache_followers(team_of, hostvars) if team_of["transport"] == "swarm" else []
-    return team.by_rsync({host: _registered(hostvars, host, "lack") for host in team_of["receivers"]}, following)
+    return team.by_rsync({host: _registered(hostvars, host, "missing") for host in team_of["receivers"]}, following)
 
 
 def hf_cache_missed(team_of: Mapping[str, Any], hostvars: Mapping[str, Any], me: str) -> str:
     """Return why the blobs that the host ``me`` lacks have not arrived; an empty string when none are lacking."""
-    mine = {name: _registered(hostvars, me, name) for name in ("lack", "followed", "copied")}
+    mine = {name: _registered(hostvars, me, name) for name in ("missing", "followed", "copied")}
     following = team_of["transport"] == "swarm" and me in hf_cache_followers(team_of, hostvars)
     seed = str(team_of["seed"])
     return team.not_arrived(

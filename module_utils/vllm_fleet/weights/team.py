@@ -18,7 +18,7 @@ Result = Mapping[str, Any]
 class Transfer:
     """The results of one host's tasks: the blobs that it lacks, following the swarm, copying by rsync."""
 
-    lack: Result = field(default_factory=dict)
+    missing: Result = field(default_factory=dict)
     followed: Result = field(default_factory=dict)
     copied: Result = field(default_factory=dict)
 
@@ -84,7 +84,7 @@ def not_arrived(transfer: Transfer, *, following: bool, seed: str, seed_followed
 
     A receiver sees that the swarm stands still, and often the seed alone knows why: the reason that ended it is added.
     """
-    if not transfer.lack.get("wanted"):
+    if not transfer.missing.get("wanted"):
         return ""
     if following:
         followed = transfer.followed

@@ -94,13 +94,13 @@ WANT = {"wanted": ["x"]}
 @pytest.mark.parametrize(
     ("found", "by_rsync", "missed"),
     [
-        ({"lack": {"wanted": []}}, False, ""),
-        ({"lack": WANT, "joined": {"ok": True, "total": 1}, "followed": {"finished": True}}, False, ""),
-        ({"lack": WANT, "joined": {"ok": True, "total": 1}, "followed": {"reason": "stood still"}}, False, "stood still"),
-        ({"lack": WANT, "joined": {"ok": True, "total": 1}, "followed": {"unreachable": True, "msg": "no route"}}, False, "no route"),
-        ({"lack": WANT, "joined": {"ok": False, "reason": "closed"}, "copied": {"rc": 0}}, True, ""),
-        ({"lack": WANT, "joined": {"skipped": True}, "copied": {"rc": 23, "tail": ["disk full"]}}, True, "disk full"),
-        ({"lack": WANT}, True, "not started"),
+        ({"missing": {"wanted": []}}, False, ""),
+        ({"missing": WANT, "joined": {"ok": True, "total": 1}, "followed": {"finished": True}}, False, ""),
+        ({"missing": WANT, "joined": {"ok": True, "total": 1}, "followed": {"reason": "stood still"}}, False, "stood still"),
+        ({"missing": WANT, "joined": {"ok": True, "total": 1}, "followed": {"unreachable": True, "msg": "no route"}}, False, "no route"),
+        ({"missing": WANT, "joined": {"ok": False, "reason": "closed"}, "copied": {"rc": 0}}, True, ""),
+        ({"missing": WANT, "joined": {"skipped": True}, "copied": {"rc": 23, "tail": ["disk full"]}}, True, "disk full"),
+        ({"missing": WANT}, True, "not started"),
     ],
 )  # fmt: skip
 def test_what_became_of_a_receiver(found: dict[str, Any], by_rsync: bool, missed: str) -> None:
@@ -122,5 +122,5 @@ def test_what_became_of_a_receiver(found: dict[str, Any], by_rsync: bool, missed
 )  # fmt: skip
 def test_what_stands_still_is_said_with_what_ended_the_seed(seed: dict[str, Any], said: str) -> None:
     group = {"receivers": ["b"], "transport": "swarm", "seed": "a"}
-    stuck = {"lack": WANT, "joined": {"ok": True, "total": 1}, "followed": {"ok": False, "reason": "stood still"}}
+    stuck = {"missing": WANT, "joined": {"ok": True, "total": 1}, "followed": {"ok": False, "reason": "stood still"}}
     assert filters.hf_cache_missed(group, results(a=seed, b=stuck), "b") == said
