@@ -73,7 +73,7 @@ attributes:
     support: full
   diff_mode:
     support: full
-author: the vllm-fleet authors
+author: The vllm-fleet authors
 """
 
 EXAMPLES = r"""

@@ -40,7 +40,7 @@ attributes:
     support: full
     description: Never changed.
 author:
-  - vllm-fleet
+  - The vllm-fleet authors
 """
 
 EXAMPLES = r"""

@@ -53,7 +53,7 @@ attributes:
     support: full
     description: Changed only where HAProxy or the file had another port or address.
 author:
-  - vllm-fleet
+  - The vllm-fleet authors
 """
 
 EXAMPLES = r"""

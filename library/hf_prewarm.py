@@ -46,7 +46,7 @@ attributes:
     description: Nothing is read; RV(resident_before) is returned.
   diff_mode:
     support: none
-author: the vllm-fleet authors
+author: The vllm-fleet authors
 """
 
 EXAMPLES = r"""

@@ -123,7 +123,7 @@ notes:
   - A run that finds another one writing into the same cache waits for it.
   - In a play, the action plugin of the same name shows how far a download, a copy or the hashing is. When the controller
     dies or the connection drops, the work goes on on the node, and the next run that asks for the same joins it.
-author: vllm-fleet
+author: The vllm-fleet authors
 """
 
 EXAMPLES = r"""

@@ -106,7 +106,7 @@ attributes:
     description: Nothing is started.
   diff_mode:
     support: none
-author: the vllm-fleet authors
+author: The vllm-fleet authors
 """
 
 EXAMPLES = r"""

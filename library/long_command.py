@@ -90,7 +90,7 @@ attributes:
   diff_mode:
     support: partial
     description: Shows O(difference).
-author: the vllm-fleet authors
+author: The vllm-fleet authors
 """
 
 EXAMPLES = r"""

@@ -44,7 +44,7 @@ attributes:
     support: none
     description: This action does not change anything.
 author:
-  - The vllm-fleet developers
+  - The vllm-fleet authors
 """
 
 EXAMPLES = r"""

@@ -30,7 +30,7 @@ attributes:
     support: full
     description: Names the files.
 author:
-  - The vllm-fleet developers
+  - The vllm-fleet authors
 """
 
 EXAMPLES = r"""

@@ -72,7 +72,7 @@ attributes:
     support: none
     description: This module does not change anything.
 author:
-  - The vllm-fleet developers
+  - The vllm-fleet authors
 """
 
 EXAMPLES = r"""

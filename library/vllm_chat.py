@@ -209,7 +209,7 @@ attributes:
 notes:
   - Needs nothing on the node but Python. The environment's proxies are not used.
 author:
-  - vllm-fleet
+  - The vllm-fleet authors
 """
 
 EXAMPLES = r"""

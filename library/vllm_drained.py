@@ -64,7 +64,7 @@ attributes:
     support: full
     description: Never changed.
 author:
-  - vllm-fleet
+  - The vllm-fleet authors
 """
 
 EXAMPLES = r"""

@@ -96,7 +96,7 @@ attributes:
     description: Without an engine the image counts as missing; the engine may be what the same run would install.
   diff_mode:
     support: full
-author: the vllm-fleet authors
+author: The vllm-fleet authors
 """
 
 EXAMPLES = r"""

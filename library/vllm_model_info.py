@@ -61,7 +61,7 @@ attributes:
     support: none
     description: This module does not change anything.
 author:
-  - vllm-fleet
+  - The vllm-fleet authors
 """
 
 EXAMPLES = r"""
