@@ -367,10 +367,10 @@ def test_the_gateways_own_health_needs_no_key(gateway: Gateway) -> None:
 def test_the_key_is_in_one_file_alone(gateway: Gateway) -> None:
     assert KEY not in (gateway.folder / "gateway.cfg").read_text()
     said = haproxy.ask(gateway.socket, "show env")
-    assert "VLLM_FLEET" not in said
+    assert "VLLM_FLEET_KEY" not in said
     assert "PATH=" in said
     environ = Path("/proc", str(gateway.process.pid), "environ").read_bytes()
-    assert b"VLLM_FLEET" not in environ
+    assert b"VLLM_FLEET_KEY" not in environ
 
 
 # -- bodies ------------------------------------------------------------------------------------------------------------
