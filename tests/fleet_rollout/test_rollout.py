@@ -339,8 +339,9 @@ def test_an_image_that_one_node_lacks_ends_the_run_before_anything_is_touched(sc
     edit = {"vllm_image_tag": other.partition(":")[2], "vllm_image_expected_id": client.images.get(other).id}
     with Watch(scene) as watch:
         run = scene.deploy(**edit).failed()
-    assert run.recap("failed") == {"node1": 0, "node2": 0, "node3": 1, "node4": 0}, run.output
-    assert "node3: image_missing: " in run.text, run.output
+    # Preflight finds that the archive is not on the one node that needs it.
+    assert run.recap("failed") == {"gateway1": 0, "node1": 0, "node2": 0, "node3": 1, "node4": 0}, run.output
+    assert "node3: archive: expected a `docker save` file" in run.text, run.output
     assert "/nowhere.tar" in run.text
     assert scene.servers() == before
     assert watch.fewest == len(ALL)
