@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from made_presets import GOOD, changed
 
 from ansible.module_utils.vllm_fleet.models import preset_files
 
@@ -21,29 +21,6 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 RULES = json.loads((ROOT / "models" / "schema.json").read_text())
-
-
-GOOD = {
-    "model": "acme/Tiny-1B",
-    "api": "chat",
-    "weights_bytes": 1000,
-    "accelerators": {"rocm": {"args": {"tensor-parallel-size": 4}, "bytes_per_gpu": 250}},
-    "verify": [{"name": "x", "api": "chat", "prompt": "?", "expect": {"min_chars": 1}}],
-}
-
-
-def changed(**changes):
-    made = copy.deepcopy(GOOD)
-    for path, value in changes.items():
-        *way, last = path.split("__")
-        place = made
-        for step in way:
-            place = place[int(step) if isinstance(place, list) else step]
-        if value is None:
-            del place[last]
-        else:
-            place[last] = value
-    return made
 
 
 BAD = [

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import subprocess
@@ -17,6 +16,7 @@ import yaml
 from ansible import context
 from ansible.errors import AnsibleFilterError
 from ansible.utils.vars import load_extra_vars
+from made_presets import GOOD, changed
 
 from ansible.module_utils.vllm_fleet.models import preset_files, presets
 from ansible.module_utils.vllm_fleet.weights import layout
@@ -34,27 +34,6 @@ from vllm_models import (  # noqa: E402
 
 FILES = sorted((ROOT / "models").glob("*.yml"))
 RULES = json.loads((ROOT / "models" / "schema.json").read_text())
-GOOD = {
-    "model": "acme/Tiny-1B",
-    "api": "chat",
-    "weights_bytes": 1000,
-    "accelerators": {"rocm": {"args": {"tensor-parallel-size": 4}, "bytes_per_gpu": 250}},
-    "verify": [{"name": "x", "api": "chat", "prompt": "?", "expect": {"min_chars": 1}}],
-}
-
-
-def changed(**changes):
-    made = copy.deepcopy(GOOD)
-    for path, value in changes.items():
-        *way, last = path.split("__")
-        place = made
-        for step in way:
-            place = place[int(step) if isinstance(place, list) else step]
-        if value is None:
-            del place[last]
-        else:
-            place[last] = value
-    return made
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -5,33 +5,12 @@ from __future__ import annotations
 
 import re
 
+from model_configs import LLAMA, V31
+
 from ansible.module_utils.vllm_fleet.models import sizing, sizing_table
 from ansible.module_utils.vllm_fleet.models.sizing import Facts
 
 MI300X = sizing.named("MI300X", 8)
-
-
-V31 = {
-    "num_attention_heads": 128,
-    "num_key_value_heads": 128,
-    "num_hidden_layers": 61,
-    "num_nextn_predict_layers": 1,
-    "kv_lora_rank": 512,
-    "qk_rope_head_dim": 64,
-    "max_position_embeddings": 163840,
-    "torch_dtype": "bfloat16",
-    "quantization_config": {"quant_method": "fp8"},
-}
-
-
-LLAMA = {
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 80,
-    "hidden_size": 8192,
-    "max_position_embeddings": 131072,
-    "torch_dtype": "bfloat16",
-}
 
 
 DEEPSEEK = Facts("deepseek-ai/DeepSeek-V3.1", V31, 688586727753, "test", "0.12.0")
