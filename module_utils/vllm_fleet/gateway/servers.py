@@ -10,10 +10,10 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..vllm.host_variables import bracketed
+from ..vllm.host_variables import bracketed, min_available
 from .pools import address_and_port
 
-MAINT, UP = "MAINT", "UP"  # HAProxy's words
+UP, DRAIN, MAINT = "UP", "DRAIN", "MAINT"  # HAProxy's words
 MOVE = (
     "Bring the new ones up as a second pool with a port of its own and move the clients (docs/gateway.md), or accept "
     "the gap with -e rollout_min_available=0."
@@ -77,8 +77,7 @@ def losses(
     answers, also = list(answers), list(also)
     for pool in pools:
         names = [server["name"] for server in pool["servers"]]
-        told = [hostvars[name].get("rollout_min_available") for name in names]
-        keep = max([int(value) for value in told if value is not None] or [min(1, len(names) - 1)])
+        keep = min_available(hostvars, names)
         mine = [answer for answer in answers if answer["item"]["pool"] == pool["name"]]
         key = [answer["item"]["server"] for answer in mine if answer.get("status") in (401, 403)]
         other = [

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..host import gpu_memory
-from ..vllm import cli, ranks
+from ..vllm import cli, host_variables, ranks
 from . import checkpoint, presets, sizing, sizing_table
 from .sizing import Facts, Machine, Sizing
 
@@ -53,10 +53,8 @@ def together(nodes: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Mapping[
 
     The first host stands for all: they are meant to be alike, and preflight checks each.
     """
-    found: dict[str, list[str]] = {}
-    for host in nodes:
-        found.setdefault(ranks.replica_name(host, nodes), []).append(host)
-    named = {hosts[0] if len(hosts) == 1 else f"{name} ({'+'.join(hosts)})": hosts for name, hosts in found.items()}
+    found = host_variables.replicas(nodes, nodes)
+    named = {host_variables.label(name, hosts): hosts for name, hosts in found.items()}
     return {label: nodes[hosts[0]] for label, hosts in named.items()}, {label: len(h) for label, h in named.items()}
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which server is replaced in which wave, and what does it go back to?
 
-May import: preflight, vllm.
+May import: gateway, preflight, vllm.
 Pure.
 """

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..gateway.servers import UP
 from ..vllm import host_variables
 from . import messages
-from .replicas import UP, Replica, gateway_states, label, labels, min_available, outcome, replicas_of
+from .replicas import Replica, gateway_states, labels, min_available, outcome, replicas_of
 
 
 def failed_hosts(hostvars: Mapping[str, Any], plan: Mapping[str, Any], batch: Iterable[str] = ()) -> list[str]:
@@ -76,7 +77,7 @@ def verdict(hostvars: Mapping[str, Any], plan: Mapping[str, Any], host: str, *, 
     if host != head and outcome(hostvars[head]).get("state") == "failed":
         return messages.part_of_a_replica(host, name, head)
     states = {
-        label(one, hosts): {outcome(hostvars[member]).get("state", "") for member in hosts}
+        host_variables.label(one, hosts): {outcome(hostvars[member]).get("state", "") for member in hosts}
         for one, hosts in replicas.items()
     }
     cause = str(outcome(hostvars[host]).get("msg") or "It was lost on the way.").strip().removeprefix(f"{host}: ")

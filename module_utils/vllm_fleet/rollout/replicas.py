@@ -7,14 +7,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..gateway.servers import DRAIN, MAINT, UP
 from ..vllm import host_variables
-
-KEEP = 1  # default of rollout_min_available
-UP, DRAIN, MAINT = "UP", "DRAIN", "MAINT"  # HAProxy's words
 
 
 @dataclass
@@ -41,17 +39,12 @@ class Replica:
     @property
     def label(self) -> str:
         """What a reader calls it."""
-        return label(self.name, self.hosts)
-
-
-def label(name: str, hosts: Sequence[str]) -> str:
-    """Return `node3` for a host alone, `big (node1+node2)` for a replica of several."""
-    return hosts[0] if len(hosts) == 1 else f"{name.partition(' ')[2]} ({'+'.join(hosts)})"
+        return host_variables.label(self.name, self.hosts)
 
 
 def labels(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
     """Return the labels of the replicas that these hosts make."""
-    return [label(name, members) for name, members in host_variables.replicas(hostvars, hosts).items()]
+    return [host_variables.label(name, members) for name, members in host_variables.replicas(hostvars, hosts).items()]
 
 
 def pool_of(variables: Mapping[str, Any]) -> str:
@@ -169,7 +162,4 @@ def _add_host(
 
 def min_available(hostvars: Mapping[str, Any], replicas: Iterable[Replica], pool: str) -> int:
     """Return how many replicas of a pool must stay; by default one, and none of a pool of a single one."""
-    members = [replica for replica in replicas if replica.pool == pool]
-    told = [hostvars[replica.head].get("rollout_min_available") for replica in members]
-    values = [int(value) for value in told if value is not None]
-    return max(values) if values else min(KEEP, len(members) - 1)
+    return host_variables.min_available(hostvars, [replica.head for replica in replicas if replica.pool == pool])

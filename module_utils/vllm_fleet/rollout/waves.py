@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..gateway.pools import backend_name
+from ..gateway.servers import DRAIN
 from ..preflight import inventory
 from ..vllm import host_variables
 from . import messages
 from .replicas import (
-    DRAIN,
     Replica,
     gateway_states,
     labels,
@@ -221,7 +222,7 @@ def gateway_problems(
             problems.append(messages.gateway_stopped(gateway, str(probe.get("reason") or "does not answer")))
         else:
             there = {(entry.get("backend"), entry.get("name")) for entry in probe.get("servers") or []}
-            missing = [one for one in replicas if (re.sub(r"[^A-Za-z0-9_.:-]", "_", one.pool), one.head) not in there]
+            missing = [one for one in replicas if (backend_name(one.pool), one.head) not in there]
             if missing:
                 problems.append(messages.gateway_ignorant(gateway, missing))
     return problems

@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from . import cli
 
 PORT = 8000  # default of the role vllm_server
 LOOPBACK = "127.0.0.1"  # likewise
+KEEP = 1  # default of rollout_min_available
 #: Addresses that stand for all of a node.
 WILDCARDS = ("0.0.0.0", "::", "*")  # noqa: S104 - names of what a server may listen on, nothing is bound here
 _TRUE = ("true", "yes", "on", "1", "y", "t")
@@ -79,6 +80,22 @@ def replicas(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> dict[str, lis
     for host in hosts:
         found.setdefault(group_name(hostvars, host), []).append(host)
     return found
+
+
+def label(name: str, hosts: Sequence[str]) -> str:
+    """Return `node3` for a host alone, `big (node1+node2)` for a replica of several; ``name`` is its group_name()."""
+    return hosts[0] if len(hosts) == 1 else f"{name.partition(' ')[2]} ({'+'.join(hosts)})"
+
+
+def min_available(hostvars: Mapping[str, Any], heads: Iterable[str]) -> int:
+    """Return how many servers of a pool must stay, by the hosts that answer for them.
+
+    The largest rollout_min_available of them; without one a server, and none of a pool of a single one.
+    """
+    heads = list(heads)
+    given = [hostvars[head].get("rollout_min_available") for head in heads]
+    values = [int(value) for value in given if value is not None]
+    return max(values) if values else min(KEEP, len(heads) - 1)
 
 
 def group_name(hostvars: Mapping[str, Any], host: str) -> str:

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import cli
+from . import cli, host_variables
 
 #: Where the first process of every rank is inside the container, and its name in the node's state folder.
 GUARD_TARGET = cli.REPLICA_GUARD
@@ -37,13 +37,12 @@ class ReplicaError(ValueError):
 
 def members(host: str, hosts: Sequence[str], variables: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Hosts of ``host``'s replica, in the inventory's order: the first is the head. A host alone is its own replica."""
-    name = replica_name(host, variables)
-    return [other for other in hosts if replica_name(other, variables) == name] or [host]
+    return host_variables.replicas(variables, hosts).get(host_variables.group_name(variables, host), [host])
 
 
 def replica_name(host: str, variables: Mapping[str, Mapping[str, Any]]) -> str:
     """Name of a host's replica: ``vllm_server_replica``, or the host's own name."""
-    return str(_get(variables, host, "vllm_server_replica") or host)
+    return host_variables.replica_name(variables[host]) or host
 
 
 def describe(
