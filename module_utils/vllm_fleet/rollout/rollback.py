@@ -63,6 +63,22 @@ def _content(known: Mapping[str, Any], release: Mapping[str, Any]) -> str | None
     return contents.get(str(release["release"]))
 
 
+def stays(replica: Sequence[Mapping[str, Any] | None], own: Mapping[str, Any]) -> bool:
+    """Return whether a node's part is older than the newest change of its replica, which is what a rollback takes back.
+
+    ``replica``: of all its nodes, and ``own``: of this one, what vllm_release_info returned.
+    """
+    made = [run for known in replica if (run := _made(known))]
+    return bool(_made(own)) and _made(own) < max(made, default="")
+
+
+def _made(known: Mapping[str, Any] | None) -> str:
+    """The run that brought what a node serves (ids begin with the time); of a release that came back, its first one."""
+    current = (known or {}).get("current") or {}
+    first = next((r for r in (known or {}).get("releases") or [] if r["release"] == current.get("restores")), current)
+    return str(first.get("run") or first.get("when") or "")
+
+
 def problems(
     found: Mapping[str, Any],
     split: Mapping[str, Sequence[str]],

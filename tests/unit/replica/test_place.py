@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,10 @@ import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "filter_plugins"))
+from ansible.module_utils.vllm_fleet.replica import place as places
+from ansible.module_utils.vllm_fleet.rollout import rollback
 
-from vllm_replica import (  # noqa: E402
-    vllm_replica,
-    vllm_replica_findings,
-    vllm_replica_offers,
-    vllm_replica_partners,
-    vllm_replica_seen,
-    vllm_rollback_stays,
-)
+ROOT = Path(__file__).resolve().parents[3]
 
 PAIR = {
     "n1": {"vllm_server_replica": "pair", "ansible_host": "10.0.0.1"},
@@ -32,7 +24,7 @@ SETTINGS = {"backend": "mp", "master_addr": "", "master_port": 0}
 
 
 def seen(host, args=None, **changes):
-    return vllm_replica_seen(PAIR | changes, host, list(PAIR), {"tensor-parallel-size": 2, **(args or {})}, SETTINGS)
+    return places.checked(PAIR | changes, host, list(PAIR), {"tensor-parallel-size": 2, **(args or {})}, SETTINGS)
 
 
 def of_role(role, name, **variables):
@@ -63,7 +55,7 @@ def test_an_empty_list_is_an_answer_and_none_is_left_to_the_module():
         "state_dir": "/s",
         **SETTINGS,
     }
-    place = vllm_replica(PAIR, "n3", list(PAIR), given)
+    place = places.options(PAIR, "n3", list(PAIR), given)
     assert (place["devices"], place["capabilities"], place["entrypoint"]) == ([], None, None)
 
 
@@ -82,8 +74,8 @@ def test_a_place_in_a_replica_or_what_is_wrong_with_it():
 def test_a_node_connects_to_what_its_partners_offer():
     offer = {"offered": [{"address": "10.1.0.1", "port": 29500, "own": False}], "word": "w"}
     told = {host: {**values, "heard": offer} for host, values in PAIR.items()}
-    assert vllm_replica_offers(seen("n2")["replica"], told, "heard") == [{"host": "n1", "address": "10.0.0.1", **offer}]
-    assert vllm_replica_offers(seen("n1")["replica"], PAIR, "heard") == []  # it could not listen, or is not in this run
+    assert places.offers(seen("n2")["replica"], told, "heard") == [{"host": "n1", "address": "10.0.0.1", **offer}]
+    assert places.offers(seen("n1")["replica"], PAIR, "heard") == []  # it could not listen, or is not in this run
 
 
 @pytest.mark.parametrize(
@@ -96,14 +88,14 @@ def test_a_node_connects_to_what_its_partners_offer():
     ],
 )
 def test_what_the_network_is_called_in_the_table(listening, connected, level, got):
-    (found,) = vllm_replica_findings(seen("n2")["replica"], listening, connected)
+    (found,) = places.findings(seen("n2")["replica"], listening, connected)
     assert (found["level"], found["what"], found["got"]) == (level, "network of replica pair", got)
     assert found["expected"] == "10.0.0.2 through ens1, and all nodes reach each other"
 
 
 def test_partners_are_those_of_the_same_name():
-    assert vllm_replica_partners("n1", PAIR, list(PAIR)) == ["n1", "n2"]
-    assert vllm_replica_partners("n3", {**PAIR, "n4": {}}, [*PAIR, "n4"]) == ["n3"]
+    assert places.partners("n1", PAIR, list(PAIR)) == ["n1", "n2"]
+    assert places.partners("n3", {**PAIR, "n4": {}}, [*PAIR, "n4"]) == ["n3"]
 
 
 def known(*runs, restores=None):
@@ -126,4 +118,4 @@ def known(*runs, restores=None):
     ],
 )
 def test_a_node_that_the_last_change_left_alone_stays(nodes, stay):
-    assert [vllm_rollback_stays(nodes, one) for one in nodes] == stay
+    assert [rollback.stays(nodes, one) for one in nodes] == stay
