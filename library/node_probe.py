@@ -25,7 +25,7 @@ attributes:
   diff_mode:
     support: none
 author:
-  - The vllm-fleet developers
+  - The vllm-fleet authors
 """
 
 EXAMPLES = r"""

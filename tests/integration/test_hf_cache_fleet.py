@@ -251,7 +251,7 @@ def test_peer_killed_run_interrupted_seed_gone_and_taken_up_each_time(bed: Bed) 
     model = bed.model(2, 20)
     total = sum(map(len, model.files.values()))
     bed.put("node1", FakeCache(bed.folder / "half", model.files, repo_id=model.repo_id, commit=model.commit))
-    bed.slow("16mbit")
+    bed.slow("8mbit")  # what follows is looked at from outside: on a busy machine most would have arrived meanwhile
     begin = {node: bed.received(node) for node in ("node2", "node3")}
     process = bed.start(model.repo_id)
     until(lambda: bed.staged("node2") > 3 * MB, process=process)
@@ -269,10 +269,10 @@ def test_peer_killed_run_interrupted_seed_gone_and_taken_up_each_time(bed: Bed) 
     bed.slow("64kbit")  # until their lease is over the peers go on among themselves: not so far that nothing is left
     until(lambda: all({item.rsplit(":", 1)[1] for item in bed.listening(node)} == {"22"} for node in NODES), 120)
 
-    bed.slow("8mbit")
+    bed.slow("4mbit")
     process = bed.start(model.repo_id)
     here = bed.staged("node2")
-    until(lambda: bed.staged("node2") > here + 2 * MB, process=process)
+    until(lambda: bed.staged("node2") > here + MB, process=process)
     bed.fleet.off("node1")
     output, _ = process.communicate(timeout=240)
     assert process.returncode, output

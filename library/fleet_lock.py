@@ -1,0 +1,58 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Ansible module fleet_lock: the page of the action of that name, which runs on the controller alone."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: fleet_lock
+short_description: Hold a lock on a node for as long as this run lives
+description:
+  - The lock is a file on the node with one line of JSON that names its holder. A process on the controller renews it, and removes it when
+    C(ansible-playbook) has ended, also after an error or SIGKILL.
+  - A lock is taken over when its holder is dead (same controller), or has not renewed it for O(lease) seconds (another controller).
+  - The task fails when another run holds the lock. A node that cannot be asked is a warning.
+options:
+  path:
+    description: The lock's file on the node, as an absolute path.
+    type: str
+    required: true
+  lease:
+    description: Seconds after which a lock of another controller counts as left behind. It is renewed four times in that time.
+    type: float
+    default: 120
+  takeover:
+    description: Whether to take the lock from any holder. Only for a holder that you know to be dead.
+    type: bool
+    default: false
+attributes:
+  action:
+    support: full
+    description: Runs on the controller; the node needs a shell and C(flock), and no Python.
+  check_mode:
+    support: full
+    description: Takes no lock.
+  diff_mode:
+    support: none
+    description: A lock is no change.
+author:
+  - The vllm-fleet authors
+"""
+
+EXAMPLES = r"""
+- name: Hold the fleet for this run
+  become: true
+  fleet_lock:
+    path: /run/vllm-fleet/lock
+"""
+
+RETURN = r"""
+held:
+  description: Whether this run holds the lock on this node.
+  type: bool
+  returned: always
+holder:
+  description: Who holds it instead (user, host, pid, since, from, limit).
+  type: dict
+  returned: when another run holds it
+"""
