@@ -158,8 +158,6 @@ def test_specification_and_defaults_agree():
 def test_required_command_line_is_the_one_that_is_looked_for():
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
     assert tuple(defaults["rocm_kernel_cmdline"]) == amdgpu.REQUIRED_CMDLINE
-    own = yaml.safe_load((ROLE / "vars/main.yml").read_text())
-    assert tuple(own["__rocm_required_cmdline"]) == amdgpu.REQUIRED_CMDLINE
 
 
 def test_every_address_is_a_variable():
@@ -431,14 +429,6 @@ def answered(tmp_path_factory):
 @pytest.mark.parametrize("case", ANSWERS)
 def test_what_is_refused_and_why(answered, case):
     assert answered[case]["answer"] == ANSWERS[case][2]
-
-
-def test_drivers_without_a_release_are_older_than_the_first_that_has_one():
-    def by_number(version):
-        return [int(part) for part in version.split(".")]
-
-    own = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__rocm_first_numbered"]
-    assert own == min(amdgpu.MODULE_RELEASES, key=by_number)
 
 
 def test_the_unit_gets_past_an_install_line_of_modprobe():
