@@ -7,6 +7,7 @@ Commands and columns: HAProxy management guide 2.6 and 3.0, "show stat" (CSV, on
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 import re
@@ -132,6 +133,13 @@ def info(text: str) -> dict[str, str]:
     """The `Name: value` lines of the answer to `show info`."""
     pairs = (line.partition(": ") for line in text.splitlines())
     return {name: value for name, colon, value in pairs if colon}
+
+
+def sums(contents: Mapping[str, str]) -> dict[str, str]:
+    """Return the SHA-256 that each file is to have, by path, for survey()."""
+    return {
+        path: hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest() for path, text in contents.items()
+    }
 
 
 def survey(path: str, program: str, files: Mapping[str, str], digest: Callable[[str], str | None]) -> dict[str, Any]:

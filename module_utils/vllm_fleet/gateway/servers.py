@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..vllm.host_variables import bracketed, min_available
 from .pools import address_and_port
 
 UP, DRAIN, MAINT = "UP", "DRAIN", "MAINT"  # HAProxy's words
-MOVE = (
-    "Bring the new ones up as a second pool with a port of its own and move the clients (docs/gateway.md), or accept "
-    "the gap with -e rollout_min_available=0."
-)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a pool loses once its gateway has what is described: which servers, and why.
+
+    ``have`` get requests now, ``stay`` still would, ``keep`` must.
+    """
+
+    model: str
+    have: int
+    stay: int
+    keep: int
+    refuse_key: tuple[str, ...]
+    serve_other: tuple[str, ...]
 
 
 def _numbers(text: str) -> str | None:
@@ -66,14 +78,14 @@ def losses(
     hostvars: Mapping[str, Any],
     pools: Iterable[Mapping[str, Any]],
     answers: Iterable[Mapping[str, Any]],
-    gateway: str,
     also: Iterable[str] = (),
-) -> list[str]:
-    """Return which pools would keep too few servers once `gateway` has what is described, as sentences.
+) -> list[Loss]:
+    """Return which pools would keep too few servers once their gateway has what is described.
 
     `answers` is a loop of the module uri over verification_urls. Only a clear answer counts: a busy server gives none.
+    A gateway takes servers that serve one of `also`, too.
     """
-    said = []
+    found = []
     answers, also = list(answers), list(also)
     for pool in pools:
         names = [server["name"] for server in pool["servers"]]
@@ -90,14 +102,23 @@ def losses(
         ]
         stay = len(mine) - len(key) - len(other)
         if (key or other) and stay < keep:
-            why = [f"{', '.join(key)} does not take vllm_server_api_key as it is described"] if key else []
-            why += [f"{', '.join(other)} does not serve {pool['model']}"] if other else []
-            said.append(
-                f"With what is described, {gateway} would send requests for {pool['model']} to {stay} of {len(mine)} "
-                f"servers that have them now, expected at least {keep} (rollout_min_available): {'; '.join(why)}. "
-                f"{MOVE} The gateway was not changed."
-            )
-    return said
+            found.append(Loss(pool["model"], len(mine), stay, keep, tuple(key), tuple(other)))
+    return found
+
+
+def status_changed(answer: Mapping[str, Any]) -> bool:
+    """Return whether community.general.haproxy changed a server's status.
+
+    The module calls it a change, too, when sessions have come or gone meanwhile.
+    """
+    before, after = ([state["status"] for state in answer.get(name) or []] for name in ("state_before", "state_after"))
+    return before != after
+
+
+def entry_of(probe: Mapping[str, Any], place: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return what a gateway has of a server, None where it does not know it."""
+    wanted = (place["backend"], place["server"])
+    return next((one for one in probe.get("servers") or [] if (one["backend"], one["name"]) == wanted), None)
 
 
 def kept_out(probes: Iterable[Mapping[str, Any]], server: str) -> list[str]:

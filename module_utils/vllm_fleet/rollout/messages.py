@@ -4,10 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from ..gateway.servers import Loss, entry_of
 from .replicas import Replica
 
 MANY = 6  # names in a list before the rest is counted
+#: What helps where the clients need another key or name at the same moment as the servers.
+_MOVE = (
+    "bring the new ones up as a second pool with a port of its own and move the clients (docs/gateway.md), or accept "
+    "the gap with -e rollout_min_available=0."
+)
 
 
 def names(given: Iterable[str]) -> str:
@@ -123,9 +130,18 @@ def gap(why: str, replicas: Iterable[str], pool: str, keep: int, stay: int) -> s
     }[why]
     return (
         f"{what}: expected at least {keep} of {pool} to stay (rollout_min_available), {stay} would. Clients "
-        f"need the new {why} at the same moment: {remedy}bring the new ones up as a second pool with a port of its "
-        "own and move the clients (docs/gateway.md), or accept the gap with -e rollout_min_available=0. No server "
-        "was replaced and no gateway was changed."
+        f"need the new {why} at the same moment: {remedy}{_MOVE} No server was replaced and no gateway was changed."
+    )
+
+
+def gateway_loses(gateway: str, loss: Loss) -> str:
+    """Refuse a change of a gateway that would take too many servers of a pool for down."""
+    why = [f"{', '.join(loss.refuse_key)} does not take vllm_server_api_key as it is described"] * bool(loss.refuse_key)
+    why += [f"{', '.join(loss.serve_other)} does not serve {loss.model}"] * bool(loss.serve_other)
+    return (
+        f"With what is described, {gateway} would send requests for {loss.model} to {loss.stay} of {loss.have} "
+        f"servers that have them now, expected at least {loss.keep} (rollout_min_available): {'; '.join(why)}. "
+        f"{_MOVE[0].upper()}{_MOVE[1:]} The gateway was not changed."
     )
 
 
@@ -167,6 +183,43 @@ def stuck(pool: str, keep: int, serving: Sequence[str], members: int) -> str:
         f"({names(serving)}), so none of them can be replaced: add replicas, bring back those that are down, or allow "
         f"the gap with -e rollout_min_available={max(0, len(serving) - 1)}. Nothing was replaced."
     )
+
+
+# --- draining and admitting ---------------------------------------------------------------------------------------
+
+
+def not_drained(host: str, silent: Sequence[Mapping[str, Any]]) -> str:
+    """Return which gateways did not drain a server, by their answers (of community.general.haproxy) without a state."""
+    reasons = dict.fromkeys(str(answer.get("msg", "no message")).strip() for answer in silent)
+    return (
+        f"{host} was not drained and nothing of it was stopped, because "
+        f"{' and '.join(str(answer['item']) for answer in silent)} did not do it ({'; '.join(reasons)}). Start that "
+        "host or its HAProxy (systemctl status haproxy), or take it out of group gateway, and run again. If a gateway "
+        "does not know the server by this model yet, run deploy.yml with the gateway in --limit, too."
+    )
+
+
+def not_admitted(host: str, gateway: str, probe: Mapping[str, Any], place: Mapping[str, Any], timeout: int) -> str:
+    """Return what a gateway sees of a server that it does not admit within ``timeout`` s.
+
+    ``probe`` is a result of gateway_info, ``place`` is the server's (gateway/pools.place).
+    """
+    entry = entry_of(probe, place)
+    if probe.get("unreachable"):
+        why = f"the gateway cannot be reached ({str(probe['msg']).strip()}). Start it, or take it out of group gateway."
+    elif not probe.get("running"):
+        why = f"its HAProxy {probe.get('reason', 'failed')}. See systemctl status haproxy there."
+    elif entry is None:
+        why = (
+            f"it has no server {place['backend']}/{place['server']}. Run the role gateway there (deploy.yml does) and "
+            "try again."
+        )
+    else:
+        why = (
+            f"after {timeout} s its status is {entry['status']}, the last health check said: {entry['check']}. Compare "
+            "address, port, key and served model name with what the server has."
+        )
+    return f"{gateway} does not send requests to {host}: {why}"
 
 
 # --- between the waves and at their end ---------------------------------------------------------------------------

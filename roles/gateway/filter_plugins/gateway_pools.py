@@ -4,14 +4,36 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.gateway import pools, servers
+from ansible.module_utils.vllm_fleet.gateway import haproxy, pools, servers
+from ansible.module_utils.vllm_fleet.rollout import messages
 from ansible.module_utils.vllm_fleet.vllm import host_variables
+
+
+def gateway_losses(
+    hostvars: Mapping[str, Any],
+    made: Iterable[Mapping[str, Any]],
+    answers: Iterable[Mapping[str, Any]],
+    gateway: str,
+    also: Iterable[str],
+) -> list[str]:
+    """Return which pools would lose too many servers once ``gateway`` has what is described, as sentences."""
+    return [messages.gateway_loses(gateway, loss) for loss in servers.losses(hostvars, made, answers, also)]
+
+
+def gateway_not_admitted(probes: Iterable[Mapping[str, Any]], host: str, place: Mapping[str, Any], timeout: int) -> str:
+    """Return what each gateway sees of a server that it did not admit; an item of ``probes`` is the answer to that."""
+    return "\n".join(messages.not_admitted(host, probe["item"]["item"], probe, place, timeout) for probe in probes)
+
+
+def gateway_not_drained(answers: Iterable[Mapping[str, Any]], host: str) -> str:
+    """Return which gateways did not drain a server: without a state afterwards in their answers."""
+    return messages.not_drained(host, [answer for answer in answers if "state_after" not in answer])
 
 
 class FilterModule:
@@ -22,10 +44,14 @@ class FilterModule:
         return {
             "gateway_kept_out": servers.kept_out,
             "gateway_local_url": pools.local_url,
-            "gateway_losses": servers.losses,
+            "gateway_losses": gateway_losses,
             "gateway_moved": servers.moved,
+            "gateway_not_admitted": gateway_not_admitted,
+            "gateway_not_drained": gateway_not_drained,
             "gateway_own_url": host_variables.own_url,
             "gateway_place": pools.place,
             "gateway_pools": pools.pools_behind,
+            "gateway_status_changed": servers.status_changed,
+            "gateway_sums": haproxy.sums,
             "gateway_verification_urls": servers.verification_urls,
         }

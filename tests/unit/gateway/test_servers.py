@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What HAProxy's answers say of one server, and the sums by which its files are compared."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from ansible.module_utils.vllm_fleet.gateway import haproxy, servers
+
+PLACE = {"backend": "org_m", "server": "n1", "model": "org/m", "head": True}
+
+
+def states(*given):
+    return [{"status": status, "scur": sessions} for status, sessions in given]
+
+
+@pytest.mark.parametrize(
+    ("answer", "changed"),
+    [
+        ({"state_before": states(("UP", 1)), "state_after": states(("DRAIN", 1))}, True),
+        ({"state_before": states(("UP", 1)), "state_after": states(("UP", 2))}, False),
+        ({"state_before": states(("DRAIN", 0)), "state_after": states(("UP", 0))}, True),
+        ({"state_before": None, "state_after": states(("UP", 0))}, True),
+        ({"failed": True, "msg": "no socket"}, False),
+        ({}, False),
+    ],
+)
+def test_sessions_that_come_and_go_are_no_change_of_status(answer, changed):
+    assert servers.status_changed(answer) is changed
+
+
+@pytest.mark.parametrize(
+    ("known", "status"),
+    [
+        ([], None),
+        ([("org_m", "n2", "UP"), ("other", "n1", "UP")], None),
+        ([("other", "n1", "UP"), ("org_m", "n1", "DOWN")], "DOWN"),
+    ],
+)
+def test_the_entry_of_a_server_is_found_by_backend_and_name(known, status):
+    probe = {"servers": [dict(zip(("backend", "name", "status"), one, strict=True)) for one in known]}
+    assert (servers.entry_of(probe, PLACE) or {}).get("status") == status
+    assert servers.entry_of({"unreachable": True}, PLACE) is None
+
+
+def test_sums_are_of_the_bytes_that_a_file_has():
+    assert haproxy.sums({"/a": "é\n", "/b": ""}) == {
+        "/a": hashlib.sha256(b"\xc3\xa9\n").hexdigest(),
+        "/b": hashlib.sha256(b"").hexdigest(),
+    }
