@@ -74,6 +74,13 @@ def vllm_sizing_table(rows: Sequence[Sequence[Any]], arithmetic: bool = False) -
     return sizing_table.table(sizing_table.of_nodes(rows), arithmetic=arithmetic)
 
 
+def vllm_sizing_seen(
+    hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str], *, arithmetic: bool = False
+) -> str:
+    """Return what preflight found on ``hosts`` as the same table."""
+    return sizing_table.table(sizing_table.of_hosts(hostvars, hosts), arithmetic=arithmetic)
+
+
 def vllm_given(names: Sequence[str]) -> bool:
     """Return whether a variable is given on the command line (`-e`), where it hides the inventory's own."""
     given = load_extra_vars(DataLoader())
@@ -114,6 +121,7 @@ class FilterModule:
             "vllm_model_fault": vllm_model_fault,
             "vllm_model_findings": vllm_model_findings,
             "vllm_sizing_options": presets.sizing_options,
+            "vllm_sizing_seen": vllm_sizing_seen,
             "vllm_sizing_table": vllm_sizing_table,
             "vllm_plan": vllm_plan,
             "vllm_given": vllm_given,

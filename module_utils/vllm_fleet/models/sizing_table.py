@@ -47,6 +47,11 @@ def of_nodes(found: Sequence[Sequence[Any]]) -> list[tuple[str, Mapping[str, Any
     return [(node, row) for node, row in rows if row]
 
 
+def of_hosts(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return (node, row) pairs of what preflight_host returned on ``hosts`` in this run."""
+    return of_nodes([(host, hostvars[host].get("preflight_result")) for host in hosts])
+
+
 def _by_model(
     rows: Sequence[tuple[str, Mapping[str, Any]]],
 ) -> dict[str, dict[tuple[str, ...], tuple[str, Mapping[str, Any]]]]:

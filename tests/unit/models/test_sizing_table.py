@@ -37,3 +37,10 @@ def test_equal_nodes_share_a_line_and_the_arithmetic_comes_on_request():
     assert sizing_table.table([("n1", nothing), ("n2", nothing)], arithmetic=True).splitlines() == [
         "acme/x: nothing is known before it is there; playbooks/plan.yml reads its figures from the Hub."
     ]
+
+
+def test_rows_are_what_preflight_returned_on_each_host():
+    row = sizing_table.as_row(sizing.size(DENSE, MI300X, {}))
+    hostvars = {"n1": {"preflight_result": {"sizing": row}}, "n2": {"preflight_result": {"sizing": None}}, "n3": {}}
+    assert sizing_table.of_hosts(hostvars, ["n1", "n2", "n3"]) == [("n1", row)]
+    assert sizing_table.of_hosts(hostvars, ["n3"]) == []

@@ -39,7 +39,7 @@ def of_role(role, name, **variables):
     [({}, 1, True), ({"vllm_server_replica": ""}, 1, True), ({"vllm_server_replica": "pair"}, 2, False)],
 )
 def test_an_empty_name_makes_no_replica_of_the_hosts_that_have_none(own, hosts, stopped):
-    groups = {"groups": {"vllm": [*PAIR, "n4"]}, "hostvars": {**PAIR, "n4": {}}}
+    groups = {"groups": {"vllm": [*PAIR, "n4"]}, "hostvars": {**PAIR, "n4": {}}, "inventory_hostname": "n1"}
     assert int(of_role("preflight", "__preflight_replica", **groups, **own)) == hosts
     boot = {"rollout_outcome": {"state": "draining"}, "rocm_stop_result": {"changed": True}}
     assert of_role("rollout", "__rollout_stopped_for_boot", **boot, **own) is stopped
