@@ -12,7 +12,7 @@ from typing import Any
 from ..gateway.pools import backend_name
 from ..gateway.servers import DRAIN
 from ..preflight import inventory
-from ..vllm import host_variables
+from ..vllm import cli, host_variables
 from . import messages
 from .replicas import (
     Replica,
@@ -193,9 +193,9 @@ def _lost_from_sight(hostvars: Mapping[str, Any], replica: Replica, gateways: It
         return ""
     also = [set(hostvars[gateway].get("gateway_also_healthy") or []) for gateway in gateways]
     spec = host_variables.container_spec(hostvars[replica.head]) or {}
-    then = spec.get("args", {}).get(SERVED_NAME) or spec.get("model") or ""
+    then = cli.served_names(spec.get("args", {}), str(spec.get("model") or ""))
     known = {*host_variables.served_names(hostvars[replica.head]), *set.intersection(*also)}
-    return "" if known.intersection([then] if isinstance(then, str) else map(str, then)) else "name"
+    return "" if known.intersection(then) else "name"
 
 
 def gateway_problems(

@@ -20,7 +20,7 @@ def of_options(options: ServerOptions) -> Endpoint | None:
     return Endpoint(
         host=reachable(options.bind),
         port=options.port,
-        names=_names(options.flags.get("served-model-name")) or (options.model,),
+        names=tuple(cli.served_names(options.flags, options.model)),
         root=options.model,
         api_key=str(key) if key else None,
     )
@@ -42,17 +42,11 @@ def of_container(container: Inspected) -> Endpoint | None:
     model = started.command.model
     return Endpoint(
         *place,
-        names=() if started.in_script else _names(flags.get("served-model-name")) or (model or "",),
+        names=() if started.in_script else tuple(cli.served_names(flags, model or "")),
         root=None if started.in_script else model,
         api_key=key or None,
         tls="ssl-certfile" in flags,
     )
-
-
-def _names(served: cli.FlagValue | None) -> tuple[str, ...]:
-    if not served:
-        return ()
-    return tuple(served) if isinstance(served, list) else (str(served),)
 
 
 def _place(container: Inspected, flags: Mapping[str, cli.FlagValue], *, in_script: bool) -> tuple[str, int] | None:

@@ -142,3 +142,18 @@ def test_flags_are_read_from_help_and_unknown_ones_named():
 def test_a_switch_is_only_said_no_to_where_it_has_a_no(args, unknown):
     known = cli.flags_in_help(HELP + "  --headless\n")
     assert cli.unknown_flags(cli.normalise_args(args), known) == unknown
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        ({}, ["org/m"]),
+        ({"served-model-name": "a"}, ["a"]),
+        ({"--served_model_name": ["a", "b"]}, ["a", "b"]),
+        ({"served-model-name": 7}, ["7"]),
+        ({"served-model-name": None}, ["org/m"]),
+        ({"served-model-name": []}, ["org/m"]),
+    ],
+)
+def test_the_names_that_a_server_answers_to(args, names):
+    assert cli.served_names(args, "org/m") == names
