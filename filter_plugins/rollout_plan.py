@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.rollout import gate, play_hosts, replicas, waves
+from ansible.module_utils.vllm_fleet.rollout import gate, play_hosts, recovery, replicas, waves
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 
 
@@ -22,10 +22,11 @@ def rollout_plan(
     gateways: list[str],
     *,
     check_mode: bool,
-    missing: Iterable[str] = (),
+    task_files: Sequence[str] = (),
     **limits: Any,
 ) -> dict[str, Any]:
-    """Return who is replaced, when; ``limits`` are `waves` and `max_failures`."""
+    """Return who is replaced, when; ``limits`` are `waves` and `max_failures`, ``task_files`` may have empty names."""
+    missing = dict.fromkeys(path for path in task_files if path and not Path(path).is_file())
     return waves.plan(
         waves.Scene(hostvars, fleet, play, alive, gateways),
         waves.Limits(**limits, missing=tuple(missing)),
@@ -39,12 +40,16 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
+            "rollout_answers": recovery.answers,
             "rollout_failed": play_hosts.failed,
             "rollout_gate": gate.closed,
             "rollout_gateway_problems": waves.gateway_problems,
             "rollout_gateways": play_hosts.gateways_of,
             "rollout_hosts": play_hosts.waves,
             "rollout_leftovers": play_hosts.leftovers,
+            "rollout_not_drained": recovery.not_drained,
+            "rollout_old_is_back": recovery.old_is_back,
+            "rollout_old_loads": recovery.old_loads,
             "rollout_pending_artifact": replicas.pending_artifact,
             "rollout_plan": rollout_plan,
             "rollout_serial": play_hosts.serial,

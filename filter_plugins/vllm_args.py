@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filter: flags of `vllm serve` laid over a model's preset, however each of them is spelt."""
+"""Filters: flags of `vllm serve`, however each of them is spelt: laid over a model's preset, and the served names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.models import presets
+from ansible.module_utils.vllm_fleet.vllm import cli
 
 
 def vllm_args(preset: Mapping[str, Any] | None, wanted: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -19,8 +20,8 @@ def vllm_args(preset: Mapping[str, Any] | None, wanted: Mapping[str, Any] | None
 
 
 class FilterModule:
-    """Registers the filter."""
+    """Registers the filters."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filter by name."""
-        return {"vllm_args": vllm_args}
+        """Return the filters by name."""
+        return {"vllm_args": vllm_args, "vllm_served_names": cli.served_names}

@@ -90,13 +90,16 @@ def vllm_given(names: Sequence[str]) -> bool:
 def vllm_plan(
     facts: Mapping[str, Any],
     nodes: Mapping[str, Mapping[str, Any]] | None = None,
-    kinds: Sequence[str] = (),
+    kinds: str | Sequence[str] = (),
     gpus: int = 8,
     *,
+    hosts: Sequence[str] | None = None,
     path: str = "",
     **server: Any,
 ) -> dict[str, Any]:
     """Size a model on nodes (their variables, with `plan_node` as rocm_info returned it) or on GPU `kinds` by name.
+
+    `hosts` chooses among the nodes; `kinds` may be a text with commas.
 
     `facts` is what vllm_model_info returned, `args` and `env` are laid over the preset's, `image_version` is the
     image's tag. Without nodes that have GPUs and without kinds, all known kinds are taken. Returns `rows` for the
@@ -107,7 +110,8 @@ def vllm_plan(
     def preset_of(accelerator: str, kind: str) -> dict[str, Any]:
         return vllm_preset(model.model, accelerator, kind, path)
 
-    plan = what_fits.plan(model, nodes or {}, kinds, int(gpus), preset_of=preset_of, **server)
+    chosen = {host: (nodes or {})[host] for host in (nodes or {} if hosts is None else hosts)}
+    plan = what_fits.plan(model, chosen, what_fits.named_kinds(kinds), int(gpus), preset_of=preset_of, **server)
     return {"rows": plan.rows, "refusals": plan.refusals, "notes": plan.notes}
 
 

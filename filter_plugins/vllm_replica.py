@@ -13,7 +13,6 @@ from ansible.errors import AnsibleFilterError
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.replica import place
-from ansible.module_utils.vllm_fleet.rollout import rollback
 from ansible.module_utils.vllm_fleet.vllm.ranks import ReplicaError
 
 
@@ -38,5 +37,4 @@ class FilterModule:
             "vllm_replica_offers": place.offers,
             "vllm_replica_partners": place.partners,
             "vllm_replica_seen": place.checked,
-            "vllm_rollback_stays": rollback.stays,
         }

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,14 @@ if str(ROOT) not in sys.path:
 from fleet_report import status  # noqa: E402  found only with the line above
 
 
+def vllm_status_rows(hostvars: Mapping[str, Any], hosts: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the table's rows from what vllm_server returned on each host; one without a result was not asked."""
+    return status.rows({host: hostvars[host].get("vllm_server_result") for host in hosts})
+
+
 class FilterModule:
     """Ansible's way to find filters."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name them."""
-        return {"vllm_status_rows": status.rows, "vllm_status_table": lambda rows: "\n".join(status.lines(rows))}
+        return {"vllm_status_rows": vllm_status_rows, "vllm_status_table": lambda rows: "\n".join(status.lines(rows))}

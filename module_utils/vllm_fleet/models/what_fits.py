@@ -19,6 +19,12 @@ from .sizing import Facts, Machine, Sizing
 TENSOR = "tensor-parallel-size"
 
 
+def named_kinds(given: str | Sequence[str]) -> list[str]:
+    """Return GPU kinds as a list, without blanks around them and without empty ones; a text has commas between them."""
+    words = given.split(",") if isinstance(given, str) else given
+    return [word.strip() for word in words if word.strip()]
+
+
 def machines(nodes: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], gpus: int) -> list[tuple[str, str, Machine]]:
     """Return (name, accelerator, machine) of what to plan for.
 

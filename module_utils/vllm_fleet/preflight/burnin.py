@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What burn-in programs print, against AMD's figures. Pure: text in, findings out.
+"""Which burn-in programs a node can run, and what they print, against AMD's figures. Pure: values in, findings out.
 
 Figures: AMD's system acceptance documents for Instinct nodes. No output was recorded on hardware by this project; what
 a program prints in another form than expected is ``unknown``, never ``ok``.
@@ -8,7 +8,8 @@ a program prints in another form than expected is ``unknown``, never ``ok``.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..common.finding import Finding
 
@@ -30,6 +31,61 @@ TOOLS = ("gst", "iet", "transfer_bench", "all_reduce_perf")
 _PACKAGES: Mapping[str, str] = {"all_reduce_perf": "rccl-tests", "transfer_bench": "TransferBench"}
 
 _ROW_FIELDS = 13
+
+#: Below a prefix of RVS: its program, and the folder with its configurations. It needs both.
+_RVS = "/bin/rvs"
+_RVS_SHARE = "/share/rocm-validation-suite"
+
+
+def gpu_name(gpus: Sequence[Mapping[str, Any]]) -> str:
+    """Return the product name of a node's GPUs, as rocm_info lists them; empty where none has a name."""
+    return next((str(gpu["name"]) for gpu in gpus if gpu["name"]), "")
+
+
+def gpu_count(gpus: Sequence[Mapping[str, Any]]) -> int:
+    """Return the number of a node's GPUs; partitions of one GPU count once."""
+    return len({gpu["pci"] for gpu in gpus})
+
+
+def refusal(node: Mapping[str, Any], host: str) -> str:
+    """Return why nothing may be started on a node, as rocm_info found it; empty where it has GPUs and all are idle."""
+    if not node["gpus"]:
+        why = "there are none (see rocm_info)"
+    elif node["processes"]:
+        users = ", ".join(
+            f"pid {one['pid']} ({one['container_name'] or one['command'] or 'unknown'})" for one in node["processes"]
+        )
+        why = f"they are used by {users}; stop that first"
+    else:
+        return ""
+    return f"{host}: a burn-in needs idle GPUs, and {why}. Nothing was started."
+
+
+def candidates(places: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the files that have to be looked for: of ``rvs_prefixes`` what RVS is made of, and the other programs."""
+    rvs_files = [prefix + part for prefix in places["rvs_prefixes"] for part in (_RVS, _RVS_SHARE)]
+    return [*rvs_files, *places["transfer_bench"], *places["all_reduce_perf"]]
+
+
+def commands(
+    places: Mapping[str, Sequence[str]], present: Sequence[str], gpus: Sequence[Mapping[str, Any]]
+) -> dict[str, list[str]]:
+    """Return the command of each tool, empty where it is not installed; the first place that has a program counts.
+
+    ``present``: those of candidates() that the node has; ``gpus`` as rocm_info lists them.
+    """
+    rvs_at = next((p for p in places["rvs_prefixes"] if {p + _RVS, p + _RVS_SHARE} <= set(present)), "")
+    # RVS has one folder of configurations per product: MI300X of "AMD Instinct MI300X VF".
+    product = re.search(r"MI\d+X", gpu_name(gpus))
+    conf = f"{rvs_at}{_RVS_SHARE}/conf/{product[0] if product else 'unknown'}"
+    bench, reduce = (
+        next((path for path in places[tool] if path in present), "") for tool in ("transfer_bench", "all_reduce_perf")
+    )
+    return {
+        **{tool: [rvs_at + _RVS, "-c", f"{conf}/{tool}_single.conf"] if rvs_at else [] for tool in RVS_VERDICTS},
+        "transfer_bench": [bench, "a2a"] if bench else [],
+        "all_reduce_perf": [reduce, "-b", "8", "-e", "8G", "-f", "2", "-g", str(gpu_count(gpus))] if reduce else [],
+    }
 
 
 def judge(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -16,9 +16,7 @@ def behind_and_ahead(known: Mapping[str, Mapping[str, Any]], replicas: Mapping[s
     it went back since. Runs that differ are no sign by themselves, for a rollout may be made node by node, or be
     finished by a second run.
     """
-    servers: dict[str, list[str]] = {}
-    for host in known:
-        servers.setdefault(replicas.get(host) or f"host {host}", []).append(host)
+    servers = _servers(known, replicas)
     # Of a server over several nodes that counts of which the newest change was made.
     newest = {name: max(hosts, key=lambda host: _order(known[host])) for name, hosts in servers.items()}
     pairs = [
@@ -33,6 +31,27 @@ def behind_and_ahead(known: Mapping[str, Mapping[str, Any]], replicas: Mapping[s
         "behind": [host for name, hosts in servers.items() if name in behind for host in hosts],
         "ahead": [host for name, hosts in servers.items() if name in ahead for host in hosts],
     }
+
+
+def _servers(hosts: Iterable[str], replicas: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the hosts of each server; those of a server over several nodes stand together."""
+    servers: dict[str, list[str]] = {}
+    for host in hosts:
+        servers.setdefault(replicas.get(host) or f"host {host}", []).append(host)
+    return servers
+
+
+def gone_back(known: Mapping[str, Mapping[str, Any]], replicas: Mapping[str, str]) -> list[str]:
+    """Return the nodes whose release came back; a server over several nodes has gone back when any of its nodes has.
+
+    ``known`` and ``replicas`` as for behind_and_ahead().
+    """
+    return [
+        host
+        for hosts in _servers(known, replicas).values()
+        if any((known[one].get("current") or {}).get("rolled_back_from") for one in hosts)
+        for host in hosts
+    ]
 
 
 def _order(known: Mapping[str, Any]) -> str:
@@ -77,6 +96,29 @@ def _made(known: Mapping[str, Any] | None) -> str:
     current = (known or {}).get("current") or {}
     first = next((r for r in (known or {}).get("releases") or [] if r["release"] == current.get("restores")), current)
     return str(first.get("run") or first.get("when") or "")
+
+
+def variables(found: Mapping[str, Any], env: Mapping[str, Any], presets_path: str) -> dict[str, Any]:
+    """Return the variables of the role vllm_server that make a recorded release again.
+
+    ``found``: what vllm_release_info returned for it. Its environment has no secrets; these come from ``env``, today's
+    vllm_server_env, which has all of them (see problems()). ``presets_path``: a folder without presets.
+    """
+    recorded = found["variables"]
+    secrets = {name: env[name] for name in found["secret_env"]}
+    return {
+        **recorded,
+        "vllm_server_env": {**recorded["vllm_server_env"], **secrets},
+        "vllm_server_presets_path": presets_path,
+    }
+
+
+def overridden(wanted: Mapping[str, Any], current: Sequence[Any], text: Callable[[Any], str]) -> list[str]:
+    """Return which variables have another value than ``wanted``; ``current`` are their values now, in the same order.
+
+    ``text`` writes a value down: 1 and true differ.
+    """
+    return [name for (name, value), now in zip(wanted.items(), current, strict=True) if text(now) != text(value)]
 
 
 def problems(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .chat_request import FINISH_REASONS, ChatRequest, ChatResult, Expectation
@@ -116,6 +117,18 @@ def build_result(results: list[ChatResult], *, many: bool) -> dict[str, Any]:
         "checks": checks,
         "results": [result.as_dict() for result in results],
     }
+
+
+def build_lines(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return the answers of a verification that went well, from `results` of the module: two lines each."""
+    lines = []
+    for result in results:
+        first = "" if result["ttft"] is None else f" first after {round(result['ttft'], 2)} s,"
+        tokens = f"{result['usage']['completion_tokens']} tokens,"
+        rate = f"{result['tokens_per_second'] or 0:.1f} tokens/s"
+        lines.append(f"{result['api']} / {result['name']}: {result['content'].strip()}\n")
+        lines.append(f"  ({result['finish_reason']}, {tokens}{first} {rate})\n")
+    return "".join(lines)
 
 
 def build_message(results: list[ChatResult], wanted: int) -> str:

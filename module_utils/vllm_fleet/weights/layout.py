@@ -29,6 +29,11 @@ _REPO_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_./-]*[A-Za-z0-9_])?")
 
 
+def in_home(path: str, home: str) -> str:
+    """Return a path of a node with ``home`` in the place of a ``~`` at its beginning; another user's `~name` stays."""
+    return home + path[1:] if path == "~" or path.startswith("~/") else path
+
+
 def check_repo_id(repo_id: str) -> None:
     """Raise SnapshotError unless `repo_id` is a model's id on the Hub: `name` or `organisation/name`.
 

@@ -41,3 +41,17 @@ def test_machines_of_a_plan():
     for wrong in ("H100", "MI210=lots"):
         with pytest.raises(ValueError, match=wrong.partition("=")[0]):
             what_fits.machines({}, [wrong], 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds"),
+    [
+        ("", []),
+        ("MI300X", ["MI300X"]),
+        (" MI300X, MI210=64,, cpu ", ["MI300X", "MI210=64", "cpu"]),
+        (["MI300X", "cpu"], ["MI300X", "cpu"]),
+        ((), []),
+    ],
+)
+def test_gpu_kinds_may_be_a_text_with_commas(given, kinds):
+    assert what_fits.named_kinds(given) == kinds

@@ -92,3 +92,79 @@ def test_a_program_that_is_not_there_is_skipped_with_a_word():
 def test_unknown_tool():
     with pytest.raises(ValueError, match="one of gst, iet, transfer_bench, all_reduce_perf is expected"):
         burnin.judge("agfhc", "", 0, MI300X, 8)
+
+
+def gpus(*names):
+    """GPUs as rocm_info lists them, one a name."""
+    return [{"name": name, "pci": f"0000:{n:02x}:00.0"} for n, name in enumerate(names)]
+
+
+@pytest.mark.parametrize(
+    ("found", "name", "count"),
+    [
+        ([], "", 0),
+        (gpus(MI300X, MI300X), MI300X, 2),
+        (gpus(None, MI300X), MI300X, 2),
+        (gpus("") * 3, "", 1),  # partitions of one GPU
+    ],
+)
+def test_the_gpus_of_a_node(found, name, count):
+    assert (burnin.gpu_name(found), burnin.gpu_count(found)) == (name, count)
+
+
+BUSY = [
+    {"pid": 7, "container_name": "vllm", "command": "python3"},
+    {"pid": 8, "container_name": None, "command": "bash"},
+    {"pid": 9, "container_name": "", "command": ""},
+]
+
+
+@pytest.mark.parametrize(
+    ("found", "processes", "says"),
+    [
+        (gpus(MI300X), [], ""),
+        ([], BUSY, "n1: a burn-in needs idle GPUs, and there are none (see rocm_info). Nothing was started."),
+        (
+            gpus(MI300X),
+            BUSY,
+            "n1: a burn-in needs idle GPUs, and they are used by pid 7 (vllm), pid 8 (bash), pid 9 (unknown); stop that "
+            "first. Nothing was started.",
+        ),
+    ],
+)
+def test_nothing_is_started_on_a_node_without_idle_gpus(found, processes, says):
+    assert burnin.refusal({"gpus": found, "processes": processes}, "n1") == says
+
+
+PLACES = {"rvs_prefixes": ["/a", "/b"], "transfer_bench": ["/a/TB"], "all_reduce_perf": ["/a/ar", "/b/ar"]}
+SHARE = "/share/rocm-validation-suite"
+
+
+def test_what_is_looked_for():
+    rvs = ["/a/bin/rvs", f"/a{SHARE}", "/b/bin/rvs", f"/b{SHARE}"]
+    assert burnin.candidates(PLACES) == [*rvs, "/a/TB", "/a/ar", "/b/ar"]
+
+
+@pytest.mark.parametrize(
+    ("present", "name", "commands"),
+    [
+        ([], MI300X, {}),
+        # A program without its configurations, or these alone, is no RVS.
+        (["/a/bin/rvs", f"/b{SHARE}"], MI300X, {}),
+        (
+            ["/a/bin/rvs", "/b/bin/rvs", f"/b{SHARE}"],
+            MI300X,
+            {tool: ["/b/bin/rvs", "-c", f"/b{SHARE}/conf/MI300X/{tool}_single.conf"] for tool in ("gst", "iet")},
+        ),
+        (
+            ["/a/bin/rvs", f"/a{SHARE}"],
+            "",
+            {tool: ["/a/bin/rvs", "-c", f"/a{SHARE}/conf/unknown/{tool}_single.conf"] for tool in ("gst", "iet")},
+        ),
+        (["/a/TB"], MI300X, {"transfer_bench": ["/a/TB", "a2a"]}),
+        (["/b/ar"], MI300X, {"all_reduce_perf": ["/b/ar", "-b", "8", "-e", "8G", "-f", "2", "-g", "2"]}),
+    ],
+)
+def test_the_commands_of_what_is_installed(present, name, commands):
+    expected = {tool: commands.get(tool, []) for tool in burnin.TOOLS}
+    assert burnin.commands(PLACES, present, gpus(name, name)) == expected

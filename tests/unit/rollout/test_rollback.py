@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from ansible.module_utils.vllm_fleet.rollout import rollback
@@ -122,3 +124,49 @@ def test_what_speaks_against_a_rollback(found, split, options, says):
     told = rollback.problems(found, split, given.pop("gone_back"), given.pop("missing"), **given)
     assert len(told) == len(says)
     assert all(part in sentence for part, sentence in zip(says, told, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("went", "replicas", "gone"),
+    [
+        ([], {}, []),
+        (["b"], {}, ["b"]),
+        # Their partners with them.
+        (["b"], {"a": "big", "b": "big"}, ["a", "b"]),
+        (["a", "b"], {"a": "big", "b": "big"}, ["a", "b"]),
+        (["c"], {"a": "big", "b": "big", "c": ""}, ["c"]),
+    ],
+)
+def test_who_went_back(went, replicas, gone):
+    known = {host: {"current": {"release": 3, "rolled_back_from": 2 if host in went else None}} for host in "abc"}
+    assert rollback.gone_back({**known, "d": {"current": None}}, replicas) == gone
+
+
+@pytest.mark.parametrize(
+    ("recorded", "secrets", "env", "made"),
+    [
+        ({}, [], {}, {}),
+        ({"A": "1"}, [], {"A": "2", "B": "3"}, {"A": "1"}),
+        ({"A": "1"}, ["KEY"], {"KEY": "s", "B": "3"}, {"A": "1", "KEY": "s"}),
+    ],
+)
+def test_the_variables_of_a_record_have_todays_secrets_and_no_preset(recorded, secrets, env, made):
+    found = {"variables": {"vllm_server_env": recorded, "vllm_server_model": "m"}, "secret_env": secrets}
+    assert rollback.variables(found, env, "/none") == {
+        "vllm_server_env": made,
+        "vllm_server_model": "m",
+        "vllm_server_presets_path": "/none",
+    }
+    assert found["variables"]["vllm_server_env"] == recorded
+
+
+@pytest.mark.parametrize(
+    ("wanted", "current", "names"),
+    [
+        ({"a": 1, "b": {"c": [1]}}, [1, {"c": [1]}], []),
+        ({"a": 1, "b": {"c": [1]}}, [1, {"c": [2]}], ["b"]),
+        ({"a": 1, "b": "2"}, [True, 2], ["a", "b"]),
+    ],
+)
+def test_what_overrides_a_record(wanted, current, names):
+    assert rollback.overridden(wanted, current, json.dumps) == names

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from ansible.module_utils.vllm_fleet.vllm import chat_options
 from ansible.module_utils.vllm_fleet.vllm.chat_request import (
     Answer,
     ChatError,
@@ -298,3 +299,24 @@ def test_the_modules_page_and_its_argument_spec_agree():
     returned = yaml.safe_load(vllm_chat.RETURN)
     result = chat_options.build_result([ChatResult("http://h:1", "m", "chat")], many=False)
     assert set(result) - {"changed"} == set(returned) - {"msg"}
+
+
+def answer(**more):
+    own = {"api": "chat", "name": "capital", "content": " Paris.\n", "finish_reason": "stop", "ttft": 0.1234}
+    return {**own, "usage": {"completion_tokens": 7}, "tokens_per_second": 41.26, **more}
+
+
+@pytest.mark.parametrize(
+    ("results", "text"),
+    [
+        ([], ""),
+        ([answer()], "chat / capital: Paris.\n  (stop, 7 tokens, first after 0.12 s, 41.3 tokens/s)\n"),
+        (
+            [answer(ttft=None, tokens_per_second=None), answer(name="poem", ttft=2.0)],
+            "chat / capital: Paris.\n  (stop, 7 tokens, 0.0 tokens/s)\n"
+            "chat / poem: Paris.\n  (stop, 7 tokens, first after 2.0 s, 41.3 tokens/s)\n",
+        ),
+    ],
+)
+def test_the_answers_as_they_are_shown(results, text):
+    assert chat_options.build_lines(results) == text

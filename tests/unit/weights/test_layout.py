@@ -73,3 +73,11 @@ def test_known_models_and_the_one_that_was_meant(tmp_path: Path) -> None:
 )
 def test_where_everything_of_a_repository_is(path: Path, inside: str) -> None:
     assert HERE.relative(path) == inside
+
+
+@pytest.mark.parametrize(
+    ("path", "inside"),
+    [("~", "/root"), ("~/hf", "/root/hf"), ("~me/hf", "~me/hf"), ("/data/~", "/data/~"), ("", "")],
+)
+def test_a_tilde_stands_for_the_home_of_the_nodes_user(path, inside):
+    assert layout.in_home(path, "/root") == inside
