@@ -39,6 +39,17 @@ def hf_cache_team(
     return team.team(probes, _registered(hostvars, me, "hf_cache_result"), me, distribution)
 
 
+def hf_cache_same_everywhere(hosts: Sequence[str], hostvars: Mapping[str, Any]) -> bool:
+    """Return whether all ``hosts`` that were probed have their snapshot, and it is the same one."""
+    probed = [host for host in hosts if hostvars[host].get("hf_cache_result") is not None]
+    return team.same_everywhere(_registered(hostvars, host, "hf_cache_result") for host in probed)
+
+
+def hf_cache_wanted(team_of: Mapping[str, Any], hostvars: Mapping[str, Any]) -> list[str]:
+    """Return the blobs that at least one receiver of a team lacks."""
+    return team.wanted(_registered(hostvars, host, "missing") for host in team_of["receivers"])
+
+
 def hf_cache_followers(team_of: Mapping[str, Any], hostvars: Mapping[str, Any]) -> list[str]:
     """Return the hosts of a team that are receiving from a swarm."""
     return team.followers({host: _registered(hostvars, host, "joined") for host in team_of["receivers"]})
@@ -48,6 +59,19 @@ def hf_cache_by_rsync(team_of: Mapping[str, Any], hostvars: Mapping[str, Any]) -
     """Return the hosts of a team that lack blobs and got into no swarm."""
     following = hf_cache_followers(team_of, hostvars) if team_of["transport"] == "swarm" else []
     return team.by_rsync({host: _registered(hostvars, host, "missing") for host in team_of["receivers"]}, following)
+
+
+def hf_cache_keyed(team_of: Mapping[str, Any], hostvars: Mapping[str, Any]) -> list[str]:
+    """Return the hosts of a team that are served by rsync and have made a key for it."""
+    return team.keyed({host: _registered(hostvars, host, "key") for host in hf_cache_by_rsync(team_of, hostvars)})
+
+
+def hf_cache_seed_address(team_of: Mapping[str, Any], hostvars: Mapping[str, Any]) -> str:
+    """Return the address at which receivers reach the seed: the one given for swarms, one that was found, Ansible's."""
+    seed = str(team_of["seed"])
+    found = (_registered(hostvars, seed, name).get("address") for name in ("seeding", "ready"))
+    known = (hostvars[seed].get("hf_cache_swarm_address"), *found, hostvars[seed].get("ansible_host"), seed)
+    return str(next(filter(None, known)))
 
 
 def hf_cache_missed(team_of: Mapping[str, Any], hostvars: Mapping[str, Any], me: str) -> str:
@@ -66,8 +90,13 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """Return the filters by name."""
         return {
-            "hf_cache_team": hf_cache_team,
-            "hf_cache_followers": hf_cache_followers,
             "hf_cache_by_rsync": hf_cache_by_rsync,
+            "hf_cache_fetched": team.fetched,
+            "hf_cache_followers": hf_cache_followers,
+            "hf_cache_keyed": hf_cache_keyed,
             "hf_cache_missed": hf_cache_missed,
+            "hf_cache_same_everywhere": hf_cache_same_everywhere,
+            "hf_cache_seed_address": hf_cache_seed_address,
+            "hf_cache_team": hf_cache_team,
+            "hf_cache_wanted": hf_cache_wanted,
         }

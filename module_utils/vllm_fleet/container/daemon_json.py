@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 #: Keys that dockerd takes over on SIGHUP (docs.docker.com, dockerd, "Configuration reload behavior"); all others need
@@ -29,6 +29,10 @@ RELOADABLE = frozenset(
 )
 
 
+#: Log drivers that write files and rotate them by `max-size` and `max-file` (docs.docker.com, "Logging drivers").
+FILE_DRIVERS = ("json-file", "local")
+
+
 def parse(text: str) -> dict[str, Any]:
     """Return the file's settings; an empty file has no settings. Raises ValueError for anything but a JSON object."""
     if not text.strip():
@@ -37,6 +41,39 @@ def parse(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"expected an object, found {type(found).__name__}")
     return found
+
+
+def described(
+    settings: Mapping[str, Any],
+    *,
+    log_driver: str = "",
+    log_max_size: object = "",
+    log_max_file: object = "",
+    live_restore: bool = False,
+    registry_mirrors: Sequence[str] = (),
+    insecure_registries: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return the settings that options describe, with any further ``settings`` over them, objects key by key.
+
+    An empty option is no setting. Only the drivers that write files on the node know a size and a number of files.
+    """
+    bounds = {"max-size": str(log_max_size), "max-file": str(log_max_file)}
+    options = {
+        "log-driver": log_driver,
+        "log-opts": bounds if log_driver in FILE_DRIVERS else {},
+        "live-restore": bool(live_restore),
+        "registry-mirrors": registry_mirrors,
+        "insecure-registries": insecure_registries,
+    }
+    return _over({key: value for key, value in options.items() if value}, settings)
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = _over(out[key], value) if both else value
+    return out
 
 
 def render(settings: Mapping[str, Any]) -> str:

@@ -138,6 +138,15 @@ def is_wanted(wanted: Wanted, inspected: Mapping[str, Any], archived: Sequence[A
     return reason
 
 
+def replacement(probe: Mapping[str, Any], *, expected_id: str = "", archived: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return the digest or id of the image that a pull or load brings, as far as it is known; an empty string if not.
+
+    ``probe`` is what vllm_image returned, ``archived`` its account of the archive's images.
+    """
+    ids = [image_id for entry in archived for image_id in entry["ids"]]
+    return str(probe["digest"] or expected_id or next(iter(ids), ""))
+
+
 def content_id(inspected: Mapping[str, Any]) -> str:
     """Return one hash for what an image is: layers, platform, creation time, configuration.
 

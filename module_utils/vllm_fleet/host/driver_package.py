@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD's driver package: the version that apt is asked for, whose key its repository has, what DKMS said of it. Pure."""
+"""AMD's driver package: the version that apt is asked for, what DKMS said of it. Pure."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from .driver import INBOX, MODULE_RELEASES
@@ -42,16 +42,6 @@ def newer(driver: Mapping[str, Any], wanted: str) -> list[str]:
     if release is None and version is not None and _numbers(version) >= _numbers(FIRST_NUMBERED):
         found.append(f"version {version}, of no known release,")
     return found
-
-
-def primary_keys(listing: str) -> list[str]:
-    """Return the fingerprints of the primary keys in what ``gpg --with-colons --show-keys`` printed."""
-    return re.findall(r"(?m)^pub:.*\n(?:.*\n)*?fpr:+([0-9A-F]{40}):", listing)
-
-
-def only_expected_keys(primary: Sequence[str], expected: Iterable[str]) -> bool:
-    """Return whether there are keys and all are expected; blanks and case of the expected ones do not matter."""
-    return bool(primary) and set(primary) <= {str(one).replace(" ", "").upper() for one in expected}
 
 
 def dkms_said(build: Mapping[str, Any]) -> str:

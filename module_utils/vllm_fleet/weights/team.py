@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,32 @@ def _conflict(snapshot: tuple[Any, Any], commits: Mapping[str, str]) -> str:
         return ""
     held = ", ".join(f"{host} has {commit}" for commit, host in sorted(by_commit.items()))
     return f"Nodes hold different commits of {snapshot[0]} under the name {snapshot[1]}: {held}. Pin hf_cache_revision."
+
+
+def same_everywhere(probes: Iterable[Result]) -> bool:
+    """Return whether there are hosts, each has its snapshot whole, and all have the same commit."""
+    found = list(probes)
+    return all(probe.get("complete") for probe in found) and len({probe.get("commit", "") for probe in found}) == 1
+
+
+def fetched(results: Iterable[Result], repo_id: str, revision: str) -> Result:
+    """Return the first result that brought this snapshot, empty for none.
+
+    The role may have run in the same play for another snapshot before, and its results are kept.
+    """
+    snapshot = (repo_id, revision)
+    brought = (one for one in results if "commit" in one and (one.get("repo_id"), one.get("revision")) == snapshot)
+    return next(brought, {})
+
+
+def wanted(lacks: Iterable[Result]) -> list[str]:
+    """Return the blobs that at least one receiver lacks, sorted: every run makes the same torrent of them."""
+    return sorted({blob for result in lacks for blob in result.get("wanted") or []})
+
+
+def keyed(keys: Mapping[str, Result]) -> list[str]:
+    """Return the hosts that made an SSH key, from the results of making it."""
+    return [host for host, result in keys.items() if result.get("stdout")]
 
 
 def followers(joined: Mapping[str, Result]) -> list[str]:

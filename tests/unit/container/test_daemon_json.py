@@ -11,7 +11,15 @@ import jinja2
 import pytest
 import yaml
 
-from ansible.module_utils.vllm_fleet.container.daemon_json import RELOADABLE, action, differences, merge, parse, render
+from ansible.module_utils.vllm_fleet.container.daemon_json import (
+    RELOADABLE,
+    action,
+    described,
+    differences,
+    merge,
+    parse,
+    render,
+)
 
 ROLE = Path(__file__).resolve().parents[3] / "roles" / "docker_engine"
 
@@ -57,6 +65,46 @@ def test_merge(existing: dict[str, Any], wanted: dict[str, Any], merged: dict[st
     assert merge(existing, wanted) == merged
     assert json.dumps(existing) == before, "the input is not touched"
     assert merge(merged, wanted) == merged, "a second merge changes nothing"
+
+
+BOUNDS = {"log_max_size": "100m", "log_max_file": 5}
+LOG_OPTS = {"max-size": "100m", "max-file": "5"}
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "wanted"),
+    [
+        ({}, {}, {}),
+        (BOUNDS, {}, {}),
+        ({**BOUNDS, "log_driver": "json-file"}, {}, {"log-driver": "json-file", "log-opts": LOG_OPTS}),
+        ({**BOUNDS, "log_driver": "local"}, {}, {"log-driver": "local", "log-opts": LOG_OPTS}),
+        ({**BOUNDS, "log_driver": "syslog"}, {}, {"log-driver": "syslog"}),
+        (
+            {"live_restore": True, "registry_mirrors": ["https://m"], "insecure_registries": ["r:5000"]},
+            {},
+            {"live-restore": True, "registry-mirrors": ["https://m"], "insecure-registries": ["r:5000"]},
+        ),
+        # further settings come last: objects key by key, the rest replaced, null kept for merge() to remove the key
+        (
+            {**BOUNDS, "log_driver": "json-file", "live_restore": True, "registry_mirrors": ["https://m"]},
+            {"log-opts": {"tag": "x", "max-size": None}, "live-restore": None, "registry-mirrors": [], "debug": True},
+            {
+                "log-driver": "json-file",
+                "log-opts": {"max-size": None, "max-file": "5", "tag": "x"},
+                "live-restore": None,
+                "registry-mirrors": [],
+                "debug": True,
+            },
+        ),
+        ({}, {"runtimes": {"amd": {"path": "p"}}}, {"runtimes": {"amd": {"path": "p"}}}),
+    ],
+)
+def test_the_settings_that_options_describe(
+    options: dict[str, Any], settings: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    found = described(settings, **options)
+    assert found == wanted
+    assert list(found) == list(wanted), "the order that the file gets"
 
 
 @pytest.mark.parametrize(("text", "found"), [("", {}), (" \n", {}), ("{}", {}), ('{"debug": true}', {"debug": True})])

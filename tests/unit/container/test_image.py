@@ -25,6 +25,7 @@ from ansible.module_utils.vllm_fleet.container.image import (
     misnamed,
     problems,
     prunable,
+    replacement,
     repo_digests,
 )
 
@@ -118,6 +119,23 @@ def image(image_id: str = A, digests: tuple[str, ...] = (), label: str | None = 
 def test_is_wanted(wanted: Wanted, inspected: dict[str, Any], archived: list[Archived], reason: str | None) -> None:
     found = is_wanted(wanted, inspected, archived)
     assert found is None if reason is None else reason in str(found)
+
+
+ARCHIVED = [{"ids": [], "names": ["x:1"]}, {"ids": ["sha256:a", "sha256:b"], "names": []}]
+
+
+@pytest.mark.parametrize(
+    ("digest", "expected_id", "archived", "found"),
+    [
+        ("sha256:d", "sha256:e", ARCHIVED, "sha256:d"),
+        ("", "sha256:e", ARCHIVED, "sha256:e"),
+        ("", "", ARCHIVED, "sha256:a"),
+        ("", "", [{"ids": []}], ""),
+        ("", "", [], ""),
+    ],
+)
+def test_what_replaces_the_image(digest: str, expected_id: str, archived: list[dict[str, Any]], found: str) -> None:
+    assert replacement({"digest": digest}, expected_id=expected_id, archived=archived) == found
 
 
 def test_repo_digests_are_those_of_the_name() -> None:

@@ -124,3 +124,67 @@ def test_what_stands_still_is_said_with_what_ended_the_seed(seed: dict[str, Any]
     group = {"receivers": ["b"], "transport": "swarm", "seed": "a"}
     stuck = {"missing": WANT, "joined": {"ok": True, "total": 1}, "followed": {"ok": False, "reason": "stood still"}}
     assert filters.hf_cache_missed(group, results(a=seed, b=stuck), "b") == said
+
+
+@pytest.mark.parametrize(
+    ("probes", "same"),
+    [
+        ({}, False),
+        ({"a": has()}, True),
+        ({"a": has(), "b": has()}, True),
+        ({"a": has(), "b": has(C2)}, False),
+        ({"a": has(), "b": lacks()}, False),
+        ({"a": has(), "b": {"failed": True}}, False),
+        ({"a": has(), "b": None}, True),  # was not probed
+    ],
+)
+def test_all_have_the_same_snapshot(probes: dict[str, Any], same: bool) -> None:
+    hostvars = {host: {"hf_cache_result": probe} if probe is not None else {} for host, probe in probes.items()}
+    assert filters.hf_cache_same_everywhere(list(probes), hostvars) is same
+
+
+@pytest.mark.parametrize(
+    ("results_", "commit"),
+    [
+        ([{}, {}], None),
+        ([{"skipped": True}, has(C1)], C1),
+        ([has(C2), has(C1)], C2),
+        ([has(C2, "org/other"), has(C1)], C1),
+        ([{**has(C2), "revision": "v1"}], None),
+        ([{**has(), "commit": ""}], ""),
+    ],
+)
+def test_what_was_fetched_is_of_this_snapshot(results_: list[dict[str, Any]], commit: str | None) -> None:
+    assert filters.team.fetched(results_, "org/model", "main").get("commit") == commit
+
+
+def test_wanted_is_what_any_receiver_lacks_in_one_order() -> None:
+    hostvars = results(a={"missing": {"wanted": ["z"]}}, b={"missing": {"wanted": ["c", "a"]}}, c={}, d={})
+    hostvars["c"]["__hf_cache_missing"] = {"unreachable": True}
+    hostvars["d"]["__hf_cache_missing"] = {"wanted": ["b", "a"]}
+    assert filters.hf_cache_wanted({"receivers": ["b", "c", "d"]}, hostvars) == ["a", "b", "c"]
+
+
+def test_keyed_are_the_receivers_by_rsync_that_made_a_key() -> None:
+    made = {"missing": WANT, "key": {"stdout": "/tmp/hf_cache.x\nssh-ed25519 ..."}}
+    hostvars = results(
+        b=made, c={"missing": WANT, "key": {"failed": True}}, d={"missing": WANT}, e={"key": made["key"]}
+    )
+    group = {"receivers": ["b", "c", "d", "e"], "transport": "rsync", "seed": "a"}
+    assert filters.hf_cache_keyed(group, hostvars) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "address"),
+    [
+        ({}, "a"),
+        ({"ansible_host": "192.0.2.1"}, "192.0.2.1"),
+        ({"ansible_host": "192.0.2.1", "__hf_cache_ready": {"address": "10.0.0.2"}}, "10.0.0.2"),
+        ({"__hf_cache_ready": {"address": "10.0.0.2"}, "__hf_cache_seeding": {"address": "10.0.0.3"}}, "10.0.0.3"),
+        ({"__hf_cache_seeding": {"results": []}, "__hf_cache_ready": {"skipped": True}}, "a"),
+        ({"hf_cache_swarm_address": "10.0.0.4", "__hf_cache_seeding": {"address": "10.0.0.3"}}, "10.0.0.4"),
+        ({"hf_cache_swarm_address": "", "ansible_host": "192.0.2.1"}, "192.0.2.1"),
+    ],
+)
+def test_the_seed_s_address(variables: dict[str, Any], address: str) -> None:
+    assert filters.hf_cache_seed_address({"seed": "a"}, {"a": variables}) == address

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters of the role vllm_image: its variables of all hosts, as container/ of module_utils/vllm_fleet takes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+import plugin_utils  # noqa: F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.container import image, image_build, image_fleet
+
+
+def vllm_image_same_everywhere(hosts: Sequence[str], hostvars: Mapping[str, Any]) -> bool:
+    """Return whether all ``hosts`` that were probed have their image, and it is the same one."""
+    probes = (hostvars[host].get("vllm_image_result") for host in hosts)
+    return image_fleet.same_everywhere(probe for probe in probes if probe is not None)
+
+
+def vllm_image_actors(
+    hosts: Sequence[str], hostvars: Mapping[str, Any], me: str, fleet: Sequence[str] = (), build_host: str = ""
+) -> dict[str, Any]:
+    """Return image_fleet.actors() for the image that the host ``me`` wants, as a mapping."""
+    wants = {host: str(hostvars[host].get("__vllm_image_wanted", "")) for host in hosts}
+    return dataclasses.asdict(image_fleet.actors(wants, me, fleet=fleet, build_host=build_host))
+
+
+def vllm_image_receivers(group: Sequence[str], hostvars: Mapping[str, Any], builder: str, content: str) -> list[str]:
+    """Return the hosts of a group that need the image of the builder."""
+    probes = {host: hostvars[host].get("vllm_image_result") or {} for host in group}
+    return image_fleet.receivers(probes, builder, content)
+
+
+def vllm_image_told_apart(group: Sequence[str], hostvars: Mapping[str, Any]) -> str:
+    """Return which host of a group has which image, as part of a sentence."""
+    return image_fleet.told_apart({host: str(hostvars[host].get("vllm_image_id") or "") for host in group})
+
+
+def vllm_image_build_command(
+    recipe: Mapping[str, Any], client: str, *, name: str, tags: Sequence[str], inputs: str, commit: str
+) -> list[str]:
+    """Return the words of `docker build`; the ``recipe`` is as image_build.Recipe has it."""
+    refs = [f"{name}:{tag}" for tag in tags]
+    made = image_build.Recipe(**dict(recipe.items()))
+    return image_build.command(client, made, image_build.labels(name, inputs, commit), refs)
+
+
+class FilterModule:
+    """Registers the filters."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {
+            "vllm_image_actors": vllm_image_actors,
+            "vllm_image_build_command": vllm_image_build_command,
+            "vllm_image_receivers": vllm_image_receivers,
+            "vllm_image_replacement": image.replacement,
+            "vllm_image_same_everywhere": vllm_image_same_everywhere,
+            "vllm_image_told_apart": vllm_image_told_apart,
+        }
