@@ -18,10 +18,10 @@ from functools import lru_cache
 from ..common.failure import Failure, FailureClass
 from ..vllm.log import Error, errors, scrub, split
 from ..vllm.startup import Progress
-from . import messages
+from . import explain_ends, explain_node
 from .case import Case, Context, ExitFacts, Gpu, Holder, Run
-from .messages import Explain, Words
 from .patterns import CLASSES, ROWS, Row
+from .phrases import Explain, Words, variable
 
 __all__ = [
     "CLASSES",
@@ -36,6 +36,9 @@ __all__ = [
     "message",
     "scrub",
 ]
+
+#: What container/engine.py says where Docker did not answer at all.
+_NO_ANSWER = "the Docker engine did not answer"
 
 #: Characters of a line that are searched, and of one that are shown.
 _SEARCHED = 4000
@@ -112,7 +115,7 @@ def diagnose(log: str, exit: ExitFacts, context: Context, *, one_start: bool = F
     lines = split(log)
     if exit.oom_killed:
         evidence = [*_last(lines), f"OOMKilled: true, exit code {exit.exit_code}"]
-        return _failure(FailureClass.HOST_MEMORY, messages.host_memory(limit=True), evidence, exit, context)
+        return _failure(FailureClass.HOST_MEMORY, explain_node.host_memory(limit=True), evidence, exit, context)
     run = _run(lines) if one_start else _last_run(lines)
     found = _by_run(run, exit, context)
     if (
@@ -167,7 +170,7 @@ def _by_run(run: Run, exit: ExitFacts, context: Context) -> Failure | None:
     before = Run(run.lines, errors_before, run.ready, None)
     found = _by_table(before, exit, context)
     return found or _failure(
-        FailureClass.STOPPED_BY_SIGNAL, messages.stopped(ready=run.ready), [run.lines[run.stop]], exit, context
+        FailureClass.STOPPED_BY_SIGNAL, explain_ends.stopped(ready=run.ready), [run.lines[run.stop]], exit, context
     )
 
 
@@ -234,10 +237,16 @@ def _by_end(run: Run, exit: ExitFacts, context: Context) -> Failure:
     """Return the failure where the log names none: by the verdict, the signal, or as unknown."""
     root = _root(run)
     if exit.verdict == "stalled":
-        return _failure(FailureClass.STALLED, _stalled(run, exit, context), [*root, *_last(run.lines)], exit, context)
+        return _failure(
+            FailureClass.STALLED, explain_ends.stalled(run, exit, context), [*root, *_last(run.lines)], exit, context
+        )
     if exit.verdict == "ready_timeout":
         return _failure(
-            FailureClass.READY_TIMEOUT, _too_slow(run, exit, context), [*root, *_last(run.lines)], exit, context
+            FailureClass.READY_TIMEOUT,
+            explain_ends.too_slow(run, exit, context),
+            [*root, *_last(run.lines)],
+            exit,
+            context,
         )
     found = _by_signal(run, root, exit)
     if found is None and (run.ready or (not root and any(_VANISHED in line for line in run.lines))):
@@ -246,7 +255,7 @@ def _by_end(run: Run, exit: ExitFacts, context: Context) -> Failure:
         # A rank without an API server never says that it is ready, and ends when the head node's server does.
         found = (
             FailureClass.STOPPED_BY_SIGNAL,
-            messages.stopped(ready=True, how="by a signal, or with its head node"),
+            explain_ends.stopped(ready=True, how="by a signal, or with its head node"),
             [],
         )
     if found is None:
@@ -259,9 +268,9 @@ def _by_signal(run: Run, root: list[str], exit: ExitFacts) -> tuple[FailureClass
     """A shell's and Docker's exit code of a process that a signal ended is 128 more than the signal's number."""
     number = (exit.exit_code or 0) - 128
     if number in (2, 15) or (number == 9 and not root):
-        return FailureClass.STOPPED_BY_SIGNAL, messages.stopped(ready=run.ready, how=_SIGNALS[number]), root
+        return FailureClass.STOPPED_BY_SIGNAL, explain_ends.stopped(ready=run.ready, how=_SIGNALS[number]), root
     if number == 7:
-        return FailureClass.SHARED_MEMORY, messages.shared_memory(), root
+        return FailureClass.SHARED_MEMORY, explain_node.shared_memory(), root
     if number == 4:
         words = (
             "The node's processor does not know an instruction that the image was built with (SIGILL)",
@@ -270,7 +279,7 @@ def _by_signal(run: Run, root: list[str], exit: ExitFacts) -> tuple[FailureClass
         return FailureClass.UNSUPPORTED_ARCHITECTURE, words, root
     if number in (6, 11):
         what = f"{_SIGNALS[number]}, a crash in native code"
-        return FailureClass.ENGINE_DIED, messages.engine_died(what, ready=run.ready), root
+        return FailureClass.ENGINE_DIED, explain_ends.engine_died(what, ready=run.ready), root
     return None
 
 
@@ -278,60 +287,7 @@ def _vanished(run: Run, root: list[str]) -> tuple[FailureClass, Words, list[str]
     """A server that was ready and is gone; vLLM ends with code 0 then (its watchdog shuts the API server down)."""
     dead = [line for line in run.lines if _VANISHED in line][:1]
     what = _said(root[0]) if root else "it was killed, or crashed without a word" if dead else ""
-    return FailureClass.ENGINE_DIED, messages.engine_died(what, ready=run.ready), root or dead
-
-
-def _too_slow(run: Run, exit: ExitFacts, context: Context) -> Words:
-    detail = f" ({exit.detail.rstrip('.')})" if exit.detail else ""
-    if run.ready:
-        return (
-            f"The server says that it is ready, but did not answer on port {context.port or '?'} within "
-            f"{exit.seconds:.0f} s{detail}",
-            "Compare `vllm_server_port` and `vllm_server_bind` with the port that the log names, and look for a "
-            "firewall in between",
-        )
-    progress = run.progress()
-    pace = ""
-    timeout = max(3600, 2 * math.ceil(exit.seconds / 600) * 600)
-    if progress.stage == "loading weights" and progress.done and progress.total and exit.seconds:
-        whole = exit.seconds * progress.total / progress.done
-        pace = f", at a pace that takes {whole / 60:.0f} min for the weights alone"
-        timeout = math.ceil(1.5 * whole / 600) * 600
-    return (
-        f"The server was still at '{progress.describe()}' after {exit.seconds:.0f} s{pace}{detail}",
-        f"Give it more time with `vllm_server_ready_timeout: {timeout}`, or put the weights on a faster disk",
-    )
-
-
-def _stalled(run: Run, exit: ExitFacts, context: Context) -> Words:
-    at = run.progress().describe()
-    detail = f" ({exit.detail.rstrip('.')})" if exit.detail else ""
-    cause = f"The start has stood still at '{at}'{detail}, with nothing logged, loaded or computed any more"
-    tail = "\n".join(run.lines[-50:])
-    lock = re.search(r"waiting for baton release at (\S+)", tail)
-    if lock:
-        path = lock.group(1)
-        where = (
-            f"Remove the container (`docker rm {context.container}` on the node), whose {path} it is"
-            if path.startswith("/tmp/")  # noqa: S108  read in a log
-            else f"Remove {path} in the engine's cache folder"
-        )
-        return f"{cause}, for AITER waits for a lock ({path}) whose owner is gone", f"{where}, and run again"
-    if at.startswith(("starting", "configuring")) and re.search(r"NCCL|init_method|distributed_init", tail):
-        return (
-            f"{cause}, where the processes of the GPUs look for each other",
-            f"Start again with {messages.variable(NCCL_DEBUG='INFO')} and, over several nodes, NCCL_SOCKET_IFNAME and "
-            "GLOO_SOCKET_IFNAME that name the network between them",
-        )
-    if at.startswith("downloading"):
-        return cause, (
-            f"Stage the weights beforehand with {messages.STAGE}, and where that stands still too set "
-            f"{messages.variable(HF_HUB_DISABLE_XET=1)}"
-        )
-    return cause, (
-        "Look into `dmesg -T` for GPU resets and at the process with `py-spy dump`, or raise "
-        "`vllm_server_stall_timeout` where a silence this long is normal"
-    )
+    return FailureClass.ENGINE_DIED, explain_ends.engine_died(what, ready=run.ready), root or dead
 
 
 def _wrong_model(exit: ExitFacts, context: Context) -> Failure:
@@ -365,7 +321,7 @@ def _unknown(run: Run, root: list[str], exit: ExitFacts, context: Context) -> Wo
     if run.lines:
         return (
             "This failure is not known, for the container ended without an error in its log",
-            f"Read the end of {log}, and start again with {messages.variable(VLLM_LOGGING_LEVEL='DEBUG')}",
+            f"Read the end of {log}, and start again with {variable(VLLM_LOGGING_LEVEL='DEBUG')}",
         )
     if exit.error:
         return (
@@ -380,7 +336,7 @@ def _unknown(run: Run, root: list[str], exit: ExitFacts, context: Context) -> Wo
 
 
 def _docker_unknown(exit: ExitFacts, context: Context) -> Failure:
-    if messages.NO_ANSWER in exit.error:
+    if _NO_ANSWER in exit.error:
         words = (
             f'The Docker engine ended in the middle of an action ("{exit.error.strip().rstrip(".")[:300]}")',
             "See `journalctl -u docker` on the node for why, and run again, for the next run ends what this one began",

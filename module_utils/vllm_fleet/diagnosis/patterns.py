@@ -3,7 +3,7 @@
 
 Fragments are vLLM 0.32.0's (the file is named at the pattern), and PyTorch's, huggingface_hub's, transformers' and
 Docker's. How a log is searched, and what may count as a root cause, is in diagnose.py; the words are in
-messages.py.
+explain_*.py, by what the failure is about.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..common.failure import FailureClass
-from . import messages
+from . import explain_ends, explain_gpu_memory, explain_gpus, explain_model, explain_node, explain_options
+from .phrases import Explain
 
 #: A Hub id within a URL such as https://huggingface.co/api/models/meta-llama/Llama-3.1-8B/revision/main
 _URL = r"https?://[^/\s]+/(?:api/models/)?(?P<repo>[\w.-]+/[\w.-]*\w)"
@@ -21,7 +22,7 @@ _URL = r"https?://[^/\s]+/(?:api/models/)?(?P<repo>[\w.-]+/[\w.-]*\w)"
 class Rule(NamedTuple):
     """Patterns, searched in order with ``^`` and ``$`` at each line, and what explains a match of them."""
 
-    explain: messages.Explain
+    explain: Explain
     patterns: tuple[str, ...]
 
 
@@ -44,7 +45,7 @@ class Row:
 # The table -------------------------------------------------------------------------------------------------------
 
 
-def _on(explain: messages.Explain, *patterns: str) -> Rule:
+def _on(explain: Explain, *patterns: str) -> Rule:
     return Rule(explain, patterns)
 
 
@@ -54,7 +55,7 @@ ROWS: tuple[Row, ...] = (
         "Other processes hold the GPU memory that the server was to take.",
         (
             _on(
-                messages.memory_taken,
+                explain_gpu_memory.memory_taken,
                 # v1/worker/utils.py request_memory; v1/worker/cpu_worker.py, where the flag means CPU memory
                 r"(?:Free memory on device|Available memory on node) ?(?P<device>[\w:]*) ?\((?P<free>[\d.]+)/"
                 r"(?P<total>[\d.]+) GiB\) on startup is less than desired (?P<kind>GPU|CPU) memory utilization "
@@ -63,7 +64,7 @@ ROWS: tuple[Row, ...] = (
                 r"less than the engine's budget[^(]*\((?P<want>[\d.]+), (?P<need>[\d.]+) GiB\)",
             ),
             _on(
-                messages.memory_moved,  # v1/worker/gpu_worker.py
+                explain_gpu_memory.memory_moved,  # v1/worker/gpu_worker.py
                 r"Error in memory profiling\. Initial free memory (?P<before>[\d.]+) GiB, "
                 r"current free memory (?P<after>[\d.]+) GiB",
             ),
@@ -74,7 +75,7 @@ ROWS: tuple[Row, ...] = (
         "A longer context is asked for than the model was made for.",
         (
             _on(
-                messages.context_too_long,  # config/model.py
+                explain_gpu_memory.context_too_long,  # config/model.py
                 r"User-specified max_model_len \((?P<wanted>[\d.]+)\) is greater than the derived max_model_len "
                 r"\([\w. ]+=(?P<longest>\d[\d.]*)",
             ),
@@ -85,7 +86,7 @@ ROWS: tuple[Row, ...] = (
         "What is left beside the weights is too little for the KV cache.",
         (
             _on(
-                messages.cache_below_context,
+                explain_gpu_memory.cache_below_context,
                 # v1/core/kv_cache_utils.py _check_enough_kv_cache_memory
                 r"max seq len \((?P<wanted>\d+)\), \((?P<need>[\d.]+) GiB KV cache is needed, which is larger than the "
                 r"available KV cache memory \((?P<have>-?[\d.]+) GiB\)\."
@@ -95,12 +96,12 @@ ROWS: tuple[Row, ...] = (
                 r"cache \((?P<longest>\d+)\)",
             ),
             _on(
-                messages.no_cache,
+                explain_gpu_memory.no_cache,
                 r"No available memory for the cache blocks",
                 r"Cannot auto-fit max_model_len: not enough GPU memory",
             ),
             _on(
-                messages.cpu_cache,  # v1/worker/cpu_worker.py
+                explain_gpu_memory.cpu_cache,  # v1/worker/cpu_worker.py
                 r"Available memory on node \S+ \((?P<free>[\d.]+)/[\d.]+ GiB\) on kv cache allocation is less than "
                 r"requested memory for kv \((?P<need>[\d.]+)",
             ),
@@ -111,7 +112,7 @@ ROWS: tuple[Row, ...] = (
         "The model's owner grants access person by person, and the token has none.",
         (
             _on(
-                messages.gated,
+                explain_model.gated,
                 rf"Cannot access gated repo for url {_URL}",  # huggingface_hub utils/_http.py
                 rf"trying to access a gated repo[\s\S]*?{_URL}",  # transformers utils/hub.py
                 r"Access to model (?P<repo>\S+) is restricted",
@@ -124,7 +125,7 @@ ROWS: tuple[Row, ...] = (
         "The model needs Python code from its repository, which is not allowed to run.",
         (
             _on(
-                messages.remote_code,
+                explain_model.remote_code,
                 r"contains custom code which must be executed",  # transformers dynamic_module_utils.py
                 r"requires you to execute the (?:configuration|modeling) file",
                 # transformers_utils/config.py, tokenizers/hf.py
@@ -139,23 +140,23 @@ ROWS: tuple[Row, ...] = (
         (
             # model_executor/models/registry.py _raise_for_unsupported
             _on(
-                messages.unknown_model,
+                explain_model.unknown_model,
                 r"Model architectures \['?(?P<arch>[^\]]*?)'?\] are not supported for now",
                 r"Model architecture (?P<arch>\S+) is not supported in-tree anymore",
                 r"model type `(?P<arch>[^`]+)` but Transformers does not recognize this architecture",
             ),
-            _on(messages.broken_model, r"Model architectures \['?(?P<arch>[^\]]*?)'?\] failed to be inspected"),
+            _on(explain_model.broken_model, r"Model architectures \['?(?P<arch>[^\]]*?)'?\] failed to be inspected"),
             _on(
-                messages.dropped_model,
+                explain_model.dropped_model,
                 r"Model architecture (?P<arch>\S+) was supported in vLLM until v(?P<last>[\w.]*\w)",
             ),
             # config/model.py, platforms/interface.py
             _on(
-                messages.quantisation,
+                explain_model.quantisation,
                 r"Unknown quantization method: (?P<method>\w+)",
                 r"(?P<method>\w+) quantization is currently not supported in",
             ),
-            _on(messages.other_gpu, r"no kernel image is available for execution|invalid device function"),  # HIP
+            _on(explain_model.other_gpu, r"no kernel image is available for execution|invalid device function"),  # HIP
         ),
     ),
     Row(
@@ -163,24 +164,24 @@ ROWS: tuple[Row, ...] = (
         "The model cannot be split into that many parts.",
         (
             _on(
-                messages.heads,  # config/model.py verify_with_parallel_config
+                explain_gpus.heads,  # config/model.py verify_with_parallel_config
                 r"Total number of attention heads \((?P<heads>\d+)\) must be divisible by tensor parallel size "
                 r"\((?P<size>\d+)\)",
             ),
             _on(
-                messages.dimension, r"AssertionError: (?P<number>\d+) is not divisible by (?P<by>\d+)"
+                explain_gpus.dimension, r"AssertionError: (?P<number>\d+) is not divisible by (?P<by>\d+)"
             ),  # distributed/utils.py
-            _on(messages.no_pipeline, r"Pipeline parallelism is not supported for this model"),
+            _on(explain_gpus.no_pipeline, r"Pipeline parallelism is not supported for this model"),
             _on(
-                messages.no_ray, r"current platform (?P<platform>\w+) does not support ray"
+                explain_gpus.no_ray, r"current platform (?P<platform>\w+) does not support ray"
             ),  # v1/executor/ray_utils.py
             _on(
-                messages.quantised_split,  # layers/quantization/
+                explain_gpus.quantised_split,  # layers/quantization/
                 r"is not divisible by (?:weight quantization )?(?:block_[nk]|group_size|self\.group_size|min_thread)",
                 r"not aligned with the quantized weight shape",
             ),
             _on(
-                messages.uneven_nodes,  # config/parallel.py
+                explain_gpus.uneven_nodes,  # config/parallel.py
                 r"nnodes \(\d+\) must be divisible by [^\n]*|tp_size=\d+ must be divisible by dcp_size=\d+",
             ),
         ),
@@ -190,7 +191,7 @@ ROWS: tuple[Row, ...] = (
         "The server is to use more GPUs than the container has.",
         (
             _on(
-                messages.few_gpus,
+                explain_gpus.few_gpus,
                 r"local rank (?P<rank>\d+) is out of bounds for (?P<have>\d+) devices",  # v1/worker/gpu_worker.py
                 r"local_world_size \((?P<wants>\d+)\)[^\n]* count \((?P<have>\d+)\)",
                 # config/parallel.py, not on ROCm
@@ -205,8 +206,8 @@ ROWS: tuple[Row, ...] = (
         FailureClass.GPU_PERMISSION,
         "The container's process may not open the GPU devices.",
         (
-            _on(messages.permission, r"/dev/(?:kfd|dri/\S*)\W?(?: read-write)?: Permission denied"),  # ROCm runtime
-            _on(messages.no_group, r"Unable to find group (?P<group>[^\s:]+)"),  # Docker
+            _on(explain_gpus.permission, r"/dev/(?:kfd|dri/\S*)\W?(?: read-write)?: Permission denied"),  # ROCm runtime
+            _on(explain_gpus.no_group, r"Unable to find group (?P<group>[^\s:]+)"),  # Docker
         ),
     ),
     Row(
@@ -214,11 +215,11 @@ ROWS: tuple[Row, ...] = (
         "The GPU driver is not loaded, so there are no devices to pass.",
         (
             _on(
-                messages.driver,
+                explain_gpus.driver,
                 r'adding custom device "(?P<device>/dev/(?:kfd|dri)[^"]*)": no such file',  # Docker
                 r"ROCk module is NOT loaded",
             ),
-            _on(messages.no_cdi, r"unresolvable CDI devices (?P<device>\S+)"),
+            _on(explain_gpus.no_cdi, r"unresolvable CDI devices (?P<device>\S+)"),
         ),
     ),
     Row(
@@ -226,7 +227,7 @@ ROWS: tuple[Row, ...] = (
         "Another process listens on the server's port.",
         (
             _on(
-                messages.port,
+                explain_options.port,
                 # Docker: `Bind for 0.0.0.0:8000 failed: port is already allocated`, `listen tcp4 0.0.0.0:8000: bind:
                 # address already in use`, `failed to bind host port 0.0.0.0:8000/tcp: address already in use`
                 r"(?:Bind for|bind host port(?: for)?|listen tcp[46]?) \S*?:(?P<port>\d+)(?!\d|\.)\S*?(?: failed)?:? "
@@ -242,7 +243,7 @@ ROWS: tuple[Row, ...] = (
         "The image is not on the node.",
         (
             _on(
-                messages.image,
+                explain_options.image,
                 r"[Nn]o such image: (?P<image>\S+)",
                 r"pull access denied for (?P<image>[^,\s]+)",
                 r"manifest for (?P<image>\S+) not found",
@@ -255,7 +256,7 @@ ROWS: tuple[Row, ...] = (
         "Shared memory (/dev/shm) is too small.",
         (
             _on(
-                lambda _: messages.shared_memory(),
+                lambda _: explain_node.shared_memory(),
                 r"Error while creating shared memory segment",  # NCCL, RCCL
                 r"No space left on device[^\n]*/dev/shm|(?:/dev/shm|shared memory)[^\n]*No space left on device",
                 r"unable to (?:write to|allocate|open)[^\n]*(?:</torch_|shared memory)",  # PyTorch
@@ -272,7 +273,7 @@ ROWS: tuple[Row, ...] = (
         "The node, or the container's limit, ran out of main memory.",
         (
             _on(
-                lambda case: messages.host_memory(case.get("process")),
+                lambda case: explain_node.host_memory(case.get("process")),
                 # killed by signal 9, as above
                 r"Worker proc (?P<process>\S+) died unexpectedly \(exit code: -9\)",
                 r"Process (?P<process>\S+) \(PID: \d+\) died with exit code -9\b",
@@ -288,7 +289,7 @@ ROWS: tuple[Row, ...] = (
         "The node's disk is full.",
         (
             _on(
-                messages.disk,
+                explain_node.disk,
                 r"\[Errno 28\][^\n']*'(?P<path>/[^']+)'",
                 r"[Nn]o space left on device|[Dd]isk quota exceeded|\[Errno 28\]|\[Errno 122\]",
             ),
@@ -300,7 +301,7 @@ ROWS: tuple[Row, ...] = (
         "The weights, or what is computed beside them, do not fit into GPU memory.",
         (
             _on(
-                messages.out_of_memory,
+                explain_gpu_memory.out_of_memory,
                 # PyTorch
                 r"(?:HIP|CUDA) out of memory\. Tried to allocate (?P<asked>[\d.]+ \w+)\. GPU (?P<gpu>\d+) has a total "
                 r"capacity of (?P<total>[\d.]+ \w+) of which (?P<left>[\d.]+ \w+) is free",
@@ -315,13 +316,13 @@ ROWS: tuple[Row, ...] = (
         "A weight file is there but cannot be read.",
         (
             # safetensors
-            _on(messages.corrupt("is cut short"), r"incomplete metadata, file not fully covered"),
+            _on(explain_model.corrupt("is cut short"), r"incomplete metadata, file not fully covered"),
             _on(
-                messages.corrupt("is no safetensors file (often a Git LFS pointer or a saved error page)"),
+                explain_model.corrupt("is no safetensors file (often a Git LFS pointer or a saved error page)"),
                 r"[Hh]eader ?[Tt]oo ?[Ll]arge|[Ii]nvalid ?[Hh]eader",
             ),
             _on(
-                messages.corrupt("cannot be read"),
+                explain_model.corrupt("cannot be read"),
                 r"SafetensorError|PytorchStreamReader failed|invalid load key|UnpicklingError",
             ),
         ),
@@ -331,7 +332,7 @@ ROWS: tuple[Row, ...] = (
         "Files of the model are missing on the node.",
         (
             _on(
-                messages.files_missing,
+                explain_model.files_missing,
                 # huggingface_hub _snapshot_download.py
                 r"is incomplete: (?P<count>\d+) file\(s\) are missing \((?P<files>[^)]*)\)",
                 # model_executor/model_loader/default_loader.py
@@ -348,10 +349,11 @@ ROWS: tuple[Row, ...] = (
         (
             # huggingface_hub _snapshot_download.py, file_download.py, utils/_http.py
             _on(
-                messages.not_cached, r"outgoing traffic has been disabled|offline mode is enabled|OfflineModeIsEnabled"
+                explain_model.not_cached,
+                r"outgoing traffic has been disabled|offline mode is enabled|OfflineModeIsEnabled",
             ),
             _on(
-                messages.not_reached,
+                explain_model.not_reached,
                 r"LocalEntryNotFoundError|Please check your (?:internet )?connection",
                 r"We couldn't connect to '[^']+' to load the files",  # transformers utils/hub.py
             ),
@@ -363,22 +365,22 @@ ROWS: tuple[Row, ...] = (
         (
             # huggingface_hub utils/_validators.py, utils/_http.py
             _on(
-                messages.no_folder,
+                explain_model.no_folder,
                 r"Repo id must be in the form 'repo_name' or 'namespace/repo_name': '(?P<path>[^']+)'",
             ),
             _on(
-                messages.no_revision,
+                explain_model.no_revision,
                 rf"Revision Not Found for url: {_URL}",
                 r"Revision Not Found|not a valid git identifier",
             ),
             _on(
-                messages.no_repo,
+                explain_model.no_repo,
                 rf"Repository Not Found for url: {_URL}",
                 r"(?P<repo>[\w./-]+) is not a local folder and is not a valid model identifier",  # transformers
                 r"Repository Not Found|is not a valid model identifier",
             ),
             # transformers_utils/config.py
-            _on(messages.no_config, r"Invalid repository ID or local directory specified: '(?P<path>[^']+)'"),
+            _on(explain_model.no_config, r"Invalid repository ID or local directory specified: '(?P<path>[^']+)'"),
         ),
         rank=1,
     ),
@@ -387,32 +389,32 @@ ROWS: tuple[Row, ...] = (
         "A flag, its value, or the container's command is wrong.",
         (
             # argparse, exit code 2
-            _on(messages.unknown_flag, r": error: unrecognized arguments: (?P<unknown>[^\n]+)"),
-            _on(messages.refused_value, r": error: argument (?P<flag>[^:\s]+): (?P<why>[^\n]+)"),
-            _on(messages.refused_arguments, r": error: (?P<why>[^\n]+)"),
+            _on(explain_options.unknown_flag, r": error: unrecognized arguments: (?P<unknown>[^\n]+)"),
+            _on(explain_options.refused_value, r": error: argument (?P<flag>[^:\s]+): (?P<why>[^\n]+)"),
+            _on(explain_options.refused_arguments, r": error: (?P<why>[^\n]+)"),
             _on(
-                messages.no_program,
+                explain_options.no_program,
                 r'exec: "(?P<program>[^"]+)":',  # Docker
                 r"^(?:\S*/)?(?:ba|da)?sh: (?:line )?(?:\d+: )?(?P<program>[^:\n]+): (?:command not found|not "
                 r"found|No such"
                 r"|[^\n]*cannot execute)",
             ),
-            _on(messages.no_mount, r"bind source path does not exist: (?P<path>\S+)"),
+            _on(explain_options.no_mount, r"bind source path does not exist: (?P<path>\S+)"),
             _on(
-                messages.two_lists,  # platforms/rocm.py
+                explain_options.two_lists,  # platforms/rocm.py
                 r"HIP_VISIBLE_DEVICES='(?P<hip>[^']*)' vs CUDA_VISIBLE_DEVICES='(?P<cuda>[^']*)'",
             ),
             _on(
-                messages.no_parser,  # entrypoints/launchers/launcher.py
+                explain_options.no_parser,  # entrypoints/launchers/launcher.py
                 r"invalid (?P<what>tool call|reasoning) parser: (?P<parser>\S+) \(chose from \{(?P<choices>[^}]*)",
             ),
             _on(
-                messages.refused_arguments,
+                explain_options.refused_arguments,
                 r"(?P<why>Quantization method specified in the model config \(\w+\) does not match[^\n]*)",
                 r"(?P<why>The supplied chat template string \([^)]+\) appears path-like, but doesn't exist)",
                 r"validation errors? for \w+\n\s*Value error, (?P<why>[^\n]+?)(?: \[type=|$)",  # pydantic
             ),
-            _on(messages.refused_value, r"validation errors? for \w+\n(?P<flag>[\w.]+)\n\s*(?P<why>[^\n\[]+)"),
+            _on(explain_options.refused_value, r"validation errors? for \w+\n(?P<flag>[\w.]+)\n\s*(?P<why>[^\n\[]+)"),
         ),
         rank=1,
     ),
@@ -421,7 +423,7 @@ ROWS: tuple[Row, ...] = (
         "vLLM finds no GPU in the container.",
         (
             _on(
-                messages.no_gpu,
+                explain_gpus.no_gpu,
                 r"Failed to infer device type",  # config/device.py
                 r"No (?:HIP|CUDA) GPUs are available|no ROCm-capable device is detected|(?:hip|cuda)ErrorNoDevice",
                 r"Unable to open /dev/kfd read-write: No such file",
@@ -434,7 +436,7 @@ ROWS: tuple[Row, ...] = (
         "The server was still starting when the time for it was over.",
         (
             _on(
-                messages.gave_up,  # v1/engine/core_client.py
+                explain_ends.gave_up,  # v1/engine/core_client.py
                 r"Timed out waiting for (?:new )?engine core processes to start(?:[^\n]*?Waited (?P<waited>\d+)s)?",
             ),
         ),
@@ -447,7 +449,7 @@ ROWS: tuple[Row, ...] = (
         "Somebody stopped the server, it did not fail.",
         (
             _on(
-                lambda case: messages.stopped(ready=case.run.ready),
+                lambda case: explain_ends.stopped(ready=case.run.ready),
                 r"KeyboardInterrupt: terminated",  # entrypoints/launchers/api_server/entry.py: SIGTERM during a start
             ),
         ),
@@ -457,7 +459,7 @@ ROWS: tuple[Row, ...] = (
         "The processes of a server over several GPUs or nodes cannot reach each other.",
         (
             _on(
-                messages.collective,
+                explain_node.collective,
                 # distributed/device_communicators/pynccl_wrapper.py; RCCL reports as NCCL
                 r"NCCL error:? ?(?:in: )?(?P<what>[^\n(]{0,120})",
                 # PyTorch
@@ -476,7 +478,7 @@ ROWS: tuple[Row, ...] = (
         "The engine's process died.",
         (
             _on(
-                messages.last_words,
+                explain_ends.last_words,
                 # ROCm runtime
                 r"(?P<what>Memory access fault by GPU node-\d+[^\n.]{0,120}|HSA_STATUS_ERROR\w+)",
                 r"(?P<what>HIP error: [^\n.]{0,80})",

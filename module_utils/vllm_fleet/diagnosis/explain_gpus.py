@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cause and remedy where the model cannot be split over the GPUs, or the container has no or too few. Pure."""
+
+from __future__ import annotations
+
+from .case import Case
+from .phrases import Words, listed, setting, variable
+
+
+def _divisors(number: int, limit: int) -> list[int]:
+    return [size for size in range(1, min(number, limit) + 1) if number % size == 0]
+
+
+def heads(case: Case) -> Words:
+    heads, size = int(case.get("heads")), int(case.get("size"))
+    fits = _divisors(heads, len(case.context.gpus or ()) or max(64, size))
+    return (
+        f"{case.context.model_name} has {heads} attention heads, which tensor-parallel-size {size} does not divide",
+        f"Set {setting(tensor_parallel_size=max(d for d in fits if d <= size))}, for {heads} can be divided by "
+        f"{listed(fits)}",
+    )
+
+
+def dimension(case: Case) -> Words:
+    number, by = int(case.get("number")), int(case.get("by"))
+    return (
+        f"A dimension of {number} of {case.context.model_name} cannot be split into {by} equal parts",
+        f"Set tensor-parallel-size in `vllm_server_args` to one of {listed(_divisors(number, max(16, by)))}",
+    )
+
+
+def no_pipeline(case: Case) -> Words:
+    return (
+        f"{case.context.model_name} cannot be split into pipeline stages",
+        f"Set {setting(pipeline_parallel_size=1)}, and spread it by tensor-parallel-size",
+    )
+
+
+def no_ray(case: Case) -> Words:
+    return (
+        f"vLLM cannot use Ray on {case.get('platform')}",
+        f"Set {setting(distributed_executor_backend='mp')}",
+    )
+
+
+def quantised_split(case: Case) -> Words:
+    size = case.context.size("tensor-parallel-size")
+    return (
+        f"The blocks of the quantised weights of {case.context.model_name} cannot be split into {size} equal parts",
+        f"Set {setting(tensor_parallel_size=max(1, size // 2))} (now {size}), or for a mixture of experts "
+        f"{setting(enable_expert_parallel='true')}",
+    )
+
+
+def uneven_nodes(case: Case) -> Words:
+    return (
+        f"The sizes do not divide each other: {case.match.group(0)}",
+        "Correct nnodes, data-parallel-size and tensor-parallel-size in `vllm_server_args`",
+    )
+
+
+def few_gpus(case: Case) -> Words:
+    have, rank = case.get("have"), case.get("rank")
+    world = case.context.world * case.context.size("data-parallel-size")
+    wants = case.get("wants") or str(max(world, int(rank or 0) + 1))
+    if not have:
+        return (
+            f"The server was to use more GPUs ({wants}) than the container has",
+            "Set tensor-parallel-size in `vllm_server_args` to their number, or pass all of them (option `devices`)",
+        )
+    return (
+        f"The server was to use {wants} GPUs, and the container sees {have}",
+        f"Set {setting(tensor_parallel_size=have)}, or give the container all the node's GPUs (option `devices`, and "
+        "HIP_VISIBLE_DEVICES in `vllm_server_env`)",
+    )
+
+
+def permission(case: Case) -> Words:
+    return (
+        "The container's process may not open the GPU devices, for it is in none of the groups that own them on "
+        "the node",
+        "Put the numbers that `stat -c %g /dev/kfd /dev/dri/renderD*` prints on the node into the option `groups` "
+        "(vllm_server_groups)",
+    )
+
+
+def no_group(case: Case) -> Words:
+    return (
+        f"The image has no group {case.get('group')}, and Docker looks for the name there and not on the node",
+        "Give the container the number that `getent group` prints on the node; a container that the module makes has "
+        "numbers, so deploy again where this one came from elsewhere",
+    )
+
+
+def driver(case: Case) -> Words:
+    device = case.get("device") or "/dev/kfd"
+    return (
+        f"{device} does not exist on the node, so the amdgpu driver is not loaded",
+        "Run `sudo modprobe amdgpu` and read `dmesg`, and if there is no such module install the driver with "
+        "`ansible-playbook deploy.yml --tags prepare`",
+    )
+
+
+def no_cdi(case: Case) -> Words:
+    return (
+        f"Docker does not know the device {case.get('device')}, for the AMD container toolkit has not described this "
+        "node's GPUs to it",
+        "Set the option `devices` to /dev/kfd and /dev/dri, or write the description with `amd-ctk cdi generate`",
+    )
+
+
+def no_gpu(case: Case) -> Words:
+    count = len(case.context.gpus or ())
+    if count:
+        return (
+            f"vLLM finds no GPU in the container, though the node has {count}",
+            "Pass /dev/kfd and /dev/dri (option `devices`), and use an image built for ROCm such as "
+            "vllm/vllm-openai-rocm",
+        )
+    return (
+        "vLLM finds no GPU, nor anything else that it could run on",
+        "Check that `rocminfo` shows GPUs on the node, that the container gets /dev/kfd and /dev/dri, and that the "
+        f"image is built for ROCm ({variable(VLLM_LOGGING_LEVEL='DEBUG')} makes vLLM say why it refused each "
+        "platform)",
+    )

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cause and remedy where the model or its files are at fault. Pure."""
+
+from __future__ import annotations
+
+from .case import Case
+from .phrases import STAGE, Explain, Words, setting
+
+
+def _repo(case: Case) -> str:
+    return case.get("repo") or case.context.model_name
+
+
+def _revision(case: Case) -> str:
+    revision = case.context.arg("revision")
+    return f" at revision {revision}" if revision else ""
+
+
+def gated(case: Case) -> Words:
+    repo = _repo(case)
+    return (
+        f"{repo} is gated, and no token was given that opens it",
+        f"Accept the licence at https://huggingface.co/{repo} with the account that owns the token, and set "
+        "`hf_token` to it in the vault",
+    )
+
+
+def files_missing(case: Case) -> Words:
+    if case.get("count"):
+        missing = f"{case.get('count')} file(s) are missing: {case.get('files')}"
+    elif case.get("tensors"):
+        missing = f"its files lack weights such as {case.get('tensors').split(', ')[0]}, so a shard must be missing"
+    elif case.get("file"):
+        missing = f"{case.get('file')} is missing"
+    else:
+        missing = "it holds no weights"
+    return (
+        f"The copy of {case.context.model_name}{_revision(case)} on the node is incomplete ({missing})",
+        f"Complete it with {STAGE}, which checks every file",
+    )
+
+
+def not_cached(case: Case) -> Words:
+    return (
+        f"{case.context.model_name}{_revision(case)} is not in the cache that the container sees, and downloads are "
+        "switched off",
+        f"Stage it with {STAGE}, and check that `hf_cache_path` and `vllm_server_revision` are what it was staged with",
+    )
+
+
+def not_reached(case: Case) -> Words:
+    return (
+        f"{case.context.model_name}{_revision(case)} is not in the cache that the container sees, and the Hub cannot "
+        "be reached from the node",
+        f"Stage it with {STAGE} (`hf_cache_source: controller` needs no way out of the node), or open the way to "
+        "huggingface.co",
+    )
+
+
+def no_folder(case: Case) -> Words:
+    path = case.get("path")
+    if not path.startswith(("/", ".", "~")):
+        return no_repo(case)
+    return (
+        f"The model {path} is no folder in the container",
+        f"Mount the folder that holds the model's config.json at {path} (`vllm_server_volumes`), or set "
+        "`vllm_server_model` to a Hub id",
+    )
+
+
+def no_config(case: Case) -> Words:
+    path = case.get("path")
+    if not path.startswith(("/", ".", "~")):
+        return no_repo(case)
+    return (
+        f"The folder {path} holds no model that vLLM can read (no config.json and no params.json)",
+        f"Check what is mounted at {path}, or set `vllm_server_model` to a Hub id",
+    )
+
+
+def no_revision(case: Case) -> Words:
+    return (
+        f"{_repo(case)} has no such revision{_revision(case).replace(' at revision', ' as')}",
+        "Set `vllm_server_revision` to a commit that the model's page lists under Files and versions",
+    )
+
+
+def no_repo(case: Case) -> Words:
+    return (
+        f"The Hub has no model {case.get('repo') or case.get('path') or case.context.model_name}, or it is private "
+        "and the token does not open it (the Hub answers both alike)",
+        "Compare `vllm_server_model` letter by letter with the model's page, and set `hf_token` if the model is "
+        "private",
+    )
+
+
+def corrupt(how: str) -> Explain:
+    def explain(case: Case) -> Words:
+        return (
+            f"A weight file of {case.context.model_name} {how}",
+            "Find it with `hf_snapshot` (`state: verified`, `verify: full`), which compares checksums, and bring it "
+            f"again with {STAGE}",
+        )
+
+    return explain
+
+
+def remote_code(case: Case) -> Words:
+    return (
+        f"{case.context.model_name} brings Python code of its own, which vLLM does not run by default",
+        f"Read that code, and if you trust it set {setting(trust_remote_code='true')} together with a pinned "
+        "`vllm_server_revision`",
+    )
+
+
+def unknown_model(case: Case) -> Words:
+    return (
+        f"vLLM in {case.context.image_name} does not know the model architecture {case.get('arch')}",
+        "Choose a newer image (`vllm_image_tag`), or a model from vLLM's list of supported ones",
+    )
+
+
+def dropped_model(case: Case) -> Words:
+    last = case.get("last")
+    return (
+        f"vLLM supported the model architecture {case.get('arch')} until v{last}, and no longer does",
+        f"Set `vllm_image_tag` to a release up to v{last}",
+    )
+
+
+def broken_model(case: Case) -> Words:
+    return (
+        f"vLLM knows the model architecture {case.get('arch')}, but its code cannot be imported in "
+        f"{case.context.image_name}",
+        "Look for the import that failed in the lines above this error, and choose an image where it works",
+    )
+
+
+def quantisation(case: Case) -> Words:
+    return (
+        f"vLLM in {case.context.image_name} cannot run {case.get('method')} quantised weights on this hardware",
+        "Choose a version of the model in another format (MI300X and later run FP8), or a newer image",
+    )
+
+
+def other_gpu(case: Case) -> Words:
+    return (
+        f"{case.context.image_name[0].upper()}{case.context.image_name[1:]} was built for other GPUs than this node's",
+        "Choose an image that was built for this GPU's architecture (`rocm_info` shows it as gfx), or build one with "
+        "`vllm_image_source: build`",
+    )

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cause and remedy where an option is wrong: a flag, a command, a mount, a port, an image. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from .case import Case
+from .phrases import STAGE, Words, listed, setting
+
+
+#: Flags that people set, for where the log lists none: of the two commands only the old one prints them all.
+_FLAGS = """
+api-key api-server-count async-scheduling attention-backend block-size chat-template compilation-config config
+cpu-offload-gb data-parallel-size disable-log-stats distributed-executor-backend download-dir dtype
+enable-auto-tool-choice enable-chunked-prefill enable-expert-parallel enable-lora enable-prefix-caching enforce-eager
+generation-config gpu-memory-utilization headless hf-overrides hf-token host kv-cache-dtype kv-cache-memory-bytes
+limit-mm-per-prompt load-format lora-modules master-addr master-port max-logprobs max-lora-rank max-model-len
+max-num-batched-tokens max-num-seqs model-loader-extra-config nnodes node-rank override-generation-config
+pipeline-parallel-size port quantization reasoning-parser revision root-path safetensors-load-strategy seed
+served-model-name shutdown-timeout speculative-config tensor-parallel-size tokenizer tokenizer-mode tool-call-parser
+trust-remote-code uvicorn-log-level
+"""
+
+
+def _known_flags(lines: Sequence[str]) -> list[str]:
+    """Flags of the usage text that argparse printed, else the common ones."""
+    found: set[str] = set()
+    usage = False
+    for line in lines:
+        usage = usage or line.startswith("usage: ")
+        if ": error: " in line:
+            break
+        if usage:
+            found.update(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", line))
+    return sorted(found) if len(found) > 10 else _FLAGS.split()
+
+
+def unknown_flag(case: Case) -> Words:
+    words = [word.split("=", 1)[0] for word in case.get("unknown").split()]
+    flags = [word.lstrip("-") for word in words if word.startswith("-")] or words
+    known = _known_flags(case.run.lines)
+    near = {flag: next(iter(difflib.get_close_matches(flag, known, 1)), "") for flag in flags}
+    better = [f"`{flag}` by `{good}`" for flag, good in near.items() if good]
+    rest = [f"`{flag}`" for flag, good in near.items() if not good]
+    todo = [f"replace {listed(better)}" if better else "", f"remove {listed(rest)}" if rest else ""]
+    remedy = f"In `vllm_server_args` {' and '.join(part for part in todo if part)}"
+    value = case.context.arg(flags[0])
+    if len(flags) == 1 and better and value is not None:
+        remedy += f", that is {setting(**{near[flags[0]]: value})}"
+    return f"This vLLM does not know {listed([f'`--{flag}`' for flag in flags])}", remedy
+
+
+def refused_value(case: Case) -> Words:
+    flag = case.get("flag").split("/")[-1].lstrip("-").replace("_", "-")
+    return (
+        f"The value of {flag} is refused: {case.get('why').strip()[:300]}",
+        f"Correct {flag} in `vllm_server_args`",
+    )
+
+
+def refused_arguments(case: Case) -> Words:
+    return (
+        f"vLLM refuses its arguments: {(case.get('why') or case.match.group(0)).strip()[:300]}",
+        "Correct `vllm_server_args`",
+    )
+
+
+def no_program(case: Case) -> Words:
+    return (
+        f"The container was to run `{case.get('program')}`, and {case.context.image_name} has no such program",
+        "Set `vllm_server_entrypoint` to the image's own command (`[vllm, serve]` in vllm/vllm-openai-rocm), or use "
+        "an image that contains vLLM",
+    )
+
+
+def no_mount(case: Case) -> Words:
+    return (
+        f"The folder {case.get('path')}, which the container was to see, does not exist on the node",
+        "Create it, or correct `hf_cache_path` or `vllm_server_volumes`",
+    )
+
+
+def two_lists(case: Case) -> Words:
+    return (
+        f"HIP_VISIBLE_DEVICES is {case.get('hip')} and CUDA_VISIBLE_DEVICES is {case.get('cuda')}, which "
+        "contradict each other",
+        "Set HIP_VISIBLE_DEVICES alone in `vllm_server_env`",
+    )
+
+
+def no_parser(case: Case) -> Words:
+    flag = "tool-call-parser" if case.get("what") == "tool call" else "reasoning-parser"
+    near = difflib.get_close_matches(case.get("parser"), re.findall(r"[\w.-]+", case.get("choices")), 3, 0.5)
+    hint = f" ({listed([f'`{name}`' for name in near])} come near)" if near else ""
+    return (
+        f"This vLLM has no {case.get('what')} parser `{case.get('parser')}`",
+        f"Set {flag} in `vllm_server_args` to one that it has{hint}",
+    )
+
+
+def port(case: Case) -> Words:
+    mine = str(case.context.port) if case.context.port else ""
+    port = case.get("port") or mine
+    if port and mine and port != mine:
+        return (
+            f"Port {port}, over which the server's own processes meet, is in use by another process",
+            f"Stop it (`ss -ltnp 'sport = :{port}'` on the node names it), or set another master-port in "
+            "`vllm_server_args`",
+        )
+    look = f"`ss -ltnp 'sport = :{port}'`" if port else "`ss -ltnp`"
+    return (
+        f"{f'Port {port}' if port else 'The port'} is in use on the node by another process",
+        f"Stop it ({look} and `docker ps` name it; where neither does, `systemctl restart docker` makes an engine "
+        "that was killed forget it), or choose another `vllm_server_port`",
+    )
+
+
+def image(case: Case) -> Words:
+    image = case.get("image").rstrip(".:,")
+    return (
+        f"{f'The image {image}' if image else case.context.image_name.capitalize()} is not on the node, and the "
+        "registry does not give it",
+        f"Check `vllm_image_name`, `vllm_image_tag` and `vllm_image_digest`, and bring it with {STAGE}",
+    )
