@@ -45,7 +45,7 @@ STARTED = {
     "context_too_long": ("max_model_len_exceeds_config.log", "8192 tokens"),
     "model_not_found": ("model_not_found_on_hub.log", "no model deepseek-ai/DeepSeek-V31"),
     "gated_model": ("gated_model.log", "is gated"),
-    "cache_miss_offline": ("offline_cache_miss.log", "downloads are switched off"),
+    "cache_miss_offline": ("offline_cache_miss.log", "downloads are off"),
     "cache_incomplete": ("cache_incomplete.log", "model-00041-of-000163.safetensors"),
     "weights_corrupt": ("weights_corrupt.log", "is cut short"),
     "remote_code_refused": ("remote_code_refused.log", "Python code"),

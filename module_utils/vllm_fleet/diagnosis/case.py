@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a failure is explained with: how a start ended, what is known of its server, what its log says. Pure."""
+"""The input of an explanation: how a start ended, what is known of its server, what its log says. Pure."""
 
 from __future__ import annotations
 
@@ -88,17 +88,17 @@ class Context:
 
     @property
     def model_name(self) -> str:
-        """The model as the user named it, fit for a sentence."""
+        """The model as the user named it, for use in a sentence."""
         return self.model or "the model"
 
     @property
     def image_name(self) -> str:
-        """The image as the user named it, fit for a sentence."""
+        """The image as the user named it, for use in a sentence."""
         return f"the image {self.image}" if self.image else "the image"
 
     @property
     def world(self) -> int:
-        """GPUs that the server's replica uses over all its nodes, but for data parallelism."""
+        """GPUs that the server's replica uses over all its nodes, without data parallelism."""
         return self.size("tensor-parallel-size") * self.size("pipeline-parallel-size")
 
 
@@ -106,7 +106,7 @@ class Context:
 class Run:
     """One start of the engine within a log.
 
-    ``errors`` are those that count: of a run that had become ready, those after that. ``stop`` is the number of
+    ``errors`` are those that count; if the server was ready, only the later ones. ``stop`` is the number of
     the line where the server got the signal to stop.
     """
 
@@ -116,7 +116,7 @@ class Run:
     stop: int | None
 
     def progress(self) -> Progress:
-        """Return how far this start had come; of a very long log its beginning and its end are enough."""
+        """Return how far this start got. Of a very long log only the beginning and the end are read."""
         progress = Progress()
         lines = self.lines if len(self.lines) <= 20_000 else [*self.lines[:5_000], *self.lines[-15_000:]]
         for line in lines:
@@ -125,7 +125,7 @@ class Run:
 
 
 class Case(NamedTuple):
-    """A pattern that matched, in the text of which error, and everything there is to explain it with."""
+    """A pattern that matched, the text of the error, and what else is needed to explain it."""
 
     match: re.Match[str]
     text: str
@@ -133,5 +133,5 @@ class Case(NamedTuple):
     context: Context
 
     def get(self, name: str) -> str:
-        """Return a named group, or an empty string where this pattern has none or it took no part."""
+        """Return a named group, or an empty string if the pattern has no such group or the group did not match."""
         return self.match.groupdict().get(name) or ""

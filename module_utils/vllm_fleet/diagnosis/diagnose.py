@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a vLLM server did not start, or stopped: its log and how it ended in, a named failure out. Pure.
+"""Why a vLLM server did not start, or stopped. Its log and its end go in, a named failure comes out. Pure.
 
-The known failures are the table of patterns.py. What counts as the root cause: the earliest traceback that is no
-wrapper. A worker that fails makes its engine fail, and the engine its API server, each with a traceback of its own that
-only says that the other failed; those are never given as the reason. Warnings are never read, and of a server that had
-become ready nothing that it printed before.
+The known failures are the table of patterns.py. The root cause is the earliest traceback that is no wrapper. A worker
+that fails makes its engine fail, and the engine makes its API server fail. The tracebacks of these two only say that
+the other failed; they are wrappers and never the reason. Warnings are not read. Of a server that was ready, only what
+came after that is read.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _WRAPPER = re.compile(
     r"|Invocation of \S+ method failed|RayWorkerProc|Engine process failed to start|Engine loop has died|MQLLMEngine"
     r"|^SystemExit|^(?:asyncio\.exceptions\.)?CancelledError|^KeyboardInterrupt$"
 )
-#: What makes a wrapper telling after all: the signal that ended a process which had no chance to say anything.
+#: A wrapper counts all the same if it has the signal that ended a process: such a process could not log a reason.
 _KILLED = re.compile(r"exit code:? -\d+|'\w+': -\d+")
 
 _STARTED = ("non-default args: ", " headless multiproc executor", " in headless mode")
@@ -66,10 +66,10 @@ _STARTED = ("non-default args: ", " headless multiproc executor", " in headless 
 _READY = ("Application startup complete", ' HTTP/1.1" 200')
 #: What stands on stdout at that moment (0.32.0 entrypoints/serve/entry.py; api_server.py before).
 _READY_STDOUT = ("Starting vLLM server on ", "Starting vLLM API server", ' HTTP/1.1" 200')
-_TOLD_TO_STOP = "API server: shutdown triggered"
-#: And uvicorn's word on stderr.
+_STOPS = "API server: shutdown triggered"
+#: What uvicorn writes to stderr then.
 _STOPS_STDERR = "INFO:     Shutting down"
-_TOLD_TO_STOP_HEADLESS = "[shutdown] Executor: waiting for worker exit"
+_STOPS_HEADLESS = "[shutdown] Executor: waiting for worker exit"
 _VANISHED = "engine core exited unexpectedly"
 _SIGNALS = {2: "Ctrl-C", 6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
 
@@ -99,9 +99,9 @@ def _holder(entry: Mapping[str, object]) -> Holder:
 def diagnose(log: str, exit: ExitFacts, context: Context, *, one_start: bool = False) -> Failure:
     """Return the named failure.
 
-    ``log`` is the container's output, both streams, whole or its end; ``one_start`` says that it holds no other start
-    than the one that failed. The streams may have overtaken each other: Docker reads each by itself. There is always an
-    answer: class ``unknown``, with the earliest root-cause line, where no row of the table fits.
+    ``log`` is the container's output: both streams, whole or its end. With ``one_start`` it holds only the start that
+    failed. Lines of the two streams may be out of order, because Docker reads each stream on its own. If no row of the
+    table fits, the class is ``unknown``, with the earliest root-cause line.
     """
     if exit.error:
         docker = Error(0, "", "traceback", [[exit.error]], [[exit.error]], [""])
@@ -125,7 +125,7 @@ def diagnose(log: str, exit: ExitFacts, context: Context, *, one_start: bool = F
         and not run.errors
         and exit.verdict in ("exited", "restarting")
     ):
-        # The last start has not come far enough to say anything: those before it ended alike.
+        # The last start ended before it logged anything. The starts before it ended in the same way.
         found = next(filter(None, (_by_run(earlier, exit, context) for earlier in _earlier_runs(lines))), None)
     return found or _by_end(run, exit, context)
 
@@ -164,7 +164,7 @@ class _Hit:
 def _by_run(run: Run, exit: ExitFacts, context: Context) -> Failure | None:
     if run.stop is None or exit.verdict not in ("exited", "restarting"):
         return _by_table(run, exit, context)
-    # What a server prints after it got the signal to stop comes of the stopping.
+    # Errors after the signal to stop are caused by the stop.
     stop = {True: run.stop, False: _first(run.lines, (_STOPS_STDERR,), run.stop)}
     errors_before = [error for error in run.errors if error.index < stop[error.logged]]
     before = Run(run.lines, errors_before, run.ready, None)
@@ -251,7 +251,7 @@ def _by_end(run: Run, exit: ExitFacts, context: Context) -> Failure:
     found = _by_signal(run, root, exit)
     if found is None and (run.ready or (not root and any(_VANISHED in line for line in run.lines))):
         found = _vanished(run, root)
-    if found is None and not root and any(_TOLD_TO_STOP_HEADLESS in line for line in run.lines):
+    if found is None and not root and any(_STOPS_HEADLESS in line for line in run.lines):
         # A rank without an API server never says that it is ready, and ends when the head node's server does.
         found = (
             FailureClass.STOPPED_BY_SIGNAL,
@@ -273,8 +273,8 @@ def _by_signal(run: Run, root: list[str], exit: ExitFacts) -> tuple[FailureClass
         return FailureClass.SHARED_MEMORY, explain_node.shared_memory(), root
     if number == 4:
         words = (
-            "The node's processor does not know an instruction that the image was built with (SIGILL)",
-            "Choose an image built for this processor, for vLLM's CPU builds need AVX2 or AVX-512",
+            "The node's processor lacks an instruction that the image uses (SIGILL)",
+            "Choose an image for this processor (vLLM's CPU builds need AVX2 or AVX-512)",
         )
         return FailureClass.UNSUPPORTED_ARCHITECTURE, words, root
     if number in (6, 11):
@@ -286,7 +286,7 @@ def _by_signal(run: Run, root: list[str], exit: ExitFacts) -> tuple[FailureClass
 def _vanished(run: Run, root: list[str]) -> tuple[FailureClass, Words, list[str]]:
     """A server that was ready and is gone; vLLM ends with code 0 then (its watchdog shuts the API server down)."""
     dead = [line for line in run.lines if _VANISHED in line][:1]
-    what = _said(root[0]) if root else "it was killed, or crashed without a word" if dead else ""
+    what = _said(root[0]) if root else "it was killed, or crashed without a message" if dead else ""
     return FailureClass.ENGINE_DIED, explain_ends.engine_died(what, ready=run.ready), root or dead
 
 
@@ -297,16 +297,15 @@ def _wrong_model(exit: ExitFacts, context: Context) -> Failure:
     words = (
         f"A server answers{port}, but it does not serve {name}"
         + (f" ({exit.detail.rstrip('.')})" if exit.detail else ""),
-        "Stop whatever else listens there (`docker ps`, `ss -ltnp`), or correct served-model-name in "
-        "`vllm_server_args`",
+        "Stop the other program there (`docker ps`, `ss -ltnp`), or correct served-model-name in `vllm_server_args`",
     )
     return _failure(FailureClass.WRONG_MODEL_SERVED, words, [exit.detail] if exit.detail else [], exit, context)
 
 
 def _locked(exit: ExitFacts, context: Context) -> Failure:
     words = (
-        f"The server is up, but wants another key than the one that it was asked with ({exit.detail.rstrip('.')})",
-        "Give its key as `vllm_server_api_key`, and leave it out of the file of `--config` and of the image",
+        f"The server is up, but refuses the key of the request ({exit.detail.rstrip('.')})",
+        "Put its key into `vllm_server_api_key`, and remove it from the file of `--config` and from the image",
     )
     return _failure(FailureClass.BAD_ARGUMENT, words, [exit.detail], exit, context)
 
@@ -320,18 +319,18 @@ def _unknown(run: Run, root: list[str], exit: ExitFacts, context: Context) -> Wo
         )
     if run.lines:
         return (
-            "This failure is not known, for the container ended without an error in its log",
+            "This failure is not known: the container ended without an error in its log",
             f"Read the end of {log}, and start again with {variable(VLLM_LOGGING_LEVEL='DEBUG')}",
         )
     if exit.error:
         return (
-            f'This failure is not known: the container ended without a word, and Docker says "{_said(exit.error)}"',
-            "Look who stopped or removed it with `docker events --since 1h`, and into `journalctl -u docker`",
+            f'This failure is not known: the container ended without any output, and Docker says "{_said(exit.error)}"',
+            "Find out who stopped or removed it with `docker events --since 1h` and `journalctl -u docker`",
         )
     return (
-        "This failure is not known, for the container ended without a word",
-        "Look at the image's entrypoint with `docker inspect`, for images that start a shell need "
-        "`vllm_server_entrypoint: [vllm, serve]`",
+        "This failure is not known: the container ended without any output",
+        "Check the image's entrypoint with `docker inspect` (an image that starts a shell needs "
+        "`vllm_server_entrypoint: [vllm, serve]`)",
     )
 
 
@@ -339,13 +338,13 @@ def _docker_unknown(exit: ExitFacts, context: Context) -> Failure:
     if _NO_ANSWER in exit.error:
         words = (
             f'The Docker engine ended in the middle of an action ("{exit.error.strip().rstrip(".")[:300]}")',
-            "See `journalctl -u docker` on the node for why, and run again, for the next run ends what this one began",
+            "Read the reason in `journalctl -u docker` on the node, and run again (the next run completes this one)",
         )
         return _failure(FailureClass.UNKNOWN, words, [exit.error], exit, context)
     words = (
         "This failure is not known: Docker could not start the container and says "
         f'"{exit.error.strip().rstrip(".")[:300]}"',
-        "Look into `journalctl -u docker` on the node for what came before",
+        "Read `journalctl -u docker` on the node",
     )
     return _failure(FailureClass.UNKNOWN, words, [exit.error], exit, context)
 
@@ -379,7 +378,7 @@ def _earlier_runs(lines: Sequence[str]) -> Iterable[Run]:
 
 def _run(lines: Sequence[str]) -> Run:
     ready = _first(lines, _READY, -1)
-    stop = _first(lines, (_TOLD_TO_STOP,), -1)
+    stop = _first(lines, (_STOPS,), -1)
     found = errors(lines)
     if ready >= 0:
         # Of each stream what came after its own word of readiness: a line of one may overtake those of the other.

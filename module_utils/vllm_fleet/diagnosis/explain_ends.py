@@ -13,7 +13,7 @@ from .phrases import STAGE, Words, variable
 def gave_up(case: Case) -> Words:
     waited = int(case.get("waited") or 600)
     return (
-        f"vLLM's API server waited {waited} s for its engine and gave up, though the engine may only have been slow",
+        f"vLLM's API server waited {waited} s for its engine and gave up, but the engine may only be slow",
         f"Set {variable(VLLM_ENGINE_READY_TIMEOUT_S=max(3600, 2 * waited))}",
     )
 
@@ -21,15 +21,15 @@ def gave_up(case: Case) -> Words:
 def stopped(*, ready: bool, how: str = "SIGTERM") -> Words:
     """Explain that the server was stopped from outside, ``how`` being the signal."""
     when = "it served" if ready else "it was still starting"
-    cause = f"Somebody stopped the server ({how}) while {when}, it did not fail by itself"
+    cause = f"The server was stopped from outside ({how}) while {when}, and did not fail by itself"
     if how == "SIGKILL":
         return cause, (
-            "Look who did with `docker events --since 1h`, and with `dmesg -T | grep -i oom` whether the kernel did "
-            "for lack of RAM, and start again"
+            "Find out who did it with `docker events --since 1h` (`dmesg -T | grep -i oom` shows whether the kernel "
+            "did it for lack of RAM), and start again"
         )
     return (
         cause,
-        "Look who did with `docker events --since 1h` (or whether Docker or the node restarted), and start again",
+        "Find out who did it with `docker events --since 1h` (Docker or the node may have restarted), and start again",
     )
 
 
@@ -40,8 +40,8 @@ def engine_died(what: str, *, ready: bool) -> Words:
     if "out of memory" in what:
         return cause, "Lower gpu-memory-utilization by 0.03 or max-num-seqs in `vllm_server_args`, and deploy again"
     return cause, (
-        "Look into `dmesg -T` for GPU faults and killed processes and at the end of the log, and start again if the "
-        "restart policy has not"
+        "Check `dmesg -T` for GPU faults and killed processes, read the end of the log, and start the server again if "
+        "the restart policy has not"
     )
 
 
@@ -55,8 +55,8 @@ def too_slow(run: Run, exit: ExitFacts, context: Context) -> Words:
         return (
             f"The server says that it is ready, but did not answer on port {context.port or '?'} within "
             f"{exit.seconds:.0f} s{detail}",
-            "Compare `vllm_server_port` and `vllm_server_bind` with the port that the log names, and look for a "
-            "firewall in between",
+            "Compare `vllm_server_port` and `vllm_server_bind` with the port that the log names, and check for a "
+            "firewall between them",
         )
     progress = run.progress()
     pace = ""
@@ -74,29 +74,29 @@ def too_slow(run: Run, exit: ExitFacts, context: Context) -> Words:
 def stalled(run: Run, exit: ExitFacts, context: Context) -> Words:
     at = run.progress().describe()
     detail = f" ({exit.detail.rstrip('.')})" if exit.detail else ""
-    cause = f"The start has stood still at '{at}'{detail}, with nothing logged, loaded or computed any more"
+    cause = f"The start makes no progress at '{at}'{detail}: the server logs, loads and computes nothing"
     tail = "\n".join(run.lines[-50:])
     lock = re.search(r"waiting for baton release at (\S+)", tail)
     if lock:
         path = lock.group(1)
         where = (
-            f"Remove the container (`docker rm {context.container}` on the node), whose {path} it is"
+            f"Remove the container (`docker rm {context.container}` on the node), and with it its {path}"
             if path.startswith("/tmp/")  # noqa: S108  read in a log
             else f"Remove {path} in the engine's cache folder"
         )
-        return f"{cause}, for AITER waits for a lock ({path}) whose owner is gone", f"{where}, and run again"
+        return f"{cause}, because AITER waits for a lock ({path}) whose owner is gone", f"{where}, and run again"
     if at.startswith(("starting", "configuring")) and re.search(r"NCCL|init_method|distributed_init", tail):
         return (
-            f"{cause}, where the processes of the GPUs look for each other",
-            f"Start again with {variable(NCCL_DEBUG='INFO')} and, over several nodes, NCCL_SOCKET_IFNAME and "
-            "GLOO_SOCKET_IFNAME that name the network between them",
+            f"{cause} while the processes of the GPUs look for each other",
+            f"Start again with {variable(NCCL_DEBUG='INFO')} and, for several nodes, set NCCL_SOCKET_IFNAME "
+            "and GLOO_SOCKET_IFNAME to the network between them",
         )
     if at.startswith("downloading"):
         return cause, (
-            f"Stage the weights beforehand with {STAGE}, and where that stands still too set "
+            f"Stage the weights first with {STAGE}, and if that makes no progress either, set "
             f"{variable(HF_HUB_DISABLE_XET=1)}"
         )
     return cause, (
-        "Look into `dmesg -T` for GPU resets and at the process with `py-spy dump`, or raise "
-        "`vllm_server_stall_timeout` where a silence this long is normal"
+        "Check `dmesg -T` for GPU resets and the process with `py-spy dump`, or raise `vllm_server_stall_timeout` if "
+        "such a long silence is normal"
     )

@@ -32,8 +32,8 @@ def memory_taken(case: Case) -> Words:
     device = f" {case.get('device')}" if case.get("device") else ""
     memory = f"memory of NUMA node{device}" if cpu else "GPU memory" + (f" on{device}" if device else "")
     cause = (
-        f"{total - free:.2f} of {total:.2f} GiB of {memory} are taken by others{others}, so only {free:.2f} GiB are "
-        f"free where gpu-memory-utilization {case.get('want')} needs {need:.2f} GiB"
+        f"Other processes hold {total - free:.2f} of {total:.2f} GiB of {memory}{others}, and {free:.2f} GiB are "
+        f"free, but gpu-memory-utilization {case.get('want')} needs {need:.2f} GiB"
     )
     share = free / total
     if gpus and case.context.world >= len(gpus):
@@ -50,17 +50,17 @@ def memory_taken(case: Case) -> Words:
     else:
         stop = f"Stop what holds it (`ansible {case.context.host or 'HOST'} -m rocm_info` names the processes)"
     if fits < float(case.get("want")) / 2:
-        return cause, f"{stop}, for what is free now allows no more than gpu-memory-utilization {fits:.2f}"
+        return cause, f"{stop}: the memory that is free now allows at most gpu-memory-utilization {fits:.2f}"
     lower = setting(gpu_memory_utilization=f"{fits:.2f}")
     remedy = f"{stop}, or set {lower}, the highest that fits now ({fits * total:.2f} GiB)"
-    return cause, remedy if cpu else f"{remedy}, which `vllm_server_gpu_memory_policy: fit` does by itself"
+    return cause, remedy if cpu else f"{remedy}, or set `vllm_server_gpu_memory_policy: fit`"
 
 
 def memory_moved(case: Case) -> Words:
     return (
-        f"Another process gave GPU memory back while vLLM measured it ({case.get('before')} GiB were free, then "
+        f"Another process released GPU memory while vLLM measured it ({case.get('before')} GiB were free, then "
         f"{case.get('after')} GiB), so the measurement is not reliable",
-        f"Make sure that nothing else uses these GPUs (`ansible {case.context.host or 'HOST'} -m rocm_info` names "
+        f"Make sure that no other process uses these GPUs (`ansible {case.context.host or 'HOST'} -m rocm_info` names "
         "the processes), and run again",
     )
 
@@ -69,11 +69,11 @@ def out_of_memory(case: Case) -> Words:
     reached = case.run.progress()
     room = ""
     if case.get("asked"):
-        room = f" ({case.get('asked')} more were asked for, and GPU {case.get('gpu')} had {case.get('left')} of its "
+        room = f" (vLLM asked for {case.get('asked')} more, and GPU {case.get('gpu')} had {case.get('left')} of its "
         room += f"{case.get('total')} free)"
     other = re.search(r"Process (\d+) has ([\d.]+ \wiB) memory in use", case.text)
     if other:
-        room += f", of which process {other.group(1)} holds {other.group(2)}"
+        room += f", and process {other.group(1)} holds {other.group(2)}"
     if reached.facts.weights_gib is not None or reached.stage in (
         "compiling",
         "allocating kv cache",
@@ -82,8 +82,8 @@ def out_of_memory(case: Case) -> Words:
         less = floored(case.context.share - 0.05)
         return (
             f"The weights fit into GPU memory, but the working memory beside them does not{room}",
-            f"Compute less at once with {setting(max_num_seqs=128, max_num_batched_tokens=4096)}, or leave more "
-            f"beside the KV cache with {setting(gpu_memory_utilization=f'{less:.2f}')}",
+            f"Compute less at once with {setting(max_num_seqs=128, max_num_batched_tokens=4096)}, or keep more memory "
+            f"free with {setting(gpu_memory_utilization=f'{less:.2f}')}",
         )
     size, count = case.context.size("tensor-parallel-size"), len(case.context.gpus or ())
     if count and size * 2 > count:
@@ -106,7 +106,7 @@ def cache_below_context(case: Case) -> Words:
     wanted = _whole(case.get("wanted"))
     needs = "does not fit into the KV cache"
     if case.get("need"):
-        needs = f"needs {case.get('need')} GiB of KV cache, and {case.get('have')} GiB are left beside the weights"
+        needs = f"needs {case.get('need')} GiB of KV cache, and {case.get('have')} GiB are left next to the weights"
     cause = f"One request of the full context of {wanted} tokens {needs}"
     longest = case.get("longest")
     if not longest:
@@ -123,9 +123,8 @@ def no_cache(case: Case) -> Words:
     numbers = " and ".join(number for number in known if number)
     remedy = _raise_budget(case)
     return (
-        f"Weights and working memory use up all that gpu-memory-utilization {case.context.share:g} grants, and "
-        "nothing is "
-        "left for the KV cache" + (f" ({numbers})" if numbers else ""),
+        f"Weights and working memory use all of gpu-memory-utilization {case.context.share:g}, so no memory is left "
+        "for the KV cache" + (f" ({numbers})" if numbers else ""),
         f"{remedy[0].upper()}{remedy[1:]} in `vllm_server_args`, or lower max-num-batched-tokens there",
     )
 
@@ -133,7 +132,7 @@ def no_cache(case: Case) -> Words:
 def cpu_cache(case: Case) -> Words:
     free = float(case.get("free"))
     return (
-        f"The KV cache was to take {case.get('need')} GiB of CPU memory, and {free:.2f} GiB are available",
+        f"The KV cache needs {case.get('need')} GiB of CPU memory, but only {free:.2f} GiB are available",
         f"Set {variable(VLLM_CPU_KVCACHE_SPACE=max(1, int(free) - 1))} (GiB), or free memory on the node",
     )
 
@@ -142,6 +141,6 @@ def context_too_long(case: Case) -> Words:
     longest = _whole(case.get("longest"))
     return (
         f"max-model-len {_whole(case.get('wanted'))} is more than the {longest} tokens that "
-        f"{case.context.model_name} was made for",
+        f"{case.context.model_name} supports",
         f"Set {setting(max_model_len=longest)} or less, or leave it out",
     )

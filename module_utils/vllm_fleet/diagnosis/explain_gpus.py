@@ -15,9 +15,8 @@ def heads(case: Case) -> Words:
     heads, size = int(case.get("heads")), int(case.get("size"))
     fits = _divisors(heads, len(case.context.gpus or ()) or max(64, size))
     return (
-        f"{case.context.model_name} has {heads} attention heads, which tensor-parallel-size {size} does not divide",
-        f"Set {setting(tensor_parallel_size=max(d for d in fits if d <= size))}, for {heads} can be divided by "
-        f"{listed(fits)}",
+        f"tensor-parallel-size {size} does not divide the {heads} attention heads of {case.context.model_name}",
+        f"Set {setting(tensor_parallel_size=max(d for d in fits if d <= size))} ({listed(fits)} divide {heads})",
     )
 
 
@@ -65,11 +64,12 @@ def few_gpus(case: Case) -> Words:
     wants = case.get("wants") or str(max(world, int(rank or 0) + 1))
     if not have:
         return (
-            f"The server was to use more GPUs ({wants}) than the container has",
-            "Set tensor-parallel-size in `vllm_server_args` to their number, or pass all of them (option `devices`)",
+            f"The server needs more GPUs ({wants}) than the container has",
+            "Set tensor-parallel-size in `vllm_server_args` to the container's number of GPUs, or pass more of them "
+            "(option `devices`)",
         )
     return (
-        f"The server was to use {wants} GPUs, and the container sees {have}",
+        f"The server needs {wants} GPUs, but the container sees {have}",
         f"Set {setting(tensor_parallel_size=have)}, or give the container all the node's GPUs (option `devices`, and "
         "HIP_VISIBLE_DEVICES in `vllm_server_env`)",
     )
@@ -77,7 +77,7 @@ def few_gpus(case: Case) -> Words:
 
 def permission(case: Case) -> Words:
     return (
-        "The container's process may not open the GPU devices, for it is in none of the groups that own them on "
+        "The container's process may not open the GPU devices, because it is in none of the groups that own them on "
         "the node",
         "Put the numbers that `stat -c %g /dev/kfd /dev/dri/renderD*` prints on the node into the option `groups` "
         "(vllm_server_groups)",
@@ -86,9 +86,9 @@ def permission(case: Case) -> Words:
 
 def no_group(case: Case) -> Words:
     return (
-        f"The image has no group {case.get('group')}, and Docker looks for the name there and not on the node",
-        "Give the container the number that `getent group` prints on the node; a container that the module makes has "
-        "numbers, so deploy again where this one came from elsewhere",
+        f"The image has no group {case.get('group')}, and Docker looks up group names in the image, not on the node",
+        "Use the group's number from `getent group` on the node instead of its name, or deploy again (the module "
+        "passes numbers)",
     )
 
 
@@ -96,16 +96,16 @@ def driver(case: Case) -> Words:
     device = case.get("device") or "/dev/kfd"
     return (
         f"{device} does not exist on the node, so the amdgpu driver is not loaded",
-        "Run `sudo modprobe amdgpu` and read `dmesg`, and if there is no such module install the driver with "
-        "`ansible-playbook deploy.yml --tags prepare`",
+        "Run `sudo modprobe amdgpu` and read `dmesg`, or install the driver with "
+        "`ansible-playbook deploy.yml --tags prepare` if the node has no such module",
     )
 
 
 def no_cdi(case: Case) -> Words:
     return (
-        f"Docker does not know the device {case.get('device')}, for the AMD container toolkit has not described this "
-        "node's GPUs to it",
-        "Set the option `devices` to /dev/kfd and /dev/dri, or write the description with `amd-ctk cdi generate`",
+        f"Docker does not know the device {case.get('device')}, because the AMD container toolkit has written no "
+        "CDI file for this node's GPUs",
+        "Set the option `devices` to /dev/kfd and /dev/dri, or write the CDI file with `amd-ctk cdi generate`",
     )
 
 
@@ -118,7 +118,7 @@ def no_gpu(case: Case) -> Words:
             "vllm/vllm-openai-rocm",
         )
     return (
-        "vLLM finds no GPU, nor anything else that it could run on",
+        "vLLM finds no GPU and no other device to run on",
         "Check that `rocminfo` shows GPUs on the node, that the container gets /dev/kfd and /dev/dri, and that the "
         f"image is built for ROCm ({variable(VLLM_LOGGING_LEVEL='DEBUG')} makes vLLM say why it refused each "
         "platform)",

@@ -19,9 +19,9 @@ def _revision(case: Case) -> str:
 def gated(case: Case) -> Words:
     repo = _repo(case)
     return (
-        f"{repo} is gated, and no token was given that opens it",
-        f"Accept the licence at https://huggingface.co/{repo} with the account that owns the token, and set "
-        "`hf_token` to it in the vault",
+        f"{repo} is gated, and the server has no token with access to it",
+        f"Accept the licence at https://huggingface.co/{repo} with the account that owns the token, and put "
+        "that token into the vault as `hf_token`",
     )
 
 
@@ -36,24 +36,23 @@ def files_missing(case: Case) -> Words:
         missing = "it holds no weights"
     return (
         f"The copy of {case.context.model_name}{_revision(case)} on the node is incomplete ({missing})",
-        f"Complete it with {STAGE}, which checks every file",
+        f"Complete it with {STAGE} (it checks every file)",
     )
 
 
 def not_cached(case: Case) -> Words:
     return (
-        f"{case.context.model_name}{_revision(case)} is not in the cache that the container sees, and downloads are "
-        "switched off",
-        f"Stage it with {STAGE}, and check that `hf_cache_path` and `vllm_server_revision` are what it was staged with",
+        f"{case.context.model_name}{_revision(case)} is not in the container's cache, and downloads are off",
+        f"Stage it with {STAGE}, with the same `hf_cache_path` and `vllm_server_revision`",
     )
 
 
 def not_reached(case: Case) -> Words:
     return (
-        f"{case.context.model_name}{_revision(case)} is not in the cache that the container sees, and the Hub cannot "
-        "be reached from the node",
-        f"Stage it with {STAGE} (`hf_cache_source: controller` needs no way out of the node), or open the way to "
-        "huggingface.co",
+        f"{case.context.model_name}{_revision(case)} is not in the container's cache, and the node cannot reach the "
+        "Hub",
+        f"Stage it with {STAGE} (with `hf_cache_source: controller` the node needs no internet), or let the node "
+        "reach huggingface.co",
     )
 
 
@@ -62,7 +61,7 @@ def no_folder(case: Case) -> Words:
     if not path.startswith(("/", ".", "~")):
         return no_repo(case)
     return (
-        f"The model {path} is no folder in the container",
+        f"The container has no folder {path} for the model",
         f"Mount the folder that holds the model's config.json at {path} (`vllm_server_volumes`), or set "
         "`vllm_server_model` to a Hub id",
     )
@@ -79,8 +78,9 @@ def no_config(case: Case) -> Words:
 
 
 def no_revision(case: Case) -> Words:
+    revision = case.context.arg("revision")
     return (
-        f"{_repo(case)} has no such revision{_revision(case).replace(' at revision', ' as')}",
+        f"{_repo(case)} has no revision {revision}" if revision else f"{_repo(case)} has no such revision",
         "Set `vllm_server_revision` to a commit that the model's page lists under Files and versions",
     )
 
@@ -88,7 +88,7 @@ def no_revision(case: Case) -> Words:
 def no_repo(case: Case) -> Words:
     return (
         f"The Hub has no model {case.get('repo') or case.get('path') or case.context.model_name}, or it is private "
-        "and the token does not open it (the Hub answers both alike)",
+        "and the token has no access to it (the Hub gives the same answer for both)",
         "Compare `vllm_server_model` letter by letter with the model's page, and set `hf_token` if the model is "
         "private",
     )
@@ -98,8 +98,8 @@ def corrupt(how: str) -> Explain:
     def explain(case: Case) -> Words:
         return (
             f"A weight file of {case.context.model_name} {how}",
-            "Find it with `hf_snapshot` (`state: verified`, `verify: full`), which compares checksums, and bring it "
-            f"again with {STAGE}",
+            "Find it with `hf_snapshot` (`state: verified`, `verify: full` compares checksums), and fetch it again "
+            f"with {STAGE}",
         )
 
     return explain
@@ -107,9 +107,9 @@ def corrupt(how: str) -> Explain:
 
 def remote_code(case: Case) -> Words:
     return (
-        f"{case.context.model_name} brings Python code of its own, which vLLM does not run by default",
-        f"Read that code, and if you trust it set {setting(trust_remote_code='true')} together with a pinned "
-        "`vllm_server_revision`",
+        f"{case.context.model_name} has its own Python code, and vLLM does not run it by default",
+        f"Read that code, and if you trust it set {setting(trust_remote_code='true')} and pin "
+        "`vllm_server_revision` to a commit",
     )
 
 
@@ -123,7 +123,7 @@ def unknown_model(case: Case) -> Words:
 def dropped_model(case: Case) -> Words:
     last = case.get("last")
     return (
-        f"vLLM supported the model architecture {case.get('arch')} until v{last}, and no longer does",
+        f"vLLM supports the model architecture {case.get('arch')} only up to v{last}",
         f"Set `vllm_image_tag` to a release up to v{last}",
     )
 
@@ -145,7 +145,7 @@ def quantisation(case: Case) -> Words:
 
 def other_gpu(case: Case) -> Words:
     return (
-        f"{case.context.image_name[0].upper()}{case.context.image_name[1:]} was built for other GPUs than this node's",
-        "Choose an image that was built for this GPU's architecture (`rocm_info` shows it as gfx), or build one with "
+        f"{case.context.image_name[0].upper()}{case.context.image_name[1:]} is not built for this node's GPUs",
+        "Choose an image for this GPU's architecture (`rocm_info` shows it as gfx), or build one with "
         "`vllm_image_source: build`",
     )

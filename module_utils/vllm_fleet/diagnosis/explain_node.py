@@ -10,26 +10,26 @@ from .phrases import Words, variable
 def shared_memory() -> Words:
     """Explain a lack of shared memory."""
     return (
-        "The server's processes ran out of shared memory (/dev/shm, to which Docker gives 64 MB by default)",
+        "The server's processes ran out of shared memory (/dev/shm, 64 MB by default in Docker)",
         "Set `vllm_server_shm_size: 32g`, or the option `ipc_mode: host`",
     )
 
 
 def host_memory(process: str = "", *, limit: bool = False) -> Words:
-    """Explain a process that was killed for lack of main memory; ``limit`` where it was the container's own limit."""
+    """Explain a process that was killed for lack of main memory. ``limit``: the container reached its own limit."""
     why = "the container reached its memory limit" if limit else "the node was out of main memory"
     return (
         f"{f'The process {process}' if process else 'A process of the server'} was killed because {why} (RAM, "
         "not GPU memory)",
-        "Stop other programs on the node or raise the container's limit, and leave out cpu-offload-gb and "
-        "prefetching in `vllm_server_args` (`dmesg -T | grep -i oom` shows what was killed)",
+        "Stop other programs on the node or raise the container's limit, and remove cpu-offload-gb and "
+        "prefetching from `vllm_server_args` (`dmesg -T | grep -i oom` shows what was killed)",
     )
 
 
 def collective(case: Case) -> Words:
     what = case.get("what").strip().rstrip(".")
-    cause = f"The processes of the GPUs could not join into one group{f' ({what})' if what else ''}"
-    look = f"run again with {variable(NCCL_DEBUG='INFO')}, whose first NCCL WARN line names the reason"
+    cause = f"The processes of the GPUs could not form one group{f' ({what})' if what else ''}"
+    look = f"run again with {variable(NCCL_DEBUG='INFO')} and read the first NCCL WARN line"
     if case.context.size("nnodes") > 1 or case.context.arg("master-addr"):
         head = case.context.arg("master-addr") or "the head node"
         return (

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from .case import Case
 from .phrases import STAGE, Words, listed, setting
 
-
-#: Flags that people set, for where the log lists none: of the two commands only the old one prints them all.
+#: Flags that people set, for a log that lists none. Of the two commands only the old one prints them all.
 _FLAGS = """
 api-key api-server-count async-scheduling attention-backend block-size chat-template compilation-config config
 cpu-offload-gb data-parallel-size disable-log-stats distributed-executor-backend download-dir dtype
@@ -70,7 +69,7 @@ def refused_arguments(case: Case) -> Words:
 
 def no_program(case: Case) -> Words:
     return (
-        f"The container was to run `{case.get('program')}`, and {case.context.image_name} has no such program",
+        f"The container's command is `{case.get('program')}`, but {case.context.image_name} has no such program",
         "Set `vllm_server_entrypoint` to the image's own command (`[vllm, serve]` in vllm/vllm-openai-rocm), or use "
         "an image that contains vLLM",
     )
@@ -78,26 +77,25 @@ def no_program(case: Case) -> Words:
 
 def no_mount(case: Case) -> Words:
     return (
-        f"The folder {case.get('path')}, which the container was to see, does not exist on the node",
+        f"The folder {case.get('path')} does not exist on the node, so Docker cannot mount it",
         "Create it, or correct `hf_cache_path` or `vllm_server_volumes`",
     )
 
 
 def two_lists(case: Case) -> Words:
     return (
-        f"HIP_VISIBLE_DEVICES is {case.get('hip')} and CUDA_VISIBLE_DEVICES is {case.get('cuda')}, which "
-        "contradict each other",
-        "Set HIP_VISIBLE_DEVICES alone in `vllm_server_env`",
+        f"HIP_VISIBLE_DEVICES ({case.get('hip')}) and CUDA_VISIBLE_DEVICES ({case.get('cuda')}) contradict each other",
+        "Set only HIP_VISIBLE_DEVICES in `vllm_server_env`",
     )
 
 
 def no_parser(case: Case) -> Words:
     flag = "tool-call-parser" if case.get("what") == "tool call" else "reasoning-parser"
     near = difflib.get_close_matches(case.get("parser"), re.findall(r"[\w.-]+", case.get("choices")), 3, 0.5)
-    hint = f" ({listed([f'`{name}`' for name in near])} come near)" if near else ""
+    hint = f" (similar names: {listed([f'`{name}`' for name in near])})" if near else ""
     return (
         f"This vLLM has no {case.get('what')} parser `{case.get('parser')}`",
-        f"Set {flag} in `vllm_server_args` to one that it has{hint}",
+        f"Set {flag} in `vllm_server_args` to a parser that it has{hint}",
     )
 
 
@@ -106,15 +104,15 @@ def port(case: Case) -> Words:
     port = case.get("port") or mine
     if port and mine and port != mine:
         return (
-            f"Port {port}, over which the server's own processes meet, is in use by another process",
+            f"Another process uses port {port}, where the server's own processes meet",
             f"Stop it (`ss -ltnp 'sport = :{port}'` on the node names it), or set another master-port in "
             "`vllm_server_args`",
         )
     look = f"`ss -ltnp 'sport = :{port}'`" if port else "`ss -ltnp`"
     return (
-        f"{f'Port {port}' if port else 'The port'} is in use on the node by another process",
-        f"Stop it ({look} and `docker ps` name it; where neither does, `systemctl restart docker` makes an engine "
-        "that was killed forget it), or choose another `vllm_server_port`",
+        f"Another process on the node uses {f'port {port}' if port else 'the port'}",
+        f"Stop it ({look} and `docker ps` name it; if neither does, a killed Docker engine left the port taken and "
+        "`systemctl restart docker` frees it), or choose another `vllm_server_port`",
     )
 
 
@@ -122,6 +120,6 @@ def image(case: Case) -> Words:
     image = case.get("image").rstrip(".:,")
     return (
         f"{f'The image {image}' if image else case.context.image_name.capitalize()} is not on the node, and the "
-        "registry does not give it",
-        f"Check `vllm_image_name`, `vllm_image_tag` and `vllm_image_digest`, and bring it with {STAGE}",
+        "registry does not deliver it",
+        f"Check `vllm_image_name`, `vllm_image_tag` and `vllm_image_digest`, and fetch it with {STAGE}",
     )

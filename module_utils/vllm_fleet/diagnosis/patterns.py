@@ -20,7 +20,7 @@ _URL = r"https?://[^/\s]+/(?:api/models/)?(?P<repo>[\w.-]+/[\w.-]*\w)"
 
 
 class Rule(NamedTuple):
-    """Patterns, searched in order with ``^`` and ``$`` at each line, and what explains a match of them."""
+    """Patterns, searched in order with ``^`` and ``$`` at each line, and the function that explains a match."""
 
     explain: Explain
     patterns: tuple[str, ...]
@@ -30,9 +30,9 @@ class Rule(NamedTuple):
 class Row:
     """One failure class, ``meaning`` in one line.
 
-    ``rank`` orders matches of different errors in one log: 0 names a cause, 1 is a general complaint that a cause may
-    stand behind, 2 what follows from something else. ``serving`` says that the row also holds after the server was
-    ready. A class without rules is known by how the start ended.
+    ``rank`` orders matches of different errors in one log: 0 names a cause, 1 is a general complaint with perhaps a
+    cause behind it, 2 is a consequence. With ``serving`` the row also holds after the server was ready. A class without
+    rules is found by how the start ended.
     """
 
     class_: FailureClass
@@ -52,7 +52,7 @@ def _on(explain: Explain, *patterns: str) -> Rule:
 ROWS: tuple[Row, ...] = (
     Row(
         FailureClass.GPU_MEMORY_TAKEN,
-        "Other processes hold the GPU memory that the server was to take.",
+        "Other processes hold GPU memory that the server needs.",
         (
             _on(
                 explain_gpu_memory.memory_taken,
@@ -72,7 +72,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         FailureClass.CONTEXT_TOO_LONG,
-        "A longer context is asked for than the model was made for.",
+        "The wanted context is longer than the model supports.",
         (
             _on(
                 explain_gpu_memory.context_too_long,  # config/model.py
@@ -83,7 +83,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         FailureClass.KV_CACHE_TOO_SMALL,
-        "What is left beside the weights is too little for the KV cache.",
+        "The GPU memory left next to the weights is too small for the KV cache.",
         (
             _on(
                 explain_gpu_memory.cache_below_context,
@@ -109,7 +109,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         FailureClass.GATED_MODEL,
-        "The model's owner grants access person by person, and the token has none.",
+        "The model's owner grants access to each person, and the token has no access.",
         (
             _on(
                 explain_model.gated,
@@ -122,7 +122,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         FailureClass.REMOTE_CODE_REFUSED,
-        "The model needs Python code from its repository, which is not allowed to run.",
+        "The model needs Python code from its repository, and this code is not allowed to run.",
         (
             _on(
                 explain_model.remote_code,
@@ -188,7 +188,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         FailureClass.NOT_ENOUGH_GPUS,
-        "The server is to use more GPUs than the container has.",
+        "The server needs more GPUs than the container has.",
         (
             _on(
                 explain_gpus.few_gpus,
@@ -298,7 +298,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         FailureClass.MODEL_TOO_LARGE,
-        "The weights, or what is computed beside them, do not fit into GPU memory.",
+        "The weights, or the working memory next to them, do not fit into GPU memory.",
         (
             _on(
                 explain_gpu_memory.out_of_memory,
@@ -433,7 +433,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         FailureClass.READY_TIMEOUT,
-        "The server was still starting when the time for it was over.",
+        "The server was not ready in time.",
         (
             _on(
                 explain_ends.gave_up,  # v1/engine/core_client.py
@@ -442,11 +442,11 @@ ROWS: tuple[Row, ...] = (
         ),
         rank=1,
     ),
-    Row(FailureClass.STALLED, "The start stood still: no log, no download, no computing."),
+    Row(FailureClass.STALLED, "The start made no progress: no log, no download, no computing."),
     Row(FailureClass.WRONG_MODEL_SERVED, "A server answers on the port, but serves another model."),
     Row(
         FailureClass.STOPPED_BY_SIGNAL,
-        "Somebody stopped the server, it did not fail.",
+        "The server was stopped from outside; it did not fail.",
         (
             _on(
                 lambda case: explain_ends.stopped(ready=case.run.ready),
@@ -492,7 +492,7 @@ ROWS: tuple[Row, ...] = (
         rank=2,
         serving=True,
     ),
-    Row(FailureClass.UNKNOWN, "None of the known failures; the earliest error of the log is given."),
+    Row(FailureClass.UNKNOWN, "No known failure; the message has the earliest error of the log."),
 )
 
 #: The classes of ``failure.class``, each with one row.

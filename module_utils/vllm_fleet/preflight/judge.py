@@ -46,7 +46,7 @@ class Expected:
     sysctls: Mapping[str, str] = field(default_factory=dict)
 
 
-#: What a figure of needed room comes from, for the one who knows better.
+#: The variable of each figure of needed room, for a user who has a better figure.
 SOURCES_OF_NEED = {
     "image": "vllm_image_min_free_gib",
     "archive": "vllm_image_cache_path",
@@ -100,11 +100,11 @@ def _driver(driver: Mapping[str, Any], expected: Expected) -> list[Finding]:
             "driver on disk",
             "the loaded one",
             f"another ({which}{', not on the list' if unwanted else ''})",
-            "the next boot brings it: install an allowed one, or add it to rocm_allowed_driver_versions"
+            "the next boot loads it; install an allowed one, or add it to rocm_allowed_driver_versions"
             if unwanted
-            else "a deployment reboots it, drained"
+            else "a deployment drains and reboots the node"
             if expected.allows_reboot
-            else "reboot once nothing is served, or set rocm_allow_reboot: true",
+            else "reboot when no server runs, or set rocm_allow_reboot: true",
         )
         return [found, waiting]
     return [found]
@@ -127,7 +127,7 @@ def _count(node: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], loaded: b
             "GPU count",
             wanted,
             f"{got} usable, without {', '.join(lost)}",
-            "see `dmesg | grep amdgpu`; a GPU that the driver gave up needs a power cycle or its provider",
+            "see `dmesg | grep amdgpu`; a GPU that the driver dropped needs a power cycle or its provider",
         )
     if not usable or expected.gpus not in (0, len(usable)):
         return Finding(
@@ -144,9 +144,11 @@ def _kind(node: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], expected: 
     if not known or known.total() < len(names):
         return Finding("unknown", "GPU kind", wanted, got or "no name", "see rocm_info on this node")
     if len(known) > 1:
-        return Finding("refused", "GPU kind", wanted, got, "a server needs GPUs of one kind; take the others out")
+        return Finding("refused", "GPU kind", wanted, got, "a server needs GPUs of one kind; remove the others")
     if expected.gpu_name.lower() not in got.lower():
-        return Finding("refused", "GPU kind", wanted, got, "correct preflight_gpu_name, or take the node out")
+        return Finding(
+            "refused", "GPU kind", wanted, got, "correct preflight_gpu_name, or remove the node from the inventory"
+        )
     return Finding("ok", "GPU kind", wanted, got)
 
 
@@ -174,7 +176,9 @@ def _link(gpus: Sequence[Mapping[str, Any]]) -> Finding:
         elif link.get("degraded") is None and not gpu.get("partition_id"):
             unknown.append(gpu)
     if slow:
-        return Finding("warning", what, wanted, ", ".join(slow), "weights load slower; reseat, or tell the provider")
+        return Finding(
+            "warning", what, wanted, ", ".join(slow), "weights load slower; reseat the card, or ask the provider"
+        )
     if unknown:
         return Finding("unknown", what, wanted, f"unknown of GPU {_numbers(unknown)}", "see lspci -vv, LnkSta")
     return Finding("ok", what, wanted, "all")
@@ -197,7 +201,7 @@ def _occupied(gpus: Sequence[Mapping[str, Any]], expected: Expected) -> Finding:
         elif used is None or any(one.get("bytes") is None for one in foreign):
             unknown.append(gpu)
     if taken:
-        remedy = "end that process, or raise preflight_idle_vram if it may stay"
+        remedy = "stop that process, or raise preflight_idle_vram if it may stay"
         return Finding(expected.foreign_level, what, wanted, "; ".join(taken), remedy)
     if unknown:
         return Finding("unknown", what, wanted, f"unknown of GPU {_numbers(unknown)}", "see rocm_info on this node")
@@ -217,7 +221,7 @@ def _holder(holder: Mapping[str, Any]) -> str:
 
 
 def _room(gpus: Sequence[Mapping[str, Any]], expected: Expected) -> Finding:
-    """Judge free memory by the fullest GPU that the server will use; what our own server holds counts as free."""
+    """Judge free memory by the fullest GPU that the server will use. Memory of our own server counts as free."""
     what = "GPU memory"
     wanted = f"room for gpu-memory-utilization {expected.utilization:g}" if expected.utilization else "known"
     used = [gpu for gpu in gpus if expected.used is None or gpu["index"] in expected.used]
@@ -250,9 +254,11 @@ def _ecc(gpus: Sequence[Mapping[str, Any]]) -> Finding:
     bad = {index: count for index, count in counts.items() if count}
     if bad:
         got = ", ".join(f"GPU {index}: {count}" for index, count in bad.items())
-        return Finding("refused", what, wanted, got, "reset the GPU or reboot; if it comes back, have it replaced")
+        return Finding(
+            "refused", what, wanted, got, "reset the GPU or reboot; if the errors come back, replace the GPU"
+        )
     if None in counts.values():
-        return Finding("unknown", what, wanted, "not known", "install amd-smi on the node to have them counted")
+        return Finding("unknown", what, wanted, "not known", "install amd-smi on the node to count them")
     return Finding("ok", what, wanted, "0")
 
 
@@ -273,10 +279,14 @@ def _pages(gpus: Sequence[Mapping[str, Any]]) -> Finding:
             serious = counts["pending"] or counts["unreservable"]
             level = "refused" if serious or level == "refused" else "warning"
     if seen:
-        remedy = "reboot to retire pending pages" if level == "refused" else "watch it; more of them mean a failing GPU"
+        remedy = (
+            "reboot to retire pending pages"
+            if level == "refused"
+            else "watch the number; if it grows, the GPU is failing"
+        )
         return Finding(level, what, wanted, "; ".join(seen), f"{remedy} (amd-smi bad-pages)")
     if unknown:
-        return Finding("unknown", what, wanted, "not known", "install amd-smi on the node to have them counted")
+        return Finding("unknown", what, wanted, "not known", "install amd-smi on the node to count them")
     return Finding("ok", what, wanted, "none")
 
 
@@ -294,15 +304,15 @@ def _kernel(node: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], expected
     else:
         found = [Finding("ok", what, wanted, "complete")]
     if kernel.get("blacklisted_by"):
-        what, wanted, got = "driver at boot", "not kept out", f"kept out by {', '.join(kernel['blacklisted_by'])}"
-        remedy = "without rocm_load_blacklisted_driver: true the next boot has no GPUs"
+        what, wanted, got = "driver at boot", "not blocked", f"blocked by {', '.join(kernel['blacklisted_by'])}"
+        remedy = "set rocm_load_blacklisted_driver: true, or the next boot has no GPUs"
         found.append(
             Finding("ok", what, wanted, f"{got}, loaded by our own unit")
             if kernel.get("load_unit")
             else Finding("warning", what, wanted, got, remedy)
         )
     elif (node.get("driver") or {}).get("lost_at_boot"):
-        remedy = "have DKMS build amdgpu for it (dkms autoinstall --kernelver), or take that kernel away"
+        remedy = "build amdgpu for it (dkms autoinstall --kernelver), or remove that kernel"
         found.append(
             Finding(
                 "warning",
@@ -381,13 +391,13 @@ def _image(image: Image) -> Finding:
     if image.present:
         return Finding("ok", what, wanted, "on the node")
     if image.missing:
-        remedy = "correct vllm_image_name and vllm_image_tag; the registry does not have this one"
+        remedy = "correct vllm_image_name and vllm_image_tag; the registry has no such image"
         return Finding("refused", what, wanted, f"not there: {image.answer}", remedy)
     if image.source == "pull" and image.present is not None:
         if image.answer.startswith("sha256:"):
             return Finding("ok", what, wanted, "to be pulled, the registry has it")
         remedy = (
-            "check the way to the registry, docker login on the node, or load it from an archive (vllm_image_source)"
+            "check the connection to the registry and docker login on the node, or use an archive (vllm_image_source)"
         )
         return Finding("warning", what, wanted, f"not there, and the registry says: {image.answer}", remedy)
     if image.source in ("build", "archive"):
@@ -395,7 +405,7 @@ def _image(image: Image) -> Finding:
             "ok", what, wanted, "to be built" if image.source == "build" else "to be loaded from the archive"
         )
     got = "no Docker engine to ask" if image.present is None else "not on the node"
-    return Finding("unknown", what, wanted, got, "the deployment gets it, and says so if it cannot")
+    return Finding("unknown", what, wanted, got, "the deployment fetches it, or fails and says why")
 
 
 def _folder(folder: Folder) -> Finding:
@@ -407,12 +417,12 @@ def _folder(folder: Folder) -> Finding:
     if folder.kind == "none" and folder.created:
         return Finding("ok", folder.what, wanted, f"{folder.path}, to be made")
     if folder.kind == "unreadable":
-        return Finding("unknown", folder.what, wanted, f"{folder.path} may not be read", "see its permissions")
+        return Finding("unknown", folder.what, wanted, f"{folder.path} is not readable", "check its permissions")
     got = f"{folder.path} is {'a file, not a folder' if folder.kind == 'file' else 'not there'}"
     remedy = (
         "mount the disk or make the folder, correct hf_cache_path, or set hf_cache_create: true"
         if folder.what == "cache"
-        else "put the model there on this node, or give its id on the Hub (vllm_server_model)"
+        else "put the model there on this node, or set vllm_server_model to its id on the Hub"
     )
     return Finding("refused", folder.what, wanted, got, remedy)
 

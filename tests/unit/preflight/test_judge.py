@@ -168,7 +168,7 @@ def test_one_thing_wrong(tmp_path, scenario, changes, expected, what, level, wor
             {"driver__reboot_required": True},
             {"allows_reboot": True},
             "driver on disk",
-            "a deployment reboots it, drained",
+            "a deployment drains and reboots the node",
         ),
     ],
 )
@@ -214,7 +214,7 @@ def test_ram_is_left_alone_on_request_and_for_gpus_that_amd_names_no_figure_for(
         (Host(folder=Folder("cache", "/c", "none", created=True)), {}, "cache", "ok", "to be made"),
         (Host(folder=Folder("cache", "/c", "none")), {}, "cache", "refused", "/c is not there"),
         (Host(folder=Folder("cache", "/c", "file", created=True)), {}, "cache", "refused", "/c is a file, not a folder"),
-        (Host(folder=Folder("cache", "/c", "unreadable")), {}, "cache", "unknown", "may not be read"),
+        (Host(folder=Folder("cache", "/c", "unreadable")), {}, "cache", "unknown", "is not readable"),
         (Host(folder=Folder("model's folder", "/m", "none")), {}, "model's folder", "refused", "/m is not there"),
         (Host(), {"sysctls": {"vm.x": "1"}}, "vm.x", "unknown", "not known"),
     ],
