@@ -9,7 +9,7 @@ module: burnin_report
 short_description: Judge the output of a burn-in program
 description:
   - Reads the log of a program that has ended and compares it with what AMD's acceptance documents ask for.
-  - Does not fail because of what it finds; see RV(finding).
+  - A bad result does not fail the task. It is in RV(finding).
 options:
   tool:
     description: What was run - V(gst) and V(iet) of the ROCm Validation Suite, C(TransferBench a2a), or V(all_reduce_perf) of rccl-tests.

@@ -8,15 +8,14 @@ DOCUMENTATION = r"""
 module: docker_engine
 short_description: Probe, configure and start a Docker engine
 description:
-  - With O(state=probed), returns in one call what a role needs to know of a node's engine, without the Docker SDK.
+  - With O(state=probed), returns all facts about the engine in one call, without the Docker SDK.
   - With O(state=started), merges O(config) into daemon.json, validates the result before it replaces the old file, and
-    starts, reloads or restarts the engine as the change needs. A restart that would stop running containers is left
-    to the operator.
-  - Starts through systemd where the machine runs it, and otherwise as a detached C(dockerd) with a log file, which
-    outlives the run.
+    starts, reloads or restarts the engine as the change needs. It restarts an engine with running containers only if they keep running, or with
+    O(allow_restart).
+  - Starts the engine through systemd if the machine runs it, and otherwise as a detached C(dockerd) with a log file. The engine outlives the run.
 options:
   state:
-    description: Only look, or see to it.
+    description: V(probed) only looks, V(started) configures and starts the engine.
     type: str
     choices: [probed, started]
     default: started
@@ -64,8 +63,8 @@ options:
     default: 60
   use_cached_result:
     description:
-      - Whether the result of a probe of this node in the same run may be taken, where it was for the same options and found nothing to do. For a first
-        look only. Taken by the action plugin.
+      - Whether to use the result of an earlier probe in the same run, if it had the same options and found nothing to do. For a first look only. Used
+        by the action plugin.
     type: bool
     default: false
 attributes:

@@ -11,7 +11,7 @@ description:
   - The lock is a file on the node with one line of JSON that names its holder. A process on the controller renews it, and removes it when
     C(ansible-playbook) has ended, also after an error or SIGKILL.
   - A lock is taken over when its holder is dead (same controller), or has not renewed it for O(lease) seconds (another controller).
-  - The task fails when another run holds the lock. A node that cannot be asked is a warning.
+  - The task fails if another run holds the lock. A node that cannot be reached gives a warning.
 options:
   path:
     description: The lock's file on the node, as an absolute path.
@@ -31,7 +31,7 @@ attributes:
     description: Runs on the controller; the node needs a shell and C(flock), and no Python.
   check_mode:
     support: full
-    description: Takes no lock.
+    description: Does not take the lock.
   diff_mode:
     support: none
     description: A lock is no change.
@@ -52,7 +52,7 @@ held:
   type: bool
   returned: always
 holder:
-  description: Who holds it instead (user, host, pid, since, from, limit).
+  description: The other run that holds it (user, host, pid, since, from, limit).
   type: dict
   returned: when another run holds it
 """

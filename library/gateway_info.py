@@ -20,7 +20,7 @@ options:
     required: true
   program:
     description:
-      - HAProxy itself, to tell whether it is installed.
+      - HAProxy's program, to check whether it is installed.
     type: path
     default: /usr/sbin/haproxy
   files:

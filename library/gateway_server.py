@@ -7,11 +7,11 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: gateway_server
-short_description: Have a gateway find a server at another port
+short_description: Change the port of a server in a running gateway
 version_added: "0.1.0"
 description:
-  - Gives HAProxy another port, and another address, for one server while it runs, and writes the same into its
-    configuration file, so that a reload or a boot of the gateway does not undo it. No stream ends.
+  - Sets a new port, and optionally a new address, of one server in the running HAProxy and in its configuration file. So the change survives a reload
+    or a boot of the gateway. No stream ends.
 options:
   socket:
     description:

@@ -9,8 +9,8 @@ module: hf_prewarm
 short_description: Read the weights of a snapshot into the page cache while the old server still serves
 description:
   - Reads the safetensors files of one snapshot at a bounded rate and with the lowest priority for processor and disk.
-  - Does nothing, and says why in RV(skipped), on network mounts without a local cache, on file systems in memory, and
-    where memory would get short. What is in the page cache already is not read again.
+  - Does nothing on network mounts without a local cache, on file systems in memory, and if memory would run low. RV(skipped_because) has the reason.
+    Pages in the page cache are not read again.
 options:
   repo_id:
     description: The model as the Hub names it.

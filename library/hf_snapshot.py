@@ -8,13 +8,13 @@ DOCUMENTATION = r"""
 module: hf_snapshot
 short_description: Keep one pinned snapshot of a model in a Hugging Face cache
 description:
-  - Checks offline whether a snapshot is complete in a cache, brings in what is missing or wrong, or takes it out.
-  - What must be there comes from the repository's own file list (C(trees/<commit>.json)), or, where an older client
-    left none, from the weight index and the headers of the safetensors files.
-  - Everything is written under a temporary name, hashed on the way and renamed; blobs come first and refs last, so
-    whatever interrupts a run, the next one resumes it, and a half copy never resolves.
-  - A cache that is already there is used as it is, with the store that repositories share (huggingface_hub 2) too;
-    files of a user are never linked to nor changed, except those that are wrong.
+  - Checks offline whether a snapshot is complete in a cache, gets missing or wrong files, or removes the snapshot.
+  - The list of files comes from the repository (C(trees/<commit>.json)). If an older client left no list, it comes from the weight index and the
+    headers of the safetensors files.
+  - Each file is written under a temporary name, hashed and renamed. Blobs come first and refs last. So the next run can resume an interrupted one,
+    and an incomplete copy never resolves.
+  - An existing cache is used as it is, also with the shared store of huggingface_hub 2. Files of a user are never linked to, and only wrong files are
+    changed.
 attributes:
   check_mode:
     support: full
@@ -31,7 +31,7 @@ options:
   revision:
     description:
       - The commit (40 hexadecimal digits), or the name of a branch or tag.
-      - A name is looked up in the cache first and only then in the source; give a commit to move to another one.
+      - A name is looked up first in the cache, then in the source. To change to another commit, give the commit.
     type: str
     default: main
   cache:
@@ -43,8 +43,8 @@ options:
       - V(present) brings in what is missing or wrong.
       - V(verified) only looks, and fails when the snapshot is not complete.
       - V(absent) removes the snapshot and those blobs that no other one uses.
-      - V(pruned) removes the model's other snapshots, except those in O(keep) and the newest of the rest, and what was
-        on its way from other nodes and never made a snapshot.
+      - V(pruned) removes the model's other snapshots and incomplete transfers from other nodes. It keeps the snapshots in O(keep) and the newest of
+        the rest.
     type: str
     choices: [present, absent, verified, pruned]
     default: present
@@ -53,8 +53,8 @@ options:
       - Where missing contents come from when O(state=present).
       - An absolute path to another cache on the same machine, V(hub) for a download, or, together with O(manifest),
         an absolute path to a folder that holds blobs under their hashes.
-      - With O(state=verified) and O(manifest), that folder may be filled in part; what it holds counts as room.
-      - Without it, only what needs no contents is repaired (links, refs); the rest is a failure.
+      - With O(state=verified) and O(manifest), that folder may be incomplete. Its files are subtracted from the needed space.
+      - Without it only links and refs are repaired. Other faults fail the task.
     type: str
   manifest:
     description:
@@ -113,16 +113,16 @@ options:
     type: str
   use_cached_result:
     description:
-      - Whether the result of a probe of this node in the same run may be taken, where it was for the same options and found nothing to do. For a first
-        look only. Taken by the action plugin.
+      - Whether to use the result of an earlier probe in the same run, if it had the same options and found nothing to do. For a first look only. Used
+        by the action plugin.
     type: bool
     default: false
 notes:
   - Run as root, new files get the owner of the folder that they come into. Their mode is 0644, of folders 0755, so
     that containers of any user can read them.
-  - A run that finds another one writing into the same cache waits for it.
-  - In a play, the action plugin of the same name shows how far a download, a copy or the hashing is. When the controller
-    dies or the connection drops, the work goes on on the node, and the next run that asks for the same joins it.
+  - If another run writes into the same cache, this run waits for it.
+  - In a play, the action plugin of the same name shows how far a download, a copy or the hashing is. If the controller dies or the connection drops,
+    the work continues on the node. The next run with the same request joins it.
 author: The vllm-fleet authors
 """
 
@@ -212,7 +212,7 @@ litter:
   elements: str
   returned: always
 notes:
-  description: What is worth knowing and no fault.
+  description: Remarks that are no faults.
   type: list
   elements: str
   returned: always
@@ -222,7 +222,7 @@ actions:
   elements: str
   returned: always
 hashed:
-  description: Whether the contents are known to hash right, now or when last written and not touched since.
+  description: Whether the hashes of the contents are right. They were checked in this run, or earlier and the files did not change since.
   type: bool
   returned: always
 hashed_now:

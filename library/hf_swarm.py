@@ -11,7 +11,7 @@ description:
   - The role hf_cache calls it, one O(state) after the other, on the nodes that share a snapshot.
   - Tracker (opentracker) and peers (aria2) run in transient units of systemd, bound to one address, for one torrent
     only, and at most for O(max_runtime). They stop by themselves O(lease) after the last call, too.
-  - What keeps a node out of the swarm is in RV(reason) and fails nothing, so that another transport can be used.
+  - If a node cannot join the swarm, the task does not fail and RV(reason) has the cause, so that another transport can be used.
 options:
   state:
     description:

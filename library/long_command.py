@@ -9,11 +9,10 @@ module: long_command
 short_description: Run a command for minutes, with progress on the terminal
 description:
   - Starts a command detached on the node and follows it. While it runs, one line per host and O(interval) shows how
-    far it is; the action plugin of the same name asks in short calls, so no connection has to live for as long as the
-    command does.
+    far it is. The action plugin of the same name asks in short calls, so no connection stays open for the whole time.
   - When the controller dies or the connection drops, the command goes on. The next run with the same O(job) joins it
     instead of starting a second one.
-  - Works without the action plugin too (as in C(ansible -m)); it then returns after O(wait) seconds.
+  - Without the action plugin (as in C(ansible -m)) it returns after O(wait) seconds.
 options:
   argv:
     description: The command as a list; no shell.
@@ -62,7 +61,7 @@ options:
     default: ~/.cache/vllm-fleet/jobs
   progress:
     description:
-      - Regular expression for lines that tell the progress; the group C(progress) is shown if there is one.
+      - Regular expression for progress lines. If it has a group C(progress), only that group is shown.
       - By default the last line of the output is shown.
     type: str
   interval:

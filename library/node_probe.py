@@ -8,14 +8,13 @@ DOCUMENTATION = r"""
 module: node_probe
 short_description: Get the results of several modules at once, without changing anything
 description:
-  - Calls what other modules of this project call to look at a node, one after the other, up to the first that has something to do. One start of Python
-    instead of many.
+  - Runs the read-only part of several modules one after the other in one Python process. It stops at the first module that has something to do.
   - Used by the actions P(preflight_host#action) and P(vllm_server#action), which write O(requests); not meant for playbooks.
 options:
   requests:
     description:
       - JSON, a list of C({module, args}).
-      - A text, and secret as a whole, for the options of a module may be.
+      - A text. All of it is secret, because options of a module may be secret.
     type: str
     required: true
 attributes:

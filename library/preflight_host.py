@@ -8,11 +8,11 @@ DOCUMENTATION = r"""
 module: preflight_host
 short_description: Compare a node with what is expected of it, without changing anything
 description:
-  - One look for everything - the variables of the inventory (on the controller), who connects and whether root can be had, then GPUs, driver and
-    kernel as M(rocm_info) reads them, image, cache, disk space, the port, the clock, kernel settings.
-  - Never fails because of what it finds, not even when the node cannot be reached. RV(worst) and RV(refusals) say whether the node should be used;
+  - Checks in one call the variables of the inventory (on the controller), the connecting user and root's rights, GPUs, driver and kernel (as
+    M(rocm_info) reads them), image, cache, disk space, the port, the clock and kernel settings.
+  - Never fails because of a finding, even if the node cannot be reached. RV(worst) and RV(refusals) say whether to use the node.
     M(preflight_report) shows the findings of all nodes and ends the run.
-  - A fact that cannot be read is a finding of level V(unknown), a node that cannot be looked at one of level V(unseen).
+  - A fact that cannot be read gives a finding of level V(unknown). A node that cannot be looked at gives one of level V(unseen).
 options:
   accelerator:
     description: V(cpu) takes the checks of GPU, driver, kernel and RAM out.
@@ -25,11 +25,11 @@ options:
     elements: str
     default: []
   gpus:
-    description: Number of GPUs a node has, partitions of one GPU counted once. V(0) takes any number but none.
+    description: Number of GPUs in a node. The partitions of a GPU count as one. V(0) accepts any number except none.
     type: int
     default: 8
   gpu_name:
-    description: Part of the product's name, such as V(MI300X). Empty takes any, as long as all are the same.
+    description: Part of the product name, such as V(MI300X). An empty text accepts any name if all are the same.
     type: str
     default: ""
   idle_vram:
@@ -37,7 +37,7 @@ options:
     type: int
     default: 5000000000
   foreign_level:
-    description: What foreign use of a GPU is.
+    description: Level of the finding if another program uses a GPU.
     type: str
     choices: [warning, refused]
     default: refused
@@ -66,11 +66,11 @@ options:
     description: Bytes of RAM. Without it, what AMD asks for with these GPUs.
     type: int
   image:
-    description: Image of the server. Unless the engine has it, it has to fit onto Docker's disk.
+    description: Image of the server. If the engine does not have it, Docker's disk must have room for it.
     type: str
     default: ""
   image_source:
-    description: How an image that is not there gets there. With V(pull) the registry is asked, through the engine, whether it has it.
+    description: How a missing image gets onto the node. With V(pull) the engine asks the registry whether it has the image.
     type: str
     choices: ["", pull, build, archive]
     default: ""
@@ -100,12 +100,12 @@ options:
     type: bool
     default: true
   model:
-    description: Repository id of the weights, or an absolute path. What the cache has of a repository is taken off O(disk_weights).
+    description: Repository id of the weights, or an absolute path. The part of a repository that is in the cache is subtracted from O(disk_weights).
     type: str
     default: ""
   sizing:
     description:
-      - What the server will be started with, for the arithmetic of memory. Its figures of the model are used for what the cache does not tell.
+      - Start options of the server, for the calculation of memory. Its figures of the model are used if the cache does not have them.
       - Without it nothing is computed.
     type: dict
     suboptions:
@@ -141,14 +141,14 @@ options:
     type: dict
     default: {}
   accept:
-    description: Findings, by their C(what), that are to be warnings where they would be refusals.
+    description: Findings that become warnings instead of refusals, named by their C(what).
     type: list
     elements: str
     default: []
   ask:
     description:
-      - Names of variables that hold questions, C({module, args}), which later tasks will ask of this node. They are asked in the same process; the action
-        keeps the results as the fact C(vllm_fleet_probe_results). One that cannot be made yet is left to its task.
+      - Names of variables that hold questions, C({module, args}), which later tasks will ask of this node. They are asked in the same process, and
+        the action keeps the results as the fact C(vllm_fleet_probe_results). A question that cannot be built yet is left to its task.
     type: list
     elements: str
     default: []
@@ -168,7 +168,7 @@ options:
     type: dict
     default: {}
   host:
-    description: Whether to look at what the node is made of, and not only at the inventory and the way to the node.
+    description: Whether to check the node itself, and not only the inventory and the connection.
     type: bool
     default: true
   min_python:
@@ -223,7 +223,7 @@ findings:
   elements: dict
   contains:
     level: {description: "V(ok), V(unknown), V(warning), V(unseen) or V(refused).", type: str}
-    what: {description: What was looked at., type: str}
+    what: {description: Name of the check., type: str}
     expected: {description: What it should be., type: str}
     got: {description: What it is., type: str}
     remedy: {description: What to do about it; empty when all is well., type: str}

@@ -8,8 +8,8 @@ DOCUMENTATION = r"""
 module: preflight_report
 short_description: Show what preflight_host found on all nodes and end the run for those that it refuses
 description:
-  - All findings of all nodes as one table, once. Then every node is judged; a refused one fails with one sentence for each of its refusals, and one
-    that could not be looked at counts as unreachable.
+  - Shows the findings of all nodes in one table. Then a refused node fails with one sentence for each refusal, and a node that could not be looked at
+    counts as unreachable.
   - Nodes that are one machine are refused unless each has a container and a port of its own.
 options:
   result:
@@ -17,7 +17,7 @@ options:
     type: str
     default: preflight_result
   show_all:
-    description: Whether to show what is as it should be, too. Otherwise nothing is shown where nothing is worth it.
+    description: Whether to show findings of level V(ok) too. Otherwise there is no table if all findings are V(ok).
     type: bool
     default: false
   json:

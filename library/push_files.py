@@ -8,10 +8,11 @@ DOCUMENTATION = r"""
 module: push_files
 short_description: Send files from the controller by rsync, with progress on the terminal
 description:
-  - Runs M(ansible.posix.synchronize) and shows meanwhile how far it is, percent, bytes, rate and time left, first after
-    five seconds and then less and less often.
+  - Runs M(ansible.posix.synchronize) and shows its progress as percent, bytes, rate and time left. The first line comes after five seconds, later
+    lines at growing intervals.
   - All other options are those of M(ansible.posix.synchronize).
-  - Over SSH, rsync's far end runs through Ansible's become. M(ansible.posix.synchronize) would call sudo itself, which cannot ask for a password there.
+  - Over SSH, rsync's remote end runs through Ansible's become. M(ansible.posix.synchronize) would call sudo itself, and sudo cannot ask for a
+    password there.
   - Host keys are checked as Ansible does, unless C(verify_host) is set.
   - Where the controller's rsync is older than 3.1, it is sent without progress.
 options:

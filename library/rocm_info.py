@@ -15,8 +15,8 @@ description:
 options:
   sysfs_root:
     description:
-      - Directory that stands for C(/sys). With any other one than C(/sys), C(amd-smi) is not asked unless O(amd_smi) names it,
-        as it would speak of another machine.
+      - Directory that stands for C(/sys). With another directory than C(/sys), C(amd-smi) is asked only if O(amd_smi) names it, because it would
+        report another machine.
     type: path
     default: /sys
   proc_root:

@@ -13,8 +13,7 @@ description:
   - Sends one or several requests to an OpenAI-compatible server and checks the answers, their counts and their timing.
   - A server can answer with HTTP 200, a finish reason and fluent text and still be wrong, for example when weights are
     read in a data type that the machine computes badly. O(expect.pattern) finds that; a health check cannot.
-  - Runs where the task runs, so on the node it asks through the published port, and on the controller through the
-    network or a gateway.
+  - The requests are sent from where the task runs. On the node they use the published port, on the controller the network or a gateway.
 options:
   url:
     description:
@@ -49,12 +48,12 @@ options:
     default: 128
   temperature:
     description:
-      - Sampling temperature. At V(0) the same server gives the same answer, which is what a check wants.
+      - Sampling temperature. At V(0) the same server gives the same answer, as a check needs it.
     type: float
     default: 0.0
   stream:
     description:
-      - Whether to have the answer streamed. Only so the time to the first token can be measured.
+      - Whether to stream the answer. The time to the first token can be measured only with a stream.
     type: bool
     default: true
   api_key:
@@ -110,7 +109,7 @@ options:
     default: []
   headers:
     description:
-      - Headers to send besides, by name. For what stands between, such as a gateway; the key belongs into O(api_key).
+      - Additional headers by name, for example for a gateway. Put the key into O(api_key).
     type: dict
     default: {}
   requests:
@@ -192,8 +191,8 @@ options:
         type: dict
   use_cached_result:
     description:
-      - Whether the result of a probe of this node in the same run may be taken, where it was for the same options and found nothing to do. For a first
-        look only. Taken by the action plugin.
+      - Whether to use the result of an earlier probe in the same run, if it had the same options and found nothing to do. For a first look only. Used
+        by the action plugin.
     type: bool
     default: false
 attributes:

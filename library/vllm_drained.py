@@ -11,8 +11,8 @@ short_description: Wait until a vLLM server has no requests left
 version_added: "0.1.0"
 description:
   - Asks a vLLM server for its running and waiting requests, or a gateway for the sessions it has open to a server, until
-    there are none. Sends nothing away by itself; draining at the gateway comes first.
-  - Returns at once when there are none, when the server is not there, or when it does not tell (RV(unknown)).
+    there are none. It does not drain the server. Do that at the gateway first.
+  - Returns at once if there are no requests, if there is no server, or if the number is not known (RV(unknown)).
   - With the action plugin of the same name one line per host and 30 seconds shows how many are left.
 options:
   url:
@@ -39,8 +39,8 @@ options:
     default: 300
   stall:
     description:
-      - Seconds without a step of the engine after which its counts are not believed any more. vLLM leaves them standing
-        when all its requests were aborted at once (U(https://github.com/vllm-project/vllm/issues/22545)).
+      - Seconds without a step of the engine after which its counts are ignored. vLLM does not reset them if all its requests were aborted at once
+        (U(https://github.com/vllm-project/vllm/issues/22545)).
       - Only with O(url).
     type: float
     default: 30
@@ -103,7 +103,7 @@ requests:
   returned: always
   type: int
 says:
-  description: The same in the words of who was asked.
+  description: The same in the words of the server or gateway.
   returned: always
   type: str
   sample: 3 running, 1 waiting

@@ -9,10 +9,10 @@ module: vllm_image
 short_description: Find the wanted vLLM image on a node and put its tags right
 description:
   - Refuses a request that does not name one fixed image, before anything is asked of Docker.
-  - Looks for the image by what it is (digest, hash of the build inputs, id in the archive) and not by its tag. Found
-    under other tags, it gets the wanted ones; a tag that was moved to another image is moved back.
-  - Pulling, building and loading take long and are commands of their own; the result says with which client.
-  - Takes away images of the same repository that nothing needs any more, when asked to.
+  - Finds the image by its content (digest, hash of the build inputs, id in the archive), not by its tag. Missing tags are added, and a tag on another
+    image is moved back.
+  - Pulling, building and loading take long and are commands of their own. The result names the client for them.
+  - Removes images of the same repository that are not needed any more, with O(state=pruned).
   - Talks to the engine's socket itself and needs nothing but Python on the node.
 options:
   name:
@@ -64,8 +64,8 @@ options:
     default: false
   state_dir:
     description:
-      - Folder with what the node remembers of its servers, O(vllm_server#module:state_dir). The images of recorded
-        releases are never pruned. While a record is there that cannot be read, nothing is.
+      - Folder with what the node remembers of its servers, O(vllm_server#module:state_dir). The images of recorded releases are never pruned. If a
+        record cannot be read, no image is pruned.
     type: path
     default: /var/lib/vllm-fleet
   state:
@@ -86,14 +86,14 @@ options:
     default: /var/run/docker.sock
   use_cached_result:
     description:
-      - Whether the result of a probe of this node in the same run may be taken, where it was for the same options and found nothing to do. For a first
-        look only. Taken by the action plugin.
+      - Whether to use the result of an earlier probe in the same run, if it had the same options and found nothing to do. For a first look only. Used
+        by the action plugin.
     type: bool
     default: false
 attributes:
   check_mode:
     support: full
-    description: Without an engine the image counts as missing; the engine may be what the same run would install.
+    description: Without an engine the image counts as missing, because the same run may install the engine.
   diff_mode:
     support: full
 author: The vllm-fleet authors

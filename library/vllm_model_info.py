@@ -10,7 +10,7 @@ short_description: Read what a model takes from its config.json and weight index
 description:
   - Looks for C(config.json) and C(model.safetensors.index.json) in a folder, then in caches, and asks the Hugging Face Hub for these two files when
     neither has them. Weights are never read.
-  - The first place that knows both the configuration and the weights' size wins. O(config) and O(weights_bytes) of a preset come before the Hub, so a
+  - The first place with both the configuration and the weights' size is used. O(config) and O(weights_bytes) of a preset come before the Hub, so a
     model with a whole preset needs no network.
 options:
   model:

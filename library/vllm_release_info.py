@@ -11,7 +11,7 @@ short_description: Read the recorded releases of a vLLM server
 version_added: "0.1.0"
 description:
   - Reads the records that M(vllm_server) keeps on the node, and asks Docker what runs and which images are there.
-  - Says which release a rollback goes to, and with which variables of the role C(vllm_server) it comes back.
+  - Returns the release that a rollback goes to, and the variables of the role C(vllm_server) for it.
   - Changes nothing.
 options:
   name:
@@ -64,8 +64,8 @@ releases:
   elements: dict
 contents:
   description:
-    - By their numbers, digests of what the releases are made of, without what may be each node's own (secrets, groups,
-      devices, paths). Nodes on which they are the same were given the same.
+    - Digests of the releases' contents by release number, without values that may differ between nodes (secrets, groups, devices, paths). Nodes with
+      the same digest have the same release.
   returned: always
   type: dict
 current:

@@ -11,7 +11,7 @@ short_description: Check the network between the nodes of one vLLM server
 description:
   - Checks that the interface exists, is up and has the node's address, that the RDMA adapters have an active port, and
     that the nodes reach each other, by real TCP connections on the ports that the server will use.
-  - In two steps, between which all nodes wait for one another, as the tasks of a play do. Changes nothing.
+  - Has two steps. All nodes must finish the first before the second begins, as tasks of a play do. Changes nothing.
 version_added: "0.1.0"
 options:
   step:
@@ -89,7 +89,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 offered:
-  description: What partners shall connect to.
+  description: Addresses and ports that the partners connect to.
   type: list
   elements: dict
   returned: with O(step=listen)
@@ -103,7 +103,7 @@ reached:
   elements: dict
   returned: with O(step=connect)
 failure:
-  description: Why it will not work, as in M(vllm_server).
+  description: Why the network does not work, as in M(vllm_server).
   type: dict
   returned: on failure
 """

@@ -10,14 +10,13 @@ module: vllm_server
 short_description: Run vLLM in a Docker container, watched, diagnosed and restored
 description:
   - Compares the wanted container with the one that Docker has, field by field, and changes it only where they differ.
-  - Before a running server is stopped, everything that can be known is checked while it still answers, such as the
-    image, the flags, the model's files, the port and the GPU memory.
-  - Replaces in place, because a GPU node has no memory for two servers. The old container is stopped, kept under
-    C(<name>.previous), and put back, watched until it is ready, if the new one does not become ready.
-  - A start is watched from three sides at once, its container, its log and its HTTP port, until it is ready or there is
-    a reason why it will not be. The reason has a class, the evidence from the log, and what to do.
-  - Under an action plugin of the same name the watch is cut into short calls, with progress on the terminal. Without
-    it one call watches to the end.
+  - Checks the image, the flags, the model's files, the port, the GPU memory and more while the old server still answers. Only then it stops the old
+    server.
+  - Replaces in place, because a GPU node has no memory for two servers. The old container is stopped and kept as C(<name>.previous). If the new one
+    does not become ready, the old one is put back and watched until it is ready.
+  - Watches the container, its log and its HTTP port until the server is ready or has failed. A failure has a class, the evidence from the log, and
+    what to do.
+  - The action plugin of the same name watches in short calls and shows progress on the terminal. Without it one call watches to the end.
 version_added: "0.1.0"
 options:
   name:
@@ -29,7 +28,7 @@ options:
       - V(started) makes the container as described, running and ready.
       - V(stopped) stops it and keeps it.
       - V(absent) removes it and its predecessor. Caches and logs stay.
-      - V(restored) puts the predecessor back, for a server that started and turned out to be wrong.
+      - V(restored) puts the predecessor back, if the started server is wrong.
       - V(confirmed) notes that the running server was verified from outside. Until then its predecessor counts as the
         better one.
     type: str
@@ -166,7 +165,7 @@ options:
   restart_policy:
     description: >-
       Docker's restart policy, V(no), V(unless-stopped), V(always), V(on-failure) or V(on-failure:3) with a number of attempts.
-      An engine that dies while serving ends with exit code 0, which C(on-failure) would take for a clean end.
+      If the engine dies while serving, the exit code is 0, and C(on-failure) would not restart the container.
     type: str
     default: unless-stopped
   stop_timeout:
@@ -183,8 +182,8 @@ options:
     type: str
   ready_timeout:
     description: >-
-      Seconds from the container's start to ready; for one that an earlier run started, from the beginning of this run. A
-      limit of last resort, see O(stall_timeout).
+      Seconds from the container's start to ready; for one that an earlier run started, from the beginning of this run. This is the last limit, see
+      also O(stall_timeout).
     type: float
     default: 3600
   stall_timeout:
@@ -195,9 +194,9 @@ options:
     default: 900
   gpu_memory_policy:
     description:
-      - V(strict) refuses a start for which the wanted share of GPU memory is not free, naming who holds it.
+      - V(strict) refuses a start if the wanted share of GPU memory is not free, and names the holders.
       - V(fit) lowers C(gpu-memory-utilization) to what fits, and never raises it.
-      - V(off) does not look.
+      - V(off) does not check.
     type: str
     choices: [strict, fit, "off"]
     default: strict
@@ -362,7 +361,7 @@ downtime:
   type: float
   returned: always
 stages:
-  description: When the start came to which stage, in seconds after the container's start.
+  description: The stages of the start, each with its time in seconds after the container's start.
   type: list
   elements: dict
   returned: always
@@ -411,11 +410,11 @@ serving:
     running: {type: int, description: Requests that are being computed.}
     waiting: {type: int, description: Requests that wait for a place.}
 not_reached:
-  description: The node could not be reached, and nothing is known of it.
+  description: Whether the node could not be reached.
   type: bool
   returned: with O(mode=status), from the action plugin
 notes:
-  description: What else is worth knowing, such as a lowered memory utilization.
+  description: Further remarks, such as a lowered memory utilization.
   type: list
   elements: str
   returned: always
