@@ -58,8 +58,9 @@ from ansible.module_utils.vllm_fleet.common.probes import Probe, run_all
 
 def _preflight_host() -> Probe:
     from ansible.module_utils.vllm_fleet.preflight import node
+    from ansible.module_utils.vllm_fleet.preflight.options import SPEC, PreflightOptions
 
-    return Probe(node.SPEC, node.result)
+    return Probe(SPEC, lambda params: node.result(PreflightOptions.from_params(params)))
 
 
 def _docker_engine() -> Probe:

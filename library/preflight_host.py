@@ -261,12 +261,13 @@ ansible_facts:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible.module_utils.vllm_fleet.preflight import node
+from ansible.module_utils.vllm_fleet.preflight.options import SPEC, PreflightOptions
 
 
 def main() -> None:
     """Look and judge. The action of the same name has looked at the inventory and the way to the node."""
-    module = AnsibleModule(**node.SPEC, supports_check_mode=True)
-    result = node.result(module.params)
+    module = AnsibleModule(**SPEC, supports_check_mode=True)
+    result = node.result(PreflightOptions.from_params(module.params))
     if result.get("failed"):
         module.fail_json(**result)
     module.exit_json(**result)

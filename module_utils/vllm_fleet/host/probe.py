@@ -18,6 +18,7 @@ from ..container.api import DockerApi, DockerRefused, DockerUnavailable
 from ..container.image import Wanted, chosen, is_wanted, misnamed
 from ..weights import layout
 from . import facts, ports
+from .server_needs import ServerNeeds
 
 PROC = Path("/proc")
 
@@ -37,22 +38,22 @@ class Timex(ctypes.Structure):
     )
 
 
-def look(options: Mapping[str, Any], engine: DockerApi, own: Mapping[str, Any]) -> facts.Host:
-    """Return what ``options`` (the module's) ask for. ``own`` is the server's container, see own_container."""
-    holder, ours = port_holder(options, own)
-    image = image_state(options, engine)
-    held, problem = archive_state(options, engine)
+def look(needs: ServerNeeds, engine: DockerApi, own: Mapping[str, Any]) -> facts.Host:
+    """Return what the node has of what the server ``needs``. ``own`` is the server's container, see own_container."""
+    holder, ours = port_holder(needs, own)
+    image = image_state(needs, engine)
+    held, problem = archive_state(needs, engine)
     if held is not None and image is not None:
-        image = dataclasses.replace(image, present=image.present and is_held(options, engine, held))
+        image = dataclasses.replace(image, present=image.present and is_held(needs, engine, held))
     return facts.Host(
-        rooms=rooms(options, engine, image, held),
+        rooms=rooms(needs, engine, image, held),
         image=image,
         archive=problem,
-        folder=folder_state(options),
+        folder=folder_state(needs),
         port_holder=holder,
         port_is_ours=ours,
-        clock_synchronised=clock_synchronised() if options["clock"] else None,
-        sysctls={name: sysctl(PROC, name) for name in options["sysctls"]},
+        clock_synchronised=clock_synchronised() if needs.clock else None,
+        sysctls={name: sysctl(PROC, name) for name in needs.sysctls},
     )
 
 
@@ -71,9 +72,9 @@ def machine(proc: Path = PROC, etc: Path = Path("/etc")) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16] if parts else ""
 
 
-def image_state(options: Mapping[str, Any], engine: DockerApi) -> facts.Image | None:
+def image_state(needs: ServerNeeds, engine: DockerApi) -> facts.Image | None:
     """Return whether the engine has the image and, where it would be pulled, whether the registry has it."""
-    name, source = options["image"], options["image_source"]
+    name, source = needs.image, needs.image_source
     if not name:
         return None
     try:
@@ -92,49 +93,47 @@ def image_state(options: Mapping[str, Any], engine: DockerApi) -> facts.Image | 
         return facts.Image(name, False, source, answer[:200], gone)
 
 
-def archive_state(
-    options: Mapping[str, Any], engine: DockerApi
-) -> tuple[dict[str, Any] | None, finding.Finding | None]:
+def archive_state(needs: ServerNeeds, engine: DockerApi) -> tuple[Mapping[str, Any] | None, finding.Finding | None]:
     """Read the archive that the image is to come from: what it holds (`Held.facts`), and what is wrong with it.
 
     Both are None where it is not needed. A file of the controller was read there; its facts are in the option.
     """
-    asked = options["archive"]
-    if not asked or not asked["path"] or _has(engine, asked["expected_id"]):
+    asked = needs.archive
+    if not asked or _has(engine, asked.expected_id):
         return None, None
-    path, wanted = asked["path"], f"a `docker save` file with {options['image']}"
-    held, trouble, remedy = asked["held"], asked["trouble"], "correct vllm_image_archive"
-    if asked["location"] == "node":
+    path, wanted = asked.path, f"a `docker save` file with {needs.image}"
+    held, trouble, remedy = asked.held, asked.trouble, "correct vllm_image_archive"
+    if asked.location == "node":
         try:
             found = archive.read(Path(path).expanduser())
             held = {**found.facts(), "compressed": found.compressed}
         except FileNotFoundError:
             trouble = f"{path} is not on this node"
             remedy = "copy it to this node or correct vllm_image_archive"
-            if asked["here"]:
+            if asked.here:
                 remedy = "it is on the controller: set vllm_image_archive_location: controller"
         except archive.NOT_READABLE as error:
             trouble = f"{path} cannot be read: {error}"
-    if not trouble and held and held["compressed"] and not asked["expected_id"]:
+    if not trouble and held and held["compressed"] and not asked.expected_id:
         trouble = f"{path} is compressed and cannot be looked into"
         remedy = "unpack it, or set vllm_image_expected_id to the id that the image had where it was saved"
     if trouble:
         return None, finding.Finding("refused", "archive", wanted, trouble, remedy)
-    name, _, tag = options["image"].rpartition(":")
-    meant = Wanted("archive", name, tag, archive=path, expected_id=asked["expected_id"])
+    name, _, tag = needs.image.rpartition(":")
+    meant = Wanted("archive", name, tag, archive=path, expected_id=asked.expected_id)
     other = misnamed(meant, archive.told(held["archived"])) if held else None
     if other:
         return None, finding.Finding("refused", "archive", wanted, f"one with {other[0]}", other[1])
     return held, None
 
 
-def is_held(options: Mapping[str, Any], engine: DockerApi, held: Mapping[str, Any]) -> bool:
-    """Tell whether the engine's image of that name is the one of the archive."""
-    name, _, tag = options["image"].rpartition(":")
-    wanted = Wanted("archive", name, tag, expected_id=options["archive"]["expected_id"])
-    meant = chosen(archive.told(held["archived"]), options["image"])
+def is_held(needs: ServerNeeds, engine: DockerApi, held: Mapping[str, Any]) -> bool:
+    """Return whether the engine's image of that name is the one of the archive."""
+    name, _, tag = needs.image.rpartition(":")
+    wanted = Wanted("archive", name, tag, expected_id=needs.archive.expected_id if needs.archive else "")
+    meant = chosen(archive.told(held["archived"]), needs.image)
     try:
-        image = engine.image(options["image"])
+        image = engine.image(needs.image)
     except (DockerUnavailable, DockerRefused):
         return False
     return image is not None and is_wanted(wanted, image, meant) is None
@@ -146,24 +145,24 @@ def _has(engine: DockerApi, ident: str) -> bool:
     return False
 
 
-def folder_state(options: Mapping[str, Any]) -> facts.Folder | None:
+def folder_state(needs: ServerNeeds) -> facts.Folder | None:
     """Return the state of the cache, or of the model's own folder where a path is given for it."""
-    model = options["model"]
+    model = needs.model
     by_path = model.startswith("/")
-    if not by_path and not options["cache"]:
+    path = Path(model) if by_path else needs.cache
+    if path is None:
         return None
-    path = Path(model if by_path else options["cache"])
     try:
         kind = "folder" if path.is_dir() else "file" if path.exists() else "none"
     except OSError:
         kind = "unreadable"
     what = "model's folder" if by_path else "cache"
     held = cached(path, model) if kind == "folder" and not by_path else 0
-    return facts.Folder(what, str(path), kind, bool(options["cache_create"]) and not by_path, held)
+    return facts.Folder(what, str(path), kind, needs.cache_create and not by_path, held)
 
 
 def rooms(
-    options: Mapping[str, Any],
+    needs: ServerNeeds,
     engine: DockerApi,
     image: facts.Image | None,
     held: Mapping[str, Any] | None = None,
@@ -173,19 +172,18 @@ def rooms(
     ``held`` is the archive that would be loaded (`Held.facts`): what it takes counts unless a figure is given.
     """
     wanted: list[tuple[str, Path, int]] = []
-    needed = options["disk_image"] or (held["room"] if held else 0)
+    needed = needs.disk_image or (held["room"] if held else 0)
     if needed and not (image and image.present):
         root = "/var/lib/docker"
         with contextlib.suppress(DockerUnavailable, DockerRefused):  # no engine yet: Docker's default, then
             root = str(engine.info().get("DockerRootDir") or root)
         wanted.append(("image", Path(root), needed))
-        asked = options["archive"]
-        if held and asked["location"] == "controller":
-            cache = Path(asked["cache"]).expanduser()
-            wanted.append(("archive", cache, max(0, held["size"] - _bytes(cache / Path(asked["path"]).name))))
-    if options["disk_weights"] and options["cache"]:
-        cache = Path(options["cache"])
-        wanted.append(("weights", cache, max(0, options["disk_weights"] - cached(cache, options["model"]))))
+        asked = needs.archive
+        if held and asked and asked.location == "controller":
+            cache = Path(asked.cache).expanduser()
+            wanted.append(("archive", cache, max(0, held["size"] - _bytes(cache / Path(asked.path).name))))
+    if needs.disk_weights and needs.cache:
+        wanted.append(("weights", needs.cache, max(0, needs.disk_weights - cached(needs.cache, needs.model))))
     by_device: dict[int | str, facts.Room] = {}
     for purpose, path, needed in wanted:
         try:
@@ -226,14 +224,14 @@ def own_container(engine: DockerApi, name: str) -> dict[str, Any]:
         return {}
 
 
-def port_holder(options: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str | None, bool]:
+def port_holder(needs: ServerNeeds, own: Mapping[str, Any]) -> tuple[str | None, bool]:
     """Return who listens on the server's port ("" no process, None not known) and whether that is our own server."""
-    proc, port = PROC, options["port"]
+    proc, port = PROC, needs.port
     if not port:
         return "", False
     if not (proc / "net/tcp").is_file():
         return None, False
-    holders = ports.listeners(options["bind"], port, proc)
+    holders = ports.listeners(needs.bind, port, proc)
     if not holders:
         return "", False
     pid, command = next(iter(holders.items()))
@@ -245,7 +243,7 @@ def port_holder(options: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str
     ]
     # Published, the port is held by Docker's proxy; on the host's network by the container's own process.
     ours = running and (str(port) in published or in_container(proc, pid, str(own.get("Id"))))
-    return (f"our server {options['name']}" if ours else f"pid {pid} ({command})"), ours
+    return (f"our server {needs.name}" if ours else f"pid {pid} ({command})"), ours
 
 
 def in_container(proc: Path, pid: int, container: str) -> bool:
