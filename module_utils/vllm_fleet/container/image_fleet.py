@@ -45,7 +45,7 @@ def receivers(probes: Mapping[str, Probe], builder: str, content: str) -> list[s
     return [
         host
         for host, probe in probes.items()
-        if host != builder and not (probe.get("present") and probe.get("content") == content)
+        if host != builder and not (probe["present"] and probe["content"] == content)
     ]
 
 

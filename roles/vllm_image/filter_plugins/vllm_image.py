@@ -30,8 +30,7 @@ def vllm_image_actors(
 
 def vllm_image_receivers(group: Sequence[str], hostvars: Mapping[str, Any], builder: str, content: str) -> list[str]:
     """Return the hosts of a group that need the image of the builder."""
-    probes = {host: hostvars[host].get("vllm_image_result") or {} for host in group}
-    return image_fleet.receivers(probes, builder, content)
+    return image_fleet.receivers({host: hostvars[host]["vllm_image_result"] for host in group}, builder, content)
 
 
 def vllm_image_told_apart(group: Sequence[str], hostvars: Mapping[str, Any]) -> str:

@@ -65,12 +65,16 @@ def test_who_acts(
     [
         ({"a": has(), "b": ABSENT, "c": has("c2"), "d": has()}, ["b", "c"]),
         ({"a": ABSENT, "b": has()}, []),  # the builder has it by now
-        ({"b": {}, "c": FAILED}, ["b", "c"]),
         ({"b": {"present": False, "content": "c1"}}, ["b"]),
     ],
 )
 def test_who_needs_the_builder_s_image(probes: dict[str, dict[str, Any]], needed: list[str]) -> None:
     assert image_fleet.receivers(probes, "a", "c1") == needed
+
+
+def test_a_probe_that_failed_says_nothing_of_who_needs_the_image() -> None:
+    with pytest.raises(KeyError):
+        image_fleet.receivers({"a": has(), "b": FAILED}, "a", "c1")
 
 
 def test_different_images_are_named_by_host() -> None:
