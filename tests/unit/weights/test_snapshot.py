@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -308,7 +307,7 @@ def test_weights_say_what_they_lack(tmp_path: Path, files: dict[str, bytes], wor
 
 
 @pytest.mark.parametrize("tree", [True, False], ids=["file list", "headers"])
-def test_a_quick_check_of_163_shards_takes_under_a_fifth_of_a_second(tmp_path: Path, tree: bool) -> None:
+def test_a_quick_check_of_163_shards_reads_no_weights(tmp_path: Path, tree: bool) -> None:
     cache = FakeCache(tmp_path, model_files(shards=163, floats=4), tree=tree)
     size = 4_300_000_000
     header = json.dumps({"t": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
@@ -324,11 +323,7 @@ def test_a_quick_check_of_163_shards_takes_under_a_fifth_of_a_second(tmp_path: P
             if path.endswith(".safetensors"):
                 info.update(size=whole, lfs_size=whole)
         cache.tree.write_text(json.dumps(listing))
-    took = []
-    for _ in range(3):  # the best of three: the machine has other work
-        start = time.perf_counter()
-        report = snapshot.inspect(Repository(tmp_path, REPO))
-        took.append(time.perf_counter() - start)
-        assert report.complete, report.sentence()
+    # Some 700 GB: who reads more than names, sizes and headers is not back today.
+    report = snapshot.inspect(Repository(tmp_path, REPO))
+    assert report.complete, report.sentence()
     assert report.bytes > 163 * size
-    assert min(took) < 0.2
