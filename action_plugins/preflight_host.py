@@ -56,7 +56,6 @@ class ActionModule(ActionBase):
             args.pop("cache", None)
         if args.get("archive"):
             args["archive"] = _archive(dict(args["archive"]))
-        theirs = [Finding(**one) for one in args.pop("findings", None) or []]
         answer: dict[str, Any] = {}
         try:
             more, answer = self._node(args, variables)
@@ -65,7 +64,7 @@ class ActionModule(ActionBase):
             more = [Finding("unseen", "connection", "an answer", _line(str(exc)), remedy)]
         except AnsibleError as exc:
             more = [_failed(_line(str(exc)))]
-        found = finding.accept([*mine, *more, *theirs], args.get("accept") or [])
+        found = finding.accept([*mine, *more], args.get("accept") or [])
         result.update(
             answer,
             changed=False,
@@ -110,7 +109,7 @@ class ActionModule(ActionBase):
 
     def _specified(self, variables: Mapping[str, Any]) -> list[Finding]:
         """Hold what the user has set against the specifications of the roles beside this one."""
-        folder = Path(str(variables.get("role_path") or "")).parent
+        folder = Path(str(variables.get("role_path") or "")).resolve().parent
         found = []
         for role in role_specs.ROLES:
             page, defaults = folder / role / "meta/argument_specs.yml", folder / role / "defaults/main.yml"
@@ -127,7 +126,7 @@ class ActionModule(ActionBase):
 
     def _misspelt(self, variables: Mapping[str, Any], hosts: list[str]) -> list[Finding]:
         """Hold the names that the inventory and the command line set against those that the roles know."""
-        folder = Path(str(variables.get("role_path") or "")).parent
+        folder = Path(str(variables.get("role_path") or "")).resolve().parent
         pages = [
             page for page in (folder / role / "meta/argument_specs.yml" for role in role_specs.OWN) if page.is_file()
         ]
@@ -186,8 +185,16 @@ class ActionModule(ActionBase):
             for kind in re.findall(r"^pci=(\S+)", told["stdout"], re.MULTILINE)
             if kind in gpu.INSTINCT
         ]
-        self._late(args, {**variables, "preflight_gpu_found": kinds[0] if kinds else ""})
-        found = []
+        # What later tasks take from the result of this one; an image's name is found out on the node.
+        variables = {
+            **variables,
+            "preflight_gpu_found": kinds[0] if kinds else "",
+            "preflight_result": {"node": {"gpus": [{"name": kind} for kind in kinds]}},
+            "vllm_image_ref": probes.result_of("vllm_image", "image_ref"),
+            "ansible_facts": {**(variables.get("ansible_facts") or {}), "user_dir": facts["home"]},
+        }
+        variables = self._late(args, variables)
+        found = [Finding(**one) for one in args.pop("findings", None) or []]
         oldest = str(args.get("min_python") or "3.10")
         if facts.get("python") and _version(facts["python"]) < _version(oldest):
             remedy = "set ansible_python_interpreter to a newer one"
@@ -213,11 +220,20 @@ class ActionModule(ActionBase):
         answer["ansible_facts"] = {**(answer.get("ansible_facts") or {}), **user}
         return found, answer
 
-    def _late(self, args: dict[str, Any], variables: dict[str, Any]) -> None:
-        """Take options from variables that lean on the kind of GPU, which is known only now (preflight_gpu_found)."""
-        templar = self._templar.copy_with_new_env(available_variables=variables)
+    def _late(self, args: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
+        """Take options from variables that lean on the kind of GPU, which is known only now (preflight_gpu_found).
+
+        Returns the variables with those of `first` as values: many others lean on them, and each would have them worked
+        out for itself again.
+        """
+        known = dict(variables)
+        for name in args.pop("first", None) or []:
+            if name in known:
+                known[name] = self._templar.copy_with_new_env(available_variables=known).template(known[name])
+        templar = self._templar.copy_with_new_env(available_variables=known)
         for option, name in (args.pop("late", None) or {}).items():
-            args[option] = templar.template(variables[name])
+            args[option] = templar.template(known[name])
+        return known
 
     def _module(self, args: dict[str, Any], facts: dict[str, str], variables: dict[str, Any]) -> dict[str, Any]:
         args = {key: value for key, value in args.items() if key != "accept"}  # over all findings, at the end
@@ -236,6 +252,7 @@ class ActionModule(ActionBase):
     def _probe(self, args: dict[str, Any], facts: dict[str, str], variables: dict[str, Any]) -> dict[str, Any]:
         """Call the module, and in the same process what later tasks want to know (`ask`, names of variables)."""
         more = self._requests(args.pop("ask", None) or [], facts, variables)
+        conclusions = args.pop("conclude", None) or {}
 
         def call(module: str, options: dict[str, Any]) -> dict[str, Any]:
             answer: dict[str, Any] = self._execute_module(module_name=module, module_args=options, task_vars=variables)
@@ -243,19 +260,39 @@ class ActionModule(ActionBase):
 
         if not more:
             return call("preflight_host", args)
-        return probes.together({"module": "preflight_host", "args": args}, more, call)
+        answer = probes.together({"module": "preflight_host", "args": args}, more, call)
+        if answer.get("node"):
+            rows = answer.setdefault("ansible_facts", {}).setdefault(probes.FACT, [])
+            rows += self._conclusions(conclusions, {**variables, "preflight_result": answer})
+        return answer
 
     def _requests(self, names: list[str], facts: dict[str, str], variables: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the requests that can be made now: some lean on what a task before finds out."""
         if facts.get("root") == "no":
             return []
-        known = {**(variables.get("ansible_facts") or {}), "user_dir": facts["home"]}
-        templar = self._templar.copy_with_new_env(available_variables={**variables, "ansible_facts": known})
+        templar = self._templar.copy_with_new_env(available_variables=variables)
         found = []
         for name in names:
             with contextlib.suppress(AnsibleError, KeyError):
                 found.append(templar.template(variables[name]))
         return [one for one in found if one]
+
+    def _conclusions(self, names: Mapping[str, str], variables: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return as rows of results what roles conclude from the findings, by role: whether they have work to do."""
+        templar = self._templar.copy_with_new_env(available_variables=variables)
+        rows = []
+        for role, name in names.items():
+            with contextlib.suppress(AnsibleError, KeyError):
+                needed = boolean(templar.template(variables[name]))
+                rows.append({"module": role, "args": {}, "result": {"changed": needed}})
+        return rows
+
+
+def preload(roles: Path) -> None:
+    """Read the roles' pages before the workers are forked: otherwise each of them reads all."""
+    for page in (*roles.glob("*/meta/argument_specs.yml"), *roles.glob("*/defaults/main.yml")):
+        with contextlib.suppress(OSError, yaml.YAMLError):
+            _read(page)
 
 
 @functools.cache

@@ -57,14 +57,10 @@ def read(result: Mapping[str, Any] | None) -> list[finding.Finding] | None:
     return None if given is None else [finding.Finding(**one) for one in given]
 
 
-def places(nodes: list[str], variables: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
+def places(results: Mapping[str, Mapping[str, Any] | None], replicas: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Give where the servers are to be, of the nodes that answered."""
-    found = {}
-    for node in nodes:
-        place = (variables["hostvars"][node].get(name) or {}).get("place")
-        if place:
-            found[node] = {**place, "replica": variables["hostvars"][node].get("vllm_server_replica") or ""}
-    return found
+    given = {node: (result or {}).get("place") for node, result in results.items()}
+    return {node: {**place, "replica": replicas[node]} for node, place in given.items() if place}
 
 
 def worst(found: list[finding.Finding] | None) -> str:
@@ -101,19 +97,41 @@ class ActionModule(ActionBase):
                 "json": {"type": "str", "default": ""},
                 "ending": {"type": "str", "default": "Nothing was touched."},
                 "accept": {"type": "list", "elements": "str", "default": []},
+                "refuse": {"type": "bool", "default": True},
+                "refusals": {"type": "dict"},
             }
         )
         variables = task_vars or {}
         host = str(variables["inventory_hostname"])
-        nodes = list(variables.get("ansible_play_batch") or [host])
-        crossed = inventory.machines(places(nodes, variables, args["result"]))
+        refusals = args["refusals"]
+        if refusals is None:
+            nodes = list(variables.get("ansible_play_batch") or [host])
+            alone = args["refuse"] and host != nodes[0]
+            refusals = self._refusals(nodes, variables, args, show=not alone)
+        result.update(changed=False, refusals=refusals)
+        mine = refusals.get(host) if args["refuse"] else None
+        if mine:
+            result["msg"] = mine["msg"]
+            # A node that could not be probed is out of reach, not refused: Ansible's exit code differs.
+            result["unreachable" if mine["unseen"] else "failed"] = True
+        return result
 
-        def of(node: str, seen: Mapping[str, Any] | None) -> list[finding.Finding] | None:
+    def _refusals(
+        self, nodes: list[str], variables: Mapping[str, Any], args: Mapping[str, Any], *, show: bool
+    ) -> dict[str, dict[str, Any]]:
+        """Judge all nodes, and show them; returns {host: {msg, unseen}} of those that end the run."""
+        results: dict[str, Mapping[str, Any] | None] = {}
+        replicas: dict[str, str] = {}
+        for node in nodes:
+            # A registered result holds no templates, and much: as it is, not as a variable that may hold some.
+            results[node] = variables["hostvars"].raw_get(node).get(args["result"])
+            replicas[node] = str(variables["hostvars"][node].get("vllm_server_replica") or "")
+        crossed = inventory.machines(places(results, replicas))
+        looked: dict[str, list[finding.Finding] | None] = {}
+        for node, seen in results.items():
             own = read(seen)
-            return finding.accept([*own, crossed[node]], args["accept"]) if own and node in crossed else own
-
-        if host == nodes[0]:
-            looked = {node: of(node, variables["hostvars"][node].get(args["result"])) for node in nodes}
+            looked[node] = finding.accept([*own, crossed[node]], args["accept"]) if own and node in crossed else own
+        if show:
             levels = [worst(found) for found in looked.values()]
             by_node = {node: [asdict(one) for one in found or []] for node, found in looked.items()}
             shown = table(rows(by_node, everything=args["show_all"]))
@@ -123,11 +141,10 @@ class ActionModule(ActionBase):
                 Path(os.environ["VLLM_FLEET_VERDICT"]).write_text(f"{verdict(levels)}\n", encoding="utf-8")
             if args["json"]:
                 Path(args["json"]).expanduser().write_text(json.dumps(by_node, indent=2) + "\n", encoding="utf-8")
-        mine = of(host, variables.get(args["result"])) or []
-        refusals = [one.sentence for one in mine if one.level in finding.ENDING]
-        result["changed"] = False
-        if refusals:
-            result["msg"] = f"{host}: {'. Also '.join(refusals)}. {args['ending']}"
-            # A node that could not be probed is out of reach, not refused: Ansible's exit code differs.
-            result["unreachable" if worst(mine) == "unseen" else "failed"] = True
-        return result
+        refusals = {}
+        for node, found in looked.items():
+            sentences = [one.sentence for one in found or [] if one.level in finding.ENDING]
+            if sentences:
+                msg = f"{node}: {'. Also '.join(sentences)}. {args['ending']}"
+                refusals[node] = {"msg": msg, "unseen": worst(found) == "unseen"}
+        return refusals

@@ -28,6 +28,7 @@ import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.common import probes
 from ansible.module_utils.vllm_fleet.common.failure import Failure, FailureClass
 from ansible.module_utils.vllm_fleet.common.units import duration
+from ansible.module_utils.vllm_fleet.server import options
 
 display = Display()
 
@@ -66,12 +67,8 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         host = str(variables.get("inventory_hostname", "localhost"))
-        given = dict(self._task.args)
-        place = given.pop("place", None) or {}
-        # An empty list is an answer, too: no devices at all.
-        given |= {key: value for key, value in place.items() if value is not None}
-        verification = given.pop("verification", None)
-        args = {"reported_host": host, "watch_slice": SLICE, **given}
+        args = {"watch_slice": SLICE, **options.call(self._task.args, host)}
+        verification = args.pop("verification", None)
         if re.match("~(/|$)", str(args.get("hf_cache") or "")):
             args["hf_cache"] = self._home() + str(args["hf_cache"])[1:]
         replica = args.get("replica") or {}

@@ -11,12 +11,13 @@ import secrets
 import sys
 import time
 import traceback
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ansible import context
 from ansible.plugins.callback import CallbackBase
-from ansible.plugins.loader import filter_loader, lookup_loader, test_loader
+from ansible.plugins.loader import action_loader, filter_loader, lookup_loader, test_loader
 
 DOCUMENTATION = r"""
 name: vllm_fleet_report
@@ -45,6 +46,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+import plugin_utils  # noqa: E402, F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.common import probes  # noqa: E402
 from fleet_report import build, page, summary  # noqa: E402  found only with the line above
 
 
@@ -64,6 +67,8 @@ class CallbackModule(CallbackBase):
         os.environ["VLLM_FLEET_RUN"] = self.run
         self._events: list[dict[str, Any]] = []
         self._tasks: dict[str, Any] = {}
+        #: What preflight's probe of each node found; of servers that need no task of their own it is the result.
+        self._probed: dict[str, dict[str, Any]] = {}
         self._playbook = ""
         self._basedir = ""
 
@@ -135,23 +140,45 @@ class CallbackModule(CallbackBase):
     def _note(self, result: Any, status: str, *, ignored: bool = False) -> None:
         task, found = result._task, result._result
         self._note_task(task)
-        state = (task.args or {}).get("state") if build.module_of(task.action) == "vllm_server" else None
         self._events.append(
-            {
-                "type": "result",
-                "task": task._uuid,
-                "host": result._host.get_name(),
-                "at": self._now(),
-                "status": status,
-                "changed": bool(found.get("changed")),
-                "ignored": ignored,
-                "state": state,
-                # Only answers in check mode say how the server is: a question of a rollout, before it acts.
-                "asked": "serving" in found and not context.CLIARGS.get("check"),
-                "only_status": found.get("mode") == "status",
-                "data": build.picked(task.action, found, failed=status in ("failed", "unreachable")),
-            }
+            self._event(task._uuid, task.action, result._host.get_name(), found, status, ignored=ignored)
         )
+        if build.module_of(task.action) == "vllm_server":
+            self._events[-1]["state"] = (task.args or {}).get("state")
+        facts = found.get("ansible_facts")
+        if isinstance(facts, Mapping):
+            if probes.FACT in facts:
+                self._probed[result._host.get_name()] = facts
+            self._note_answered((facts.get("deploy_steps") or {}).get("answered") or ())
+
+    def _note_answered(self, hosts: Iterable[str]) -> None:
+        """Note what the probes of nodes found whose servers are visited by no task of their own."""
+        for module in ("vllm_server", "vllm_chat") if hosts else ():
+            name = f"Probe the server ({module})"
+            task = {"task": name, "name": name, "role": "preflight", "file": "probe", "action": module}
+            self._events.append({"type": "task", **task, "at": self._now()})
+            for host in hosts:
+                found = probes.probed(self._probed.get(host), module).get("result")
+                if found:
+                    self._events.append(self._event(name, module, host, found, "ok"))
+
+    def _event(
+        self, task: str, action: str, host: str, found: Mapping[str, Any], status: str, *, ignored: bool = False
+    ) -> dict[str, Any]:
+        return {
+            "type": "result",
+            "task": task,
+            "host": host,
+            "at": self._now(),
+            "status": status,
+            "changed": bool(found.get("changed")),
+            "ignored": ignored,
+            "state": None,
+            # Only answers in check mode say how the server is: a question of a rollout, before it acts.
+            "asked": "serving" in found and not context.CLIARGS.get("check"),
+            "only_status": found.get("mode") == "status",
+            "data": build.picked(action, found, failed=status in ("failed", "unreachable")),
+        }
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -225,6 +252,9 @@ def _load_for_workers() -> None:
     presets = filter_loader.get("vllm_preset")
     if presets is not None:
         presets.j2_function("")
+    check = action_loader.get("preflight_host", class_only=True)
+    if check is not None:
+        sys.modules[check.__module__].preload(ROOT / "roles")
     for name in ("env", "file", "template", "vars"):
         lookup_loader.get(f"ansible.builtin.{name}", class_only=True)
 

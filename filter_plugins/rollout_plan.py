@@ -10,7 +10,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.rollout import gate, play_hosts, recovery, replicas, waves
+from ansible.module_utils.vllm_fleet.rollout import gate, play_hosts, recovery, replicas, steps, waves
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 
 
@@ -40,12 +40,15 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
+            "deploy_hosts": play_hosts.step,
+            "deploy_steps": steps.plan,
             "rollout_answers": recovery.answers,
             "rollout_failed": play_hosts.failed,
             "rollout_gate": gate.closed,
             "rollout_gateway_problems": waves.gateway_problems,
             "rollout_gateways": play_hosts.gateways_of,
             "rollout_hosts": play_hosts.waves,
+            "rollout_in_replicas": play_hosts.in_replicas,
             "rollout_leftovers": play_hosts.leftovers,
             "rollout_not_drained": recovery.not_drained,
             "rollout_old_is_back": recovery.old_is_back,
@@ -54,6 +57,7 @@ class FilterModule:
             "rollout_plan": rollout_plan,
             "rollout_serial": play_hosts.serial,
             "rollout_shortage": gate.shortage,
+            "rollout_unplanned": play_hosts.unplanned,
             "rollout_url": host_variables.own_url,
             "rollout_verdict": gate.verdict,
         }

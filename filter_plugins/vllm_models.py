@@ -27,10 +27,13 @@ from ansible.module_utils.vllm_fleet.models import (  # noqa: E402
 )
 from ansible.module_utils.vllm_fleet.weights import layout  # noqa: E402
 
+_SCHEMA = _ROOT / "models" / "schema.json"
+
 
 def _all(path: str) -> Mapping[str, Mapping[str, Any]]:
     try:
-        return preset_files.read(Path(path) if path else _ROOT / "models", _ROOT / "models" / "schema.json")
+        # One spelling of the folder: it is read once before the workers are forked, and not by each of them.
+        return preset_files.read((Path(path) if path else _ROOT / "models").resolve(), _SCHEMA)
     except preset_files.PresetError as error:
         raise AnsibleFilterError(str(error)) from error
 

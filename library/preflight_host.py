@@ -152,6 +152,17 @@ options:
     type: list
     elements: str
     default: []
+  conclude:
+    description:
+      - Names of variables by role, that say after the probe whether the role has work to do on this node. The action keeps that beside the results of
+        O(ask). In these variables C(preflight_result) is what this module returns.
+    type: dict
+    default: {}
+  first:
+    description: Names of variables of which many others are made, in their order. They are worked out once for O(late), O(ask) and O(conclude).
+    type: list
+    elements: str
+    default: []
   findings:
     description: Findings of other checks, of the same form as RV(findings), to be judged together with these.
     type: list

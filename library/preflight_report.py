@@ -33,6 +33,13 @@ options:
     description: Sentence at the end of a node's refusals.
     type: str
     default: Nothing was touched.
+  refuse:
+    description: Whether the task fails on a node that is refused. With V(false) it only shows the findings and returns RV(refusals); once is enough then.
+    type: bool
+    default: true
+  refusals:
+    description: What such a task returned. Nothing is judged or shown again, the node fails if it is among them.
+    type: dict
 attributes:
   action:
     support: full
@@ -58,6 +65,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+refusals:
+  description: The nodes that are refused, each with its C(msg), and in C(unseen) whether it could not be looked at.
+  returned: success
+  type: dict
 msg:
   description: The refusals of this node.
   returned: when there are any

@@ -306,7 +306,8 @@ def decided(tmp_path_factory):
         f"case{n}": {"rocm_probe": changed(parts), **variables}
         for n, (parts, variables, _, _) in enumerate(DECISIONS.values())
     }
-    wanted = {part: f"__rocm_{part}_needed | bool" for part in ("install", "load", "access", "kernel", "work")}
+    wanted = {part: f"__rocm_{part}_needed | bool" for part in ("install", "load", "access", "kernel")}
+    wanted["work"] = "rocm_work_needed | bool"
     found = rendering(tmp_path_factory.mktemp("decided"), cases, {**wanted, "reasons": "__rocm_reboot_reasons"})
     return dict(zip(DECISIONS, found.values(), strict=True))
 

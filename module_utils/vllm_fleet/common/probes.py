@@ -16,12 +16,19 @@ from typing import Any
 
 #: Name of the fact that holds the results of a host: a list of {module, args, result}.
 FACT = "vllm_fleet_probe_results"
+#: Modules whose options are not kept at all: their environment and flags may hold secrets.
+SEALED = ("vllm_server",)
 #: Options that are not kept, for a fact is shown with -v. In one run a host has one key.
 SECRET = ("api_key",)
 #: What of a module's result must be there and true besides that it neither failed nor would change anything.
 GOOD = {"docker_engine": "right", "vllm_image": "present", "hf_snapshot": "complete", "vllm_chat": "results"}
 
 Result = dict[str, Any]
+
+
+def result_of(module: str, key: str) -> str:
+    """Return what stands in a request's arguments for a value that a request before it finds out on the node."""
+    return f"<{key} of {module}>"
 
 
 @dataclass(frozen=True)
@@ -42,13 +49,17 @@ class Probe:
 def run_all(requests: Sequence[Mapping[str, Any]], run: Callable[[str, Mapping[str, Any]], Result]) -> list[Result]:
     """Probe for one of ``requests`` ({module, args}) after the other, up to the first that has something to do.
 
-    What comes after that one may find another node: an engine whose data moves, an image that is pulled.
+    What comes after that one may find another node: an engine whose data moves, an image that is pulled. An argument
+    may be `result_of` a request before.
     """
     results: list[Result] = []
+    known: dict[str, Any] = {}
     for request in requests:
-        results.append(run(request["module"], request["args"]))
-        if not nothing_to_do(request["module"], results[-1]):
+        module = request["module"]
+        results.append(run(module, {name: known.get(str(value), value) for name, value in request["args"].items()}))
+        if not nothing_to_do(module, results[-1]):
             break
+        known |= {result_of(module, key): value for key, value in results[-1].items()}
     return results
 
 
@@ -71,8 +82,16 @@ def together(
         return called
     own, *others = called["probed"]
     pairs = zip(more, others, strict=False)
-    rows = [{"module": one["module"], "args": _shown(one["args"]), "result": result} for one, result in pairs]
-    return {**own, "ansible_facts": {FACT: rows}}
+    rows = [
+        {"module": one["module"], "args": {} if one["module"] in SEALED else _shown(one["args"]), "result": result}
+        for one, result in pairs
+    ]
+    return {**own, "ansible_facts": {**(own.get("ansible_facts") or {}), FACT: rows}}
+
+
+def probed(facts: Mapping[str, Any] | None, module: str) -> Mapping[str, Any]:
+    """Return {module, args, result} of a host's probe for a module; empty where it was not probed for."""
+    return next((row for row in (facts or {}).get(FACT) or [] if row["module"] == module), {})
 
 
 def cached_result(facts: Mapping[str, Any] | None, module: str, args: Mapping[str, Any]) -> Result | None:

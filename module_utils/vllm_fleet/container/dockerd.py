@@ -108,7 +108,7 @@ class Dockerd:
         if action in ("none", "reload") and pending:
             # What an earlier run had to leave: no reason to stop anything now either.
             action = "restart" if not live or self._p.allow_restart else action
-        sdk = importlib.util.find_spec("docker") is not None and importlib.util.find_spec("docker.api") is not None
+        sdk = _has_sdk()
         client, daemon = shutil.which("docker") or "", shutil.which("dockerd") or ""
         return {
             "right": bool(info and sdk and client and action == "none"),
@@ -379,6 +379,13 @@ def _ended(pid: int, seconds: float) -> bool:
         return bool(poller.poll(seconds * 1000))
     finally:
         os.close(handle)
+
+
+def _has_sdk() -> bool:
+    """Return whether Docker's SDK is installed: by its files, for importing it takes longer than all of the probe."""
+    found = importlib.util.find_spec("docker")
+    folders = (found and found.submodule_search_locations) or []
+    return any(Path(folder, "api", "__init__.py").is_file() for folder in folders)
 
 
 def _os_release() -> dict[str, str]:

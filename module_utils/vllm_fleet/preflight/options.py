@@ -62,6 +62,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "sysctls": {"type": "dict", "default": {}},
     "accept": {"type": "list", "elements": "str", "default": []},
     "ask": {"type": "list", "elements": "str", "default": []},
+    "conclude": {"type": "dict", "default": {}},
+    "first": {"type": "list", "elements": "str", "default": []},
     "findings": {"type": "list", "elements": "dict", "default": []},
     "inventory": {"type": "bool", "default": True},
     "late": {"type": "dict", "default": {}},

@@ -25,7 +25,9 @@ ALSO_KNOWN = frozenset(
     {
         "hf_token",
         "vllm_fleet_sysfs_root",
+        "deploy_done",
         "deploy_stage",
+        "deploy_steps",
         "docker_engine_become",
         "docker_engine_result",
         "gateway_ready",
@@ -41,6 +43,7 @@ ALSO_KNOWN = frozenset(
         "rocm_reboot_required",
         "rocm_stop_result",
         "rollout_outcome",
+        "preflight_report_result",
         "rollout_plan",
         "vllm_image_id",
         "vllm_image_ref",

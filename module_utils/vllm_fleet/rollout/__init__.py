@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which server is replaced in which wave, and what does it go back to?
 
-May import: gateway, preflight, vllm.
+May import: common, gateway, preflight, vllm.
 Pure.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hosts of each play of a rollout. Pure.
+"""The hosts of each play of a deployment, so that a play for which no host has work costs nothing. Pure.
 
 Headers of plays are templated before the run, when ``hostvars`` may hold no host and no fact yet.
 """
@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..vllm.host_variables import replica_name
 from .replicas import outcome
+from .steps import STEPS
 
 #: A pattern that matches no host, without Ansible's warning.
 NOBODY = ["all:!all"]
@@ -27,17 +29,53 @@ def _plan(hostvars: Mapping[str, Any]) -> Mapping[str, Any]:
     return _fact(hostvars, "localhost", "rollout_plan") or {}
 
 
+def _prepared(hostvars: Mapping[str, Any], step: str = "") -> Mapping[str, Any]:
+    """Return the steps of this run (steps.plan), where the node check and all steps before ``step`` came to an end.
+
+    Empty otherwise, and where no node takes part. Ansible goes on with the hosts of the next play where one is lost.
+    """
+    steps, done = _fact(hostvars, "localhost", "deploy_steps") or {}, _fact(hostvars, "localhost", "deploy_done") or []
+    for name in (steps.get("hosts") and ("refused", "lock", *STEPS)) or ():
+        if name == step:
+            return dict(steps)
+        if name not in done and (name == "lock" or steps.get(name)):
+            return {}
+    return dict(steps)
+
+
+def step(hostvars: Mapping[str, Any], name: str) -> list[str]:
+    """Return the hosts of a play of deploy.yml: `refused`, `lock`, or one of steps.STEPS."""
+    found = _prepared(hostvars, name)
+    return list(found.get("hosts" if name == "lock" else name) or NOBODY)
+
+
+def in_replicas(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
+    """Return the hosts that are a part of a server over several nodes."""
+    return [host for host in hosts if host in hostvars and replica_name(hostvars[host])] or NOBODY
+
+
+def unplanned(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
+    """Return the hosts whose server has to be planned by a task of its own.
+
+    One more where some need none: a play all of whose hosts fail ends the run before the plan can say why.
+    """
+    answered = list(_prepared(hostvars).get("answered") or [])
+    rest = [host for host in hosts if host not in set(answered)]
+    return (rest + answered[:1] if rest else []) or NOBODY
+
+
 def gateways_of(hostvars: Mapping[str, Any], gateways: Iterable[str], part: str) -> list[str]:
     """Return the gateways of this run that may change now.
 
     For `prepare` all nodes must have come through, for `rollout` their plan. A run without nodes has neither.
     """
-    stage, plan = _fact(hostvars, "localhost", "deploy_stage"), _plan(hostvars)
-    accepted = stage == "prepared" and (part == "prepare" or plan.get("problems") == [])
+    plan = _plan(hostvars)
+    accepted = bool(_prepared(hostvars)) and (part == "prepare" or plan.get("problems") == [])
+    without_nodes = _fact(hostvars, "localhost", "deploy_stage") is None
     return [
         gateway
         for gateway in gateways
-        if _fact(hostvars, gateway, "gateway_takes_part") and (accepted or stage is None)
+        if _fact(hostvars, gateway, "gateway_takes_part") and (accepted or without_nodes)
     ] or NOBODY
 
 
@@ -50,10 +88,10 @@ def _ready(hostvars: Mapping[str, Any], gateways: Iterable[str]) -> bool:
 
 
 def leftovers(hostvars: Mapping[str, Any], gateways: Iterable[str]) -> list[str]:
-    """Return the hosts of the run, where servers that are not replaced may have been left drained."""
+    """Return the hosts whose servers are not replaced and may have been left drained."""
     plan = _plan(hostvars)
-    wanted = plan.get("problems") == [] and (plan.get("admit") or plan.get("unchanged")) and _ready(hostvars, gateways)
-    return list(plan["play"]) if wanted else NOBODY
+    wanted = plan.get("problems") == [] and _ready(hostvars, gateways)
+    return list((wanted and plan.get("leftovers")) or NOBODY)
 
 
 def waves(hostvars: Mapping[str, Any], gateways: Iterable[str] = ()) -> list[str]:

@@ -68,7 +68,7 @@ def gateway_states(hostvars: Mapping[str, Any], gateways: Iterable[str], server:
 
 def planned(variables: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what vllm_server would do on a host; empty where it could not be asked or refused."""
-    found = variables.get("vllm_server_result") or {}
+    found = host_variables.server_result(variables)
     return {} if found.get("failed") or found.get("skipped") or "actions" not in found else found
 
 

@@ -42,11 +42,13 @@ class Scene:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the user set: rollout_waves, rollout_max_failures, and files of tasks that are not there."""
+    """What the user set: waves, how many may fail, tasks that admit, and files of tasks that are not there."""
 
     waves: Any
     max_failures: Any
     missing: tuple[str, ...] = ()
+    #: Whether only a note on its node says that a server is drained (rollout_admit_tasks), and no gateway.
+    noted: bool = False
 
     @property
     def failures(self) -> int:
@@ -79,8 +81,8 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
 
     ``hosts`` are in the order of the waves, ``serial`` counts hosts of each wave, ``waves`` names replicas by their
     heads; ``play`` and ``wrong`` are the hosts of the run and those that failed their verification. ``admit`` are heads
-    that need nothing but to be admitted, ``reboot`` the hosts that are rebooted in their wave; ``problems`` are
-    sentences, with any of them nothing is done. ``says`` is the plan in words.
+    that need nothing but to be admitted, ``leftovers`` those to visit for it, ``reboot`` the hosts that are rebooted in
+    their wave; ``problems`` are sentences, with any of them nothing is done. ``says`` is the plan in words.
     """
     found = collect(scene, check_mode=check_mode)
     problems = judge(scene, limits, found)
@@ -89,6 +91,7 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
     if not problems:
         waves, problems = fill(scene.hostvars, found.replicas, change, sizes(limits.waves, len(change)))
     same = [one for one in found.replicas if not one.change and set(one.hosts) <= set(scene.alive)]
+    admit = [one.head for one in same if DRAIN in gateway_states(scene.hostvars, scene.gateways, one.head)]
     reboots = {host: why for replica in change for host, why in replica.reboots.items()}
     return {
         "hosts": [] if check_mode or problems else [h for wave in waves for replica in wave for h in replica.hosts],
@@ -96,7 +99,8 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
         "waves": [[replica.head for replica in wave] for wave in waves],
         "change": [replica.head for replica in change],
         "unchanged": [replica.head for replica in same],
-        "admit": [one.head for one in same if DRAIN in gateway_states(scene.hostvars, scene.gateways, one.head)],
+        "admit": admit,
+        "leftovers": [one.head for one in same] if limits.noted else admit,
         "play": scene.play,
         "wrong": found.wrong,
         "reboot": list(reboots),

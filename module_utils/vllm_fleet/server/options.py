@@ -99,6 +99,13 @@ class ServerOptions(ContainerOptions):
         return cls(**fields, engine_cache=engine_cache is None or bool(engine_cache), record=params.get("record"))
 
 
+def call(given: Mapping[str, Any], host: str) -> dict[str, Any]:
+    """Return the module's options for a role's options: those of ``place`` win, where they say anything."""
+    # An empty list is an answer, too: no devices at all.
+    place = {key: value for key, value in (given.get("place") or {}).items() if value is not None}
+    return {"reported_host": host, **{key: value for key, value in given.items() if key != "place"}, **place}
+
+
 def secrets(params: Mapping[str, Any], as_dict: Callable[[str], Mapping[str, Any]]) -> set[str]:
     """Return the secrets in ``env`` and ``args`` of unchecked options: Ansible does not know them as such.
 

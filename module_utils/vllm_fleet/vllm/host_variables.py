@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..common.probes import probed
 from . import cli
 
 PORT = 8000  # default of the role vllm_server
@@ -30,13 +31,18 @@ def served_names(variables: Mapping[str, Any]) -> list[str]:
     return cli.served_names(variables.get("vllm_server_args") or {}, str(variables.get("vllm_server_model") or ""))
 
 
+def server_result(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what vllm_server found on a host in this run: by its own task, or by preflight's probe; empty without."""
+    own = variables.get("vllm_server_result")
+    return own or probed(variables.get("ansible_facts"), "vllm_server").get("result") or {}
+
+
 def container_spec(variables: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what a host's container is made of: ``spec`` of the newest result of vllm_server in this run.
 
     Empty where there is no container, None where the host was not asked.
     """
-    for name in ("vllm_server_restore_result", "vllm_server_result"):
-        found = variables.get(name) or {}
+    for found in (variables.get("vllm_server_restore_result") or {}, server_result(variables)):
         if "spec" in found:
             return dict(found["spec"] or {})
     return None

@@ -26,6 +26,31 @@ def test_after_one_that_has_something_to_do_none_is_probed(results, seen):
     assert probes.run_all(requests, lambda module, _: found[module]) == results[:seen]
 
 
+def test_a_probe_takes_what_one_before_it_found():
+    asked = []
+
+    def run(module, args):
+        asked.append((module, args))
+        return {"present": True, "image_ref": "name:1", "results": [1]}
+
+    image = probes.result_of("vllm_image", "image_ref")
+    requests = [
+        {"module": "vllm_image", "args": {"tag": "1"}},
+        {"module": "vllm_server", "args": {"image": image, "model": image + "x", "devices": []}},
+        {"module": "other", "args": {"image": probes.result_of("vllm_image", "unknown")}},
+    ]
+    probes.run_all(requests, run)
+    assert asked[1] == ("vllm_server", {"image": "name:1", "model": image + "x", "devices": []})
+    # What is not known stays a name that no image has.
+    assert asked[2] == ("other", requests[2]["args"])
+
+
+def test_options_of_a_server_are_not_kept():
+    facts = probed({"module": "vllm_server", "args": {"env": {"SOME_KEY": "s3cret"}, "model": "m"}}, {"changed": False})
+    assert probes.probed(facts, "vllm_server") == {"module": "vllm_server", "args": {}, "result": {"changed": False}}
+    assert probes.probed(facts, "vllm_chat") == probes.probed(None, "vllm_server") == {}
+
+
 @pytest.mark.parametrize(
     ("module", "result", "taken"),
     [

@@ -233,40 +233,6 @@ def test_a_gateway_that_could_not_drain_is_named_before_the_waves():
     assert waves.gateway_problems(hosts | gone, ["node1"], [], ["gw"]) == []
 
 
-ACCEPTED = {"problems": [], "play": ["node1"], "hosts": ["node1"], "unchanged": [], "admit": []}
-
-
-@pytest.mark.parametrize(
-    ("stage", "made", "prepare", "change"),
-    [
-        (None, None, True, True),  # no node in the run
-        ("begun", None, False, False),  # a node was lost or refused
-        ("prepared", None, True, False),  # lost in the plan
-        ("prepared", {**ACCEPTED, "problems": ["No."]}, True, False),
-        ("prepared", ACCEPTED, True, True),
-    ],
-)
-def test_gateways_change_after_nodes_and_plan_alone(stage, made, prepare, change):
-    hosts = {
-        "localhost": {"deploy_stage": stage, "rollout_plan": made},
-        "gw": {"gateway_takes_part": True},
-        "gw2": {},
-    }
-    for part, may in {"prepare": prepare, "rollout": change}.items():
-        assert play_hosts.gateways_of(hosts, ["gw", "gw2"], part) == (["gw"] if may else play_hosts.NOBODY)
-
-
-def test_no_wave_begins_before_every_gateway_of_the_run_is_ready():
-    hosts = {"localhost": {"rollout_plan": {**ACCEPTED, "admit": ["node1"]}}, "gw": {}, "gw2": {}}
-    both = (play_hosts.waves, play_hosts.leftovers)
-    assert [found(hosts, ["gw", "gw2"]) for found in both] == [["node1"]] * 2
-    hosts["gw"] = {"gateway_takes_part": True}
-    assert [found(hosts, ["gw", "gw2"]) for found in both] == [play_hosts.NOBODY] * 2
-    hosts["gw"]["gateway_ready"] = True
-    assert [found(hosts, ["gw", "gw2"]) for found in both] == [["node1"]] * 2
-    assert play_hosts.leftovers({"localhost": {"rollout_plan": ACCEPTED}}, []) == play_hosts.NOBODY
-
-
 def test_a_server_is_asked_where_it_serves_now():
     assert host_variables.own_url({"vllm_server_port": 8100, "vllm_server_bind": "::"}) == "http://127.0.0.1:8100"
     asked = {"vllm_server_port": 8100, "vllm_server_result": {"spec": {"port": 8000, "bind": "2001:db8::1"}}}

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which nodes need which step before the waves, from what preflight's probe of each node found. Pure.
+
+A node whose probe is missing, ended early, failed, or was for something else needs the step: no answer is never "fine".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..common.probes import nothing_to_do, probed
+from ..vllm.host_variables import replica_name, truth
+
+#: The steps in their order, and the plays of deploy.yml that are named after them.
+STEPS = ("engine", "image", "weights")
+
+
+def plan(
+    hostvars: Mapping[str, Any], hosts: Iterable[str], *, refused: Iterable[str] = (), verify: bool = False
+) -> dict[str, list[str]]:
+    """Return the hosts that need each step, and under `answered` those whose server needs no visit at all.
+
+    With them go `hosts`, all of the run, and `refused`, those of them that end it. Image and weights concern all hosts
+    as soon as one lacks them: they go from node to node. A server counts as answered only where no node needs any
+    step, and not where the user asks for a verification (``verify``).
+    """
+    variables = {host: hostvars[host] for host in hosts}
+    facts = {host: found.get("ansible_facts") or {} for host, found in variables.items()}
+    steps = {
+        "engine": [host for host in variables if _engine(variables[host], facts[host])],
+        "image": _all_or_none(variables, facts, "vllm_image", "content"),
+        "weights": _all_or_none(variables, facts, "hf_snapshot", "commit"),
+    }
+    quiet = not verify and not any(steps.values())
+    return {
+        "hosts": list(variables),
+        "refused": list(refused),
+        **steps,
+        "answered": [host for host in variables if quiet and _answered(variables[host], facts[host])],
+    }
+
+
+def _right(facts: Mapping[str, Any], module: str) -> bool:
+    row = probed(facts, module)
+    return bool(row) and nothing_to_do(module, row["result"])
+
+
+def _engine(variables: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    rocm = str(variables.get("vllm_server_accelerator") or "rocm") == "rocm"
+    return not _right(facts, "docker_engine") or (rocm and not _right(facts, "rocm"))
+
+
+#: The variable that asks for more than what is there, by the module of a step.
+_PRUNES = {"vllm_image": "vllm_image_prune", "hf_snapshot": "hf_cache_prune"}
+
+
+def _all_or_none(
+    variables: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Mapping[str, Any]], module: str, identity: str
+) -> list[str]:
+    """Return all hosts unless each has what it wants, and all that want the same have the same."""
+    found: dict[str, set[Any]] = {}
+    for host, own in facts.items():
+        if not _right(own, module) or truth(variables[host].get(_PRUNES[module])):
+            return list(facts)
+        row = probed(own, module)
+        # Where it is on the node may differ from host to host.
+        wanted = {name: value for name, value in row["args"].items() if name != "cache"}
+        found.setdefault(json.dumps(wanted, sort_keys=True, default=str), set()).add(row["result"].get(identity))
+    return list(facts) if any(len(values) > 1 for values in found.values()) else []
+
+
+def _answered(variables: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    """Return whether a server is as described, was confirmed before, has its record, and has just answered right."""
+    server = probed(facts, "vllm_server").get("result") or {}
+    return (
+        not replica_name(variables)
+        and _right(facts, "vllm_server")
+        and server.get("actions") == []
+        and bool(server.get("confirmed"))
+        and server.get("release") is not None
+        and _right(facts, "vllm_chat")
+    )

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No answer is never "fine": what a node's probe did not find right is visited."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible.module_utils.vllm_fleet.common import probes
+from ansible.module_utils.vllm_fleet.rollout import steps
+
+SERVER = {"changed": False, "actions": [], "confirmed": True, "release": {"number": 3}}
+FOUND = {
+    "docker_engine": {"right": True, "changed": False},
+    "vllm_image": {"present": True, "content": "sha256:1"},
+    "hf_snapshot": {"complete": True, "commit": "c1"},
+    "vllm_server": SERVER,
+    "vllm_chat": {"results": [{}]},
+    "rocm": {"changed": False},
+}
+ARGS = {"vllm_image": {"tag": "1"}, "hf_snapshot": {"repo_id": "a/b", "cache": "/c"}}
+
+
+def node(found=None, args=None, **variables):
+    """Variables of a host whose probe found FOUND with the changes of ``found``; None takes a result away."""
+    results = {**FOUND, **(found or {})}
+    rows = [
+        {"module": module, "args": {**ARGS.get(module, {}), **(args or {}).get(module, {})}, "result": result}
+        for module, result in results.items()
+        if result is not None
+    ]
+    return {"ansible_facts": {probes.FACT: rows}, **variables}
+
+
+def plan(*nodes, **options):
+    hostvars = {f"node{number}": variables for number, variables in enumerate(nodes, 1)}
+    found = steps.plan(hostvars, list(hostvars), **options)
+    return {name: hosts for name, hosts in found.items() if hosts and name != "hosts"}
+
+
+def test_where_all_is_right_every_server_has_answered():
+    assert plan(node(), node()) == {"answered": ["node1", "node2"]}
+    assert plan(node(), node(), verify=True) == {}
+    assert plan(node(), refused=["node1"]) == {"refused": ["node1"], "answered": ["node1"]}
+    assert steps.plan({"node1": node()}, ["node1"])["hosts"] == ["node1"]
+
+
+@pytest.mark.parametrize(
+    ("found", "needs"),
+    [
+        ({"docker_engine": {"right": False}}, {"engine": ["node2"]}),
+        ({"docker_engine": {"right": True, "failed": True}}, {"engine": ["node2"]}),
+        ({"docker_engine": {}}, {"engine": ["node2"]}),
+        ({"rocm": {"changed": True}}, {"engine": ["node2"]}),
+        ({"rocm": None}, {"engine": ["node2"]}),
+        ({"vllm_image": {"present": False}}, {"image": ["node1", "node2"]}),
+        ({"vllm_image": None}, {"image": ["node1", "node2"]}),
+        ({"vllm_image": {"present": True, "content": "sha256:2"}}, {"image": ["node1", "node2"]}),
+        ({"hf_snapshot": {"complete": False}}, {"weights": ["node1", "node2"]}),
+        ({"hf_snapshot": {"complete": True, "commit": "c2"}}, {"weights": ["node1", "node2"]}),
+        ({"hf_snapshot": None}, {"weights": ["node1", "node2"]}),
+        # The probe of the server is of no use where it was not come to.
+        ({"vllm_server": None}, {"answered": ["node1"]}),
+        ({"vllm_server": {**SERVER, "changed": True}}, {"answered": ["node1"]}),
+        ({"vllm_server": {**SERVER, "failed": True}}, {"answered": ["node1"]}),
+        ({"vllm_server": {**SERVER, "actions": ["started"]}}, {"answered": ["node1"]}),
+        ({"vllm_server": {**SERVER, "confirmed": False}}, {"answered": ["node1"]}),
+        ({"vllm_server": {**SERVER, "release": None}}, {"answered": ["node1"]}),
+        ({"vllm_server": {}}, {"answered": ["node1"]}),
+        ({"vllm_chat": None}, {"answered": ["node1"]}),
+        ({"vllm_chat": {"failed": True, "results": [{}]}}, {"answered": ["node1"]}),
+        # The module ended before it had looked at anything, or the node has no Python.
+        (dict.fromkeys(FOUND), {step: ["node2"] if step == "engine" else ["node1", "node2"] for step in steps.STEPS}),
+    ],
+)
+def test_what_was_not_found_right_is_visited(found, needs):
+    assert plan(node(), node(found)) == needs
+
+
+@pytest.mark.parametrize(
+    ("nodes", "needs"),
+    [
+        ([{"vllm_image_prune": True}], {"image": ["node1"]}),
+        ([{"hf_cache_prune": "yes"}], {"weights": ["node1"]}),
+        ([{"vllm_server_accelerator": "cpu", "found": {"rocm": None}}], {"answered": ["node1"]}),
+        ([{"vllm_server_replica": "big"}, {}], {"answered": ["node2"]}),
+        # Two models: each has images and commits of its own, in whichever folder.
+        (
+            [
+                {},
+                {
+                    "found": {"hf_snapshot": {"complete": True, "commit": "c2"}},
+                    "args": {"hf_snapshot": {"repo_id": "x/y"}},
+                },
+            ],
+            {"answered": ["node1", "node2"]},
+        ),
+        (
+            [
+                {},
+                {
+                    "found": {"hf_snapshot": {"complete": True, "commit": "c2"}},
+                    "args": {"hf_snapshot": {"cache": "/d"}},
+                },
+            ],
+            {"weights": ["node1", "node2"]},
+        ),
+    ],
+)
+def test_variables_of_hosts_count(nodes, needs):
+    assert plan(*(node(**one) for one in nodes)) == needs
+
+
+def test_a_host_without_facts_needs_everything():
+    assert plan({}) == {key: ["node1"] for key in steps.STEPS}
