@@ -75,7 +75,9 @@ def _vllm_image() -> Probe:
 
     return Probe(
         find_image.SPEC,
-        lambda params: find_image.probe(DockerApi(params["socket"]), *find_image.parse(params)),
+        lambda params: find_image.probe(
+            DockerApi(params["socket"]), *find_image.parse(params), resolve=params["resolve"]
+        ),
         ("found",),
     )
 

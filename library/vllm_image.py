@@ -84,6 +84,11 @@ options:
     description: The engine's socket.
     type: path
     default: /var/run/docker.sock
+  resolve:
+    description:
+      - With V(found) and an image that is pulled by its tag, whether the registry is asked what the tag stands for. It must answer then.
+    type: bool
+    default: false
   use_cached_result:
     description:
       - Whether to use the result of an earlier probe in the same run, if it had the same options and found nothing to do. For a first look only. Used
@@ -110,6 +115,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+resolved:
+  description: That the registry was asked what the tag stands for.
+  returned: with O(resolve), of an image that is pulled by its tag
+  type: bool
 present:
   description: Whether the wanted image is on the node.
   type: bool
@@ -220,7 +229,7 @@ def _result(
     if state == "validated":
         return {"changed": False, "digest": wanted.digest}
     if state in ("found", "present"):
-        return find_image.probe(api, wanted, archived, dry=module.check_mode)
+        return find_image.probe(api, wanted, archived, dry=module.check_mode, resolve=module.params["resolve"])
     with find_image.explained(wanted, reading=state == "read"):
         if state == "resolved":
             digest = wanted.digest or api.registry_digest(f"{wanted.name}:{wanted.tag}")

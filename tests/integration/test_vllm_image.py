@@ -22,6 +22,7 @@ from typing import Any
 import play
 import pytest
 
+from ansible.module_utils.vllm_fleet.container import find_image
 from ansible.module_utils.vllm_fleet.container.api import DockerApi
 
 pytestmark = pytest.mark.engine
@@ -298,6 +299,13 @@ def push(ref: str, content: str) -> str:
     return digest
 
 
+def probed(repository: str, *, resolve: bool) -> dict[str, Any]:
+    """What preflight's probe of a node finds of the tag v1."""
+    options = {name: option.get("default") for name, option in find_image.ARGUMENTS.items()}
+    wanted = find_image.parse({**options, "name": repository, "source": "pull", "tag": "v1"})
+    return find_image.probe(DockerApi("/var/run/docker.sock"), *wanted, resolve=resolve)
+
+
 def test_pull_by_tag_follows_the_registry_and_by_digest_does_not(tmp_path: Path, name: str, registry: Registry) -> None:
     repository = f"{registry.host}/{name}"
     first_digest = push(f"{repository}:v1", "one")
@@ -308,10 +316,14 @@ def test_pull_by_tag_follows_the_registry_and_by_digest_does_not(tmp_path: Path,
     assert first.facts["vllm_image_ref"] == f"{repository}@{first_digest}"
     assert image_id(f"{repository}:v1") == first.facts["vllm_image_id"]
     assert image(tmp_path, **by_tag).ok().recap("changed") == 0
+    asked = probed(repository, resolve=True)
+    assert (asked["present"], asked["resolved"], asked["digest"]) == (True, True, first_digest)
 
     # The tag moves: that is a difference, and what was there stays beside it.
     moved = push(f"{repository}:v1", "two")
     docker("tag", first.facts["vllm_image_id"], f"{repository}:v1")
+    assert probed(repository, resolve=True)["present"] is False
+    assert probed(repository, resolve=False)["present"] is True  # what only the registry knows
     predicted = image(tmp_path, "--check", **by_tag).ok()
     assert predicted.recap("changed") == 1
     second = image(tmp_path, **by_tag).ok()
@@ -322,6 +334,8 @@ def test_pull_by_tag_follows_the_registry_and_by_digest_does_not(tmp_path: Path,
 
     # By digest the registry is not even asked when the image is there.
     registry.stop()
+    with pytest.raises(find_image.ImageError):
+        probed(repository, resolve=True)
     pinned = image(tmp_path, **by_tag, vllm_image_digest=first_digest).ok()
     assert pinned.facts["vllm_image_id"] == first.facts["vllm_image_id"]
     assert image_id(f"{repository}:v1") == first.facts["vllm_image_id"]

@@ -15,8 +15,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 ROLE = ROOT / "roles" / "vllm_image"
 CASES = {
+    "first_by_tag": {},
     "digest": {"vllm_image_digest": "sha256:" + "1" * 64},
-    # A tag may have moved in the registry; only a task asks there.
+    # A tag may have moved in the registry; the first of the hosts asks there.
     "tag": {},
     "archive_of_nodes": {"vllm_image_source": "archive", "vllm_image_archive": "/a.tar"},
     "archive_with_id": {
@@ -76,15 +77,16 @@ def asked(tmp_path_factory):
     return {case: told["msg"]["probe"] for case, told in answer["plays"][0]["tasks"][0]["hosts"].items()}
 
 
-@pytest.mark.parametrize("case", ["tag", "archive_of_controller", "build_of_checkout"])
+@pytest.mark.parametrize("case", ["archive_of_controller", "build_of_checkout"])
 def test_what_is_not_known_yet_is_not_asked(asked, case):
     assert asked[case] == {}
 
 
-@pytest.mark.parametrize("case", sorted({*CASES} - {"tag", "archive_of_controller", "build_of_checkout"}))
+@pytest.mark.parametrize("case", sorted({*CASES} - {"archive_of_controller", "build_of_checkout"}))
 def test_what_is_known_is_asked_as_the_task_asks_it(asked, case):
     assert asked[case]["module"] == "vllm_image"
     args = asked[case]["args"]
     assert (args["state"], args["name"], args["tag"]) == ("found", "vllm/vllm-openai-rocm", "v1")
     assert bool(args["build_inputs"]) == case.startswith("build")
+    assert args["resolve"] is (case == "first_by_tag")
     assert args["digest"] == CASES[case].get("vllm_image_digest", "")

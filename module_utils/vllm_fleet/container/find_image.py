@@ -50,6 +50,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "default": "found",
     },
     "socket": {"type": "path", "default": "/var/run/docker.sock"},
+    "resolve": {"type": "bool", "default": False},
     "use_cached_result": {"type": "bool", "default": False},
 }
 SPEC: dict[str, Any] = {"argument_spec": ARGUMENTS}
@@ -100,11 +101,18 @@ def known(wanted: Wanted, archived: list[Archived]) -> tuple[list[Archived], int
     return archived, 0
 
 
-def probe(api: DockerApi, wanted: Wanted, archived: list[Archived], *, dry: bool = True) -> dict[str, Any]:
+def probe(
+    api: DockerApi, wanted: Wanted, archived: list[Archived], *, dry: bool = True, resolve: bool = False
+) -> dict[str, Any]:
     """Return what vllm_image returns with ``state: found``; its tags are put right unless ``dry``. Raises ImageError.
 
-    With ``dry``, an image is missing where no engine answers: the engine may be what the same run installs.
+    With ``dry``, an image is missing where no engine answers: the engine may be what the same run installs. With
+    ``resolve``, what a tag stands for is what the registry says now; a registry that does not answer is an error.
     """
+    if resolve and wanted.source == "pull" and not wanted.digest:
+        with explained(wanted):
+            wanted = dataclasses.replace(wanted, digest=api.registry_digest(f"{wanted.name}:{wanted.tag}"))
+        return {**probe(api, wanted, archived, dry=dry), "resolved": True}
     try:
         with explained(wanted):
             archived, room = known(wanted, archived)

@@ -59,16 +59,24 @@ _PRUNES = {"vllm_image": "vllm_image_prune", "hf_snapshot": "hf_cache_prune"}
 def _all_or_none(
     variables: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Mapping[str, Any]], module: str, identity: str
 ) -> list[str]:
-    """Return all hosts unless each has what it wants, and all that want the same have the same."""
+    """Return all hosts unless each has what it wants, and all that want the same have the same.
+
+    Of an image that is pulled by its tag, one of them must have asked the registry what the tag stands for.
+    """
     found: dict[str, set[Any]] = {}
+    unresolved: dict[str, bool] = {}
     for host, own in facts.items():
         if not _right(own, module) or truth(variables[host].get(_PRUNES[module])):
             return list(facts)
-        row = probed(own, module)
-        # Where it is on the node may differ from host to host.
-        wanted = {name: value for name, value in row["args"].items() if name != "cache"}
-        found.setdefault(json.dumps(wanted, sort_keys=True, default=str), set()).add(row["result"].get(identity))
-    return list(facts) if any(len(values) > 1 for values in found.values()) else []
+        args, result = probed(own, module)["args"], probed(own, module)["result"]
+        # Where it is on the node may differ from host to host, and one of them asks the registry.
+        wanted = {name: value for name, value in args.items() if name not in ("cache", "resolve")}
+        key = json.dumps(wanted, sort_keys=True, default=str)
+        found.setdefault(key, set()).add(result.get(identity))
+        by_tag = wanted.get("source") == "pull" and not wanted.get("digest")
+        unresolved[key] = unresolved.get(key, True) and by_tag and not result.get("resolved")
+    several = any(len(values) > 1 for values in found.values())
+    return list(facts) if several or any(unresolved.values()) else []
 
 
 def _answered(variables: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:

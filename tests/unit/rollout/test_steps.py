@@ -110,5 +110,21 @@ def test_variables_of_hosts_count(nodes, needs):
     assert plan(*(node(**one) for one in nodes)) == needs
 
 
+BY_TAG = {"vllm_image": {"source": "pull", "digest": "", "tag": "1"}}
+FIRST = {"vllm_image": {**BY_TAG["vllm_image"], "resolve": True}}
+
+
+def test_what_a_tag_stands_for_has_to_be_known():
+    image = FOUND["vllm_image"]
+    first = node({"vllm_image": {**image, "resolved": True}}, FIRST)
+    assert plan(first, node(args=BY_TAG)) == {"answered": ["node1", "node2"]}
+    # The registry did not answer, the first host left, or another one has what the tag was before.
+    assert plan(node({"vllm_image": {"failed": True}}, FIRST), node(args=BY_TAG)) == {"image": ["node1", "node2"]}
+    assert plan(node(args=BY_TAG), node(args=BY_TAG)) == {"image": ["node1", "node2"]}
+    older = node({"vllm_image": {**image, "content": "sha256:0"}}, BY_TAG)
+    assert plan(first, older) == {"image": ["node1", "node2"]}
+    assert plan(node(args={"vllm_image": {"source": "pull", "digest": "sha256:1"}})) == {"answered": ["node1"]}
+
+
 def test_a_host_without_facts_needs_everything():
     assert plan({}) == {key: ["node1"] for key in steps.STEPS}
