@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from itertools import product
 
 import docker
 import pytest
@@ -81,9 +82,10 @@ def test_run_again_changes_nothing(scene):
     assert set(run.recap("changed").values()) == {0}, run.output
     assert "Nothing to do: node1, node2, node3 and node4 match the inventory" in run.text
     assert all_up(scene)
-    # Every node is asked twice: for all that it has, and what would change together with the question to the model.
+    # Every node is asked once: for all that it has, what would change, and a question to the model.
     asked = Counter(re.findall(r"Using module file \S*/(\w+)\.py", run.output))
-    assert asked["node_probe"] == 2 * len(ALL), asked
+    assert asked["node_probe"] == len(ALL), asked
+    assert {run.recap(word)[host] for word, host in product(("ok", "skipped"), ALL[1:])} == {0, 1}, "no other task"
     assert not asked.keys() & {
         "preflight_host",
         "docker_engine",
@@ -92,6 +94,40 @@ def test_run_again_changes_nothing(scene):
         "vllm_server",
         "vllm_chat",
     }
+
+
+#: Imported by the nodes' Python at each start: breaks the probe, and only the probe, where it comes to one of its parts.
+BREAKS = """
+import sys
+class Break:
+    def find_spec(self, name, path=None, target=None):
+        run = getattr(sys.modules["__main__"].__spec__, "name", "")
+        if name == "ansible.module_utils.vllm_fleet.{part}" and run.endswith("node_probe"):
+            raise ImportError("made to break")
+sys.meta_path.insert(0, Break())
+"""
+
+
+@pytest.mark.parametrize(
+    ("part", "planned", "fetched"),
+    [("server.lifecycle", ["node2", "node1"], False), ("container.find_image", ALL, True)],
+)
+def test_a_probe_that_breaks_on_a_node_is_no_answer(scene, part, planned, fetched):
+    before = scene.servers()
+    file = "/usr/lib/python3/dist-packages/sitecustomize.py"
+    scene.fleet.exec("node2", ["sh", "-c", f"cat >{file} <<'END'\n{BREAKS.replace('{part}', part)}\nEND"])
+    try:
+        run = scene.deploy().ok()
+    finally:
+        scene.fleet.exec("node2", ["rm", file])
+    assert set(run.recap("changed").values()) == {0}, run.output
+    # The node is visited by the tasks that probe for themselves; another server is planned with it.
+    assert f"ok: vllm_server : Ensure the server runs and is ready [{', '.join(sorted(planned))}]" in run.text, (
+        run.output
+    )
+    assert ("PLAY [Fetch the image]" in run.output) is fetched
+    assert "Nothing to do: node1, node2, node3 and node4 match the inventory" in run.text
+    assert scene.servers() == before
 
 
 @pytest.mark.parametrize(
