@@ -188,6 +188,7 @@ def run(sizes: list[int]) -> dict[str, Any]:
         fleet.up(folder / "fleet", NODES)
         fleet.load([image])
         bench = Bench(folder, fleet, image, engine.images.get(image).id, seed)
+        bench.prepare()
         return {str(hosts): bench.measure(hosts) for hosts in sizes}
     finally:
         fleet.down()
