@@ -114,12 +114,13 @@ sys.meta_path.insert(0, Break())
 )
 def test_a_probe_that_breaks_on_a_node_is_no_answer(scene, part, planned, fetched):
     before = scene.servers()
-    file = "/usr/lib/python3/dist-packages/sitecustomize.py"
-    scene.fleet.exec("node2", ["sh", "-c", f"cat >{file} <<'END'\n{BREAKS.replace('{part}', part)}\nEND"])
+    module, hook = (f"/usr/lib/python3/dist-packages/made_to_break.{end}" for end in ("py", "pth"))
+    write = f"echo import made_to_break >{hook}; cat >{module} <<'END'\n{BREAKS.replace('{part}', part)}\nEND"
+    scene.fleet.exec("node2", ["sh", "-c", write])
     try:
         run = scene.deploy().ok()
     finally:
-        scene.fleet.exec("node2", ["rm", file])
+        scene.fleet.exec("node2", ["rm", hook, module])
     assert set(run.recap("changed").values()) == {0}, run.output
     # The node is visited by the tasks that probe for themselves; another server is planned with it.
     assert f"ok: vllm_server : Ensure the server runs and is ready [{', '.join(sorted(planned))}]" in run.text, (
