@@ -13,6 +13,7 @@ Prints a table, writes bench/results/scale.json and draws docs/images/scale.svg 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -66,17 +67,22 @@ class Watched:
         log.seek(0)
         self.output = log.read().decode(errors="replace")
 
-    def _sample(self, session: int) -> None:
+    def _sample(self, root: int) -> None:
         while not self._ended.wait(SAMPLE):
-            total = 0
+            parents = {}
             for folder in Path("/proc").glob("[0-9]*"):
-                try:
-                    if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) != session:
-                        continue
-                    rollup = (folder / "smaps_rollup").read_text()
-                except (OSError, ValueError, IndexError):
-                    continue
-                total += next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
+                with contextlib.suppress(OSError, ValueError, IndexError):
+                    parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            # Ansible's workers are in sessions of their own, but children all the same.
+            family, grown = {root}, True
+            while grown:
+                more = {pid for pid, parent in parents.items() if parent in family} - family
+                family, grown = family | more, bool(more)
+            total = 0
+            for pid in family:
+                with contextlib.suppress(OSError, ValueError, IndexError):
+                    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                    total += next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
             self._peak = max(self._peak, total * 1024)
 
 
@@ -221,7 +227,9 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     (folder / "scale.json").write_text(json.dumps(results, indent=2) + "\n")
     if options.picture:
-        (ROOT / "docs" / "images" / "scale.svg").write_text(picture(results))
+        images = ROOT / "docs" / "images"
+        images.mkdir(exist_ok=True)
+        (images / "scale.svg").write_text(picture(results))
 
 
 if __name__ == "__main__":
