@@ -56,7 +56,8 @@ def run_all(requests: Sequence[Mapping[str, Any]], run: Callable[[str, Mapping[s
     known: dict[str, Any] = {}
     for request in requests:
         module = request["module"]
-        results.append(run(module, {name: known.get(str(value), value) for name, value in request["args"].items()}))
+        args = request["args"].items()
+        results.append(run(module, {k: known.get(v, v) if isinstance(v, str) else v for k, v in args}))
         if not nothing_to_do(module, results[-1]):
             break
         known |= {result_of(module, key): value for key, value in results[-1].items()}

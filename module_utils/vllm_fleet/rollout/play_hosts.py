@@ -55,12 +55,14 @@ def in_replicas(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
 
 
 def unplanned(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
-    """Return the hosts whose server has to be planned by a task of its own.
+    """Return the hosts whose server has to be planned by a task of its own; without a node check all of ``hosts``.
 
     One more where some need none: a play all of whose hosts fail ends the run before the plan can say why.
     """
-    answered = list(_prepared(hostvars).get("answered") or [])
-    rest = [host for host in hosts if host not in set(answered)]
+    steps = _prepared(hostvars)
+    answered = list(steps.get("answered") or [])
+    # Of a limited run, the hosts outside the limit were not checked, and need nothing.
+    rest = [host for host in steps.get("hosts") or hosts if host not in set(answered)]
     return (rest + answered[:1] if rest else []) or NOBODY
 
 

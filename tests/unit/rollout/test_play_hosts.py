@@ -78,8 +78,13 @@ def test_servers_that_answered_are_planned_by_no_task():
     steps = {**STEPS, "engine": [], "weights": [], "answered": ["node1", "node2"]}
     hostvars = {"localhost": {"deploy_steps": steps, "deploy_done": ["lock"]}}
     assert play_hosts.unplanned(hostvars, ["node1", "node2"]) == NOBODY
+    # Of a limited run, those outside the limit count for nothing.
+    assert play_hosts.unplanned(hostvars, ["node1", "node2", "outside"]) == NOBODY
     # One more than those that need it: the run goes on where all of these fail.
-    assert play_hosts.unplanned(hostvars, ["node1", "node2", "node3"]) == ["node3", "node1"]
+    steps["answered"] = ["node2"]
+    assert play_hosts.unplanned(hostvars, ["node1", "node2"]) == ["node1", "node2"]
+    steps["hosts"] = ["node1", "node2", "node3"]
+    assert play_hosts.unplanned(hostvars, steps["hosts"]) == ["node1", "node3", "node2"]
     # A rollback probes nothing before.
     assert play_hosts.unplanned({}, ["node1", "node2"]) == ["node1", "node2"]
     assert play_hosts.unplanned({"localhost": {"deploy_steps": steps}}, ["node1", "node2"]) == ["node1", "node2"]
