@@ -57,13 +57,16 @@ class ActionModule(ActionBase):
         if args.get("archive"):
             args["archive"] = _archive(dict(args["archive"]))
         answer: dict[str, Any] = {}
+        more: list[Finding] = []
         try:
-            more, answer = self._node(args, variables)
+            answer = self._node(args, variables, more)
         except (AnsibleConnectionFailure, _Unreachable) as exc:
             remedy = "check that it is on and that `ssh` to it works with this inventory's address, user and key"
-            more = [Finding("unseen", "connection", "an answer", _line(str(exc)), remedy)]
+            more.append(Finding("unseen", "connection", "an answer", _line(str(exc)), remedy))
         except AnsibleError as exc:
-            more = [_failed(_line(str(exc)))]
+            more.append(_failed(_line(str(exc))))
+        with contextlib.suppress(AnsibleError):  # what was to be known of the node before it was lost
+            self._late(args, variables, more)
         found = finding.accept([*mine, *more], args.get("accept") or [])
         result.update(
             answer,
@@ -164,8 +167,8 @@ class ActionModule(ActionBase):
 
     # -- the node
 
-    def _node(self, args: dict[str, Any], variables: dict[str, Any]) -> tuple[list[Finding], dict[str, Any]]:
-        """Ask the connecting user's shell, then the module; as that user where root cannot be had."""
+    def _node(self, args: dict[str, Any], variables: dict[str, Any], found: list[Finding]) -> dict[str, Any]:
+        """Ask the connecting user's shell, then the module; as that user where root cannot be had. Adds to ``found``."""
         python = str(variables.get("ansible_python_interpreter") or "python3")
         named = python if re.fullmatch(r"[\w./+-]+", python) and not python.startswith("auto") else "python3"
         given = any(variables.get(name) for name in ("ansible_become_password", "ansible_become_pass"))
@@ -193,8 +196,7 @@ class ActionModule(ActionBase):
             "vllm_image_ref": probes.result_of("vllm_image", "image_ref"),
             "ansible_facts": {**(variables.get("ansible_facts") or {}), "user_dir": facts["home"]},
         }
-        variables = self._late(args, variables)
-        found = [Finding(**one) for one in args.pop("findings", None) or []]
+        variables = self._late(args, variables, found)
         oldest = str(args.get("min_python") or "3.10")
         if facts.get("python") and _version(facts["python"]) < _version(oldest):
             remedy = "set ansible_python_interpreter to a newer one"
@@ -218,10 +220,12 @@ class ActionModule(ActionBase):
             "ansible_user_dir": facts["home"],
         }
         answer["ansible_facts"] = {**(answer.get("ansible_facts") or {}), **user}
-        return found, answer
+        return answer
 
-    def _late(self, args: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
+    def _late(self, args: dict[str, Any], variables: dict[str, Any], found: list[Finding]) -> dict[str, Any]:
         """Take options from variables that lean on the kind of GPU, which is known only now (preflight_gpu_found).
+
+        Findings that were made elsewhere, which are one of these options, are added to ``found``.
 
         Returns the variables with those of `first` as values: many others lean on them, and each would have them worked
         out for itself again.
@@ -233,6 +237,7 @@ class ActionModule(ActionBase):
         templar = self._templar.copy_with_new_env(available_variables=known)
         for option, name in (args.pop("late", None) or {}).items():
             args[option] = templar.template(known[name])
+        found += [Finding(**one) for one in args.pop("findings", None) or []]
         return known
 
     def _module(self, args: dict[str, Any], facts: dict[str, str], variables: dict[str, Any]) -> dict[str, Any]:

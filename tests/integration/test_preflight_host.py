@@ -131,7 +131,12 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
             "vllm_server_name": f"preflight-{os.getpid()}-c",
             "vllm_server_port": 3,
         },
-        "gone": {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 9},
+        "gone": {
+            **{"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 9},
+            "preflight_findings": [
+                {"level": "warning", "what": "rack", "expected": "a rack", "got": "none", "remedy": "set it"}
+            ],
+        },
     }
     answer = tmp_path / "findings.json"
     variables = {**COMMON, "ansible_connection": "local", "rollout_waves": ["100%", 1], "vllm_server_api_key": "s3cret"}
@@ -178,6 +183,7 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
         "open": {"vllm_server_api_key"},
         "gone": {"connection"},
     }
+    assert "rack" in {one["what"] for one in found["gone"]}, "what others found is kept of a node that is out of reach"
 
 
 def test_two_hosts_that_are_one_machine_are_refused_unless_each_has_its_own_container_and_port(tmp_path: Path) -> None:
