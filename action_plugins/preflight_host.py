@@ -168,7 +168,7 @@ class ActionModule(ActionBase):
     # -- the node
 
     def _node(self, args: dict[str, Any], variables: dict[str, Any], found: list[Finding]) -> dict[str, Any]:
-        """Ask the connecting user's shell, then the module; as that user where root cannot be had. Adds to ``found``."""
+        """Ask the connecting user's shell, then the module; as that user where root cannot be had."""
         python = str(variables.get("ansible_python_interpreter") or "python3")
         named = python if re.fullmatch(r"[\w./+-]+", python) and not python.startswith("auto") else "python3"
         given = any(variables.get(name) for name in ("ansible_become_password", "ansible_become_pass"))

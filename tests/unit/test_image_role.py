@@ -3,17 +3,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-import yaml
+from role_variables import ROOT, rendering
 
-ROOT = Path(__file__).resolve().parents[2]
-ROLE = ROOT / "roles" / "vllm_image"
 CASES = {
     "first_by_tag": {},
     "digest": {"vllm_image_digest": "sha256:" + "1" * 64},
@@ -44,37 +36,13 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("image")
-    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
-    given = {"vllm_image_name": "vllm/vllm-openai-rocm", "vllm_image_tag": "v1"}
     # As preflight works it out, whose folder is another.
-    inventory = {"all": {"hosts": CASES, "vars": {**defaults, **given, "role_path": str(ROOT / "roles" / "preflight")}}}
-    message = "{{ {'probe': vllm_image_probe} }}"
-    play = {
-        "hosts": "all",
-        "gather_facts": False,
-        "vars_files": [str(ROLE / "vars/main.yml")],
-        "tasks": [{"name": "Render", "ansible.builtin.debug": {"msg": message}}],
-    }
-    (folder / "inventory.yml").write_text(yaml.safe_dump(inventory, sort_keys=False))
-    (folder / "play.yml").write_text(yaml.safe_dump([play], sort_keys=False))
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "inventory.yml", "play.yml"],
-        cwd=folder,
-        env={
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
-            "ANSIBLE_FORKS": "2",
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    given = {"vllm_image_name": "vllm/vllm-openai-rocm", "vllm_image_tag": "v1"}
+    given["role_path"] = str(ROOT / "roles" / "preflight")
+    found = rendering(
+        tmp_path_factory.mktemp("image"), ROOT / "roles" / "vllm_image", CASES, {"probe": "vllm_image_probe"}, **given
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    answer, _ = json.JSONDecoder().raw_decode(done.stdout[done.stdout.index("{") :])
-    return {case: told["msg"]["probe"] for case, told in answer["plays"][0]["tasks"][0]["hosts"].items()}
+    return {case: values["probe"] for case, values in found.items()}
 
 
 @pytest.mark.parametrize("case", ["archive_of_controller", "build_of_checkout"])

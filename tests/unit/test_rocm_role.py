@@ -3,13 +3,10 @@
 
 import base64
 import hashlib
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import role_variables
 import yaml
 
 from ansible.module_utils.vllm_fleet.host import driver as amdgpu
@@ -53,39 +50,9 @@ def probe(distribution):
 
 
 def rendering(folder, cases, wanted):
-    """Evaluate expressions of the role for every case (name -> variables), in one run of Ansible; {case: {name: value}}."""
-    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
-    # Role defaults are the weakest of all variables; group_vars of the inventory come nearest to that.
-    gateways = {"hosts": {case: {} for case in cases if case.startswith("gateway")}}
-    inventory = {"all": {"hosts": cases, "vars": defaults, "children": {"gateway": gateways}}}
-    message = "{{ {" + ", ".join(f"'{name}': {expression}" for name, expression in wanted.items()) + "} }}"
-    play = {
-        "hosts": "all",
-        "gather_facts": False,
-        "vars_files": [str(ROLE / "vars/main.yml")],
-        "tasks": [{"name": "Render", "ansible.builtin.debug": {"msg": message}}],
-    }
-    (folder / "templates").symlink_to(ROLE / "templates")
-    (folder / "inventory.yml").write_text(yaml.safe_dump(inventory, sort_keys=False))
-    (folder / "play.yml").write_text(yaml.safe_dump([play], sort_keys=False))
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "inventory.yml", "play.yml"],
-        cwd=folder,
-        env={
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
-            "ANSIBLE_FORKS": "2",
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    answer = json.loads(done.stdout[done.stdout.index("{") :])
-    hosts = answer["plays"][0]["tasks"][0]["hosts"]
-    return {case: hosts[case]["msg"] for case in cases}
+    """Evaluate expressions of the role for each case; those whose name begins so are gateways."""
+    gateways = [case for case in cases if case.startswith("gateway")]
+    return role_variables.rendering(folder, ROLE, cases, wanted, groups={"gateway": gateways})
 
 
 @pytest.fixture(scope="module")
