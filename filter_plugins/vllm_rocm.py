@@ -20,6 +20,16 @@ def rocm_access(node: Mapping[str, Any], users: Sequence[str], connecting: Mappi
     return {**dataclasses.asdict(found), "needed": found.needed}
 
 
+def rocm_after_install(loaded: bool, may_reboot: bool) -> str:
+    """Return rocm_work.after_install()."""
+    return rocm_work.after_install(loaded=loaded, may_reboot=may_reboot)
+
+
+def rocm_not_back(said: str, host: str, reasons: Sequence[str], timeout: int) -> str:
+    """Return rocm_work.not_back()."""
+    return rocm_work.not_back(host, reasons, str(said), int(timeout))
+
+
 class FilterModule:
     """Registers the filters."""
 
@@ -27,6 +37,7 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "rocm_access": rocm_access,
+            "rocm_after_install": rocm_after_install,
             "rocm_busy_with": rocm_work.busy_with,
             "rocm_dkms_said": driver_package.dkms_said,
             "rocm_gpus_lost": rocm_work.gpus_lost,
@@ -34,6 +45,7 @@ class FilterModule:
             "rocm_lost_by_boot": rocm_work.lost_by_boot,
             "rocm_missing_words": rocm_work.missing_words,
             "rocm_newer_driver": driver_package.newer,
+            "rocm_not_back": rocm_not_back,
             "rocm_only_expected_keys": repository_key.only_expected_keys,
             "rocm_package_version": driver_package.version_pattern,
             "rocm_primary_keys": repository_key.primary_keys,

@@ -149,3 +149,22 @@ def gpus_lost(before: Facts, after: Facts) -> list[str]:
     working = [one["pci"] for one in before["gpus"] if one["pci"]]
     back = {one["pci"] for one in after["gpus"]}
     return [pci for pci in dict.fromkeys(working or [one["pci"] for one in after["pci_devices"]]) if pci not in back]
+
+
+def after_install(*, loaded: bool, may_reboot: bool) -> str:
+    """Return what a run does once it has installed a driver, as the end of a sentence; empty where it loads it."""
+    if not loaded:
+        return ""
+    if may_reboot:
+        return "; a reboot brings it into the kernel"
+    return "; the run would end there, for only a reboot brings it into the kernel, and rocm_allow_reboot is false"
+
+
+def not_back(host: str, reasons: Sequence[str], said: str, timeout: int) -> str:
+    """Return why a node that was told to reboot is not there; ``said`` is Ansible's message, ``timeout`` is seconds."""
+    said = " ".join(said.split())[:200] or "no answer"
+    what = f"it is not back after {timeout} s" if "Timed out" in said else "that failed"
+    return (
+        f"{host}: told to reboot because {' and '.join(reasons)}, but {what} ({said}). Look at its console (BMC, "
+        "provider); one that only takes longer needs a larger rocm_reboot_timeout."
+    )

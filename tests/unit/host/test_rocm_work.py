@@ -187,3 +187,35 @@ def test_gpus_that_did_not_come_back(before, after, bus, lost):
 
     found = rocm_work.gpus_lost({"gpus": gpus(before)}, {"gpus": gpus(after), "pci_devices": gpus(bus)})
     assert found == lost
+
+
+@pytest.mark.parametrize(
+    ("loaded", "may_reboot", "says"),
+    [
+        (False, False, ""),
+        (False, True, ""),
+        (True, True, "; a reboot brings it into the kernel"),
+        (
+            True,
+            False,
+            "; the run would end there, for only a reboot brings it into the kernel, and rocm_allow_reboot is false",
+        ),
+    ],
+)
+def test_what_follows_an_installation(loaded, may_reboot, says):
+    assert rocm_work.after_install(loaded=loaded, may_reboot=may_reboot) == says
+
+
+@pytest.mark.parametrize(
+    ("said", "clause"),
+    [
+        ("Timed out waiting for last boot time check (timeout=60)", "it is not back after 60 s (Timed out waiting"),
+        ("Reboot command\n  failed", "that failed (Reboot command failed)."),
+        ("", "that failed (no answer)."),
+        ("x" * 500, f"that failed ({'x' * 200})."),
+    ],
+)
+def test_a_node_that_does_not_come_back(said, clause):
+    message = rocm_work.not_back("node1", ["the kernel runs without iommu=pt", "another"], said, 60)
+    assert message.startswith("node1: told to reboot because the kernel runs without iommu=pt and another, but ")
+    assert clause in message and message.endswith("needs a larger rocm_reboot_timeout.")
