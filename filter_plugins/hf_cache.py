@@ -10,7 +10,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.weights import team
+from ansible.module_utils.vllm_fleet.weights import prewarm, team
 
 
 def _registered(hostvars: Mapping[str, Any], host: str, name: str) -> dict[str, Any]:
@@ -95,6 +95,7 @@ class FilterModule:
             "hf_cache_followers": hf_cache_followers,
             "hf_cache_keyed": hf_cache_keyed,
             "hf_cache_missed": hf_cache_missed,
+            "hf_cache_prewarmed": prewarm.in_words,
             "hf_cache_same_everywhere": hf_cache_same_everywhere,
             "hf_cache_seed_address": hf_cache_seed_address,
             "hf_cache_team": hf_cache_team,

@@ -25,6 +25,11 @@ def rocm_after_install(loaded: bool, may_reboot: bool) -> str:
     return rocm_work.after_install(loaded=loaded, may_reboot=may_reboot)
 
 
+def rocm_left_off(certificates: bool) -> str:
+    """Return rocm_work.left_off()."""
+    return rocm_work.left_off(certificates=certificates)
+
+
 def rocm_not_back(said: str, host: str, reasons: Sequence[str], timeout: int) -> str:
     """Return rocm_work.not_back()."""
     return rocm_work.not_back(host, reasons, str(said), int(timeout))
@@ -42,6 +47,7 @@ class FilterModule:
             "rocm_dkms_said": driver_package.dkms_said,
             "rocm_gpus_lost": rocm_work.gpus_lost,
             "rocm_in_the_way": rocm_work.in_the_way,
+            "rocm_left_off": rocm_left_off,
             "rocm_lost_by_boot": rocm_work.lost_by_boot,
             "rocm_missing_words": rocm_work.missing_words,
             "rocm_newer_driver": driver_package.newer,

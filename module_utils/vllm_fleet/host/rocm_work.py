@@ -160,6 +160,11 @@ def after_install(*, loaded: bool, may_reboot: bool) -> str:
     return "; the run would end there, for only a reboot brings it into the kernel, and rocm_allow_reboot is false"
 
 
+def left_off(*, certificates: bool) -> str:
+    """Return what was done before a repository turned out not to answer: perhaps ``certificates`` were installed."""
+    return "The driver was not installed." if certificates else "Nothing was changed."
+
+
 def not_back(host: str, reasons: Sequence[str], said: str, timeout: int) -> str:
     """Return why a node that was told to reboot is not there; ``said`` is Ansible's message, ``timeout`` is seconds."""
     said = " ".join(said.split())[:200] or "no answer"

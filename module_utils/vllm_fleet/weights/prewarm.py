@@ -14,11 +14,13 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..common.meter import Meter
+from ..common.units import size
 
 CHUNK = 8 << 20
 """Bytes read at a time; between two, the clock and the available memory are checked."""
@@ -159,3 +161,16 @@ def warm(
                     return found
     found.resident_after = sum(resident(item) for item in real)
     return found
+
+
+def in_words(result: Mapping[str, Any]) -> str:
+    """Return how much of the weights was in memory and is now, from what hf_prewarm returned."""
+
+    def percent(count: float) -> int:
+        return round(100 * count / result["bytes"]) if result["bytes"] else 0
+
+    left_out = f" Left out: {result['skipped_because']}." if result["skipped_because"] else ""
+    return (
+        f"{percent(result['resident_before'])} % of {size(result['bytes'])} were in memory, "
+        f"{percent(result['resident_after'])} % are now, after {result['elapsed']} s.{left_out}"
+    )

@@ -219,3 +219,8 @@ def test_a_node_that_does_not_come_back(said, clause):
     message = rocm_work.not_back("node1", ["the kernel runs without iommu=pt", "another"], said, 60)
     assert message.startswith("node1: told to reboot because the kernel runs without iommu=pt and another, but ")
     assert clause in message and message.endswith("needs a larger rocm_reboot_timeout.")
+
+
+def test_what_was_done_before_a_repository_did_not_answer():
+    assert rocm_work.left_off(certificates=True) == "The driver was not installed."
+    assert rocm_work.left_off(certificates=False) == "Nothing was changed."

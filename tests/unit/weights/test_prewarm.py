@@ -74,3 +74,25 @@ def test_a_cold_file_is_read_at_the_rate_and_a_warm_one_not_again(tmp_path: Path
         assert (again.read, again.resident_before) == (0, again.bytes)
     finally:
         file.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("result", "says"),
+    [
+        (
+            {
+                "bytes": 4_000_000_000,
+                "resident_before": 1_000_000_000,
+                "resident_after": 4_000_000_000,
+                "elapsed": 12.5,
+            },
+            "25 % of 4.0 GB were in memory, 100 % are now, after 12.5 s.",
+        ),
+        (
+            {"bytes": 0, "resident_before": 0, "resident_after": 0, "elapsed": 0, "skipped_because": "a network mount"},
+            "0 % of 0 B were in memory, 0 % are now, after 0 s. Left out: a network mount.",
+        ),
+    ],
+)
+def test_what_a_run_says_of_it(result, says):
+    assert prewarm.in_words({"skipped_because": "", **result}) == says
