@@ -146,6 +146,20 @@ class Bench:
         environ = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
         return Watched(command, environ)
 
+    def prepare(self) -> None:
+        """Deploy one server on each node and remove it: programs and weights are there afterwards."""
+        done = self.deploy(len(NODES))
+        if done.code:
+            raise SystemExit(f"the nodes could not be prepared: code {done.code}\n{done.output[-8000:]}")
+        self.empty()
+
+    def empty(self) -> None:
+        """Remove all servers and what is known of them from the nodes."""
+        for node in self.fleet.nodes:
+            self.fleet.exec(
+                node.name, ["sh", "-c", "docker ps -aq | xargs -r docker rm -f; rm -rf /var/lib/vllm-fleet/*"]
+            )
+
     def measure(self, hosts: int) -> dict[str, dict[str, float]]:
         """Deploy, deploy again, edit, and deploy with a node off: seconds of wall and processor, bytes of memory."""
         rows: dict[str, dict[str, float]] = {}
@@ -171,10 +185,7 @@ class Bench:
             keep("one node off", self.deploy(hosts, vllm_server_args={"max-model-len": 256}), code=4)
         finally:
             self.fleet.on("node4")
-        for node in self.fleet.nodes:
-            self.fleet.exec(
-                node.name, ["sh", "-c", "docker ps -aq | xargs -r docker rm -f; rm -rf /var/lib/vllm-fleet/*"]
-            )
+        self.empty()
         return rows
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import getpass
 import json
 import os
@@ -257,6 +258,8 @@ def _load_for_workers() -> None:
         sys.modules[check.__module__].preload(ROOT / "roles")
     for name in ("env", "file", "template", "vars"):
         lookup_loader.get(f"ansible.builtin.{name}", class_only=True)
+    gc.collect()
+    gc.freeze()
 
 
 def _short(path: Path) -> str:
