@@ -22,10 +22,13 @@ NODES = ("node1", "node2")
 RAY = "ray==2.60.0"
 CACHE = Path(os.environ.get("VLLM_FLEET_CACHE") or Path.home() / ".cache/vllm-fleet")
 DOCKERFILE = """
-FROM {base}
+FROM {base} AS ray
 COPY wheels /wheels
-RUN python3 -m venv /opt/ray && /opt/ray/bin/pip install --no-index --no-cache-dir --find-links /wheels {ray} \\
- && rm -rf /wheels && ln -s /opt/ray/bin/ray /usr/local/bin/ray
+RUN python3 -m venv /opt/ray && /opt/ray/bin/pip install --no-index --no-cache-dir --find-links /wheels {ray}
+LABEL io.vllm-fleet.standin=ray
+FROM {standin}
+COPY --from=ray /opt/ray /opt/ray
+RUN ln -s /opt/ray/bin/ray /usr/local/bin/ray
 """
 
 
@@ -51,12 +54,13 @@ def wheels() -> Path:
     return folder
 
 
-def build(base: str, tag: str, folder: Path) -> None:
-    """Build the image with the engine's own builder."""
+def build(base: str, standin: str, tag: str, folder: Path) -> None:
+    """Build the image with the engine's own builder: the stand-in's, with Ray made where pip is, in the base image."""
     (folder / "wheels").symlink_to(wheels())
-    (folder / "Dockerfile").write_text(DOCKERFILE.format(base=base, ray=RAY))
+    (folder / "Dockerfile").write_text(DOCKERFILE.format(base=base, standin=standin, ray=RAY))
     with subprocess.Popen(["tar", "c", "--dereference", "-C", str(folder), "."], stdout=subprocess.PIPE) as source:
         subprocess.run(["docker", "build", "--quiet", "--tag", tag, "-"], stdin=source.stdout, check=True)
+    docker("image", "prune", "--force", "--filter", "label=io.vllm-fleet.standin=ray")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +73,7 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
     image = f"vllm-standin-ray-{os.getpid()}:1"
     fleet = Fleet(f"ray-{os.getpid()}", lambda _: None)
     try:
-        build(standin.build_image(client), image, tmp_path_factory.mktemp("image"))
+        build(standin.base_image(), standin.build_image(client), image, tmp_path_factory.mktemp("image"))
         fleet.up(tmp_path_factory.mktemp("ray-fleet"), ["bookworm", "bookworm"])
         fleet.load([image])
         yield Replica(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import http.client
 import os
@@ -38,11 +39,15 @@ def build_image(client: Any, target: str = "plain") -> str:
             digest.update(f"{path.relative_to(SOURCE)}\0{path.stat().st_mode & 0o111}\0".encode())
             digest.update(path.read_bytes())
     tag = f"vllm-standin:1-{target}-{digest.hexdigest()[:12]}"
-    if not client.images.list(name=tag):
-        # The classic builder of the API: it needs no plugin on the client's side.
-        client.images.build(
-            path=str(SOURCE), tag=tag, target=target, buildargs={"BASE_IMAGE": base_image()}, rm=True, forcerm=True
-        )
+    # Tests run beside each other: one builds, and takes away what is left of the way.
+    with (Path(tempfile.gettempdir()) / "vllm-fleet-standin.lock").open("a") as one:
+        fcntl.flock(one, fcntl.LOCK_EX)
+        if not client.images.list(name=tag):
+            # The classic builder of the API: it needs no plugin on the client's side.
+            client.images.build(
+                path=str(SOURCE), tag=tag, target=target, buildargs={"BASE_IMAGE": base_image()}, rm=True, forcerm=True
+            )
+            client.images.prune(filters={"dangling": True, "label": "io.vllm-fleet.standin=whole"})
     if target == "plain":
         client.images.get(tag).tag("vllm-standin", tag="1")
     return tag
