@@ -188,7 +188,8 @@ def wait_until(condition, seconds=120.0):
 
 
 def test_slices_resume_where_the_last_one_ended(server):
-    results = slices(server, env={"STANDIN_START_SECONDS": 3, "STANDIN_SHARDS": 6})
+    # On a busy machine a slice of less than a second takes three.
+    results = slices(server, env={"STANDIN_START_SECONDS": 6, "STANDIN_SHARDS": 6})
     assert len(results) > 2
     last = results[-1]
     assert not last.get("failed"), last["msg"]
