@@ -26,7 +26,7 @@ FIXTURES = ROOT / "tests" / "fixtures"
 HEAD = """\
 # Troubleshooting
 
-<!-- Written by scripts/gen_troubleshooting.py: change that, or the table in vllm_fleet/diagnosis/patterns.py. -->
+<!-- Written by scripts/gen_troubleshooting.py: change that, or the diagnosis. -->
 
 A start that fails ends with one sentence: the container, the node, a class, why, and what to do. The task's result has
 the same in parts, under `failure`: `class`, `evidence` (the lines of the log that prove it), `remedy` and `exit_code`.
@@ -34,7 +34,14 @@ The whole log is kept on the node; `log_file` of the result says where.
 
 The reason is looked for in the earliest traceback that names one. A worker that fails makes its engine fail, and the
 engine its API server, so the last lines of a log (`Engine core initialization failed. See root cause above.`) never say
-why.
+why. A traceback counts more than a fault of a GPU, a fault more than a line of the log, and an error that the start
+went on after counts for nothing. What no row of the table knows is classed by its kind: the exception's type, the
+library in whose code it was raised, and what the start was doing.
+
+`scripts/diagnose LOG` says the same of any vLLM log, without Ansible and without a node: `docker logs vllm 2>&1 |
+scripts/diagnose -`. `--json` prints the parts. It ends with 0 where the failure has a name, with 1 where it has none.
+Where the page says `vllm_server_args: {name: value}`, the command line says `--name value`; `vllm_server_env` are the
+container's environment variables.
 
 Options that are named without `vllm_server_` are those of the module `vllm_server`.
 """
@@ -174,6 +181,39 @@ NOTES: Mapping[str, tuple[str, str]] = {
     "stopped_by_signal": (
         "A `docker stop`, a restart of Docker or of the node, or another run of the playbook ended it.",
         "Exit codes are 143 for SIGTERM, 137 for SIGKILL, and 0 where the server had time to end by itself.",
+    ),
+    "kernel_unsupported": (
+        "The model's kernels were written for some GPUs, shapes and number formats, and this is none of them. AITER is "
+        "ROCm's library of such kernels; vLLM has slower ones of its own for nearly all of them.",
+        "Switch off the one kernel that the frames name, before all of AITER. A newer image often has the kernel.",
+    ),
+    "broken_image": (
+        "A package or a symbol is missing: the image was built from parts of different times, or it lacks what this "
+        "model needs.",
+        "A mended image is better than a package that is installed at each start, and does not need the network.",
+    ),
+    "weights_mismatch": (
+        "The checkpoint has other tensors than the model's code in vLLM: it was quantised by another program, renamed, "
+        "or is newer than the image.",
+        "The files are whole: fetching them again changes nothing.",
+    ),
+    "compile_cache": (
+        "vLLM, Inductor and Triton keep what they compiled in the engine's cache folder. A start that was killed while "
+        "it wrote, two starts at once, or another version can leave what the next start cannot use.",
+        "Removing it costs one slow start. The weights are in another folder.",
+    ),
+    "file_permission": (
+        "The container runs as a user that does not own the folders that are mounted into it.",
+        "The vLLM images run as root unless `user` says otherwise.",
+    ),
+    "download_failed": (
+        "The Hub or the way to it gave up in the middle of a file: limits of the rate, a proxy, a full buffer.",
+        "Staging goes on where it stopped, and a server that starts offline cannot fail this way.",
+    ),
+    "host_limits": (
+        "vLLM starts hundreds of threads. A limit of processes, an old seccomp profile or a small `nofile` refuses "
+        "them.",
+        "`docker inspect` shows the container's limits, `ulimit -a` in it those of its processes.",
     ),
     "unknown": (
         "No row of the table fits.",

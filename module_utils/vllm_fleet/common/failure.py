@@ -43,6 +43,13 @@ class FailureClass(str, Enum):
     STOPPED_BY_SIGNAL = "stopped_by_signal"
     COLLECTIVE_INIT = "collective_init"
     ENGINE_DIED = "engine_died"
+    KERNEL_UNSUPPORTED = "kernel_unsupported"
+    BROKEN_IMAGE = "broken_image"
+    WEIGHTS_MISMATCH = "weights_mismatch"
+    COMPILE_CACHE = "compile_cache"
+    FILE_PERMISSION = "file_permission"
+    DOWNLOAD_FAILED = "download_failed"
+    HOST_LIMITS = "host_limits"
     UNKNOWN = "unknown"
 
     def __str__(self) -> str:

@@ -114,6 +114,8 @@ class Run:
     errors: Sequence[Error]
     ready: bool
     stop: int | None
+    #: The log has errors that the start went on after.
+    survived: bool = False
 
     def progress(self) -> Progress:
         """Return how far this start got. Of a very long log only the beginning and the end are read."""
@@ -125,12 +127,14 @@ class Run:
 
 
 class Case(NamedTuple):
-    """A pattern that matched, the text of the error, and what else is needed to explain it."""
+    """A pattern that matched, the text of the error (its exception ``number``), and what else explains it."""
 
     match: re.Match[str]
     text: str
     run: Run
     context: Context
+    error: Error | None = None
+    number: int = 0
 
     def get(self, name: str) -> str:
         """Return a named group, or an empty string if the pattern has no such group or the group did not match."""

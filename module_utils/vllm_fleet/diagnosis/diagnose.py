@@ -9,19 +9,18 @@ came after that is read.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from ..common.failure import Failure, FailureClass
-from ..vllm.log import Error, errors, scrub, split
-from ..vllm.startup import Progress
-from . import explain_ends, explain_node
+from ..vllm.log import Error, parse, scrub, split
+from . import explain_ends, explain_node, explain_unknown, families, reading
 from .case import Case, Context, ExitFacts, Gpu, Holder, Run
-from .patterns import CLASSES, ROWS, Row
-from .phrases import Explain, Words, variable
+from .patterns import CLASSES, ROWS
+from .phrases import Explain, Words
+from .row import Row
 
 __all__ = [
     "CLASSES",
@@ -40,37 +39,10 @@ __all__ = [
 #: What container/engine.py says where Docker did not answer at all.
 _NO_ANSWER = "the Docker engine did not answer"
 
-#: Characters of a line that are searched, and of one that are shown.
-_SEARCHED = 4000
-_EVIDENCE_CHARS = 600
-
 #: Different errors that are looked at, from the beginning of a log and from its end.
 _FIRST_ERRORS, _LAST_ERRORS = 300, 100
 
-#: Lines that only say that another process failed (v1/engine/utils.py, core.py and exceptions.py, v1/utils.py,
-#: v1/executor/multiproc_executor.py and ray_executor_v2.py), and ends of processes that got a signal.
-_WRAPPER = re.compile(
-    r"Engine core initialization failed|WorkerProc initialization failed|EngineCore failed to start|WorkerProc failed"
-    r"|WorkerProc hit an exception|EngineCore encountered (?:an issue|a fatal error)|EngineDeadError"
-    r"|AsyncLLM output_handler failed|(?:Engine core process|Worker proc) \S+ died unexpectedly"
-    r"|Frontend process failed during engine core"
-    r"|Process \S+ \(PID: \d+\) died with exit code|Exception occurred while running API servers"
-    r"|Invocation of \S+ method failed|RayWorkerProc|Engine process failed to start|Engine loop has died|MQLLMEngine"
-    r"|^SystemExit|^(?:asyncio\.exceptions\.)?CancelledError|^KeyboardInterrupt$"
-)
-#: A wrapper counts all the same if it has the signal that ended a process: such a process could not log a reason.
-_KILLED = re.compile(r"exit code:? -\d+|'\w+': -\d+")
-
-_STARTED = ("non-default args: ", " headless multiproc executor", " in headless mode")
-#: Uvicorn says the first on stderr; where only stdout was kept, the first answer to a request says the same.
-_READY = ("Application startup complete", ' HTTP/1.1" 200')
-#: What stands on stdout at that moment (0.32.0 entrypoints/serve/entry.py; api_server.py before).
-_READY_STDOUT = ("Starting vLLM server on ", "Starting vLLM API server", ' HTTP/1.1" 200')
-_STOPS = "API server: shutdown triggered"
-#: What uvicorn writes to stderr then.
-_STOPS_STDERR = "INFO:     Shutting down"
 _STOPS_HEADLESS = "[shutdown] Executor: waiting for worker exit"
-_VANISHED = "engine core exited unexpectedly"
 _SIGNALS = {2: "Ctrl-C", 6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
 
 
@@ -114,9 +86,9 @@ def diagnose(log: str, exit: ExitFacts, context: Context, *, one_start: bool = F
         return _locked(exit, context)
     lines = split(log)
     if exit.oom_killed:
-        evidence = [*_last(lines), f"OOMKilled: true, exit code {exit.exit_code}"]
+        evidence = [*reading.last(lines), f"OOMKilled: true, exit code {exit.exit_code}"]
         return _failure(FailureClass.HOST_MEMORY, explain_node.host_memory(limit=True), evidence, exit, context)
-    run = _run(lines) if one_start else _last_run(lines)
+    run = reading.run(lines) if one_start else reading.last_run(lines)
     found = _by_run(run, exit, context)
     if (
         found is None
@@ -126,7 +98,7 @@ def diagnose(log: str, exit: ExitFacts, context: Context, *, one_start: bool = F
         and exit.verdict in ("exited", "restarting")
     ):
         # The last start ended before it logged anything. The starts before it ended in the same way.
-        found = next(filter(None, (_by_run(earlier, exit, context) for earlier in _earlier_runs(lines))), None)
+        found = next(filter(None, (_by_run(earlier, exit, context) for earlier in reading.earlier_runs(lines))), None)
     return found or _by_end(run, exit, context)
 
 
@@ -152,20 +124,25 @@ def _patterns() -> tuple[tuple[Row, tuple[tuple[re.Pattern[str], Explain], ...]]
 
 @dataclass(frozen=True)
 class _Hit:
-    """A row whose pattern matched in an error's exception ``number``."""
+    """What an error was found to be, the lines that prove it, and how strong it is: the lowest ``weight`` wins."""
 
-    row: Row
-    explain: Explain
-    match: re.Match[str]
-    error: Error
-    number: int
+    class_: FailureClass
+    words: Callable[[], Words]
+    weight: float
+    proof: list[str]
+
+
+#: Weights beside a row's rank (0 a cause, 1 a complaint, 2 a consequence). A family is a guess by kind: it stands after
+#: what rows know to be a cause or a complaint. A raw line stands after a traceback, a wrapper after both, and what a
+#: logger wrote after everything else: a start may live on after it.
+_FAMILY, _RAW, _CARRIED, _LOGGED = 1.2, 0.5, 0.25, 10.0
 
 
 def _by_run(run: Run, exit: ExitFacts, context: Context) -> Failure | None:
     if run.stop is None or exit.verdict not in ("exited", "restarting"):
         return _by_table(run, exit, context)
     # Errors after the signal to stop are caused by the stop.
-    stop = {True: run.stop, False: _first(run.lines, (_STOPS_STDERR,), run.stop)}
+    stop = {True: run.stop, False: reading.first(run.lines, (reading.STOPS_STDERR,), run.stop)}
     errors_before = [error for error in run.errors if error.index < stop[error.logged]]
     before = Run(run.lines, errors_before, run.ready, None)
     found = _by_table(before, exit, context)
@@ -177,30 +154,39 @@ def _by_run(run: Run, exit: ExitFacts, context: Context) -> Failure | None:
 def _by_table(run: Run, exit: ExitFacts, context: Context) -> Failure | None:
     """Return the best match: causes before consequences, tracebacks before single lines, the earliest first."""
     best: _Hit | None = None
-    lowest = math.inf
+    words_count = _words_count(run, exit)
     for error, texts in _different(run.errors):
-        hit = _first_hit(error, texts, run.ready)
-        if hit is None:
+        if error.logged and error.kind == "line" and not (words_count or _killed(texts)):
             continue
-        # A logger's line may be a complaint that the server got over; a traceback that ended a process is not.
-        rank = hit.row.rank + (0.0 if error.kind == "traceback" else 0.5)
-        if _WRAPPER.search(hit.match.string):
-            rank += 0.25
-        if rank < lowest:
-            best, lowest = hit, rank
-        if rank == 0:
-            break
-    if best is None:
-        return None
-    case = Case(best.match, best.match.string, run, context)
-    return _failure(best.row.class_, best.explain(case), _proof(best), exit, context)
+        hit = _hit(error, texts, run, context)
+        if hit is not None and (best is None or hit.weight < best.weight):
+            best = hit
+            if hit.weight == 0:
+                break
+    return None if best is None else _failure(best.class_, best.words(), best.proof, exit, context)
+
+
+def _words_count(run: Run, exit: ExitFacts) -> bool:
+    """Say whether a logger's line may name the reason: not beside a traceback, and not of a start that did not fail."""
+    if exit.verdict not in ("exited", "restarting") or (exit.exit_code or 0) - 128 in _SIGNALS:
+        return False
+    return not any(reading.is_root(error) and not _of_a_request(run, error) for error in run.errors)
+
+
+def _killed(texts: Sequence[str]) -> bool:
+    return any(reading.KILLED.search(text) for text in texts)
+
+
+def _of_a_request(run: Run, error: Error) -> bool:
+    """Of a server that was ready the API server's errors are mostly about single requests."""
+    return run.ready and error.process in ("", "APIServer")
 
 
 def _different(found: Sequence[Error]) -> Iterable[tuple[Error, list[str]]]:
     """Errors with the texts of their exceptions, each text once: a crash loop says the same a thousand times."""
     seen: dict[str, tuple[Error, list[str]]] = {}
     for error in found:
-        texts = ["\n".join(line[:_SEARCHED] for line in lines) for lines in error.exceptions]
+        texts = ["\n".join(line[: reading.SEARCHED] for line in lines) for lines in error.exceptions]
         seen.setdefault("\n".join(texts), (error, texts))
     once = list(seen.values())
     if len(once) > _FIRST_ERRORS + _LAST_ERRORS:
@@ -208,23 +194,55 @@ def _different(found: Sequence[Error]) -> Iterable[tuple[Error, list[str]]]:
     return once
 
 
-def _first_hit(error: Error, texts: Sequence[str], ready: bool) -> _Hit | None:
-    kept = [(number, text) for number, text in enumerate(texts) if not _WRAPPER.search(text) or _KILLED.search(text)]
+def _hit(error: Error, texts: Sequence[str], run: Run, context: Context) -> _Hit | None:
+    """Return what the table says of an error, else what its kind says."""
+    base = 0.0 if error.kind == "traceback" else _LOGGED if error.logged and not _killed(texts) else _RAW
+    kept: list[tuple[int, str, float]] = []
+    for number, text in enumerate(texts):
+        carried = reading.CARRIES.search(text)
+        if carried:
+            kept.append((number, carried["what"], base + _CARRIED))
+        elif not reading.WRAPPER.search(text):
+            kept.append((number, text, base))
+        elif reading.KILLED.search(text):
+            kept.append((number, text, base + _CARRIED))
+    family = _family(error, kept, run, context)
+    if family is not None and family.weight < _FAMILY:
+        return family
+    row = _row_hit(error, kept, run, context)
+    if row is None or (family is not None and family.weight < row.weight):
+        return family
+    return row
+
+
+def _row_hit(error: Error, kept: Sequence[tuple[int, str, float]], run: Run, context: Context) -> _Hit | None:
     for row, patterns in _patterns():
-        if ready and not row.serving:
+        if run.ready and not row.serving:
             continue
         for pattern, explain in patterns:
-            for number, text in kept:
+            for number, text, weight in kept:
                 match = pattern.search(text)
                 if match is not None:
-                    return _Hit(row, explain, match, error, number)
+                    case = Case(match, text, run, context, error, number)
+                    return _Hit(row.class_, partial(explain, case), row.rank + weight, _proof(error, number, match))
     return None
 
 
-def _proof(hit: _Hit) -> list[str]:
+def _family(error: Error, kept: Sequence[tuple[int, str, float]], run: Run, context: Context) -> _Hit | None:
+    if error.kind != "traceback" or _of_a_request(run, error):
+        return None
+    for number, text, weight in reversed(kept):
+        found = families.of(error, number, text, run, context)
+        if found is not None:
+            proof = [*reading.root_lines(error, number), *found.frames]
+            return _Hit(found.class_, found.words, weight + (0.0 if found.sure else _FAMILY), proof)
+    return None
+
+
+def _proof(error: Error, number: int, match: re.Match[str]) -> list[str]:
     """The exception's first line and the one that matched, as they stand in the log."""
-    raw = hit.error.raw[hit.number]
-    at = min(hit.match.string.count("\n", 0, hit.match.end()), len(raw) - 1)
+    raw = error.raw[number]
+    at = min(match.string.count("\n", 0, match.end()), len(raw) - 1)
     if at == 0 or "validation error" in raw[0]:
         return [raw[at]]
     return [raw[0], raw[at]]
@@ -235,21 +253,29 @@ def _proof(hit: _Hit) -> list[str]:
 
 def _by_end(run: Run, exit: ExitFacts, context: Context) -> Failure:
     """Return the failure where the log names none: by the verdict, the signal, or as unknown."""
-    root = _root(run)
+    root = reading.root(run)
+    waiting = _waits_for_ray(run)
+    if waiting:
+        words = explain_node.placement(waiting[0], context.world)
+        return _failure(FailureClass.NOT_ENOUGH_GPUS, words, waiting, exit, context)
     if exit.verdict == "stalled":
         return _failure(
-            FailureClass.STALLED, explain_ends.stalled(run, exit, context), [*root, *_last(run.lines)], exit, context
+            FailureClass.STALLED,
+            explain_ends.stalled(run, exit, context),
+            [*root, *reading.last(run.lines)],
+            exit,
+            context,
         )
     if exit.verdict == "ready_timeout":
         return _failure(
             FailureClass.READY_TIMEOUT,
             explain_ends.too_slow(run, exit, context),
-            [*root, *_last(run.lines)],
+            [*root, *reading.last(run.lines)],
             exit,
             context,
         )
     found = _by_signal(run, root, exit)
-    if found is None and (run.ready or (not root and any(_VANISHED in line for line in run.lines))):
+    if found is None and (run.ready or (not root and reading.gone(run))):
         found = _vanished(run, root)
     if found is None and not root and any(_STOPS_HEADLESS in line for line in run.lines):
         # A rank without an API server never says that it is ready, and ends when the head node's server does.
@@ -259,9 +285,15 @@ def _by_end(run: Run, exit: ExitFacts, context: Context) -> Failure:
             [],
         )
     if found is None:
-        found = (FailureClass.UNKNOWN, _unknown(run, root, exit, context), root)
+        found = (FailureClass.UNKNOWN, explain_unknown.unknown(run, root, exit, context), root)
     class_, words, proof = found
-    return _failure(class_, words, [*(proof or _last(run.lines)), f"exit code {exit.exit_code}"], exit, context)
+    return _failure(class_, words, [*(proof or reading.last(run.lines)), f"exit code {exit.exit_code}"], exit, context)
+
+
+def _waits_for_ray(run: Run) -> list[str]:
+    """The line with which Ray still waits for GPUs at the end of a log."""
+    last = next((line for line in reversed(run.lines) if parse(line).level), "")
+    return [last] if not run.ready and "Waiting for creating a placement group" in last else []
 
 
 def _by_signal(run: Run, root: list[str], exit: ExitFacts) -> tuple[FailureClass, Words, list[str]] | None:
@@ -285,8 +317,8 @@ def _by_signal(run: Run, root: list[str], exit: ExitFacts) -> tuple[FailureClass
 
 def _vanished(run: Run, root: list[str]) -> tuple[FailureClass, Words, list[str]]:
     """A server that was ready and is gone; vLLM ends with code 0 then (its watchdog shuts the API server down)."""
-    dead = [line for line in run.lines if _VANISHED in line][:1]
-    what = _said(root[0]) if root else "it was killed, or crashed without a message" if dead else ""
+    dead = reading.gone(run)
+    what = explain_unknown.said(root[0]) if root else "it was killed, or crashed without a message" if dead else ""
     return FailureClass.ENGINE_DIED, explain_ends.engine_died(what, ready=run.ready), root or dead
 
 
@@ -310,30 +342,6 @@ def _locked(exit: ExitFacts, context: Context) -> Failure:
     return _failure(FailureClass.BAD_ARGUMENT, words, [exit.detail], exit, context)
 
 
-def _unknown(run: Run, root: list[str], exit: ExitFacts, context: Context) -> Words:
-    log = context.log_file or "the container's log"
-    if root:
-        return (
-            f'This failure is not known, and the first error in the log is "{_said(root[0])}"',
-            f"Read {log} from that line on, and search vLLM's issues for it",
-        )
-    if run.lines:
-        return (
-            "This failure is not known: the container ended without an error in its log",
-            f"Read the end of {log}, and start again with {variable(VLLM_LOGGING_LEVEL='DEBUG')}",
-        )
-    if exit.error:
-        return (
-            f'This failure is not known: the container ended without any output, and Docker says "{_said(exit.error)}"',
-            "Find out who stopped or removed it with `docker events --since 1h` and `journalctl -u docker`",
-        )
-    return (
-        "This failure is not known: the container ended without any output",
-        "Check the image's entrypoint with `docker inspect` (an image that starts a shell needs "
-        "`vllm_server_entrypoint: [vllm, serve]`)",
-    )
-
-
 def _docker_unknown(exit: ExitFacts, context: Context) -> Failure:
     if _NO_ANSWER in exit.error:
         words = (
@@ -352,85 +360,5 @@ def _docker_unknown(exit: ExitFacts, context: Context) -> Failure:
 def _failure(class_: FailureClass, words: Words, evidence: Sequence[str], exit: ExitFacts, context: Context) -> Failure:
     cause, remedy = (scrub(text, context.secrets).strip().rstrip(".") for text in words)
     # Secrets go before the cut: half of one would not be known as such.
-    shown = list(dict.fromkeys(_short(scrub(line[:_SEARCHED], context.secrets)) for line in evidence))
+    shown = list(dict.fromkeys(reading.short(scrub(line[: reading.SEARCHED], context.secrets)) for line in evidence))
     return Failure(class_, cause, shown, remedy, exit.exit_code)
-
-
-# How a log is read -----------------------------------------------------------------------------------------------
-
-
-def _starts(lines: Sequence[str]) -> list[int]:
-    arguments, joined, headless = _STARTED
-    return [i for i, line in enumerate(lines) if arguments in line or joined in line or headless in line]
-
-
-def _last_run(lines: Sequence[str]) -> Run:
-    starts = _starts(lines)
-    # What stands before the first start (an import that fails, argparse) belongs to the only run that there is.
-    return _run(lines[starts[-1] if len(starts) > 1 else 0 :])
-
-
-def _earlier_runs(lines: Sequence[str]) -> Iterable[Run]:
-    starts = _starts(lines)
-    for number in range(len(starts) - 2, -1, -1):
-        yield _run(lines[starts[number] if number else 0 : starts[number + 1]])
-
-
-def _run(lines: Sequence[str]) -> Run:
-    ready = _first(lines, _READY, -1)
-    stop = _first(lines, (_STOPS,), -1)
-    found = errors(lines)
-    if ready >= 0:
-        # Of each stream what came after its own word of readiness: a line of one may overtake those of the other.
-        since = {False: ready, True: _first(lines, _READY_STDOUT, ready)}
-        found = [error for error in found if error.index > since[error.logged]]
-    return Run(lines, found, ready >= 0, stop if stop >= 0 else None)
-
-
-def _first(lines: Sequence[str], words: Sequence[str], default: int) -> int:
-    return next((index for index, line in enumerate(lines) if any(word in line for word in words)), default)
-
-
-def _root(run: Run) -> list[str]:
-    """Return the line that names the reason: of the earliest traceback that is no wrapper, else of an error line.
-
-    Of a server that was ready only its engine's errors count: the API server's are mostly about single requests.
-    """
-    for kind in ("traceback", "line"):
-        for error in run.errors:
-            if error.kind != kind or (run.ready and error.process in ("", "APIServer")):
-                continue
-            for number in range(len(error.exceptions) - 1, -1, -1):
-                if not _WRAPPER.search("\n".join(error.exceptions[number])):
-                    return _root_lines(error, number)
-    return []
-
-
-def _root_lines(error: Error, number: int) -> list[str]:
-    """The exception's line, pydantic's reason instead of its heading, and the frame where there is no message."""
-    texts, raw, frame = error.exceptions[number], error.raw[number], error.frames[number]
-    reason = next((index for index, text in enumerate(texts) if text.lstrip().startswith("Value error, ")), 0)
-    return [raw[reason], *([frame] if frame and ":" not in texts[0] else [])]
-
-
-def _short(line: str) -> str:
-    """A line without pydantic's dump of the input, and not longer than a few lines of a terminal."""
-    line = re.sub(r" \[type=\w+, input_value=.*", "", line.strip())
-    return line if len(line) <= _EVIDENCE_CHARS else line[: _EVIDENCE_CHARS - 1] + "…"
-
-
-def _said(line: str) -> str:
-    """A line's text without its prefix, as part of a sentence."""
-    text = re.sub(r"^\([\w.-]+ pid=\d+[^)]*\) ?", "", _short(line))
-    text = re.sub(r"^(?:ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[?\S+\] ?", "", text)
-    return text.strip().rstrip(".")[:300]
-
-
-def _last(lines: Sequence[str]) -> list[str]:
-    """Return the last line that says something and is no wrapper."""
-    for line in reversed(lines[-200:]):
-        progress = Progress()
-        progress.feed_line(line, 0.0)
-        if progress.last_line and not _WRAPPER.search(line):
-            return [line]
-    return []

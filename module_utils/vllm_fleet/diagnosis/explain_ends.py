@@ -85,7 +85,13 @@ def stalled(run: Run, exit: ExitFacts, context: Context) -> Words:
             else f"Remove {path} in the engine's cache folder"
         )
         return f"{cause}, because AITER waits for a lock ({path}) whose owner is gone", f"{where}, and run again"
-    if at.startswith(("starting", "configuring")) and re.search(r"NCCL|init_method|distributed_init", tail):
+    if at.startswith(("starting", "configuring")) and re.search(r"(?i)nccl|init_method", tail):
+        if context.size("nnodes") == 1 and not context.arg("master-addr"):
+            return (
+                f"{cause} while the GPUs of the node look for each other",
+                "Check that the kernel's command line has `iommu=pt` (`cat /proc/cmdline`), or start again with "
+                f"{variable(NCCL_P2P_DISABLE=1)}, or with `vllm_server_args: {{disable-custom-all-reduce: true}}`",
+            )
         return (
             f"{cause} while the processes of the GPUs look for each other",
             f"Start again with {variable(NCCL_DEBUG='INFO')} and, for several nodes, set NCCL_SOCKET_IFNAME "

@@ -65,12 +65,20 @@ def memory_moved(case: Case) -> Words:
     )
 
 
+def _gib(size: str) -> float:
+    """Return PyTorch's `12.95 GiB` as a number."""
+    number, unit = size.split()
+    return float(number) * {"KiB": 2**-20, "MiB": 2**-10, "GiB": 1.0, "TiB": 2**10}.get(unit, 0.0)
+
+
 def out_of_memory(case: Case) -> Words:
     reached = case.run.progress()
     room = ""
     if case.get("asked"):
         room = f" (vLLM asked for {case.get('asked')} more, and GPU {case.get('gpu')} had {case.get('left')} of its "
         room += f"{case.get('total')} free)"
+        if _gib(case.get("asked")) < _gib(case.get("left")):
+            room += ", but not in one piece, or the driver allows less (an APU shares main memory up to a limit)"
     other = re.search(r"Process (\d+) has ([\d.]+ \wiB) memory in use", case.text)
     if other:
         room += f", and process {other.group(1)} holds {other.group(2)}"
@@ -89,7 +97,7 @@ def out_of_memory(case: Case) -> Words:
     if count and size * 2 > count:
         remedy = (
             f"Serve a quantised version of it, or spread it over several nodes (tensor-parallel-size is {size}, and "
-            f"this node has {count} GPUs)"
+            f"this node has {count} GPU{'s' if count > 1 else ''})"
         )
     else:
         remedy = f"Spread it over more GPUs with {setting(tensor_parallel_size=size * 2)} (now {size}), or serve a "

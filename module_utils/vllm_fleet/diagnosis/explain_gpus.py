@@ -62,6 +62,13 @@ def few_gpus(case: Case) -> Words:
     have, rank = case.get("have"), case.get("rank")
     world = case.context.world * case.context.size("data-parallel-size")
     wants = case.get("wants") or str(max(world, int(rank or 0) + 1))
+    count = len(case.context.gpus or ())
+    if not have and count and int(wants) > count:
+        return (
+            f"The server needs {wants} GPUs, and the node has {count}",
+            f"Set {setting(tensor_parallel_size=count)}, or serve it from several nodes (hosts with the same "
+            "`vllm_server_replica`)",
+        )
     if not have:
         return (
             f"The server needs more GPUs ({wants}) than the container has",
@@ -111,15 +118,23 @@ def no_cdi(case: Case) -> Words:
 
 def no_gpu(case: Case) -> Words:
     count = len(case.context.gpus or ())
+    has = f"vLLM finds no GPU in the container, though the node has {count}"
+    if any(library in line for line in case.run.lines for library in ("libcudart.so", "libcuda.so")):
+        return (
+            f"{case.context.image_name[0].upper()}{case.context.image_name[1:]} is built for CUDA, not for ROCm, so "
+            "vLLM finds no GPU",
+            "Use an image built for ROCm such as vllm/vllm-openai-rocm (`vllm_image_name`)",
+        )
     if count:
         return (
-            f"vLLM finds no GPU in the container, though the node has {count}",
-            "Pass /dev/kfd and /dev/dri (option `devices`), and use an image built for ROCm such as "
+            has,
+            "Pass /dev/kfd and /dev/dri (option `devices`) and the numbers of the groups that own them (option "
+            "`groups`, `stat -c %g /dev/kfd /dev/dri/renderD*` on the node), and use an image built for ROCm such as "
             "vllm/vllm-openai-rocm",
         )
     return (
         "vLLM finds no GPU and no other device to run on",
-        "Check that `rocminfo` shows GPUs on the node, that the container gets /dev/kfd and /dev/dri, and that the "
-        f"image is built for ROCm ({variable(VLLM_LOGGING_LEVEL='DEBUG')} makes vLLM say why it refused each "
-        "platform)",
+        "Check that `rocminfo` shows GPUs on the node, that the container gets /dev/kfd and /dev/dri and is in the "
+        "groups that own them, and that the image is built for ROCm "
+        f"({variable(VLLM_LOGGING_LEVEL='DEBUG')} makes vLLM say why it refused each platform)",
     )

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import re
+
 from .case import Case
-from .phrases import STAGE, Explain, Words, setting
+from .phrases import STAGE, Explain, Words, cut, setting, variable
 
 
 def _repo(case: Case) -> str:
@@ -149,3 +151,37 @@ def other_gpu(case: Case) -> Words:
         "Choose an image for this GPU's architecture (`rocm_info` shows it as gfx), or build one with "
         "`vllm_image_source: build`",
     )
+
+
+def newer_files(case: Case) -> Words:
+    what = cut(case.get("what") or case.text.split("\n", 1)[0])
+    return (
+        f"The code in {case.context.image_name} does not fit the files of {case.context.model_name} ({what})",
+        "Choose a newer image (`vllm_image_tag`) if the model is newer than the image, or pin `vllm_server_revision` "
+        "to an earlier commit of the model",
+    )
+
+
+def weights_mismatch(case: Case) -> Words:
+    what = cut(case.get("what") or case.text.split("\n", 1)[0])
+    tensor = f"no place for {what}" if case.text.startswith("KeyError") else what
+    return (
+        f"The weights of {case.context.model_name} are not those that vLLM in {case.context.image_name} expects "
+        f"({tensor})",
+        "Choose a newer image (`vllm_image_tag`) or another version of the model, and check that quantization and "
+        "hf-overrides in `vllm_server_args` are those of the model's page",
+    )
+
+
+def download_failed(case: Case) -> Words:
+    what = cut(case.get("what") or case.text.split("\n", 1)[0])
+    xet = re.search(r"(?i)xet|CAS service|Data processing", "\n".join([case.text, *_stack(case)]))
+    return (
+        f"The download of {case.context.model_name} broke off ({what})",
+        f"Stage it beforehand with {STAGE}"
+        + (f", or download without Xet with {variable(HF_HUB_DISABLE_XET=1)}" if xet else ", or start again"),
+    )
+
+
+def _stack(case: Case) -> list[str]:
+    return case.error.stacks[case.number] if case.error is not None and case.error.stacks else []

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import re
+
 from .case import Case
-from .phrases import Words, variable
+from .phrases import Words, cut, variable
 
 
 def shared_memory() -> Words:
@@ -45,4 +47,58 @@ def disk(case: Case) -> Words:
     return (
         f"The node's disk has no space left {place}",
         "Make room (`df -h` and `docker system df` show where), or move `hf_cache_path` to a larger disk",
+    )
+
+
+_REFUSED = re.compile(
+    r"(?P<why>Permission denied|Read-only file system|Operation not permitted)[^\n/]*'?(?P<path>/[^\s'\"]+)"
+)
+#: A folder that every user of a container may write to.
+_ANY = "/tmp/vllm"  # noqa: S108  in the container
+
+
+def file_permission(case: Case) -> Words:
+    found = _REFUSED.search(case.text)
+    path = found["path"] if found else ""
+    place = path or "a file that it needs"
+    elsewhere = variable(VLLM_CACHE_ROOT=_ANY, HOME=_ANY)
+    if found and found["why"].startswith("Read-only"):
+        return (
+            f"{place} is on a file system that the container can only read",
+            f"Mount it without `ro` (`vllm_server_volumes`), or let vLLM write elsewhere with {elsewhere}",
+        )
+    cause = f"The container's user may not read or write {place}"
+    if re.search(r"/\.?cache|/\.config|/\.triton|/tmp|/\.local", path):
+        return cause, (
+            "Give the folder on the node that is mounted there to the container's user (`ls -ln` on the node and "
+            f"`docker exec {case.context.container} id` show both), or let vLLM write elsewhere with {elsewhere}"
+        )
+    return cause, (
+        "Give the file on the node to the container's user (`ls -ln` shows whose it is), or let the container run as "
+        "its owner"
+    )
+
+
+def host_limits(case: Case) -> Words:
+    what = cut(case.get("what") or case.text.split("\n", 1)[0])
+    if re.search(r"Errno 2[34]|open files", case.text):
+        return (
+            f"The container has too many files open ({what})",
+            "Raise the limit with the option `ulimits` or `default-ulimits` in Docker's daemon.json, and run again",
+        )
+    return (
+        f"The container may not start more threads or processes ({what})",
+        "Raise the limit of processes (`docker inspect` shows PidsLimit, `ulimit -u` the user's), and update Docker if "
+        "it is older than 20.10.10, whose seccomp profile refuses new threads to newer images",
+    )
+
+
+def placement(line: str, wanted: int) -> Words:
+    """Explain Ray's wait for GPUs that its cluster does not have."""
+    node = re.search(r"'node:(?P<ip>[\d.]+)'", line)
+    there = f" and for node {node['ip']}" if node else ""
+    return (
+        f"Ray waits for {wanted} GPUs{there}, that its cluster does not have, so more time does not help",
+        "Compare with `ray status` and `ray list nodes`, and set VLLM_HOST_IP in `vllm_server_env` to the address by "
+        "which Ray knows the node",
     )

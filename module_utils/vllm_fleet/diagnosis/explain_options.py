@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 
 from .case import Case
-from .phrases import STAGE, Words, listed, setting
+from .flags import meant, removed, split_words
+from .phrases import STAGE, Words, cut, listed, setting
 
 #: Flags that people set, for a log that lists none. Of the two commands only the old one prints them all.
 _FLAGS = """
@@ -38,18 +39,38 @@ def _known_flags(lines: Sequence[str]) -> list[str]:
 
 
 def unknown_flag(case: Case) -> Words:
-    words = [word.split("=", 1)[0] for word in case.get("unknown").split()]
-    flags = [word.lstrip("-") for word in words if word.startswith("-")] or words
+    flags, stray = split_words(case.get("unknown"))
+    if stray:
+        return _stray(stray, case)
     known = _known_flags(case.run.lines)
-    near = {flag: next(iter(difflib.get_close_matches(flag, known, 1)), "") for flag in flags}
-    better = [f"`{flag}` by `{good}`" for flag, good in near.items() if good]
-    rest = [f"`{flag}`" for flag, good in near.items() if not good]
-    todo = [f"replace {listed(better)}" if better else "", f"remove {listed(rest)}" if rest else ""]
-    remedy = f"In `vllm_server_args` {' and '.join(part for part in todo if part)}"
-    value = case.context.arg(flags[0])
-    if len(flags) == 1 and better and value is not None:
-        remedy += f", that is {setting(**{near[flags[0]]: value})}"
-    return f"This vLLM does not know {listed([f'`--{flag}`' for flag in flags])}", remedy
+    steps: list[str] = []
+    for flag in flags:
+        gone, good = removed(flag), meant(flag, known)
+        value = case.context.arg(flag)
+        if gone is not None:
+            since = f" (gone since v{gone.release})" if gone.release else ""
+            steps.append(f"instead of `{flag}`{since}, {gone.instead}")
+        elif good:
+            how = f", that is {setting(**{good: value})}" if len(flags) == 1 and value is not None else ""
+            steps.append(f"replace `{flag}` by `{good}`{how}")
+        else:
+            steps.append(f"remove `{flag}`, or correct it by the help of this image (`vllm serve --help=all`)")
+    return (
+        f"This vLLM does not know {listed([f'`--{flag}`' for flag in flags])}",
+        f"In `vllm_server_args` {', and '.join(steps)}",
+    )
+
+
+def _stray(words: Sequence[str], case: Case) -> Words:
+    if words[0] in ("serve", "vllm"):
+        return (
+            f"The command repeats `{words[0]}`, with which the image's own command begins already",
+            "Set `vllm_server_entrypoint: [vllm, serve]`, or leave the word out of the command",
+        )
+    return (
+        f"vLLM does not know what to do with {listed([f'`{word}`' for word in words[:5]])}",
+        "Correct `vllm_server_args`, where each value belongs to a flag",
+    )
 
 
 def refused_value(case: Case) -> Words:
@@ -60,10 +81,36 @@ def refused_value(case: Case) -> Words:
     )
 
 
+def dtype(case: Case) -> Words:
+    fits = re.findall(r"torch\.(\w+)", case.get("fits")) or ["auto"]
+    return (
+        f"Weights quantised by {case.get('method')} cannot be computed in {case.get('dtype')}",
+        f"Set {setting(dtype=fits[0])}, or leave dtype out",
+    )
+
+
+def refused_by_code(case: Case) -> Words:
+    what = cut(case.get("what") or case.text.split("\n", 1)[0], 300)
+    return (
+        f"vLLM refuses its settings: {what}",
+        "Correct what the message names in `vllm_server_args`, or remove it there",
+    )
+
+
+def _limits(why: str) -> str:
+    """Return the setting that fits, where the words are `a (2096) must be <= b (2048)`."""
+    found = re.search(
+        r"(?P<low>\w+) \((?P<need>\d+)\)[^.]{0,60}(?:<=|no (?:more|larger) than|less than or equal to) "
+        r"(?P<name>[a-z_]{4,}) \((?P<have>\d+)\)",
+        why,
+    )
+    return f"Set {setting(**{found['name']: found['need']})} or more" if found else ""
+
+
 def refused_arguments(case: Case) -> Words:
     return (
         f"vLLM refuses its arguments: {(case.get('why') or case.match.group(0)).strip()[:300]}",
-        "Correct `vllm_server_args`",
+        _limits(case.get("why")) or "Correct `vllm_server_args`",
     )
 
 
@@ -91,7 +138,7 @@ def two_lists(case: Case) -> Words:
 
 def no_parser(case: Case) -> Words:
     flag = "tool-call-parser" if case.get("what") == "tool call" else "reasoning-parser"
-    near = difflib.get_close_matches(case.get("parser"), re.findall(r"[\w.-]+", case.get("choices")), 3, 0.5)
+    near = difflib.get_close_matches(case.get("parser"), re.findall(r"[\w.-]+", case.get("choices")), 3, 0.7)
     hint = f" (similar names: {listed([f'`{name}`' for name in near])})" if near else ""
     return (
         f"This vLLM has no {case.get('what')} parser `{case.get('parser')}`",

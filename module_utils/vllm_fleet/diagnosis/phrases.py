@@ -7,6 +7,7 @@ Causes and remedies are one sentence without its full stop; a remedy begins with
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 from .case import Case
@@ -42,3 +43,11 @@ def floored(share: float) -> float:
     The small term undoes binary rounding, for 0.29 * 100 is 28.999….
     """
     return math.floor(share * 100 + 1e-9) / 100
+
+
+def cut(text: str, length: int = 180) -> str:
+    """Return the first sentence of an error's words, as a part of a sentence of ours."""
+    text = re.split(r"[.!?]+\s+(?=[A-Z`'\"\d])|\n", text.strip(), maxsplit=1)[0]
+    # Lists such as `[ 1, 2 ]` and empty calls would read like a value that is missing.
+    text = re.sub(r"([(\[{])\s+", r"\1", re.sub(r"\s{2,}", " ", text)).replace("()", "").rstrip(" .:")
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vLLM server's output as text: lines, their prefix, the errors in them, and secrets taken out. Pure.
+"""A vLLM server's output as text: lines, the errors in them, and secrets taken out. Pure.
 
 Shapes are vLLM 0.32.0's (logger.py, logging_utils/formatter.py), with those of older releases beside them. vLLM's own
 logger writes to stdout; tqdm, uvicorn, warnings and the API server's traceback go to stderr. Read each stream through
@@ -12,7 +12,10 @@ import codecs
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+
+from .prefix import Line, parse
+
+__all__ = ["Error", "Line", "LogReader", "errors", "parse", "plain", "scrub", "split"]
 
 #: Characters after which a line without an end is given out in pieces: memory stays bounded whatever comes in.
 MAX_LINE = 65536
@@ -22,6 +25,12 @@ MAX_LINES = 100_000
 
 #: Lines of an exception's message that are kept.
 MAX_MESSAGE_LINES = 40
+
+#: Characters of a line that are searched for a word of retries.
+_READ = 600
+
+#: Frames of an exception that are kept, the innermost ones.
+MAX_FRAMES = 40
 
 HIDDEN = "***"
 
@@ -33,32 +42,6 @@ _CONTROL = (
     r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
 )
 _ENDS = r"[\r\n]"
-
-_HEAD = (
-    r"(?:\((?P<process>[A-Za-z][\w.-]*) pid=(?P<pid>\d+)(?:, ip=[\w.:]+)?\) ?)?"
-    r"(?:(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)? "
-    # 0.32.0 puts the source in brackets; releases of 2024 wrote `file.py:12] text`.
-    r"(?:\[(?P<source>[^\]\s]+:\d+)\]|(?P<older>[\w./-]+:\d+)\]) ?)?"
-)
-
-
-class Line(NamedTuple):
-    """One line without its prefix. ``process`` is ``APIServer``, ``EngineCore_DP1``, ``Worker_TP0_EP0``, or empty."""
-
-    process: str
-    pid: str
-    level: str
-    source: str
-    text: str
-
-
-def parse(line: str) -> Line:
-    """Split a line into its prefix and its text; what is missing is an empty string."""
-    match = re.match(_HEAD, line)
-    if match is None or match.end() == 0:
-        return Line("", "", "", "", line)
-    process, pid, level, source, older = match.group("process", "pid", "level", "source", "older")
-    return Line(process or "", pid or "", level or "", source or older or "", line[match.end() :])
 
 
 def plain(text: str) -> str:
@@ -181,6 +164,11 @@ _FATAL = (
     "Fatal Python error",
     "Segmentation fault",
     "Illegal instruction",
+    "Segfault encountered",
+    "HW Exception by GPU",
+    "[AITER] ",
+    "LLVM ERROR",
+    "pthread_create failed",
     "terminate called",
     "what(): ",
     "No space left on device",
@@ -191,13 +179,22 @@ _FATAL = (
 )
 
 
+#: Heads of tracebacks that their process lives on after: Python prints them where no code can catch the exception.
+_SWALLOWED = ("Exception ignored in", "--- Logging error ---")
+#: An attempt that failed and is made again: the last one has a traceback of its own.
+_RETRY = r"(?i)\bretry(?:ing)?\b.*\d|will retry|trying again"
+#: C++ log lines of PyTorch, `[W508 11:47:03.157 file.cpp:1] text`, of levels below error.
+_MILD = r"\[?[WI]\d{3,4} \d\d:\d\d:"
+
+
 @dataclass
 class Error:
     """One thing that went wrong: a traceback with its chain of exceptions, an ERROR line, or a fatal raw line.
 
     ``index`` is the number of its first line, ``kind`` is ``traceback`` or ``line``; ``exceptions`` holds for each
-    exception its lines as text, ``raw`` the same lines as they stand in the log, ``frames`` the innermost frame. The
-    last exception is the one that left the traceback. ``logged``: a logger wrote it, which means stdout.
+    exception its lines as text, ``raw`` the same lines as they stand in the log, ``frames`` the innermost frame, and
+    ``stacks`` all of its frames. The last exception is the one that left the traceback. ``logged``: a logger wrote it,
+    which means stdout, and ``source`` is the place in its code.
     """
 
     index: int
@@ -207,6 +204,9 @@ class Error:
     raw: list[list[str]] = field(default_factory=list)
     frames: list[str] = field(default_factory=list)
     logged: bool = False
+    pid: str = ""
+    source: str = ""
+    stacks: list[list[str]] = field(default_factory=list)
 
 
 class _Open:
@@ -216,7 +216,7 @@ class _Open:
         self.error = error
         self.state = state
         self.source = source
-        self.frame = ""
+        self.stack: list[str] = []
 
     def takes(self, level: str, source: str, text: str, line: str) -> bool:
         """Add a line if it belongs to this error."""
@@ -224,6 +224,8 @@ class _Open:
             return False
         if text.lstrip(" |+").startswith(_CHAIN):
             self.state = "chain"
+        elif self.state == "chain":
+            return not text.strip()
         elif self.state == "frames":
             self._frame(text, line)
         elif self.state == "message" and (level or not (self.source or re.match(_FOREIGN, text))):
@@ -236,11 +238,13 @@ class _Open:
 
     def _frame(self, text: str, line: str) -> None:
         if text.lstrip().startswith('File "'):
-            self.frame = text.strip()
+            self.stack.append(text.strip())
         elif not text[:1].isspace() and re.match(_EXCEPTION, text) and not re.match(_FOREIGN, text):
             self.error.exceptions.append([text])
             self.error.raw.append([line])
-            self.error.frames.append(self.frame)
+            self.error.frames.append(self.stack[-1] if self.stack else "")
+            self.error.stacks.append(self.stack[-MAX_FRAMES:])
+            self.stack = []
             self.state = "message"
 
 
@@ -267,9 +271,13 @@ def errors(lines: Sequence[str], start: int = 0) -> list[Error]:
             if current is not None and current.state == "message":
                 del opened[key]
             continue
+        if text.startswith(_SWALLOWED):
+            opened[key] = _Open(Error(index, process, "swallowed"), "chain", source)
+            continue
         if text.lstrip(" |+").startswith(_TRACEBACK):
             if current is None or current.state != "chain":
-                current = opened[key] = _Open(Error(index, process, "traceback", logged=bool(level)), "frames", source)
+                error = Error(index, process, "traceback", logged=bool(level), pid=pid, source=source)
+                current = opened[key] = _Open(error, "frames", source)
                 found.append(current.error)
             current.state = "frames"
             continue
@@ -278,8 +286,10 @@ def errors(lines: Sequence[str], start: int = 0) -> list[Error]:
                 continue
             del opened[key]
         bare = bool(level or re.match(_BARE, text))
-        if bare or (fatal and any(word in text for word in fatal)):
-            error = Error(index, process, "line", [[text]], [[line]], [""], bool(level))
+        if bare or (fatal and any(word in text for word in fatal) and not re.match(_MILD, text)):
+            if re.search(_RETRY, text[:_READ]):
+                continue
+            error = Error(index, process, "line", [[text]], [[line]], [""], bool(level), pid, source, [[]])
             found.append(error)
             if bare:
                 opened[key] = _Open(error, "message", source)

@@ -65,8 +65,8 @@ _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 #: Lines that say nothing about the start: the banner's art, warnings and the source line under them, routes, requests.
 _NOISE = (
-    r"[\s▀▄█]*$|[\s▀▄█]*[▀▄█]|\s*warnings\.warn\(|\S+\.py:\d+: \w*Warning:|\[?W\d{4} |Route: |Available routes|\s{2,}\S"
-    r'|INFO:\s+[\d.a-f:\[\]]+:\d+ - "|Traceback |\t'
+    r"[\s▀▄█]*$|[\s▀▄█]*[▀▄█]|\s*warnings\.warn\(|\S+\.py:\d+: \w*Warning:|\[?W\d{3,4} |Route: |Available routes"
+    r'|\s{2,}\S|INFO:\s+[\d.a-f:\[\]]+:\d+ - "|Traceback |\t'
 )
 #: The one warning that counts: a rank waits for the others, mostly while they compile (shm_broadcast.py).
 _TELLING_WARNING = "No available shared memory broadcast block"

@@ -55,8 +55,18 @@ CONTRACT = [
     "ready_timeout",
     "wrong_model_served",
     "stopped_by_signal",
+    "kernel_unsupported",
+    "broken_image",
+    "weights_mismatch",
+    "compile_cache",
+    "file_permission",
+    "download_failed",
+    "host_limits",
     "unknown",
 ]
+
+#: Starts that went well, for as long as the log goes on.
+HEALTHY = {"healthy_eight_gpus.log", "healthy_survived.log"}
 
 WRAPPERS = re.compile(
     "Engine core initialization failed|WorkerProc initialization failed|EngineCore failed to start"
@@ -137,7 +147,7 @@ def test_every_recorded_and_composed_log_is_in_the_table() -> None:
     logs = {f"recorded/{path.name}" for path in RECORDED.iterdir() if path.suffix in (".log", ".txt")}
     logs |= {path.name for path in (FIXTURES / "failures").glob("*.log")}
     # stderr alone goes with the stdout of the same run, and a healthy start is no failure: they are tested below.
-    assert logs - named == {"recorded/engine_killed.stderr.log", "recorded/compiled.log", "healthy_eight_gpus.log"}
+    assert logs - named == {"recorded/engine_killed.stderr.log", "recorded/compiled.log", *HEALTHY}
 
 
 @pytest.mark.parametrize("log", ["recorded/ready.log", "recorded/terminated_by_sigterm.log", "healthy_eight_gpus.log"])
@@ -167,6 +177,25 @@ def test_every_prefix_of_a_healthy_log_gives_no_class_of_the_table() -> None:
     ready = next(index for index, line in enumerate(lines) if "Application startup complete" in line)
     found = {diagnose("".join(lines[:end]), ExitFacts(1), Context()).class_ for end in range(0, ready)}
     assert found == {"unknown"}
+
+
+@pytest.mark.parametrize("exit_code", [0, 1])
+def test_errors_that_the_start_survived_are_no_cause(exit_code: int) -> None:
+    """A complaint that the process lived on after, a retry, an exception in a destructor, advice of RCCL."""
+    failure = diagnose(read("healthy_survived.log"), ExitFacts(exit_code), Context())
+    assert failure.class_ == "unknown"
+    assert failure.cause.endswith("the start went on after the errors in its log, and ended without another")
+    for verdict in ("stalled", "ready_timeout"):
+        assert diagnose(read("healthy_survived.log"), ExitFacts(verdict=verdict), Context()).class_ == verdict
+
+
+def test_no_logged_line_outranks_how_it_ended() -> None:
+    """The line alone would be a full disk; a stall, a signal and a traceback are stronger."""
+    line = "(EngineCore pid=7) ERROR 11-22 09:14:06 [store.py:65] No space left on device\n"
+    assert diagnose(line, ExitFacts(1), Context()).class_ == "disk_full"
+    assert diagnose(line, ExitFacts(verdict="stalled"), Context()).class_ == "stalled"
+    assert diagnose(line, ExitFacts(143), Context()).class_ == "stopped_by_signal"
+    assert diagnose(line + read("unknown.log"), ExitFacts(1), Context()).class_ == "unknown"
 
 
 def test_both_streams_of_a_killed_engine() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from test_diagnose import CASES, context, read
 
-from ansible.module_utils.vllm_fleet.diagnosis import diagnose as diagnosis
+from ansible.module_utils.vllm_fleet.diagnosis import reading
 from ansible.module_utils.vllm_fleet.diagnosis.diagnose import ExitFacts, diagnose
 from ansible.module_utils.vllm_fleet.vllm import log as logtext
 
@@ -44,13 +44,13 @@ def at_random(seed: int) -> Mix:
 MIXES: dict[str, Mix] = {
     "stdout first": lambda out, err: out + err,
     "stderr first": lambda out, err: err + out,
-    **{f"shuffled {seed}": at_random(seed) for seed in range(8)},
+    **{f"shuffled {seed}": at_random(seed) for seed in range(4)},
 }
 
 
 def mixed(lines: Sequence[str], mix: Mix) -> list[str]:
     """Mix the streams of each start by itself: Docker starts again when both have ended."""
-    cuts = [0, *diagnosis._starts(lines)[1:], len(lines)]
+    cuts = [0, *reading.starts(lines)[1:], len(lines)]
     out: list[str] = []
     for begin, end in itertools.pairwise(cuts):
         start = lines[begin:end]

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A diagnosis of a log about which nothing else is known, for `scripts/diagnose`. Pure."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..common.failure import Failure, FailureClass
+from ..vllm.log import split
+from ..vllm.prefix import unwrapped
+from . import reading
+from .case import Context, ExitFacts
+from .diagnose import diagnose
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a log says; ``failure`` is None where it shows none."""
+
+    failure: Failure | None
+
+    @property
+    def known(self) -> bool:
+        """Say whether the failure has a name."""
+        return self.failure is not None and self.failure.class_ != FailureClass.UNKNOWN
+
+    def as_result(self) -> dict[str, Any]:
+        """Return the parts as plain JSON values; ``class`` is None where the log shows no failure."""
+        return self.failure.as_result() if self.failure is not None else {"class": None}
+
+    def as_text(self) -> str:
+        """Return the parts for a person."""
+        if self.failure is None:
+            return "The log shows no failure. If the server is gone all the same, give its --exit-code N."
+        found = self.failure
+        lines = [f"class:    {found.class_}", f"why:      {found.cause}.", f"to do:    {found.remedy}."]
+        return "\n".join([*lines, *(f"evidence: {line}" for line in found.evidence)])
+
+
+def read(log: str, exit_code: int | None = None) -> Reading:
+    """Return what a log says. Without ``exit_code`` a log without an error is one of a server that runs."""
+    lines = unwrapped(split(log))
+    run = reading.last_run(lines)
+    text = "\n".join(lines)
+    if exit_code is None and not run.errors and run.stop is None and not reading.gone(run):
+        waits = diagnose(text, ExitFacts(verdict="ready_timeout"), context_of(lines))
+        return Reading(waits if waits.class_ == FailureClass.NOT_ENOUGH_GPUS else None)
+    return Reading(diagnose(text, ExitFacts(exit_code), context_of(lines)))
+
+
+def context_of(lines: Sequence[str]) -> Context:
+    """Return what the log itself says of the server: its model and its arguments."""
+    for line in reversed(lines):
+        found = re.search(r"non-default args: (\{.{0,20000}\})\s*$", line)
+        if found is None:
+            continue
+        try:
+            args = ast.literal_eval(found[1])
+        except (SyntaxError, ValueError):  # older releases print objects among the values
+            continue
+        plain = {str(name).replace("_", "-"): value for name, value in args.items()}
+        model = str(plain.pop("model", "") or plain.get("model-tag", ""))
+        plain.pop("model-tag", None)
+        return Context(model=model, args=plain)
+    return Context()
