@@ -136,6 +136,21 @@ class Case(NamedTuple):
     error: Error | None = None
     number: int = 0
 
+    @property
+    def stack(self) -> list[str]:
+        """The frames of the exception, the innermost last."""
+        return self.error.stacks[self.number] if self.error is not None and self.error.stacks else []
+
+    def said(self) -> str:
+        """Return the words of the error, or its type and the function that raised it where it has none."""
+        lines = self.text.split("\n")
+        # PyTorch's wrappers give the reason in the line after theirs.
+        first = lines[1] if lines[0].rstrip().endswith("raised:") and len(lines) > 1 else lines[0]
+        what = self.get("what") or re.sub(r"^[\w.]+: (?=\S)", "", first)
+        if re.fullmatch(r"[\w.]*(?:Error|Exception)", what.strip()) and self.stack:
+            return f"{what.strip()} in {self.stack[-1].rpartition(' in ')[2]}"
+        return what
+
     def get(self, name: str) -> str:
         """Return a named group, or an empty string if the pattern has no such group or the group did not match."""
         return self.match.groupdict().get(name) or ""

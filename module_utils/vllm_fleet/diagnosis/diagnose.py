@@ -132,10 +132,9 @@ class _Hit:
     proof: list[str]
 
 
-#: Weights beside a row's rank (0 a cause, 1 a complaint, 2 a consequence). A family is a guess by kind: it stands after
-#: what rows know to be a cause or a complaint. A raw line stands after a traceback, a wrapper after both, and what a
-#: logger wrote after everything else: a start may live on after it.
-_FAMILY, _RAW, _CARRIED, _LOGGED = 1.2, 0.5, 0.25, 10.0
+#: Weights beside a row's rank (0 a cause, 1 a complaint, 2 a consequence). A raw line stands after a traceback, a
+#: wrapper after both, and what a logger wrote after everything else: a start may live on after it.
+_RAW, _CARRIED, _LOGGED = 0.5, 0.25, 10.0
 
 
 def _by_run(run: Run, exit: ExitFacts, context: Context) -> Failure | None:
@@ -207,7 +206,7 @@ def _hit(error: Error, texts: Sequence[str], run: Run, context: Context) -> _Hit
         elif reading.KILLED.search(text):
             kept.append((number, text, base + _CARRIED))
     family = _family(error, kept, run, context)
-    if family is not None and family.weight < _FAMILY:
+    if family is not None and family.weight < 1:
         return family
     row = _row_hit(error, kept, run, context)
     if row is None or (family is not None and family.weight < row.weight):
@@ -235,7 +234,7 @@ def _family(error: Error, kept: Sequence[tuple[int, str, float]], run: Run, cont
         found = families.of(error, number, text, run, context)
         if found is not None:
             proof = [*reading.root_lines(error, number), *found.frames]
-            return _Hit(found.class_, found.words, weight + (0.0 if found.sure else _FAMILY), proof)
+            return _Hit(found.class_, found.words, weight + found.weight, proof)
     return None
 
 

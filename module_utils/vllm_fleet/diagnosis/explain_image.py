@@ -11,38 +11,37 @@ from .phrases import Words, cut, setting, variable
 #: Where the module mounts the folder of the engine's compile caches (container/spec.py ENGINE_CACHE).
 _INSIDE = "/root/.cache/vllm"
 #: Folders of compilers, as a log names them.
-_FOLDER = r"/[^\s'\"]*/(?:torch_compile_cache|\.?triton/cache|inductor)\b"
+_FOLDER = r"~?/[^\s'\"]*/(?:torch_compile_cache|\.?triton/cache|inductor)\b"
 
 
 def broken(case: Case) -> Words:
     text = case.text
     image = case.context.image_name
-    what = cut(case.get("what") or text.split("\n", 1)[0])
+    what = cut(case.said())
     package = re.search(r"pip install (?:-U |--upgrade )?[`'\"]?(?P<name>[\w.\[\]=<>~-]*\w)", text) or re.search(
         r"No module named '(?P<name>[\w.]+)'|packages? `(?P<other>[\w.-]+)` is required", text
     )
     name = next((value for value in package.groups() if value), "") if package else ""
-    if name and not name.startswith(("vllm", "torch", "triton")):
+    if name and "." not in name and not name.startswith(("vllm", "torch", "triton", "aiter")):
         return (
             f"{image[0].upper()}{image[1:]} lacks the Python package {name}, which this model needs ({what})",
             f"Choose a newer image (`vllm_image_tag`), or build one from it with {name} installed",
         )
     remedy = "Choose another image (`vllm_image_tag`), for its parts do not fit each other"
-    if re.search(r"triton|_inductor|hip runtime|architecture for which", "\n".join([text, *_frames(case)])):
+    seen = "\n".join([text, *case.stack])
+    if "/aiter/" in seen:
+        remedy += f", or until then switch AITER off with {variable(VLLM_ROCM_USE_AITER=0)}"
+    elif re.search(r"triton|_inductor|hip runtime|architecture for which", seen):
         remedy += f", or until then run without compiling with {setting(enforce_eager='true')}"
     return f"A part of {image} cannot be loaded ({what})", remedy
 
 
-def _frames(case: Case) -> list[str]:
-    return case.error.stacks[case.number] if case.error is not None and case.error.stacks else []
-
-
 def compile_cache(case: Case) -> Words:
-    what = cut(case.get("what") or case.text.split("\n", 1)[0])
+    what = cut(case.said())
     paths = (match for line in reversed(case.run.lines) if "cache" in line and (match := re.search(_FOLDER, line)))
     path = next((match.group(0) for match in paths), f"{_INSIDE}/torch_compile_cache")
     where = f"{path} in the container"
-    if path.startswith(_INSIDE):
+    if path.startswith((_INSIDE, "~")):
         where += " (its folder on the node is in /var/lib/vllm-fleet/engine-cache, `docker inspect` names it)"
     return (
         f"What the compiler kept of an earlier start cannot be used ({what}), and the weights are fine",

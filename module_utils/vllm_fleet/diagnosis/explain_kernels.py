@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ..vllm.log import parse
 from .case import Case, Context, Run
 from .phrases import Words, cut, setting, variable
 
@@ -42,7 +43,8 @@ def _steps(text: str, context: Context) -> list[str]:
     if backend and re.search(r"(?i)attention|attn|mla", text):
         steps.append(f"remove attention-backend (now {backend}) from `vllm_server_args`")
     elif not switch and re.search(r"(?i)/attention/|attn", text):
-        steps.append(f"choose another backend with {setting(attention_backend='TRITON_ATTN')}")
+        other = "ROCM_ATTN" if "triton" in text.lower() else "TRITON_ATTN"
+        steps.append(f"choose another backend with {setting(attention_backend=other)}")
     if switch and switch != "VLLM_ROCM_USE_AITER":
         steps.append(f"switch AITER off with {variable(VLLM_ROCM_USE_AITER=0)}")
     return steps
@@ -56,12 +58,23 @@ def _either(steps: Sequence[str]) -> str:
 
 def _seen(case: Case) -> str:
     """The words of the error and the frames that led to it, the innermost last."""
-    stack = case.error.stacks[case.number] if case.error is not None and case.error.stacks else []
-    return "\n".join([*stack[-4:], case.text])
+    return "\n".join([*case.stack[-4:], case.text])
+
+
+def _compiler(case: Case) -> str:
+    """What Triton's compiler printed when it gave up. It is on another stream than the traceback, so in any place."""
+    for line in reversed(case.run.lines):
+        if "error: " not in line:
+            continue
+        found = re.search(r"(?:^|[\s:])error: (?P<what>[^\n]{5,200})", line)
+        if found and not parse(line).level:
+            return found["what"]
+    return ""
 
 
 def unsupported(case: Case) -> Words:
-    what = cut(case.get("what") or case.text.split("\n", 1)[0])
+    said = case.said()
+    what = cut((_compiler(case) if "PassManager" in said else "") or said)
     seen = _seen(case)
     cause = "A GPU kernel cannot compute this model with these settings on this GPU"
     cause += f" ({what})" if what else ""
@@ -77,7 +90,7 @@ def unsupported(case: Case) -> Words:
 
 
 def not_compiled(case: Case) -> Words:
-    what = cut(case.get("what") or case.text.split("\n", 1)[0])
+    what = cut(case.said())
     return (
         f"PyTorch could not compile the model ({what})",
         f"Choose a newer image (`vllm_image_tag`), or until then run without compiling with "
@@ -103,7 +116,7 @@ def no_backend(case: Case) -> Words:
 
 def died(case: Case) -> Words:
     """Explain an engine that a kernel's exception ended while it served."""
-    what = cut(case.get("what") or case.text.split("\n", 1)[0])
+    what = cut(case.said())
     return f"The engine process died while it served: {what}", _either(
         [*_steps(_seen(case), case.context), "choose a newer image (`vllm_image_tag`)"]
     )

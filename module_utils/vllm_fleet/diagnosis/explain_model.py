@@ -154,7 +154,7 @@ def other_gpu(case: Case) -> Words:
 
 
 def newer_files(case: Case) -> Words:
-    what = cut(case.get("what") or case.text.split("\n", 1)[0])
+    what = cut(case.said())
     return (
         f"The code in {case.context.image_name} does not fit the files of {case.context.model_name} ({what})",
         "Choose a newer image (`vllm_image_tag`) if the model is newer than the image, or pin `vllm_server_revision` "
@@ -163,7 +163,7 @@ def newer_files(case: Case) -> Words:
 
 
 def weights_mismatch(case: Case) -> Words:
-    what = cut(case.get("what") or case.text.split("\n", 1)[0])
+    what = cut(case.said())
     tensor = f"no place for {what}" if case.text.startswith("KeyError") else what
     return (
         f"The weights of {case.context.model_name} are not those that vLLM in {case.context.image_name} expects "
@@ -174,14 +174,10 @@ def weights_mismatch(case: Case) -> Words:
 
 
 def download_failed(case: Case) -> Words:
-    what = cut(case.get("what") or case.text.split("\n", 1)[0])
-    xet = re.search(r"(?i)xet|CAS service|Data processing", "\n".join([case.text, *_stack(case)]))
+    what = cut(case.said())
+    xet = re.search(r"(?i)xet|CAS service|Data processing", "\n".join([case.text, *case.stack]))
     return (
         f"The download of {case.context.model_name} broke off ({what})",
         f"Stage it beforehand with {STAGE}"
         + (f", or download without Xet with {variable(HF_HUB_DISABLE_XET=1)}" if xet else ", or start again"),
     )
-
-
-def _stack(case: Case) -> list[str]:
-    return case.error.stacks[case.number] if case.error is not None and case.error.stacks else []

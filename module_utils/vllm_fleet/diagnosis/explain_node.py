@@ -29,7 +29,7 @@ def host_memory(process: str = "", *, limit: bool = False) -> Words:
 
 
 def collective(case: Case) -> Words:
-    what = case.get("what").strip().rstrip(".")
+    what = cut(case.said())
     cause = f"The processes of the GPUs could not form one group{f' ({what})' if what else ''}"
     look = f"run again with {variable(NCCL_DEBUG='INFO')} and read the first NCCL WARN line"
     if case.context.size("nnodes") > 1 or case.context.arg("master-addr"):
@@ -80,7 +80,7 @@ def file_permission(case: Case) -> Words:
 
 
 def host_limits(case: Case) -> Words:
-    what = cut(case.get("what") or case.text.split("\n", 1)[0])
+    what = cut(case.said())
     if re.search(r"Errno 2[34]|open files", case.text):
         return (
             f"The container has too many files open ({what})",

@@ -44,19 +44,26 @@ def unknown_flag(case: Case) -> Words:
         return _stray(stray, case)
     known = _known_flags(case.run.lines)
     steps: list[str] = []
-    for flag in flags:
+    rest: list[str] = []
+    for given in flags:
+        flag = given.lstrip("-").replace("_", "-")
         gone, good = removed(flag), meant(flag, known)
         value = case.context.arg(flag)
         if gone is not None:
             since = f" (gone since v{gone.release})" if gone.release else ""
             steps.append(f"instead of `{flag}`{since}, {gone.instead}")
-        elif good:
+        elif not given.startswith("--") and len(flag) > 3:
+            steps.append(f"write `{flag}` (on a command line with two dashes)")
+        elif good and good != flag:
             how = f", that is {setting(**{good: value})}" if len(flags) == 1 and value is not None else ""
             steps.append(f"replace `{flag}` by `{good}`{how}")
         else:
-            steps.append(f"remove `{flag}`, or correct it by the help of this image (`vllm serve --help=all`)")
+            rest.append(f"`{flag}`")
+    if rest:
+        it = "it" if len(rest) == 1 else "them"
+        steps.append(f"remove {listed(rest)}, or correct {it} by the help of this image (`vllm serve --help=all`)")
     return (
-        f"This vLLM does not know {listed([f'`--{flag}`' for flag in flags])}",
+        f"This vLLM does not know {listed([f'`{flag}`' for flag in flags])}",
         f"In `vllm_server_args` {', and '.join(steps)}",
     )
 
@@ -90,7 +97,7 @@ def dtype(case: Case) -> Words:
 
 
 def refused_by_code(case: Case) -> Words:
-    what = cut(case.get("what") or case.text.split("\n", 1)[0], 300)
+    what = cut(case.said(), 300)
     return (
         f"vLLM refuses its settings: {what}",
         "Correct what the message names in `vllm_server_args`, or remove it there",

@@ -31,7 +31,7 @@ _LIBRARIES: tuple[tuple[str, str], ...] = (
     (
         "kernels",
         r"/vllm/(?:_custom_ops\.py|_rocm_ops|(?:v1/)?attention/|model_executor/layers/(?:fused_moe|quantization|mamba|fla"
-        r"|attention|activation|layernorm)|kernels/)|/flash_attn|/flydsl/|/tilelang/|/quark/|/mori/|/deep_ep/",
+        r"|attention|activation|layernorm)|kernels/)|/flash_attn|/flydsl/|/tilelang/|/quark/|/flashinfer/|/mori/|/deep_ep/",
     ),
     ("loader", r"/vllm/model_executor/(?:model_loader/|parameter\.py|layers/(?:linear|vocab_parallel_embedding))"),
     ("model", r"/vllm/(?:model_executor/models|models)/"),
@@ -42,6 +42,9 @@ _LIBRARIES: tuple[tuple[str, str], ...] = (
     ),
 )
 _FRAME = re.compile(r'File "(?P<path>[^"]+)", line \d+(?:, in (?P<function>\S+))?')
+
+#: Where a kind stands among the ranks of rows: after what they know to be a cause or a complaint, before consequences.
+GUESS, CONSEQUENCE = 1.2, 2.1
 
 #: Functions that put a checkpoint's tensors into a model's parameters.
 _LOADING = (
@@ -58,16 +61,15 @@ class Kind:
     functions: tuple[str, ...]
     paths: tuple[str, ...]
     text: str
-    stage: str = ""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A class by its kind. ``words`` explains it; ``sure``: no row knows it better; ``frames`` prove it."""
+    """A class by its kind. ``words`` explains it, ``frames`` prove it; ``weight`` is a row's rank."""
 
     class_: FailureClass
     words: Callable[[], Words]
-    sure: bool = False
+    weight: float
     frames: list[str] = field(default_factory=list)
 
 
@@ -104,7 +106,8 @@ _MISSING_OP = (
 _NO_KERNEL = (
     r"(?i)not support|unsupported|requires? (?:a )?(?:gfx|compute capability|CDNA|MI\d)|invalid or not|out of resource"
     r"|no (?:valid|suitable|supported|available|compatible)|\bno \w[\w ]* backend|cannot get heuristic|not implemented"
-    r"|could not (?:find|get)|cannot (?:find|select)|must be|only support|is not available|not divisible"
+    r"|could not (?:find|get)|cannot (?:find|select)|must be|only support|is not available|not divisible|ninja build"
+    r"|build \S* ?failed"
 )
 _NETWORK = (
     r"(?i)CAS service|Data processing error|ConnectionError|ReadTimeout|ConnectTimeout|IncompleteRead|ChunkedEncoding"
@@ -206,7 +209,7 @@ _RULES: tuple[_Rule, ...] = (
         FailureClass.WEIGHTS_MISMATCH,
         explain_model.weights_mismatch,
         words=r"There is no module or parameter named|size mismatch for|Attempted to load weight .* into parameter"
-        r"|must match the (?:size|existing size) .* tensor|loaded_weight",
+        r"|Tried to load weights of size|loaded_weight",
     ),
     _Rule(
         FailureClass.KERNEL_UNSUPPORTED,
@@ -254,12 +257,14 @@ _RULES: tuple[_Rule, ...] = (
 )
 
 
-def kind_of(error: Error, number: int, text: str, stage: str = "") -> Kind:
+def kind_of(error: Error, number: int, text: str) -> Kind:
     """Return what is known of an exception of a traceback."""
     frames = [match for frame in error.stacks[number] if (match := _FRAME.search(frame))] if error.stacks else []
     paths = tuple(match["path"] for match in frames)
     # An exception may carry another's name: `torch._inductor.exc.InductorError: ImportError: ...`.
-    head = re.match(r"(?:[\w.]*?)(?P<type>\w+)(?::|$)", text.split("\n", 1)[0])
+    lines = text.split("\n")
+    first = lines[1] if lines[0].rstrip().endswith("raised:") and len(lines) > 1 else lines[0]
+    head = re.match(r"(?:[\w.]*?)(?P<type>\w+)(?::|$)", first)
     library = next((name for path in reversed(paths) if (name := _library(path))), "")
     return Kind(
         head["type"] if head else "",
@@ -267,7 +272,6 @@ def kind_of(error: Error, number: int, text: str, stage: str = "") -> Kind:
         tuple(match["function"] or "" for match in frames),
         paths,
         text,
-        stage,
     )
 
 
@@ -281,13 +285,14 @@ def of(error: Error, number: int, text: str, run: Run, context: Context) -> Foun
     rule = next((rule for rule in _RULES if rule.fits(kind)), None)
     if rule is None:
         return None
-    match = re.search(r"\A(?:[\w.]+: )?(?P<what>[^\n]*)", text)
+    match = re.match("", text)  # no group: the words are read by Case.said
     if match is None:
         return None
     case = Case(match, text, run, context, error, number)
     frame = [error.frames[number]] if error.frames[number] else []
     if not run.ready:
-        return Found(rule.class_, lambda: rule.explain(case), rule.sure, frame)
+        weight = 0.0 if rule.sure else CONSEQUENCE if rule.class_ == FailureClass.COLLECTIVE_INIT else GUESS
+        return Found(rule.class_, lambda: rule.explain(case), weight, frame)
     if rule.class_ != FailureClass.KERNEL_UNSUPPORTED:
         return None
-    return Found(FailureClass.ENGINE_DIED, lambda: explain_kernels.died(case), frames=frame)
+    return Found(FailureClass.ENGINE_DIED, lambda: explain_kernels.died(case), GUESS, frame)

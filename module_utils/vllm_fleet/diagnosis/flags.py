@@ -83,12 +83,12 @@ _ALIKE = 0.85
 
 
 def split_words(unknown: str) -> tuple[list[str], list[str]]:
-    """Return the flags of argparse's list of unknown arguments, and the words that belong to none of them."""
+    """Return the flags of argparse's list of unknown arguments as given, and the words that belong to none of them."""
     flags: list[str] = []
     stray: list[str] = []
     for word in unknown.split():
         if re.match(r"--?[A-Za-z]", word):
-            flags.append(word.split("=", 1)[0].lstrip("-").replace("_", "-"))
+            flags.append(word.split("=", 1)[0])
         elif not flags:
             stray.append(word)
     return flags, stray

@@ -22,7 +22,7 @@ ROWS: tuple[Row, ...] = (
             on(
                 explain_options.no_program,
                 r'exec: "(?P<program>[^"]+)":',  # Docker
-                r"^(?:\S*/)?(?:ba|da)?sh: (?:line )?(?:\d+: )?(?P<program>[^:\n]+): (?:command not found|not "
+                r"\A(?:\S*/)?(?:ba|da)?sh: (?:line )?(?:\d+: )?(?P<program>[^:\n]+): (?:command not found|not "
                 r"found|No such"
                 r"|[^\n]*cannot execute)",
             ),

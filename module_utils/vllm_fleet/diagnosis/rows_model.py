@@ -66,8 +66,12 @@ ROWS: tuple[Row, ...] = (
                 explain_model.quantisation,
                 r"Unknown quantization method: (?P<method>\w+)",
                 r"(?P<method>\w+) quantization is currently not supported in",
+                r"[Qq]uantization method (?P<method>\S+) is not supported for the current GPU",
             ),
-            on(explain_model.other_gpu, r"no kernel image is available for execution|invalid device function"),  # HIP
+            on(
+                explain_model.other_gpu,
+                r"no kernel image is available for execution|invalid device function|for GPU arch ?: ?gfx\w+",
+            ),  # HIP
         ),
     ),
     Row(
@@ -150,7 +154,11 @@ ROWS: tuple[Row, ...] = (
                 r"Repository Not Found|is not a valid model identifier",
             ),
             # transformers_utils/config.py
-            on(explain_model.no_config, r"Invalid repository ID or local directory specified: '(?P<path>[^']+)'"),
+            on(
+                explain_model.no_config,
+                r"Invalid repository ID or local directory specified: '(?P<path>[^']+)'",
+                r"No supported config format found in (?P<path>[\w./-]+\w)",
+            ),
         ),
         rank=1,
     ),

@@ -108,5 +108,11 @@ ROWS: tuple[Row, ...] = (
         (on(explain_image.broken, r"^(?:[\w.]+: )?(?:ImportError|ModuleNotFoundError): (?P<what>[^\n]*)"),),
         rank=1.5,
     ),
-    Row(FailureClass.COMPILE_CACHE, "What the compiler kept of an earlier start cannot be used."),
+    Row(
+        FailureClass.COMPILE_CACHE,
+        "What the compiler kept of an earlier start cannot be used.",
+        (
+            on(explain_image.compile_cache, r"(?:\w+: )?(?P<what>[^\n.]*)\.[^\n]*corrupted compilation artifact"),
+        ),  # vLLM
+    ),
 )

@@ -149,8 +149,9 @@ _BARE = r"[\w.]*(?:Error|Exception): "
 #: What ends an exception's message on stderr: the next thing that another process writes there.
 _FOREIGN = (
     r"INFO:|WARNING:|ERROR:|DEBUG:|\[?[IWEF]\d{4} |usage: |\S+\.py:\d+: \w*Warning|\s*warnings\.warn\(|Process \S+:$"
-    r"|[^:|]{3,60}:\s+\d+%"
 )
+#: A progress bar, drawn between the lines of something else.
+_BAR = r"[^:|]{3,60}:\s+\d+%"
 #: What says that something is broken in a line that no logger and no traceback made: libraries, the shell, argparse.
 _FATAL = (
     ": error: ",
@@ -167,6 +168,9 @@ _FATAL = (
     "Segfault encountered",
     "HW Exception by GPU",
     "[AITER] ",
+    "rocBLAS error",
+    "MIOpen Error",
+    "hipBLASLt error",
     "LLVM ERROR",
     "pthread_create failed",
     "terminate called",
@@ -222,6 +226,8 @@ class _Open:
         """Add a line if it belongs to this error."""
         if level and source != self.source:
             return False
+        if not level and re.match(_BAR, text):
+            return True
         if text.lstrip(" |+").startswith(_CHAIN):
             self.state = "chain"
         elif self.state == "chain":

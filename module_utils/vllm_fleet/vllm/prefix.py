@@ -26,10 +26,10 @@ _HEAD = (
     r"(?:\[(?P<source>[^\]\s]+:\d+)\]|(?P<older>[\w./-]+:\d+)\]) ?)?"
 )
 
-#: What other programs put before each line: Compose, `docker logs -t`, kubectl, the journal.
+#: What other programs put before each line: Compose; `docker logs -t`, kubectl and programs that log; the journal.
 _WRAPPED = (
     r"(?:\[[\w.-]{1,60}\]|[\w.-]{1,60}) *\| ?",
-    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:?\d\d) ",
+    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)? (?:\[\w+\] )?(?:\([A-Z]\w+\) (?!pid))?",
     r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d [\w.-]{1,60} [\w./@-]{1,60}(?:\[\d+\])?: ",
 )
 #: Lines that are looked at, and the share of them that must have such a prefix.
