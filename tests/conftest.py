@@ -17,17 +17,15 @@ for folder in ("integration", "fleet", "load", "sysfs", ""):
 
 #: What takes minutes, longest first: begun last it would be waited for alone when files are run beside each other.
 LONG = (
+    "test_vllm_image_fleet",
+    "test_replica",
     "test_hf_cache_fleet",
     "test_rocm_driver",
-    "test_replica",
     "test_play_releases",
-    "test_vllm_image_fleet",
+    "test_vllm_image",
+    "test_replica_ray",
+    "test_fleet_node",
     "test_fleet",
-    "test_vllm_server_kill",
-    "test_vllm_server_restore",
-    "test_vllm_server_failures",
-    "test_vllm_server_idempotence",
-    "test_vllm_server_readiness",
 )
 #: Tests that lean on those before them: a second try would find other nodes than the first, and hide what that one saw.
 STORIES = (

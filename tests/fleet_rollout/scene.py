@@ -116,11 +116,12 @@ class Scene:
         import docker
         import standin
 
-        client = docker.from_env()
-        image = standin.build_image(client)
-        identity = client.images.get(image).id
         self.fleet.up(self.dir, NODES, gateways=["bookworm"], lasting=lasting)
-        self.fleet.load([image])
+        with standin.using_images():
+            client = docker.from_env()
+            image = standin.build_image(client)
+            identity = client.images.get(image).id
+            self.fleet.load([image])
         seed = FakeCache(self.dir / "seed", repo_id=MODEL)
         name, _, tag = image.partition(":")
         self.groups.mkdir(mode=0o700, parents=True)

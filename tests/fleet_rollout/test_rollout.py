@@ -376,9 +376,10 @@ def test_a_bad_release_ends_at_the_canary_which_serves_again(scene, load, note, 
 def test_an_image_that_one_node_lacks_ends_the_run_before_anything_is_touched(scene, load):
     before, scene.bad = scene.servers(), True
     client = docker.from_env()
-    other = standin.build_image(client, "openai")
-    scene.fleet.load([other], ["node1", "node2", "node4"])
-    edit = {"vllm_image_tag": other.partition(":")[2], "vllm_image_expected_id": client.images.get(other).id}
+    with standin.using_images():
+        other = standin.build_image(client, "openai")
+        scene.fleet.load([other], ["node1", "node2", "node4"])
+        edit = {"vllm_image_tag": other.partition(":")[2], "vllm_image_expected_id": client.images.get(other).id}
     with Watch(scene) as watch:
         run = scene.deploy(**edit).failed()
     # Preflight finds that the archive is not on the one node that needs it.

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,12 @@ def remove_servers(client: Any) -> None:
 def docker_client() -> Iterator[Any]:
     """The machine's Docker engine, through the SDK."""
     import docker
+    import standin
 
     client = docker.from_env()
     client.ping()
     # Several runs on one machine share the images; the first one takes away what killed runs left, the last one these.
-    with (Path(tempfile.gettempdir()) / "vllm-fleet-tests.lock").open("a") as users:
+    with standin.USERS.open("a") as users:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove_servers(client)

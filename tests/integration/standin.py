@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+#: Held by all that use the images: the last of them takes these away.
+USERS = Path(tempfile.gettempdir()) / "vllm-fleet-tests.lock"
 SOURCE = Path(__file__).resolve().parents[1] / "standin"
 # The image's python3 is the node's; the test's own may be newer.
 PYTHON = "/usr/bin/python3"
@@ -51,6 +53,14 @@ def build_image(client: Any, target: str = "plain") -> str:
     if target == "plain":
         client.images.get(tag).tag("vllm-standin", tag="1")
     return tag
+
+
+@contextlib.contextmanager
+def using_images() -> Iterator[None]:
+    """While this lasts, tests that end beside it leave the images alone."""
+    with USERS.open("a") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        yield
 
 
 def free_port(host: str = "127.0.0.1") -> int:
