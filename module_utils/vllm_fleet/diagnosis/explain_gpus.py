@@ -108,6 +108,14 @@ def driver(case: Case) -> Words:
     )
 
 
+def old_driver(case: Case) -> Words:
+    return (
+        f"The node's GPU driver is older than {case.context.image_name} needs",
+        "Install a newer driver with `ansible-playbook deploy.yml --tags prepare`, or choose an image with an older "
+        "ROCm (`vllm_image_tag`)",
+    )
+
+
 def no_cdi(case: Case) -> Words:
     return (
         f"Docker does not know the device {case.get('device')}, because the AMD container toolkit has written no "

@@ -38,7 +38,13 @@ def broken(case: Case) -> Words:
 
 def compile_cache(case: Case) -> Words:
     what = cut(case.said())
-    paths = (match for line in reversed(case.run.lines) if "cache" in line and (match := re.search(_FOLDER, line)))
+    if any("/aiter/" in frame for frame in case.stack[-6:]):
+        return (
+            f"Files that AITER wrote in the container cannot be used ({what}), and the weights are fine",
+            f"Remove the container (`docker rm {case.context.container}` on the node), and with it these files, and "
+            "run again",
+        )
+    paths = (match for line in reversed(case.run.lines) if "/" in line and (match := re.search(_FOLDER, line)))
     path = next((match.group(0) for match in paths), f"{_INSIDE}/torch_compile_cache")
     where = f"{path} in the container"
     if path.startswith((_INSIDE, "~")):

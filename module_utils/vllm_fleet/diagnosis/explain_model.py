@@ -107,6 +107,14 @@ def corrupt(how: str) -> Explain:
     return explain
 
 
+def no_json(case: Case) -> Words:
+    return (
+        f"{case.get('file') or f'A file such as config.json of {case.context.model_name}'} is empty or no JSON (often "
+        "a Git LFS pointer or a saved error page)",
+        f"Fetch the model's files again with {STAGE}",
+    )
+
+
 def remote_code(case: Case) -> Words:
     return (
         f"{case.context.model_name} has its own Python code, and vLLM does not run it by default",

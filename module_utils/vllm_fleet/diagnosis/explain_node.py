@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from .case import Case
-from .phrases import Words, cut, variable
+from .phrases import STAGE, Words, cut, variable
 
 
 def shared_memory() -> Words:
@@ -62,6 +62,11 @@ def file_permission(case: Case) -> Words:
     path = found["path"] if found else ""
     place = path or "a file that it needs"
     elsewhere = variable(VLLM_CACHE_ROOT=_ANY, HOME=_ANY)
+    if found and found["why"].startswith("Read-only") and re.search(r"huggingface|/hub/|/snapshots/", path):
+        return (
+            f"{place} is on a file system that the container can only read",
+            f"Stage the model with {STAGE}, so that the server needs to write nothing there",
+        )
     if found and found["why"].startswith("Read-only"):
         return (
             f"{place} is on a file system that the container can only read",

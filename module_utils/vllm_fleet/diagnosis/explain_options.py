@@ -98,6 +98,9 @@ def dtype(case: Case) -> Words:
 
 def refused_by_code(case: Case) -> Words:
     what = cut(case.said(), 300)
+    flags = list(dict.fromkeys(re.findall(r"--([a-z][a-z0-9-]{2,40})", case.text)))
+    if flags:
+        return f"vLLM refuses its settings: {what}", f"Correct {listed(flags[:4])} in `vllm_server_args`"
     return (
         f"vLLM refuses its settings: {what}",
         "Correct what the message names in `vllm_server_args`, or remove it there",

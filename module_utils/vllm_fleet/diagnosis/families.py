@@ -101,6 +101,7 @@ _MISSING_OP = (
     r"'_OpNamespace' '\w+' object has no attribute|operator \S+::\S+ does not exist|has no attribute '_C'"
     r"|module '[\w.]+' has no attribute|hip runtime failed to load|Could not (?:find|load) (?:the )?library"
     r"|Failed to (?:import|load) .*(?:\.so|_C\b)|incompatible function arguments|unexpected keyword argument"
+    r"|Failed to find C compiler|Python\.h|/(?:gcc|cc|clang|hipcc)\b[^\n]*non-zero exit"
     r"|takes \d+ positional arguments? but|version mismatch|partially initialized module"
 )
 _NO_KERNEL = (
@@ -136,6 +137,14 @@ _RULES: tuple[_Rule, ...] = (
         libraries=("inductor", "aiter", "triton"),
         words=r"file too short|invalid ELF header|pickle data was truncated|Ran out of input|invalid load key"
         r"|bad marshal data",
+        sure=True,
+    ),
+    _Rule(
+        # AITER's tables and locks in /tmp, which its processes write at the same time
+        FailureClass.COMPILE_CACHE,
+        explain_image.compile_cache,
+        libraries=("aiter",),
+        types=r"EmptyDataError|ParserError|JSONDecodeError|FileExistsError|FileNotFoundError|EOFError",
         sure=True,
     ),
     _Rule(FailureClass.FILE_PERMISSION, explain_node.file_permission, types="PermissionError"),

@@ -111,11 +111,19 @@ def counted(lines: Sequence[str], found: Sequence[Error]) -> list[Error]:
     if doubtful:
         lived = _lived_until(lines, {(error.process, error.pid) for error in doubtful}, doubtful[0].index)
         left_out = {id(e) for e in doubtful if lived.get((e.process, e.pid) if e.process else ("", ""), -1) > e.index}
-    kept = [error for error in found if id(error) not in left_out]
+    kept = [error for error in found if id(error) not in left_out and not _while_ending(error)]
     if any("NCCL WARN" in error.exceptions[0][0] for error in kept if error.kind == "line"):
         collective = any(_NCCL.search("\n".join([*e.exceptions[-1], *e.stacks[-1][-3:]])) for e in kept if is_root(e))
         kept = [e for e in kept if collective or e.kind != "line" or "NCCL WARN" not in e.exceptions[0][0]]
     return kept
+
+
+def _while_ending(error: Error) -> bool:
+    """Say whether this happened while a process cleaned up: something else had ended it before."""
+    stack = error.stacks[-1] if error.stacks else []
+    return any(
+        frame.endswith((" in _exitfunc", " in _run_exitfuncs", " in __del__", " in shutdown")) for frame in stack
+    )
 
 
 def _survivable(error: Error) -> bool:

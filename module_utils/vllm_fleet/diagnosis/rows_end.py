@@ -91,6 +91,8 @@ ROWS: tuple[Row, ...] = (
                 r"(?P<what>nccl(?:System|UnhandledCuda|Internal|Remote)Error)",
                 r"(?P<what>Timed out after \d+ seconds waiting for clients|Timed out initializing process group"
                 r"|[Tt]he client socket has (?:failed|timed out)[^\n]{0,100}|wait timeout after \d+ms"
+                r"|is setting up NCCL communicator[^\n]{0,80}"
+                r"|Connection closed by peer[^\n]{0,60}|recvValue failed[^\n]{0,60}"
                 r"|[Cc]onnectFullMesh failed|Watchdog caught collective operation timeout)",
                 r"DistStoreError|DistNetworkError|NCCL WARN (?P<what>[^\n]{0,120})",
             ),
@@ -105,6 +107,7 @@ ROWS: tuple[Row, ...] = (
             on(
                 explain_ends.last_words,
                 r"(?P<what>(?:HIP|CUDA) out of memory)",
+                r"(?P<what>RPC call to \w+ timed out)",  # v1/executor/multiproc_executor.py
             ),
             on(
                 explain_kernels.fault,

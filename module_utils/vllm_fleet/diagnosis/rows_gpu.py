@@ -146,8 +146,9 @@ ROWS: tuple[Row, ...] = (
             on(
                 explain_gpus.driver,
                 r'adding custom device "(?P<device>/dev/(?:kfd|dri)[^"]*)": no such file',  # Docker
-                r"ROCk module is NOT loaded",
+                r"ROCk module is NOT loaded|AMDSMI_STATUS_DRIVER_NOT_LOADED|AMDSMI_STATUS_DRM_ERROR",
             ),
+            on(explain_gpus.old_driver, r"driver version is insufficient|(?:hip|cuda)ErrorInsufficientDriver"),
             on(explain_gpus.no_cdi, r"unresolvable CDI devices (?P<device>\S+)"),
         ),
     ),
@@ -160,6 +161,7 @@ ROWS: tuple[Row, ...] = (
                 r"Failed to infer device type",  # config/device.py
                 r"No (?:HIP|CUDA) GPUs are available|no ROCm-capable device is detected|(?:hip|cuda)ErrorNoDevice",
                 r"Unable to open /dev/kfd read-write: No such file",
+                r"hsa_init|no supported GPU devices|Found no NVIDIA driver",
             ),
         ),
         rank=1,

@@ -88,6 +88,11 @@ ROWS: tuple[Row, ...] = (
                 explain_model.corrupt("cannot be read"),
                 r"SafetensorError|PytorchStreamReader failed|invalid load key|UnpicklingError",
             ),
+            on(
+                explain_model.no_json,
+                r"[Ii]t looks like the config file at '(?P<file>[^']+)' is not a valid JSON file",  # transformers
+                r"validation errors? for ModelConfig\n\s*Value error, (?:Expecting value|Extra data): line \d",
+            ),
         ),
     ),
     Row(

@@ -12,8 +12,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-#: `(EngineCore_DP0 pid=7) `, `(VllmWorker rank=1 pid=7) `, `(VllmWorker TP1 pid=7) `, `(RayWorkerWrapper pid=7, ip=…) `
-_WHO = r"\({}(?: [\w=]{{1,20}})? pid={}(?:, ip=[\w.:]{{1,45}})?\) ?"
+#: `(EngineCore_DP0 pid=7) `, `(VllmWorker rank=1 pid=7) `, `(VllmWorker TP1 pid=7) `, `(RayWorkerWrapper pid=7,
+#: ip=…) `, and `[EngineCore_DP0 pid=7] ` of some builds.
+_WHO = r"[(\[]{}(?: [\w=]{{1,20}})? pid={}(?:, ip=[\w.:]{{1,45}})?[)\]] ?"
 _OUTER = _WHO.format(r"[A-Za-z][\w.-]{0,60}", r"\d{1,9}")
 _INNER = _WHO.format(r"(?P<process>[A-Za-z][\w.-]{0,60})", r"(?P<pid>\d{1,9})")
 

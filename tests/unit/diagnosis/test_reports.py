@@ -40,6 +40,10 @@ def test_a_report_is_named_as_a_person_named_it(report: dict[str, Any]) -> None:
         ("vllm-project/vllm#46325", "two dashes"),
         ("vllm-project/vllm-omni#1592", "remove `stage-configs-path` and `omni`"),
         ("containers/ramalama#758", "remove `temperature`"),
+        ("ROCm/aiter#3360", "docker rm vllm"),
+        ("vllm-project/recipes#620", "VLLM_ROCM_USE_AITER_MOE: 0"),
+        ("composed: readonly", "--tags stage"),
+        ("composed: bfloat16", "Correct dtype in"),
     ],
 )
 def test_the_remedy_is_the_one_that_helped(source: str, remedy: str) -> None:

@@ -20,6 +20,7 @@ SAMPLES = [
     ("(EngineCore_DP0 pid=210) ERROR 10-31 02:34:59 [core.py:708] x", Line("EngineCore_DP0", "210", "ERROR", "core.py:708", "x")),
     ("(Worker_TP0 pid=78022) INFO 10-22 09:33:48 [monitor.py:34] x", Line("Worker_TP0", "78022", "INFO", "monitor.py:34", "x")),
     ("(APIServer pid=1) INFO 07-14 09:08:05 utils.py:223] x", Line("APIServer", "1", "INFO", "utils.py:223", "x")),
+    ("[EngineCore_DP0 pid=130] DEBUG 02-20 05:08:43 [v1/engine/core.py:862] x", Line("EngineCore_DP0", "130", "DEBUG", "v1/engine/core.py:862", "x")),
     # Ray since 0.11: the engine's prefix, then the worker's own
     ("(EngineCore_DP0 pid=1121) (RayWorkerWrapper pid=282, ip=192.168.200.2) ERROR 01-22 12:06:59 [worker_base.py:318] x", Line("RayWorkerWrapper", "282", "ERROR", "worker_base.py:318", "x")),
     ("(EngineCore pid=1121) (RayWorkerWrapper pid=282) x", Line("RayWorkerWrapper", "282", "", "", "x")),
