@@ -123,6 +123,8 @@ class Bench:
                 "hf_cache_controller_path": str(self.seed.cache),
                 "hf_cache_path": "/var/lib/huggingface",
                 "hf_cache_create": True,
+                # Hosts that share a machine would warm the same files at once.
+                "hf_cache_prewarm": "off",
                 "rollout_waves": ["100%"],
             },
         }

@@ -11,15 +11,14 @@ from typing import Any
 
 
 def will_change(result: Mapping[str, Any], mode: str, tags: Collection[str], *, check_mode: bool) -> bool:
-    """Return whether what runs now is left alone: it is about to change, or ``mode`` asks for its status only.
+    """Return whether what runs now is left alone, because it is about to change.
 
     ``tags`` are those of the run: with `verify` also a server is asked that a deployment would change.
     """
-    if mode == "plan" and "verify" not in tags:
-        planned = bool(result.get("actions")) or not result.get("confirmed", True)
-    else:
-        planned = mode == "status"
-    return planned or (check_mode and bool(result.get("changed")))
+    planned = mode == "plan" and "verify" not in tags
+    if planned and (result.get("actions") or not result.get("confirmed", True)):
+        return True
+    return check_mode and bool(result.get("changed"))
 
 
 def after_wrong_answers(restored: Mapping[str, Any], result: Mapping[str, Any]) -> str:

@@ -19,7 +19,6 @@ NEW = {"changed": True, "actions": ["create", "start"], "confirmed": False}
         (NEW, "deploy", ["all"], True, True),
         (SAME, "deploy", ["all"], True, False),
         ({}, "deploy", ["verify"], True, False),
-        (SAME, "status", ["all"], False, True),
         (SAME, "plan", ["all"], False, False),
         (NEW, "plan", ["all"], False, True),
         ({**SAME, "confirmed": False}, "plan", ["all"], False, True),
@@ -27,7 +26,6 @@ NEW = {"changed": True, "actions": ["create", "start"], "confirmed": False}
         ({}, "plan", ["all"], False, False),
         (NEW, "plan", ("verify",), False, False),
         (NEW, "plan", ("verify",), True, True),
-        (NEW, "status", ("verify",), False, True),
     ],
 )
 def test_a_server_that_would_change_is_left_alone(result, mode, tags, check_mode, left_alone):
