@@ -245,7 +245,7 @@ attributes:
   check_mode:
     support: full
     description: >-
-      Predicts the actions exactly. Images that were never asked for their flags are asked in a throw-away container,
+      Predicts the actions exactly, up to a container that Docker then does not create. Images that were never asked for their flags are asked in a throw-away container,
       in check mode too.
   diff_mode:
     support: full
@@ -291,8 +291,9 @@ RETURN = r"""
 actions:
   description: >-
     What was done (or would be, in check mode), in order. Of V(restart_engine) (only with live-restore, for a port that a
-    killed engine lost track of), V(stop), V(stop_previous), V(remove_previous), V(keep) (rename to
-    C(<name>.previous)), V(remove), V(unkeep) (rename back), V(create), V(update), V(start).
+    killed engine lost track of), V(remove_next) (what a killed run left), V(create) (as C(<name>.next) while another
+    container has the name), V(stop_previous), V(stop), V(remove_previous), V(keep) (rename to C(<name>.previous)),
+    V(remove), V(rename) (give the new container the name), V(unkeep) (rename back), V(update), V(start).
   type: list
   elements: str
   returned: always

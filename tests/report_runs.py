@@ -102,7 +102,7 @@ class Run:
             longer = (k * 5.3) % 23
             ready = round(236.4 + longer, 1)
             data = {
-                "actions": ["stop", "keep", "create", "start"],
+                "actions": ["create", "stop", "keep", "rename", "start"],
                 "differences": [{"name": "args.max-model-len", "current": 65536, "desired": 131072}],
                 "downtime": round(ready + 5.3, 1),
                 "elapsed": round(ready + 7, 1),

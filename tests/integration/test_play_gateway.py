@@ -18,7 +18,7 @@ from standin import free_port
 
 MODEL, POOL = "acme/tiny", "acme_tiny"
 SAME = {"actions": [], "confirmed": True, "container": {"status": "running"}}
-EDIT = {**SAME, "actions": ["stop", "keep", "create", "start"]}
+EDIT = {**SAME, "actions": ["create", "stop", "keep", "rename", "start"]}
 COUNTS = "vllm:num_requests_running {}\nvllm:num_requests_waiting 0\n"
 
 

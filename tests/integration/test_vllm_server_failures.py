@@ -278,7 +278,7 @@ def test_a_port_taken_after_the_check_is_diagnosed_from_dockers_words(server, en
     holders = []
 
     def take(action):
-        if action == "create":
+        if action == "rename":
             holders.append(socket.create_server(("127.0.0.1", server.port)))
 
     server.ready()
@@ -290,6 +290,34 @@ def test_a_port_taken_after_the_check_is_diagnosed_from_dockers_words(server, en
     # The old one could not be put back either, and is still there.
     assert old in {ident for ident, _, _ in server.picture().values()}
     assert server.ready()["container"]["id"] == old
+
+
+#: What only Docker itself finds wrong, when a container is created, by the option.
+REFUSED_BY_DOCKER = {
+    "security_opts": ["nonsense=1"],
+    "volumes": ["/tmp:/data:shared,private"],
+}
+
+
+def test_what_docker_does_not_create_costs_no_stop(serving):
+    for option, value in REFUSED_BY_DOCKER.items():
+        result = serving.run(**{option: value})
+        assert result["failed"], option
+        assert_reads_well(result, serving, "bad_argument")
+        assert option in result["msg"] and "Traceback" not in result["msg"]
+        assert (result["changed"], result["actions"], result["rolled_back"]) == (False, [], False)
+        assert serving.picture() == serving.before, option
+    assert serving.served()["data"]
+
+
+def test_a_container_of_someone_else_with_the_new_ones_name(serving, docker_client):
+    """It is neither removed nor taken for what a killed run left, in whatever state it is."""
+    made = docker_client.api.create_container(serving.image, name=f"{serving.name}.next", command=["sleep", "60"])
+    serving.before = serving.picture()
+    assert_refused(serving, "bad_argument", f"no container {serving.name}.next", labels={"release": "3"})
+    assert facts(serving.run()) == (False, [], []), "where nothing is replaced, it is no obstacle"
+    assert serving.run(state="restored")["actions"] == ["stop", "remove", "unkeep", "start"]
+    assert serving.id(".next") == made["Id"]
 
 
 def test_an_image_that_cannot_tell_its_flags_is_used_unchecked(server):

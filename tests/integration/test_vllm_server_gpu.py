@@ -182,7 +182,7 @@ def test_the_old_servers_memory_counts_as_free_and_is_waited_for(server, idle):
     freeing.start()
     result = server.ready(**options, labels={"release": "2"})
     freeing.join()
-    assert result["actions"] == ["stop", "keep", "create", "start"]
+    assert result["actions"] == ["create", "stop", "keep", "rename", "start"]
     started = datetime.fromisoformat(server.inspect()["State"]["StartedAt"][:26] + "+00:00").timestamp()
     assert started >= freed[0]
     assert result["downtime"] > 1.2

@@ -16,8 +16,8 @@ from vllm_server_tools import Server, facts, names
 
 pytestmark = pytest.mark.engine
 
-REPLACED = ("stop", "keep", "create", "start")
-REPLACED_AGAIN = ("stop", "remove_previous", "keep", "create", "start")
+REPLACED = ("create", "stop", "keep", "rename", "start")
+REPLACED_AGAIN = ("create", "stop", "remove_previous", "keep", "rename", "start")
 REVISION = "c" * 40
 API_KEY, HF_TOKEN, OWN_KEY = "canary-api-key-81f2", "hf_Canary0Token93aa", "canary-own-key-77b0"
 ENGINE_CACHE_FIELDS = {

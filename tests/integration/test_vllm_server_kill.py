@@ -10,13 +10,13 @@ import threading
 import time
 
 import pytest
-from vllm_server_tools import Forks, Server, facts, outcome
+from vllm_server_tools import Forks, Server, facts, names, outcome
 
 from ansible.module_utils.vllm_fleet.container.plan import Trust
 from ansible.module_utils.vllm_fleet.server.state import NodeState
 
 pytestmark = pytest.mark.engine
-PREVIOUS = ".previous"
+PREVIOUS, NEXT = ".previous", ".next"
 BAD = {"STANDIN_FAIL_AT": "load"}
 
 
@@ -134,7 +134,7 @@ def prepare(server, *, with_previous, confirmed=False):
     return server.id()
 
 
-REPLACE = [(False, after) for after in range(1, 5)] + [(True, after) for after in range(1, 6)]
+REPLACE = [(False, after) for after in range(1, 6)] + [(True, after) for after in range(1, 7)]
 
 
 @pytest.mark.parametrize(("with_previous", "after"), REPLACE)
@@ -146,20 +146,44 @@ def test_replacement(server, with_previous, after):
     assert [labels(server), labels(server, PREVIOUS)] == ["2", "1"]
     assert server.id(PREVIOUS) == old
     assert server.running() == [server.name]
+    assert set(server.picture()) == {server.name, server.name + PREVIOUS}
     assert facts(server.run(**release(2))) == (False, [], [])
 
 
-@pytest.mark.parametrize("after", [1, 4])
+@pytest.mark.parametrize("after", [1, 3, 5])
 def test_replacement_given_up(server, after):
     """Instead of the same again, the user goes back to what was before."""
     prepare(server, with_previous=False)
     killed(server, after, **release(2))
-    server.ready(**release(1))
+    check, result = server.check(**release(1)), server.ready(**release(1))
+    assert facts(check) == facts(result)
+    assert ("next" in names(result)) == (after < 4)
     assert labels(server) == "1"
     assert server.running() == [server.name]
+    assert server.id(NEXT) is None
+    assert facts(server.run(**release(1))) == (False, [], [])
 
 
-@pytest.mark.parametrize("after", [2, 4])
+@pytest.mark.parametrize(
+    ("after", "state", "actions"),
+    [
+        (1, "stopped", ["remove_next", "stop"]),
+        (3, "absent", ["remove_next", "remove_previous"]),
+        (3, "restored", ["remove_next", "unkeep", "start"]),
+    ],
+)
+def test_replacement_that_another_request_ends(server, after, state, actions):
+    old = prepare(server, with_previous=False)
+    killed(server, after, **release(2))
+    assert server.id(NEXT), "or else there is nothing to remove"
+    check, result = server.check(state=state), server.run(state=state)
+    assert facts(check) == facts(result)
+    assert result["actions"] == actions
+    assert server.id(NEXT) is None
+    assert server.id() == (None if state == "absent" else old)
+
+
+@pytest.mark.parametrize("after", [1, 3, 5])
 def test_replacement_changed(server, after):
     """And once more something else: what was never ready does not push out what was."""
     old = prepare(server, with_previous=False)
@@ -174,7 +198,7 @@ def test_replacement_changed(server, after):
 
 
 # With a predecessor only the first actions differ.
-FAILS = [(False, after) for after in range(1, 9)] + [(True, after) for after in (1, 2, 3, 9)]
+FAILS = [(False, after) for after in range(1, 10)] + [(True, after) for after in (1, 3, 4, 10)]
 
 
 @pytest.mark.parametrize(("with_previous", "after"), FAILS)
@@ -191,7 +215,7 @@ def test_replacement_that_fails(server, with_previous, after):
     assert server.served()["data"]
 
 
-@pytest.mark.parametrize("after", [6, 8])
+@pytest.mark.parametrize("after", [7, 9])
 def test_replacement_that_fails_is_corrected(server, after):
     """Killed while it restored; the next run brings a release that works."""
     old = prepare(server, with_previous=False)

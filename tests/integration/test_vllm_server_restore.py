@@ -18,6 +18,8 @@ pytestmark = pytest.mark.engine
 
 BAD = {"env": {"STANDIN_FAIL_AT": "load"}}
 PREVIOUS = ".previous"
+REPLACED = ["create", "stop", "keep", "rename", "start"]
+PUT_BACK = ["stop", "remove", "unkeep", "start"]
 
 
 def release(number, **more):
@@ -37,12 +39,12 @@ def labels(server, suffix=""):
 def test_the_replaced_server_is_kept(server):
     old = server.ready(**release(1))["container"]["id"]
     result = server.ready(**release(2))
-    assert result["actions"] == ["stop", "keep", "create", "start"]
+    assert result["actions"] == REPLACED
     assert result["rolled_back"] is False
     assert server.id(PREVIOUS) == old
     assert server.running() == [server.name]
     third = server.ready(**release(3))
-    assert third["actions"] == ["stop", "remove_previous", "keep", "create", "start"]
+    assert third["actions"] == ["create", "stop", "remove_previous", "keep", "rename", "start"]
     assert [labels(server), labels(server, PREVIOUS)] == ["3", "2"]
     assert len(server.picture()) == 2
 
@@ -77,7 +79,7 @@ def test_a_request_that_runs_is_finished_before_the_old_server_ends(server):
     result = server.ready(**release(2))
     asking.join(20)
     assert answers == ["The capital of France is Paris."]
-    assert result["actions"] == ["stop", "keep", "create", "start"]
+    assert result["actions"] == REPLACED
 
 
 def test_a_server_that_does_not_end_is_killed_after_its_own_stop_timeout(server):
@@ -112,7 +114,7 @@ def test_the_old_server_comes_back(server, sliced):
     else:
         result = server.run(**release(2, **BAD))
     assert result["failed"] and result["rolled_back"] is True
-    assert result["actions"] == ["stop", "keep", "create", "start", "stop", "remove", "unkeep", "start"]
+    assert result["actions"] == [*REPLACED, *PUT_BACK]
     assert "failure ordered at stage load" in result["msg"]
     assert result["msg"].endswith("The previous server is back and ready.")
     assert result["container"]["id"] == server.id() == old
@@ -130,7 +132,7 @@ def test_the_same_bad_change_again_fails_the_same_way(server):
     first, second = server.run(**release(2, **BAD)), server.run(**release(2, **BAD))
     for result in (first, second):
         assert result["rolled_back"] is True
-        assert result["actions"] == ["stop", "keep", "create", "start", "stop", "remove", "unkeep", "start"]
+        assert result["actions"] == [*REPLACED, *PUT_BACK]
     assert server.id() == old
 
 
@@ -262,7 +264,8 @@ def test_an_action_that_docker_refuses_does_not_cost_the_old_server(server):
     name = server.name + PREVIOUS
     result = blocked(server, "stop", lambda: server.client.api.create_container(server.image, name=name))
     assert result["failed"] and result["rolled_back"] is True
-    assert result["actions"] == ["stop", "start"]
+    assert result["actions"] == ["create", "stop", "remove_next", "start"]
+    assert server.id(".next") is None
     assert "already in use" in result["failure"]["cause"]
     assert server.id() == old and server.running() == [server.name]
 
@@ -296,7 +299,7 @@ def test_a_predecessor_that_somebody_started_is_stopped_first(server, docker_cli
     assert (result["changed"], result["actions"]) == (True, ["stop_previous"])
     assert server.running() == [server.name]
     docker_client.api.start(server.id(PREVIOUS))
-    assert server.ready(**release(3))["actions"][0] == "stop_previous"
+    assert server.ready(**release(3))["actions"][:2] == ["create", "stop_previous"]
     assert server.running() == [server.name]
     assert first_port != server.port
 
@@ -341,7 +344,7 @@ def test_confirmed_protects_the_server_that_was_verified(server):
     assert server.run(state="confirmed")["confirmed"] is True
     server.ready(**release(2))
     third = server.ready(**release(3))
-    assert third["actions"] == ["stop", "remove", "create", "start"]
+    assert third["actions"] == ["create", "stop", "remove", "rename", "start"]
     assert [labels(server), labels(server, PREVIOUS)] == ["3", "1"]
     assert third["confirmed"] is False
     result = server.run(state="confirmed")

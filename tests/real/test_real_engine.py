@@ -89,7 +89,7 @@ def test_what_was_compiled_once_is_not_compiled_again(real, capsys):
     assert ask(real).ok
     # Another container of the same image and model: only the folder on the host is the same.
     second = real.ready(args=compiled, labels={"changed": "yes"})
-    assert second["actions"] == ["stop", "keep", "create", "start"]
+    assert second["actions"] == ["create", "stop", "keep", "rename", "start"]
     with capsys.disabled():
         total = [next(s["at"] for s in r["stages"] if s["stage"] == "ready") for r in (first, second)]
         print(

@@ -144,7 +144,7 @@ def test_a_run_with_nothing_to_change_is_one_line_and_no_page():
 def test_a_gateway_that_fails_before_the_waves_is_no_run_with_nothing_to_change(check_mode):
     run = Run(2)
     run.play("vllm_server")
-    question = {"actions": ["stop", "keep", "create", "start"]}
+    question = {"actions": ["create", "stop", "keep", "rename", "start"]}
     run.task(
         "Ask", "vllm_server", "vllm_server", dict.fromkeys(run.names, (1, "ok", question)), state="started", asked=True
     )
@@ -156,7 +156,7 @@ def test_a_gateway_that_fails_before_the_waves_is_no_run_with_nothing_to_change(
 def test_a_node_whose_wave_never_came_is_not_reached():
     run = Run(2)
     run.play("rollout")
-    question = {"actions": ["stop", "keep", "create", "start"], "release": summary(3, 0.1, 50)}
+    question = {"actions": ["create", "stop", "keep", "rename", "start"], "release": summary(3, 0.1, 50)}
     run.task("Ask", "vllm_server", "vllm_server", {"node1": (1, "ok", question)}, state="started", asked=True)
     run.task("Ask", "vllm_server", "vllm_server", {"node2": (1, "ok", {**question, "actions": []})}, asked=True)
     report = report_of(run)
@@ -264,7 +264,7 @@ def test_a_server_that_answers_wrongly(gone_back):
     run = Run(1)
     run.play("vllm_server")
     data = {
-        "actions": ["stop", "keep", "create", "start"],
+        "actions": ["create", "stop", "keep", "rename", "start"],
         "downtime": 3.0,
         "stages": [{"stage": "starting", "at": 0}, {"stage": "ready", "at": 2.5}],
     }
@@ -367,7 +367,7 @@ def test_the_report_is_plain_json(four):
         ({"actions": []}, ["check"], None),
         ({"actions": ["create", "start"], "stages": STAGES}, ["check", "load"], None),
         (
-            {"actions": ["stop", "keep", "create", "start"], "stages": STAGES, "downtime": 240.0},
+            {"actions": ["create", "stop", "keep", "rename", "start"], "stages": STAGES, "downtime": 240.0},
             ["check", "down", "load"],
             [60.0, 300.0],
         ),

@@ -21,6 +21,7 @@ from .spec import (
     LABEL_ASKED_UTILIZATION,
     LABEL_IMAGE_ID,
     LABEL_MANAGED,
+    LABEL_SERVER,
     Image,
     Spec,
 )
@@ -252,27 +253,28 @@ class Engine:
 
     # -- actions -----------------------------------------------------------------------------------------------
 
-    def create(self, spec: Spec, image: Image) -> str:
-        """Create the container and give its id. Raises EngineError."""
+    def create(self, spec: Spec, image: Image, name: str | None = None) -> str:
+        """Create the container, under another ``name`` if one is given, and return its id. Raises EngineError."""
         from docker.types import Ulimit  # noqa: PLC0415
 
-        host = self._api.create_host_config(
-            binds=[str(v) for v in spec.volumes] or None,
-            devices=[d if ":" in d else f"{d}:{d}:rwm" for d in spec.devices] or None,
-            group_add=list(spec.groups) or None,
-            ipc_mode=spec.ipc_mode,
-            shm_size=spec.shm_size,
-            cap_add=list(spec.capabilities) or None,
-            security_opt=list(spec.security_opts) or None,
-            ulimits=[Ulimit(name=u.name, soft=u.soft, hard=u.hard) for u in spec.ulimits] or None,
-            network_mode=spec.network_mode,
-            port_bindings={inner: _address(host) for inner, host in spec.ports.items()} or None,
-            restart_policy=_restart_policy(spec.restart_policy),
-        )
-        with _errors(f"create container {spec.name}"):
+        name = name or spec.name
+        with _errors(f"create container {name}"):
+            host = self._api.create_host_config(
+                binds=[str(v) for v in spec.volumes] or None,
+                devices=[d if ":" in d else f"{d}:{d}:rwm" for d in spec.devices] or None,
+                group_add=list(spec.groups) or None,
+                ipc_mode=spec.ipc_mode,
+                shm_size=spec.shm_size,
+                cap_add=list(spec.capabilities) or None,
+                security_opt=list(spec.security_opts) or None,
+                ulimits=[Ulimit(name=u.name, soft=u.soft, hard=u.hard) for u in spec.ulimits] or None,
+                network_mode=spec.network_mode,
+                port_bindings={inner: _address(host) for inner, host in spec.ports.items()} or None,
+                restart_policy=_restart_policy(spec.restart_policy),
+            )
             made = self._api.create_container(
                 spec.image,  # by name, so that `docker ps` shows it; which bytes it was is noted in a label
-                name=spec.name,
+                name=name,
                 entrypoint=list(spec.entrypoint),
                 command=list(spec.command),
                 environment=dict(spec.env),
@@ -423,7 +425,7 @@ def image_from_inspect(ref: str, found: Mapping[str, Any]) -> Image:
 def _labels(spec: Spec, image: Image) -> dict[str, str]:
     """Return the user's labels and the project's own notes on a container."""
     asked = {LABEL_ASKED_UTILIZATION: spec.asked_utilization} if spec.asked_utilization else {}
-    return {**spec.labels, **asked, LABEL_IMAGE_ID: image.id, LABEL_MANAGED: "true"}
+    return {**spec.labels, **asked, LABEL_IMAGE_ID: image.id, LABEL_MANAGED: "true", LABEL_SERVER: spec.name}
 
 
 def _stamp(moment: float) -> bytes:
@@ -451,11 +453,11 @@ def _gone_is_fine() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _errors(action: str) -> Iterator[None]:
-    from docker.errors import APIError  # noqa: PLC0415
+    from docker.errors import DockerException  # noqa: PLC0415
 
     try:
         yield
-    except APIError as exc:
+    except DockerException as exc:  # an APIError, too; the SDK refuses some options itself
         raise EngineError(f"{action}: {_explain(exc)}") from exc
     except OSError as exc:  # requests' ConnectionError and ReadTimeout are OSErrors: the engine went away
         raise EngineError(f"{action}: the Docker engine did not answer: {exc}") from exc

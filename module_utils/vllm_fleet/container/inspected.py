@@ -20,6 +20,12 @@ def running(container: Inspected | None) -> bool:
     return container is not None and bool(container["State"].get("Running"))
 
 
+def never_started(container: Inspected) -> bool:
+    """Whether it was created, and its process never ran."""
+    state = container["State"]
+    return state.get("Status") == "created" and str(state.get("StartedAt") or "0001-").startswith("0001-")
+
+
 def command_line(container: Inspected) -> list[str]:
     """Return entrypoint and command, as one list of words."""
     config = container.get("Config") or {}

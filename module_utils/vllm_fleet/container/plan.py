@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from .compare import UPDATABLE, Difference
-from .inspected import Inspected, ident, running
+from .inspected import Inspected, ident, never_started, running
+from .spec import LABEL_SERVER
 
 #: The name under which the replaced container waits, in case it is needed again.
 PREVIOUS_SUFFIX = ".previous"
+#: The name under which the new container is created, while the old one still has its own.
+NEXT_SUFFIX = ".next"
 
 
 class Trust(IntEnum):
@@ -57,20 +60,43 @@ class NothingToRestore(ValueError):
     """``state: restored`` was asked for and no previous container exists."""
 
 
+def left_over(container: Inspected | None, server: str) -> bool:
+    """Whether a container named ``<server>.next`` is what a killed run left; any other belongs to someone else."""
+    if container is None or not never_started(container):
+        return False
+    labels = (container.get("Config") or {}).get("Labels") or {}
+    return bool(labels.get(LABEL_SERVER) == server)
+
+
 def make(
     state: str,
     found: Sequence[Difference],
     current: Existing | None,
     previous: Existing | None,
     restoring: str | None = None,
+    *,
+    left: bool = False,
 ) -> Plan:
     """Plan ``state`` (started, stopped, absent, restored, confirmed).
 
     ``found`` are the differences of ``current`` from the desired container (without its running state), ``restoring``
-    the id of a container that an interrupted ``restored`` was to bring back.
-    Actions: stop, stop_previous, remove_previous, keep (rename to .previous), remove, unkeep (rename back), create,
-    update, start.
+    the id of a container that an interrupted ``restored`` was to bring back. ``left``: a killed run left a new
+    container under its first name.
+    Actions: remove_next, create (as .next where the name is taken), stop_previous, stop, remove_previous, keep (rename
+    to .previous), remove, rename (.next to the name), unkeep (rename back), update, start.
     """
+    made = _make(state, found, current, previous, restoring)
+    # It was never started, and to create it again costs a moment.
+    return Plan(("remove_next", *made.actions), made.watch) if left and state != "confirmed" else made
+
+
+def _make(
+    state: str,
+    found: Sequence[Difference],
+    current: Existing | None,
+    previous: Existing | None,
+    restoring: str | None,
+) -> Plan:
     if state == "started":
         return _started(found, current, previous)
     if state == "stopped":
@@ -94,10 +120,11 @@ def _started(found: Sequence[Difference], current: Existing | None, previous: Ex
     # Somebody started the waiting one by hand, or Docker did after a reboot (policy `always`): one server at a time.
     quiet = _stop_previous(previous)
     if current is None:
-        return Plan((*quiet, "create", "start"), watch=True)
+        return Plan(("create", *quiet, "start"), watch=True)
     if all(d.name in UPDATABLE for d in found):
         return Plan((*quiet, *(["update"] if found else []), *_start(current)), watch=True)
-    return Plan((*quiet, *_stop(current), *_put_aside(current, previous), "create", "start"), watch=True)
+    # Created first: what Docker does not take, it refuses while the old one serves.
+    return Plan(("create", *quiet, *_stop(current), *_put_aside(current, previous), "rename", "start"), watch=True)
 
 
 def _put_aside(current: Existing, previous: Existing | None) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ CONTAINER_PORT = 8000
 LABEL_PREFIX = "io.vllm-fleet."
 LABEL_IMAGE_ID = LABEL_PREFIX + "image-id"
 LABEL_MANAGED = LABEL_PREFIX + "managed"
+#: The server that a container was made for, while it has another name yet.
+LABEL_SERVER = LABEL_PREFIX + "server"
 #: The share of GPU memory that was asked for, on a container that was given a lower one.
 LABEL_ASKED_UTILIZATION = LABEL_PREFIX + "asked-gpu-memory-utilization"
 UTILIZATION = "gpu-memory-utilization"

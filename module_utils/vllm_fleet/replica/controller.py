@@ -105,7 +105,8 @@ class ReplicaRun:
                 return refused
         if self.check_mode:
             return answer
-        return self._change(answer, together)
+        replaced = any("rename" in c["actions"] for c in checked.values())
+        return (self._try(together) if replaced else None) or self._change(answer, together)
 
     # -- before ------------------------------------------------------------------------------------------------
 
@@ -163,6 +164,17 @@ class ReplicaRun:
         connected = self.call("vllm_replica_network", {**common, "step": "connect", "partners": others})
         agreed = self._agree("connected", connected)
         return self._failed_check(connected, agreed) if isinstance(agreed, str) else None
+
+    def _try(self, together: str) -> Answer | None:
+        """Let Docker check the new containers of all nodes; the answer to fail with if one is refused.
+
+        The nodes stop one after the other: what Docker refuses on the last is to be known before the first one stops.
+        """
+        answer = self._step("try", together=together)
+        agreed = self._agree("tried", answer)
+        if not isinstance(agreed, str):
+            return None
+        return answer if answer.get("failed") else self._refused_by_partner(agreed)
 
     def _failed_check(self, answer: Answer, agreed: str) -> Answer:
         """Fail with the node's own words where it has some."""

@@ -47,10 +47,11 @@ WITH_PARTNERS = "replica"
 class Step:
     """What the controller asks of a rank.
 
-    ``name``: check; hold (everything but the start); go (start, watch); ready (the head is, after ``age`` seconds);
-    why (a partner failed, by ending or not: ``ended``); give_up (go back, for the partner's ``failure``, with its
-    sentence ``because``). ``together``: what all nodes do, ``replace`` or ``restart``. ``wake``: a word of this run,
-    by which its files are named. ``idle``: seconds since a partner's last sign of life.
+    ``name``: check; try (create the new container and remove it again); hold (everything but the start); go (start,
+    watch); ready (the head is, after ``age`` seconds); why (a partner failed, by ending or not: ``ended``); give_up (go
+    back, for the partner's ``failure``, with its sentence ``because``). ``together``: what all nodes do, ``replace`` or
+    ``restart``. ``wake``: a word of this run, by which its files are named. ``idle``: seconds since a partner's last
+    sign of life.
     """
 
     name: str
@@ -115,9 +116,10 @@ class RankLifecycle(Lifecycle):
         how = {"replace": "replaced", "restart": "restarted"}[together]
         reason = Difference(WITH_PARTNERS, "running", f"{how} with its partners")
         if together == "replace":
-            joined = [d for d in found if d.name not in ("state", "previous")]
+            joined = [d for d in found if d.name not in ("state", "previous", "next")]
             current, previous = self.context.existing(seen.current), self.context.existing(seen.previous)
-            return [*found, reason], plan.make("started", [*joined, reason], current, previous)
+            left = seen.left is not None
+            return [*found, reason], plan.make("started", [*joined, reason], current, previous, left=left)
         stop = ("stop",) if running(seen.current) else ()
         return [*found, reason], Plan((*own, *stop, "start"), watch=True)
 
@@ -192,12 +194,21 @@ class RankLifecycle(Lifecycle):
         """Carry out the plan; in a step that holds, everything but the start."""
         if "create" in actions and seen.spec:
             _place_guard(seen.spec)
+        if self.step.name == "try":
+            return self._try(actions, seen)
         if not self._holds:
             return super()._apply(actions, seen)
         current = super()._apply(tuple(a for a in actions if a != "start"), seen)
         self.state.held = "start" if "start" in actions else "watch"
         self._held = True
         return current or self.context.current()
+
+    def _try(self, actions: tuple[str, ...], seen: Observation) -> Inspected | None:
+        """Let Docker check the new container, and leave everything as it is."""
+        if seen.current is None or "create" not in actions:
+            return None
+        self._held = True
+        return super()._apply((*actions[: actions.index("create") + 1], "remove_next"), seen)
 
     def _watch(self, current: Inspected) -> Result:
         return results.pending(self.context, current) if self._held else super()._watch(current)

@@ -11,7 +11,7 @@ from ..common.refused import Refused
 from ..container.engine import EngineError
 from ..container.inspected import Inspected, ident, publishes
 from ..container.plan import Trust
-from ..container.spec import ENGINE_CACHE, Spec
+from ..container.spec import ENGINE_CACHE, Image, Spec
 from . import gpu_gate
 from .observe import Observation
 from .run import RunContext, boottime
@@ -22,10 +22,11 @@ ALLOCATED = re.compile(r":(\d+) failed: port is already allocated")
 
 @dataclass
 class _Containers:
-    """Ids of the container that has the name and of the one that waits as the previous one."""
+    """Ids of the container that has the name, of the one that waits as the previous one, and of the new one."""
 
     current: str | None
     previous: str | None
+    next: str | None
 
 
 class Change:
@@ -41,7 +42,8 @@ class Change:
     def apply(self, actions: tuple[str, ...], seen: Observation) -> Inspected | None:
         """Carry out ``actions``. Returns the container that then has the name. Raises EngineError, OSError, Refused."""
         context = self.context
-        there = _Containers(seen.current_id, ident(seen.previous) if seen.previous else None)
+        previous, left = seen.previous, seen.left
+        there = _Containers(seen.current_id, ident(previous) if previous else None, ident(left) if left else None)
         if seen.current and "keep" in actions and seen.current_trust > Trust.UNKNOWN:
             # Noted before it is stopped: afterwards it cannot be asked any more.
             context.note_trust(seen.current, seen.current_trust, seen.previous)
@@ -57,11 +59,10 @@ class Change:
         engine, options = self.context.engine, self.context.options
         if action == "restart_engine":
             engine.restart()
+        elif action in ("remove_previous", "remove_next"):
+            self._remove_waiting(action.removeprefix("remove_"), there)
         elif action == "stop_previous" and there.previous:
             engine.stop(there.previous, options.stop_timeout)
-        elif action == "remove_previous" and there.previous:
-            engine.remove(there.previous)
-            there.previous = None
         elif action == "stop" and there.current:
             self._stop(there.current, seen.current)
         elif action == "keep" and there.current:
@@ -76,14 +77,31 @@ class Change:
             there.current, there.previous = there.previous, None
             self.context.state.current = there.current
         elif action == "create" and seen.spec and seen.image:
-            _make_engine_cache(seen.spec)
-            there.current = engine.create(seen.spec, seen.image)
-            self.context.state.current = there.current
+            self._create(there, seen.spec, seen.image)
+        elif action == "rename" and there.next:
+            engine.rename(there.next, self.context.name)
+            there.current = self.context.state.current = there.next
+            there.next = None
         elif action == "update" and there.current and seen.spec:
             engine.update_restart_policy(there.current, seen.spec.restart_policy)
         elif action == "start" and there.current:
             self._await_memory(there.current, seen.spec)
             self._start(there.current)
+
+    def _create(self, there: _Containers, spec: Spec, image: Image) -> None:
+        """Create the new container; under its own name only where that is free."""
+        _make_engine_cache(spec)
+        if there.current:
+            there.next = self.context.engine.create(spec, image, self.context.next_name)
+        else:
+            there.current = self.context.state.current = self.context.engine.create(spec, image)
+
+    def _remove_waiting(self, which: str, there: _Containers) -> None:
+        """Remove the container that waits as the ``previous`` or as the ``next`` one."""
+        container = getattr(there, which)
+        if container:
+            self.context.engine.remove(container)
+            setattr(there, which, None)
 
     def _stop(self, container: str, info: Inspected | None) -> None:
         own = ((info or {}).get("Config") or {}).get("StopTimeout")

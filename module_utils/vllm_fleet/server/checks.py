@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container.inspected import Inspected, names
 from ..container.spec import ENGINE_CACHE, Spec
@@ -24,6 +25,8 @@ LEAK_RETRY = 0.5
 def before_stop(context: RunContext, seen: Observation, spec: Spec) -> Observation:
     """Return what is to be done once all checks passed; the guard of GPU memory may have lowered the server's share."""
     options = context.options
+    if seen.name_taken and seen.current and "create" in seen.plan.actions:
+        raise _name_taken(context.next_name)
     _model(context, spec)
     gpu_gate.check_parallelism(options)
     preconditions.volumes_exist(tuple(v for v in spec.volumes if v.target not in (ENGINE_CACHE, GUARD_TARGET)))
@@ -44,6 +47,15 @@ def before_stop(context: RunContext, seen: Observation, spec: Spec) -> Observati
             "engine is restarted; with live-restore the containers of this node go on"
         )
     return seen
+
+
+def _name_taken(name: str) -> Refused:
+    return Refused(
+        FailureClass.BAD_ARGUMENT,
+        f"name: expected no container {name}, for the new server is created under that name, but there is one that no "
+        "run of this project left",
+        f"rename or remove it (docker rename {name} ...), then run again",
+    )
 
 
 def _model(context: RunContext, spec: Spec) -> None:

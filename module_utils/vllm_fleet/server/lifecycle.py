@@ -29,7 +29,6 @@ from .watch import ENGINE_RETRY_TIMEOUT, Watch
 LOCK_WAIT = 45.0
 #: What replaces a failed container by its predecessor (see plan.on_failure).
 PUT_BACK = ("stop", "remove", "unkeep", "start")
-
 Result = dict[str, Any]
 
 
@@ -233,24 +232,35 @@ class Lifecycle:
         return self._result(current, outcome, failed=True, msg=state.msg)
 
     def _not_started(self, error: str, seen: Observation) -> Result:
-        """The engine refused an action. To create or start is the same road as a start that failed."""
+        """The engine refused an action. A start, or a first creation, is the same road as a start that failed."""
         context, state = self.context, self.state
         outcome = Outcome("not_started", 0.0, detail=error)
         context.engine.wait(ENGINE_RETRY_TIMEOUT)  # it may be the engine that ended in the middle of it
         refused = next((a for n, a in enumerate(seen.plan.actions) if n >= len(state.actions)), "start")
-        if refused in ("create", "start"):
+        if refused == "start" or (refused == "create" and seen.current is None):
             return self._failed(context.current(), outcome)
-        # The new container does not exist yet, so nothing of it failed; what there was goes on.
-        recover.diagnose(context, outcome, "")
+        # The new container was not started yet, so nothing of it failed; what there was goes on.
+        recover.explain_refusal(context, outcome, refused)
+        self._remove_next()
         state.changed = bool(state.actions)
         current = context.current()
         wanted = seen.state == "started" and running(seen.current)
+        if refused == "create" and running(current) == running(seen.current):
+            return self._result(current, failed=True, msg=state.msg)
         if current is None and wanted and context.previous():
             return self._put_back(outcome)
         if current is None or not wanted:
             return self._result(current, failed=True, msg=state.msg)
         again = Plan(() if running(current) else ("start",), watch=True)
         return self._restore(recover.back_to(context, again, current, None))
+
+    def _remove_next(self) -> None:
+        """Remove a new container that will not get its name; where Docker cannot, the next run does."""
+        with contextlib.suppress(EngineError):
+            left = self.context.left()
+            if left:
+                self.context.engine.remove(ident(left))
+                self.state.actions.append("remove_next")
 
     def _put_back(self, outcome: Outcome) -> Result:
         """Bring back what served before; without it, leave the failed container stopped, to be looked into."""

@@ -17,7 +17,7 @@ from ..container import compare, plan, spec
 from ..container.compare import Difference
 from ..container.engine import Engine
 from ..container.inspected import Inspected, ident, running
-from ..container.plan import PREVIOUS_SUFFIX, Existing, Plan, Trust
+from ..container.plan import NEXT_SUFFIX, PREVIOUS_SUFFIX, Existing, Plan, Trust
 from ..container.spec import Image, NodeFacts, Spec
 from ..vllm import cli, readiness
 from ..vllm import ranks as node_ranks
@@ -37,7 +37,10 @@ Judge = Callable[[Spec], tuple[list[Difference], Plan]]
 
 @dataclass
 class Observation:
-    """What was found, and the plan that follows from it; ``judge`` plans for another container than ``spec``."""
+    """What was found, and the plan that follows from it; ``judge`` plans for another container than ``spec``.
+
+    ``left`` is the new container of a killed run; ``name_taken``: someone else has a container of that name.
+    """
 
     name: str
     state: str
@@ -50,6 +53,8 @@ class Observation:
     image: Image | None = None
     notes: list[str] = field(default_factory=list)
     judge: Judge | None = None
+    left: Inspected | None = None
+    name_taken: bool = False
 
     @property
     def current_id(self) -> str | None:
@@ -61,10 +66,13 @@ def gather(options: ServerOptions, engine: Engine, node: NodeState, *, check_mod
     """Return what the options want, what the node has, and the plan. Changes nothing. Raises Refused, EngineError."""
     name, state = options.name, options.state
     current, previous = engine.container(name), engine.container(name + PREVIOUS_SUFFIX)
+    next_ = engine.container(name + NEXT_SUFFIX)
+    left = next_ if plan.left_over(next_, name) else None
     previous_trust = node.trust(ident(previous)) if previous else Trust.UNKNOWN
     if state != "started":
         trust = node.trust(ident(current)) if current else Trust.UNKNOWN
-        return _without_spec(name, state, current, previous, (trust, previous_trust), restoring=node.restoring())
+        trusts = (trust, previous_trust)
+        return _without_spec(name, state, current, previous, trusts, restoring=node.restoring(), left=left)
     wanted, image, notes = desired(options, engine, node)
     redact = compare.fingerprint(node.fingerprint_key(create=not check_mode))
     own = engine.image(str(current["Image"])) if current and current["Image"] != image.id else image
@@ -72,7 +80,8 @@ def gather(options: ServerOptions, engine: Engine, node: NodeState, *, check_mod
 
     def judge(candidate: Spec) -> tuple[list[Difference], Plan]:
         found = compare.differences(candidate, image, current, own, redact) if current else []
-        made = plan.make(state, found, *_existing(current, previous, (trust, previous_trust)))
+        existing = _existing(current, previous, (trust, previous_trust))
+        made = plan.make(state, found, *existing, left=left is not None)
         if current is None:
             found = [
                 Difference(key, None, value)
@@ -84,7 +93,7 @@ def gather(options: ServerOptions, engine: Engine, node: NodeState, *, check_mod
             found.append(Difference("state", status, "running"))
         if "stop_previous" in made.actions:
             found.append(Difference("previous", "running", "exited"))
-        return found, made
+        return [*found, *_left_over(made)], made
 
     lowered = gpu_gate.lowered_before(options, wanted, current)
     found, made = judge(lowered)
@@ -104,7 +113,13 @@ def gather(options: ServerOptions, engine: Engine, node: NodeState, *, check_mod
         image=image,
         notes=notes,
         judge=judge,
+        left=left,
+        name_taken=next_ is not None and left is None,
     )
+
+
+def _left_over(made: Plan) -> list[Difference]:
+    return [Difference("next", "created", "absent")] if "remove_next" in made.actions else []
 
 
 def _without_spec(
@@ -115,10 +130,11 @@ def _without_spec(
     trusts: tuple[Trust, Trust],
     *,
     restoring: str | None,
+    left: Inspected | None = None,
 ) -> Observation:
     """States that need no desired container: what is there decides. ``trusts`` of current and previous."""
     try:
-        made = plan.make(state, [], *_existing(current, previous, trusts), restoring)
+        made = plan.make(state, [], *_existing(current, previous, trusts), restoring, left=left is not None)
     except plan.NothingToRestore:
         raise Refused(
             FailureClass.UNKNOWN,
@@ -141,7 +157,8 @@ def _without_spec(
             found.append(Difference("previous", "running", "exited"))
         if state == "restored" and previous and current:
             found.append(Difference("container", str(current["Id"])[:12], str(previous["Id"])[:12]))
-    return Observation(name, state, current, previous, made, found, current_trust=trusts[0])
+    found += _left_over(made)
+    return Observation(name, state, current, previous, made, found, current_trust=trusts[0], left=left)
 
 
 def desired(options: ServerOptions, engine: Engine, node: NodeState) -> tuple[Spec, Image, list[str]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 
-from ..container import plan
+from ..common.failure import FailureClass
+from ..common.refused import Refused
+from ..container import plan, refusal
 from ..container.engine import EngineError
 from ..container.inspected import Inspected, ident, names
 from ..container.plan import Plan, Trust
@@ -17,6 +19,8 @@ from .watch import epoch
 
 #: Seconds that a server which hangs or serves the wrong thing has to end, before the old one takes its place.
 FAILED_GRACE = 5
+#: What is said of the old server where Docker does not create the new one.
+UNTOUCHED = "the server that is there was not touched"
 
 
 def explain(context: RunContext, current: Inspected | None, outcome: Outcome) -> None:
@@ -69,6 +73,19 @@ def diagnose(context: RunContext, outcome: Outcome, log: str, *, one_start: bool
     )
     context.state.failure = diagnosis.diagnose(log, facts, known, one_start=one_start)
     context.state.msg = diagnosis.message(context.state.failure, known)
+
+
+def explain_refusal(context: RunContext, outcome: Outcome, action: str) -> None:
+    """Take over why Docker refused an action; of a creation the option is named, where Docker's words show it."""
+    option = refusal.option(outcome.detail) if action == "create" else ""
+    if option:
+        remedy = f"correct {option} (vllm_server_{option}) and run again; {UNTOUCHED}"
+        cause = f"{option}: Docker does not take it ({outcome.detail})"
+        context.refuse(Refused(FailureClass.BAD_ARGUMENT, cause, remedy))
+        return
+    diagnose(context, outcome, "")
+    if action == "create":
+        context.state.msg = f"{context.state.msg} {UNTOUCHED[:1].upper()}{UNTOUCHED[1:]}."
 
 
 def log_of_start(context: RunContext, current: Inspected, outcome: Outcome) -> tuple[bytes, bool]:

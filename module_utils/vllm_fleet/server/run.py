@@ -18,7 +18,7 @@ from ..common.refused import Refused
 from ..container import compare
 from ..container.engine import Engine
 from ..container.inspected import Inspected, ident
-from ..container.plan import PREVIOUS_SUFFIX, Existing, Trust
+from ..container.plan import NEXT_SUFFIX, PREVIOUS_SUFFIX, Existing, Trust, left_over
 from ..vllm.log import scrub
 from .observe import Observation
 from .options import ServerOptions
@@ -104,6 +104,11 @@ class RunContext:
         """The name under which the replaced container waits."""
         return self.name + PREVIOUS_SUFFIX
 
+    @property
+    def next_name(self) -> str:
+        """The name under which a new container is created, as long as the old one has its own."""
+        return self.name + NEXT_SUFFIX
+
     def current(self) -> Inspected | None:
         """Ask Docker for the container that has the name now. Raises EngineError."""
         return self.engine.container(self.name)
@@ -111,6 +116,11 @@ class RunContext:
     def previous(self) -> Inspected | None:
         """Ask Docker for the container that was replaced. Raises EngineError."""
         return self.engine.container(self.previous_name)
+
+    def left(self) -> Inspected | None:
+        """Ask Docker for a new container that did not get its name. Raises EngineError."""
+        found = self.engine.container(self.next_name)
+        return found if left_over(found, self.name) else None
 
     def existing(self, container: Inspected | None) -> Existing | None:
         """Return a container as a plan wants it, with what the node remembers of it."""

@@ -27,20 +27,20 @@ def box(ident="c", *, running=True, trust=Trust.CONFIRMED):
         ("started", [], box(running=False), None, ("start",), True),
         ("started", POLICY, box(), None, ("update",), True),
         ("started", POLICY, box(running=False), None, ("update", "start"), True),
-        ("started", CHANGED, box(), None, ("stop", "keep", "create", "start"), True),
-        ("started", CHANGED + POLICY, box(), None, ("stop", "keep", "create", "start"), True),
-        ("started", CHANGED, box(running=False), None, ("keep", "create", "start"), True),
-        ("started", CHANGED, box(), box("p", running=False), ("stop", "remove_previous", "keep", "create", "start"), True),
+        ("started", CHANGED, box(), None, ("create", "stop", "keep", "rename", "start"), True),
+        ("started", CHANGED + POLICY, box(), None, ("create", "stop", "keep", "rename", "start"), True),
+        ("started", CHANGED, box(running=False), None, ("create", "keep", "rename", "start"), True),
+        ("started", CHANGED, box(), box("p", running=False), ("create", "stop", "remove_previous", "keep", "rename", "start"), True),
         # An interrupted change: the waiting one was verified, the current one never was, so the waiting one stays.
-        ("started", CHANGED, box(trust=Trust.READY), box("p", running=False), ("stop", "remove", "create", "start"), True),
-        ("started", CHANGED, box(trust=Trust.UNKNOWN), box("p", running=False, trust=Trust.READY), ("stop", "remove", "create", "start"), True),
+        ("started", CHANGED, box(trust=Trust.READY), box("p", running=False), ("create", "stop", "remove", "rename", "start"), True),
+        ("started", CHANGED, box(trust=Trust.UNKNOWN), box("p", running=False, trust=Trust.READY), ("create", "stop", "remove", "rename", "start"), True),
         # What is known to fail is not kept for a fall-back.
-        ("started", CHANGED, box(running=False, trust=Trust.FAILED), None, ("remove", "create", "start"), True),
-        ("started", CHANGED, box(trust=Trust.FAILED), box("p", running=False, trust=Trust.READY), ("stop", "remove", "create", "start"), True),
+        ("started", CHANGED, box(running=False, trust=Trust.FAILED), None, ("create", "remove", "rename", "start"), True),
+        ("started", CHANGED, box(trust=Trust.FAILED), box("p", running=False, trust=Trust.READY), ("create", "stop", "remove", "rename", "start"), True),
         # Somebody started the waiting one: one server at a time.
         ("started", [], box(), box("p"), ("stop_previous",), True),
-        ("started", CHANGED, box(), box("p"), ("stop_previous", "stop", "remove_previous", "keep", "create", "start"), True),
-        ("started", [], None, box("p"), ("stop_previous", "create", "start"), True),
+        ("started", CHANGED, box(), box("p"), ("create", "stop_previous", "stop", "remove_previous", "keep", "rename", "start"), True),
+        ("started", [], None, box("p"), ("create", "stop_previous", "start"), True),
         ("stopped", [], box(), box("p"), ("stop", "stop_previous"), False),
         ("absent", [], None, box("p"), ("stop_previous", "remove_previous"), False),
         ("stopped", [], box(), None, ("stop",), False),
@@ -55,6 +55,43 @@ def box(ident="c", *, running=True, trust=Trust.CONFIRMED):
 )  # fmt: skip
 def test_plan(state, found, current, previous, actions, watch):
     assert plan.make(state, found, current, previous) == plan.Plan(actions, watch)
+
+
+@pytest.mark.parametrize(
+    ("state", "found", "current", "actions"),
+    [
+        ("started", [], box(), ("remove_next",)),
+        ("started", CHANGED, box(), ("remove_next", "create", "stop", "keep", "rename", "start")),
+        ("started", CHANGED, box(running=False), ("remove_next", "create", "keep", "rename", "start")),
+        ("started", [], None, ("remove_next", "create", "start")),
+        ("stopped", [], box(), ("remove_next", "stop")),
+        ("absent", [], None, ("remove_next",)),
+        ("confirmed", [], box(), ()),
+    ],
+)
+def test_what_a_killed_run_left_is_removed_first(state, found, current, actions):
+    assert plan.make(state, found, current, None, left=True).actions == actions
+
+
+CREATED = {"Status": "created", "StartedAt": "0001-01-01T00:00:00Z", "Running": False}
+
+
+@pytest.mark.parametrize(
+    ("labels", "state", "ours"),
+    [
+        ({"io.vllm-fleet.server": "vllm"}, CREATED, True),
+        ({"io.vllm-fleet.server": "vllm"}, {**CREATED, "StartedAt": ""}, True),
+        ({"io.vllm-fleet.server": "vllm"}, {**CREATED, "Status": "running", "Running": True}, False),
+        ({"io.vllm-fleet.server": "vllm"}, {"Status": "exited", "StartedAt": "2026-01-01T00:00:00Z"}, False),
+        # Another server of that name, between its creation and its start.
+        ({"io.vllm-fleet.server": "vllm.next"}, CREATED, False),
+        ({}, CREATED, False),
+        (None, CREATED, False),
+    ],
+)
+def test_only_what_this_project_made_and_never_started_counts_as_left_over(labels, state, ours):
+    assert plan.left_over({"State": state, "Config": {"Labels": labels}}, "vllm") is ours
+    assert not plan.left_over(None, "vllm")
 
 
 def test_an_interrupted_restore_is_carried_on():
@@ -93,7 +130,7 @@ class World:
     """Docker in miniature: what each action does to what exists."""
 
     def __init__(self, current, previous):
-        self.boxes = {"name": current, "previous": previous}
+        self.boxes = {"name": current, "previous": previous, "next": None}
         self.deleted = []
         self.made = 0
 
@@ -101,8 +138,8 @@ class World:
         boxes, now = self.boxes, self.boxes["name"]
         if action == "stop":
             boxes["name"] = Existing(now.id, False, now.trust)
-        elif action in ("remove", "remove_previous"):
-            slot = "name" if action == "remove" else "previous"
+        elif action in ("remove", "remove_previous", "remove_next"):
+            slot = {"remove": "name"}.get(action, action.removeprefix("remove_"))
             self.deleted.append(boxes[slot])
             boxes[slot] = None
         elif action == "keep":
@@ -112,9 +149,13 @@ class World:
             assert boxes["name"] is None
             boxes["name"], boxes["previous"] = boxes["previous"], None
         elif action == "create":
-            assert boxes["name"] is None
+            slot = "next" if now else "name"
+            assert boxes[slot] is None
             self.made += 1
-            boxes["name"] = Existing(f"new{self.made}", False)
+            boxes[slot] = Existing(f"new{self.made}", False)
+        elif action == "rename":
+            assert boxes["name"] is None
+            boxes["name"], boxes["next"] = boxes["next"], None
         elif action == "start":
             boxes["name"] = Existing(now.id, True, now.trust)
 
@@ -127,7 +168,7 @@ def started(world):
     """Plan a deployment in this world: what was made by this test is as desired, everything else is not."""
     current = world.boxes["name"]
     found = CHANGED if current and not current.id.startswith("new") else []
-    return plan.make("started", found, current, world.boxes["previous"])
+    return plan.make("started", found, current, world.boxes["previous"], left=world.boxes["next"] is not None)
 
 
 STARTS = [
@@ -152,6 +193,7 @@ def test_a_run_killed_anywhere_is_taken_up_by_the_next_and_loses_nothing(current
             assert len(world.running) <= 1
         assert world.boxes["name"].id.startswith("new")
         assert world.boxes["name"].running
+        assert world.boxes["next"] is None
         kept = [b for b in world.boxes.values() if b and b.trust == best]
         assert best <= Trust.UNKNOWN or kept, f"the last good one was deleted (killed after {killed_after})"
 

@@ -245,6 +245,26 @@ def test_a_node_that_refuses_keeps_all_from_stopping(tmp_path):
     assert head.steps == worker.steps == ["check"]
 
 
+REPLACE = {"actions": ["create", "stop", "keep", "rename", "start"]}
+
+
+def test_what_docker_refuses_on_one_node_keeps_all_from_stopping(tmp_path):
+    refusal = {"failed": True, "msg": "n2: devices", "failure": {"class": "bad_argument"}}
+    head = node("n1", tmp_path, check=REPLACE)
+    worker = node("n2", tmp_path, check=REPLACE, **{"try": refusal})
+    found = together(head, worker)
+    assert found["n2"]["msg"] == "n2: devices"
+    assert "nothing was touched, because n2 cannot: n2: devices" in found["n1"]["msg"]
+    assert head.steps == ["check", "listen", "connect", "try"]
+    assert "hold" not in worker.steps
+
+
+def test_a_replacement_that_docker_takes_goes_on(tmp_path):
+    head, worker = node("n1", tmp_path, check=REPLACE), node("n2", tmp_path, check=REPLACE)
+    assert not any(a.get("failed") for a in together(head, worker).values())
+    assert head.steps == ["check", "listen", "connect", "try", "hold", "go"]
+
+
 def test_nodes_that_do_not_reach_each_other_stop_nothing(tmp_path):
     head = node("n1", tmp_path)
     worker = node("n2", tmp_path, connect={"failed": True, "msg": "no way", "failure": {"class": "collective_init"}})

@@ -10,7 +10,7 @@ from ansible.module_utils.vllm_fleet.rollout import play_hosts, replicas, waves
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 
 SAME = {"actions": [], "confirmed": True, "container": {"status": "running"}}
-EDIT = {**SAME, "actions": ["stop", "keep", "create", "start"]}
+EDIT = {**SAME, "actions": ["create", "stop", "keep", "rename", "start"]}
 NONE = {"actions": ["create", "start"], "confirmed": False, "container": None}
 DEAD = {"actions": ["start"], "confirmed": True, "container": {"status": "exited"}}
 HALF = {"actions": [], "confirmed": False, "container": {"status": "running"}}

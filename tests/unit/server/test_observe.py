@@ -48,15 +48,17 @@ def test_an_image_is_asked_again_only_where_it_was_too_slow(tmp_path, answer, no
         ("absent", None, None, []),
     ],
 )
-def test_whatever_is_done_is_a_difference(state, current, previous, names):
+@pytest.mark.parametrize("left", [False, True])
+def test_whatever_is_done_is_a_difference(state, current, previous, names, left):
     """`changed` comes from the differences, in check mode too."""
 
     def made(status):
         return status and {"Id": status, "State": {"Status": status, "Running": status == "running"}}
 
     ranks = (plan.Trust.UNKNOWN, plan.Trust.READY)
-    seen = observe._without_spec("vllm", state, made(current), made(previous), ranks, restoring=None)
-    assert [d.name for d in seen.differences] == names
+    found = made("created") if left else None
+    seen = observe._without_spec("vllm", state, made(current), made(previous), ranks, restoring=None, left=found)
+    assert [d.name for d in seen.differences] == names + ["next"] * left
     assert bool(seen.differences) is bool(seen.plan.actions)
 
 

@@ -174,7 +174,7 @@ def test_a_recorded_rank_is_asked_for_again_by_what_its_user_had_given(host, bac
         ({"a1": [], "a2": []}, ""),
         ({"a1": ["update"], "a2": []}, ""),
         ({"a1": [], "a2": ["start"]}, "restart"),
-        ({"a1": ["stop", "keep", "create", "start"], "a2": []}, "replace"),
+        ({"a1": ["create", "stop", "keep", "rename", "start"], "a2": []}, "replace"),
         ({"a1": ["start"], "a2": ["create", "start"]}, "replace"),
     ],
 )
