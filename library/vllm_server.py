@@ -94,7 +94,7 @@ options:
     default: 8000
   bind:
     description: >-
-      Address on the node, or V(localhost). Beyond loopback it needs O(api_key), its variable C(VLLM_API_KEY) in O(env), or
+      Address on the node, or V(localhost); an IPv6 address in any form. Beyond loopback it needs O(api_key), its variable C(VLLM_API_KEY) in O(env), or
       O(allow_unauthenticated).
     type: str
     default: 127.0.0.1
@@ -132,7 +132,7 @@ options:
     type: list
     elements: str
   ipc_mode:
-    description: IPC namespace; by default V(host) for V(rocm).
+    description: IPC namespace, V(host), V(private), V(shareable), V(none) or C(container:<name>); by default V(host) for V(rocm).
     type: str
   shm_size:
     description: Size of C(/dev/shm), such as V(16g), where the IPC namespace is the container's own; by default 4g for V(cpu).
@@ -142,7 +142,8 @@ options:
     type: list
     elements: str
   security_opts:
-    description: Security options; by default C(seccomp=unconfined) for V(rocm).
+    description: >-
+      Security options, as C(name=value); by default C(seccomp=unconfined) for V(rocm). A seccomp profile is given as its JSON, not as a path.
     type: list
     elements: str
   ulimits:
@@ -150,7 +151,7 @@ options:
     type: list
     elements: str
   volumes:
-    description: More mounts, as C(source:target[:ro]).
+    description: More mounts, as C(source:target[:ro]). One that lies in a read-only mount needs its folder there.
     type: list
     elements: str
     default: []

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import spelling_tools
 from fleet import Fleet
 
 pytestmark = pytest.mark.engine
@@ -21,11 +22,14 @@ STORE = {"features": {"containerd-snapshotter": True}, "live-restore": True}
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory, standin_image):
-    """A Debian 13 node over SSH whose engine keeps images in containerd's store and survives its own restarts."""
+    """A Debian 13 node over SSH whose engine keeps images in containerd's store and survives its own restarts.
+
+    Beside it is one of Debian 12 with its engine as it comes.
+    """
     fleet = Fleet(f"engine-{os.getpid()}")
     folder = tmp_path_factory.mktemp("fleet")
     try:
-        fleet.up(folder, ["trixie"])
+        fleet.up(folder, ["trixie", "bookworm"])
         name = fleet.nodes[0].name
         fleet.exec(
             name,
@@ -98,6 +102,15 @@ def test_containerds_image_store_compares_right(node, standin_image):
     again = start(node, standin_image)
     assert "| SUCCESS =>" in again
     assert re.search(r"actions: \[\]", again)
+
+
+@pytest.mark.parametrize("suite", ["trixie", "bookworm"])
+def test_spellings_of_each_option(node, standin_image, suite):
+    """Debian 13's engine with containerd's image store, and Debian 12's with its storage driver."""
+    fleet = node[0]
+    container = next(one.container for one in fleet.nodes if one.suite == suite)
+    found = spelling_tools.compared(["docker", "exec", "-i", container, "python3"], standin_image, "spelling")
+    assert found["wrong"] == []
 
 
 def test_an_engine_killed_while_a_start_is_watched_costs_nothing(node, standin_image):

@@ -228,6 +228,16 @@ def refusals(server):
         "capability": ("bad_argument", ["NO_SUCH"], {"capabilities": ["NO_SUCH"]}),
         "group": ("bad_argument", ["no-such-group"], {"groups": ["no-such-group"]}),
         "no device": ("bad_argument", ["/dev/nope"], {"devices": ["/dev/nope"]}),
+        "ipc": ("bad_argument", ["ipc_mode"], {"ipc_mode": "Host"}),
+        "limit": ("bad_argument", ["ulimits", "nofiles"], {"ulimits": ["nofiles=1"]}),
+        "files": ("bad_argument", ["ulimits", "on this node"], {"ulimits": ["nofile=99999999999"]}),
+        "profile": ("bad_argument", ["security_opts", "/x.json"], {"security_opts": ["seccomp=/x.json"]}),
+        "variable": ("bad_argument", ["env", "'A=B'"], {"env": {"A=B": 1}}),
+        "mount in a mount": (
+            "bad_argument",
+            ["volumes", "/data/in lies in /data"],
+            {"volumes": [f"{empty}:/data:ro", "/tmp:/data/in"]},
+        ),
         "driver": ("driver_missing", ["/dev/kfd"], {"accelerator": "rocm"}),
         "device": (
             "bad_argument",

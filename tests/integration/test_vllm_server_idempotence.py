@@ -9,6 +9,8 @@ import re
 import uuid
 
 import pytest
+import spelling_tools
+import spellings
 import standin
 import yaml
 from fake_hf_cache import FakeCache
@@ -149,6 +151,25 @@ def test_four_ways(chain, case):
         assert facts(second) == (False, [], [])
         assert not second.get("failed")
     assert chain.running() == [chain.name]
+
+
+def test_spellings_of_each_option_on_this_engine(standin_image):
+    """With the node's Python and its Docker SDK."""
+    found = spelling_tools.compared([standin.PYTHON], standin_image, f"it-{uuid.uuid4().hex[:10]}")
+    assert found["wrong"] == []
+    assert found["made"] > len(spellings.SPELLINGS)
+
+
+def test_spellings_of_a_server_that_runs(server):
+    """The whole run, not the comparison alone: no spelling of what serves changes anything."""
+    FakeCache(server.folder / "hf", repo_id="acme/tiny", commit=REVISION)
+    first, *others = next(spellings.rounds(str(server.folder / "hf")))
+    for options in (first, *others):
+        del options["engine_cache"]
+        options["port"] = type(options["port"])(server.port)
+    server.ready(**first)
+    for options in others:
+        assert facts(server.check(**options)) == (False, [], []), options
 
 
 def test_port_four_ways(server):

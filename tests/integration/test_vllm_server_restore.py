@@ -456,6 +456,24 @@ def test_a_server_that_another_run_replaced_meanwhile_is_not_taken_for_the_watch
     assert server.id() == other and server.running() == [server.name]
 
 
+def test_a_rank_tries_its_new_container_and_leaves_everything_as_it_is(server):
+    from ansible.module_utils.vllm_fleet.replica.rank_lifecycle import RankLifecycle, Step
+
+    def tried(**more):
+        return RankLifecycle(server.parsed(**release(2, **more)), server.engine, step=Step("try"), host="node7").run()
+
+    server.ready(**release(1))
+    before = server.picture()
+    done = tried()
+    assert done["pending"] and not done.get("failed")
+    assert done["actions"] == ["create", "remove_next"]
+    refused = tried(security_opts=["nonsense=1"])
+    assert refused["failed"] and not refused.get("pending")
+    assert "security_opts: Docker does not take it" in refused["msg"]
+    assert (refused["changed"], refused["actions"]) == (False, [])
+    assert server.picture() == before
+
+
 def test_a_rank_that_is_told_twice_to_go_back_goes_back_once(server):
     """The answer to the first time was lost: the one that came back must not be taken for the one that failed."""
     from ansible.module_utils.vllm_fleet.replica.rank_lifecycle import RankLifecycle, Step

@@ -7,13 +7,16 @@ Everything that is shown (``differences``, ``diff``) comes from here, so secrets
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..vllm import cli
+from .options import canonical_address
 from .spec import (
     ENGINE_CACHE,
     HF_HOME,
@@ -21,11 +24,13 @@ from .spec import (
     LABEL_PREFIX,
     Image,
     Spec,
-    Volume,
     capability_names,
     device,
     is_secret,
+    normal_path,
     parse_volume,
+    security_options,
+    volume,
 )
 
 Fields = dict[str, object]
@@ -37,6 +42,9 @@ DEFAULT_STOP_TIMEOUT = 10
 
 #: Fields that Docker can change on a container that keeps running (`docker update`).
 UPDATABLE = frozenset({"restart_policy"})
+
+#: Flags whose values are fractions: 0.90 is 0.9. Of others a text such as 1.10 may be a version.
+_FRACTIONS = frozenset({"gpu-memory-utilization", "cpu-offload-gb", "swap-space"})
 
 
 @dataclass(frozen=True)
@@ -236,7 +244,7 @@ def _entrypoint_and_words(config: Mapping[str, object]) -> tuple[list[str], list
 def _command_fields(words: Sequence[str], redact: Redact) -> Fields:
     parsed = cli.parse(words)
     # Somebody else's secrets on a command line are in every process list, and must not be in a diff too.
-    fields: Fields = {f"args.{k}": redact(str(v)) if _hides(k, v) else _plain(v) for k, v in parsed.flags.items()}
+    fields: Fields = {f"args.{k}": redact(str(v)) if _hides(k, v) else _plain(k, v) for k, v in parsed.flags.items()}
     if parsed.model is not None:
         fields["model"] = parsed.model
     if parsed.rest:
@@ -248,10 +256,19 @@ def _hides(flag: str, value: object) -> bool:
     return is_secret(flag) and not isinstance(value, bool)
 
 
-def _plain(value: object) -> object:
-    """Show numbers as numbers; a YAML reader then sees 512 and not '512'."""
-    if isinstance(value, str) and re.fullmatch(r"-?(0|[1-9]\d{0,14})", value):
+def _plain(flag: str, value: object) -> object:
+    """Show numbers as numbers (a YAML reader then sees 512 and not '512'), and equal values in one way."""
+    if not isinstance(value, str):
+        return value
+    if flag == "host":
+        return canonical_address(value)
+    if flag in _FRACTIONS and re.fullmatch(r"\d*\.?\d+", value):
+        value = f"{float(value):g}"
+    if re.fullmatch(r"-?(0|[1-9]\d{0,14})", value):
         return int(value)
+    if value.startswith(("{", "[")):
+        with contextlib.suppress(ValueError):
+            return json.dumps(json.loads(value), sort_keys=True, separators=(",", ":"))
     return value
 
 
@@ -276,12 +293,11 @@ def _volume(text: object) -> str:
     if len(parts) not in (2, 3):
         return str(text)
     source, target = parts[:2]
-    if target == ENGINE_CACHE:
+    if normal_path(target) == ENGINE_CACHE:
         # The engine's cache has a folder for each image and model: another one is no difference of its own, it
         # follows from the image's or the model's, which is named.
         source = source.rpartition("/")[0] + "/*"
-    # SELinux and propagation suffixes stay; a bare default is spelt out.
-    return str(Volume(source, target, parts[2] if len(parts) == 3 else "rw"))
+    return str(volume(source, target, parts[2] if len(parts) == 3 else "rw"))
 
 
 def _device(entry: Mapping[str, object]) -> str:
@@ -293,14 +309,13 @@ def _ports(bindings: Mapping[str, object]) -> list[str]:
     out = []
     for inner, hosts in bindings.items():
         for host in map(_dict, _list(hosts)):
-            out.append(f"{host.get('HostIp') or '0.0.0.0'}:{host.get('HostPort')}->{inner}")  # noqa: S104  read, not bound
+            address = canonical_address(str(host.get("HostIp") or "0.0.0.0"))  # noqa: S104  read, not bound
+            out.append(f"{address}:{host.get('HostPort')}->{inner}")
     return sorted(out)
 
 
 def _security(options: Sequence[object], ipc: str) -> list[str]:
-    # Docker stores the spelling that it was given: `:` is the old one of `=`, and the switch may stand alone.
-    words = {str(o) if "=" in str(o) else str(o).replace(":", "=", 1) for o in options}
-    words = {f"{word}=true" if word == "no-new-privileges" else word for word in words}
+    words = set(security_options(options))
     # Docker itself adds this where a container shares the host's IPC and nothing was said of labels.
     return sorted(words - {"label=disable"} if ipc == "host" else words)
 

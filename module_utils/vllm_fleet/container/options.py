@@ -69,7 +69,10 @@ def container_fields(params: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("name", "image", "model", "bind", "restart_policy"):
         if name in given:
             fields[name] = str(given[name])
-    fields["network_mode"] = str(given.get("network_mode") or "bridge")
+    if "bind" in fields:
+        fields["bind"] = canonical_address(fields["bind"])
+    network = str(given.get("network_mode") or "bridge")
+    fields["network_mode"] = "bridge" if network == "default" else network
     for name in ("revision", "hf_cache", "ipc_mode", "shm_size", "api_key", "hf_token"):
         fields[name] = str(given[name]) if given.get(name) else None
     for name in ("devices", "groups", "capabilities", "security_opts", "ulimits"):
@@ -88,6 +91,18 @@ def container_fields(params: Mapping[str, Any]) -> dict[str, Any]:
     except cli.CommandError as error:
         fields |= {"flags": {}, "args_problem": str(error)}
     return fields
+
+
+def canonical_address(text: str) -> str:
+    """Write an IPv6 address in its one short form; any other text stays as it is."""
+    if ":" not in text:
+        return text
+    import ipaddress  # noqa: PLC0415  nearly no run needs it
+
+    try:
+        return ipaddress.ip_address(text.strip("[]")).compressed
+    except ValueError:
+        return text
 
 
 def _words(values: Any) -> tuple[str, ...]:

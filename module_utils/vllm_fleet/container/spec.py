@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
@@ -49,6 +51,20 @@ _MOUNT_MODES = frozenset(
     {"ro", "rw", "z", "Z", "nocopy", "consistent", "cached", "delegated"}
     | {prefix + word for prefix in ("", "r") for word in ("shared", "slave", "private")}
 )
+#: Modes that change nothing on Linux: Docker's default propagation, and words for other systems.
+_MODES_WITHOUT_EFFECT = frozenset({"rprivate", "consistent", "cached", "delegated"})
+#: Docker's names of limits (go-units ulimit.go).
+_ULIMITS = (
+    *("core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio"),
+    *("rttime", "sigpending", "stack"),
+)
+_IPC_MODES = ("host", "private", "shareable", "none")
+#: What Go reads as a boolean.
+_TRUE, _FALSE = frozenset({"1", "t", "true"}), frozenset({"0", "f", "false"})
+#: What Linux gives a process for one variable (MAX_ARG_STRLEN).
+_MAX_TEXT = 128 << 10
+#: The largest id of a group (Docker and runc use 32 bits with a sign).
+_MAX_ID = 2**31 - 1
 _RESTART_POLICY = re.compile(r"(no|always|unless-stopped|on-failure)|on-failure:(\d+)")
 
 #: Linux' capabilities by their numbers (linux/capability.h; the last one came with 5.9).
@@ -194,7 +210,34 @@ def parse_volume(text: str) -> Volume:
     parts = text.split(":")
     if len(parts) not in (2, 3) or not all(parts) or not parts[1].startswith("/"):
         raise SpecError(f"volumes: expected source:/target[:ro|rw], got {text!r}")
-    return Volume(parts[0], parts[1], parts[2] if len(parts) == 3 else "rw")
+    return volume(parts[0], parts[1], parts[2] if len(parts) == 3 else "rw")
+
+
+def volume(source: str, target: str, mode: str) -> Volume:
+    """Return a mount in one spelling: no slash too many, the access first, no word that changes nothing."""
+    words = set(mode.split(",")) - _MODES_WITHOUT_EFFECT
+    access = [word for word in ("ro", "rw") if word in words] or ["rw"]
+    source = normal_path(source) if source.startswith("/") else source
+    return Volume(source, normal_path(target), ",".join([*access, *sorted(words - {"ro", "rw"})]))
+
+
+def normal_path(path: str) -> str:
+    """Return a path without ``.``, ``..`` and slashes too many; Python keeps two leading ones."""
+    return re.sub("^//", "/", posixpath.normpath(path))
+
+
+def security_options(given: Sequence[object]) -> list[str]:
+    """Write security options in one way: ``name=value``, for Docker keeps the spelling that it was given."""
+    words = set()
+    for item in map(str, given):
+        name, equals, value = (item if "=" in item else item.replace(":", "=", 1)).partition("=")
+        if name == "no-new-privileges":
+            if value.lower() in _FALSE:
+                continue  # as if it were not there
+            value = "true" if not equals or value.lower() in _TRUE else value
+            equals = "="
+        words.add(f"{name}{equals}{value}")
+    return sorted(words)
 
 
 def parse_device(text: str) -> str:
@@ -240,6 +283,11 @@ def parse_ulimit(value: str) -> Ulimit:
         high = low if not hard else (-1 if hard == "unlimited" else int(hard))
     except ValueError:
         raise SpecError(f"ulimits: expected name=soft[:hard], got {value!r}") from None
+    name = name.lower()
+    if name not in _ULIMITS:
+        raise SpecError(f"ulimits: expected one of {', '.join(_ULIMITS)}, got {name!r}")
+    if high != -1 and not 0 <= low <= high:
+        raise SpecError(f"ulimits: {name}: expected a soft limit that is not above the hard one, got {value!r}")
     return Ulimit(name, low, high)
 
 
@@ -302,6 +350,7 @@ def build(
     entrypoint = cli.entrypoint_for(image.entrypoint, options.entrypoint)
     extra = _own_flags(options, bind, shutdown_timeout=shutdown_timeout)
     env = _env(options, engine_cache)
+    _check_texts(options, env)
     spec = Spec(
         name=options.name,
         image=options.image,
@@ -309,12 +358,12 @@ def build(
         command=tuple(cli.build(options.model, options.flags, entrypoint=entrypoint, extra=extra)),
         env=env,
         volumes=_volumes(options, node, env, engine_cache),
-        devices=tuple(sorted({parse_device(d) for d in _given(options.devices, ROCM_DEVICES if rocm else ())})),
+        devices=_devices(_given(options.devices, ROCM_DEVICES if rocm else ())),
         groups=_groups(options.groups, node, rocm=rocm),
-        ipc_mode=options.ipc_mode or (ROCM_IPC_MODE if rocm else None),
+        ipc_mode=_ipc_mode(options.ipc_mode) or (ROCM_IPC_MODE if rocm else None),
         shm_size=parse_size(options.shm_size, "shm_size") or (None if rocm else CPU_SHM_SIZE),
         capabilities=_capabilities(_given(options.capabilities, ROCM_CAPABILITIES if rocm else ())),
-        security_opts=tuple(sorted(_given(options.security_opts, ROCM_SECURITY_OPTS if rocm else ()))),
+        security_opts=_security_opts(_given(options.security_opts, ROCM_SECURITY_OPTS if rocm else ())),
         ulimits=_ulimits(options.ulimits, rocm=rocm),
         network_mode=options.network_mode,
         ports={} if options.network_mode == "host" else {f"{CONTAINER_PORT}/tcp": f"{bind}:{options.port}"},
@@ -444,14 +493,14 @@ def _env(options: ContainerOptions, engine_cache: str | None) -> dict[str, str]:
 def _volumes(
     options: ContainerOptions, node: NodeFacts, env: Mapping[str, str], engine_cache: str | None
 ) -> tuple[Volume, ...]:
-    volumes = [parse_volume(v) for v in options.volumes]
+    volumes = list(dict.fromkeys(parse_volume(v) for v in options.volumes))
     if options.hf_cache:
         mode = "ro" if env.get("HF_HUB_OFFLINE") == "1" else "rw"
         if node.hf_hub_target:
-            volumes.append(Volume(node.hf_hub_target, f"{HF_HOME}/hub", mode))
+            volumes.append(volume(node.hf_hub_target, f"{HF_HOME}/hub", mode))
         else:
-            volumes.append(Volume(options.hf_cache, HF_HOME, mode))
-    model = options.model
+            volumes.append(volume(options.hf_cache, HF_HOME, mode))
+    model = normal_path(options.model)
     if model.startswith("/") and not any(model == v.target or model.startswith(v.target + "/") for v in volumes):
         volumes.append(Volume(model, model, "ro"))
     if engine_cache:
@@ -464,7 +513,9 @@ def _check_mounts(volumes: Sequence[Volume]) -> None:
     """Refuse mounts that Docker would refuse, and two at one place."""
     taken: dict[str, Volume] = {}
     for volume in volumes:
-        target = posixpath.normpath(volume.target)
+        target = volume.target
+        if ":" in volume.source + target:
+            raise SpecError(f"volumes: expected paths without a colon, which Docker cannot mount, got '{volume}'")
         if not volume.source.startswith("/") and not _VOLUME_NAME.fullmatch(volume.source):
             raise SpecError(f"volumes: expected an absolute path or a volume's name before :{target}, got {volume}")
         if target == "/" or not _MOUNT_MODES.issuperset(volume.mode.split(",")):
@@ -502,6 +553,9 @@ def _groups(wanted: Sequence[str] | None, node: NodeFacts, *, rocm: bool) -> tup
         raise SpecError(
             f"groups: expected groups of this node, by name or number (`getent group`), got {', '.join(missing)}"
         )
+    large = [one for one in given if _is_number(one) and int(one) > _MAX_ID]
+    if large:
+        raise SpecError(f"groups: expected a number up to {_MAX_ID}, got {', '.join(large)}")
     return tuple(sorted({str(int(one) if _is_number(one) else node.groups[one]) for one in given}))
 
 
@@ -512,4 +566,60 @@ def _is_number(text: str) -> bool:
 def _ulimits(given: Sequence[str] | None, *, rocm: bool) -> tuple[Ulimit, ...]:
     if given is None:
         return ROCM_ULIMITS if rocm else ()
-    return tuple(sorted((parse_ulimit(v) for v in given), key=lambda u: u.name))
+    found = sorted({parse_ulimit(v) for v in given}, key=lambda u: u.name)
+    for one, other in itertools.pairwise(found):
+        if one.name == other.name:
+            raise SpecError(f"ulimits: expected one limit for {one.name}, got two")
+    return tuple(found)
+
+
+def _devices(given: Sequence[str]) -> tuple[str, ...]:
+    found = sorted({parse_device(d) for d in given})
+    places = [d.split(":")[1] if ":" in d else d for d in found]
+    for place in places:
+        if places.count(place) > 1:
+            both = " and ".join(d for d, at in zip(found, places, strict=True) if at == place)
+            raise SpecError(f"devices: expected one device at {place}, got {both}")
+    return tuple(found)
+
+
+def _ipc_mode(given: str | None) -> str | None:
+    """Docker itself looks at it only when it starts the container."""
+    if given and given not in _IPC_MODES and not given.startswith("container:"):
+        raise SpecError(f"ipc_mode: expected {', '.join(_IPC_MODES)} or container:<name>, got {given!r}")
+    return given
+
+
+def _security_opts(given: Sequence[str]) -> tuple[str, ...]:
+    found = security_options(given)
+    for item in found:
+        name, _, value = item.partition("=")
+        if name == "seccomp" and value not in ("", "unconfined", "builtin") and not _is_json(value):
+            raise SpecError(
+                "security_opts: seccomp: expected unconfined or the profile itself as JSON (only the docker command "
+                f"reads a path), got {value[:60]!r}"
+            )
+    return tuple(found)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _check_texts(options: ContainerOptions, env: Mapping[str, str]) -> None:
+    """Refuse names and texts that Docker keeps as something else, or that no process can be given."""
+    if options.network_mode == "none" and not options.headless:
+        raise SpecError("network_mode: expected a network, for a server without one cannot be reached, got none")
+    if options.stop_timeout < 0:
+        raise SpecError(f"stop_timeout: expected 0 or more seconds, got {options.stop_timeout}")
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise SpecError(f"env: expected a name without '=' and a text without a null byte, got {name!r}")
+        if len(f"{name}={value}".encode()) >= _MAX_TEXT:
+            raise SpecError(f"env: expected less than {_MAX_TEXT} bytes for one variable, got more for {name}")
+    for name in options.labels:
+        if not name or name.startswith(LABEL_PREFIX):
+            raise SpecError(f"labels: expected a name that does not begin with {LABEL_PREFIX}, got {name!r}")

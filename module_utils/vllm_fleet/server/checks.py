@@ -10,7 +10,7 @@ from dataclasses import replace
 from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container.inspected import Inspected, names
-from ..container.spec import ENGINE_CACHE, Spec
+from ..container.spec import ENGINE_CACHE, Spec, normal_path
 from ..vllm.ranks import GUARD_TARGET
 from . import gpu_gate, observe, preconditions
 from .observe import Observation
@@ -30,7 +30,9 @@ def before_stop(context: RunContext, seen: Observation, spec: Spec) -> Observati
     _model(context, spec)
     gpu_gate.check_parallelism(options)
     preconditions.volumes_exist(tuple(v for v in spec.volumes if v.target not in (ENGINE_CACHE, GUARD_TARGET)))
+    preconditions.mounts_have_a_place(spec.volumes)
     preconditions.devices_exist(spec.devices)
+    preconditions.limits_can_be_set(spec.ulimits)
     preconditions.capabilities_can_be_given(spec.capabilities)
     running = context.engine.running()
     if options.rocm:
@@ -70,7 +72,7 @@ def _model(context: RunContext, spec: Spec) -> None:
         except Refused as exc:
             exc.cause += observe.suggest_model(model, cache)
             raise
-    if model.startswith("/") and any(v.source == model for v in spec.volumes):
+    if model.startswith("/") and any(v.source == normal_path(model) for v in spec.volumes):
         preconditions.model_folder_exists(model)
 
 

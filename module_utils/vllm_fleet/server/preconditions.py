@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from ..container.spec import (
     CAPABILITIES,
     HF_HOME,
     ROCM_DEVICES,
+    Ulimit,
     Volume,
     overlap,
 )
@@ -109,6 +111,35 @@ def volumes_exist(volumes: Iterable[Volume]) -> None:
             )
 
 
+def mounts_have_a_place(volumes: Sequence[Volume]) -> None:
+    """Refuse a mount inside of a read-only one that has no such folder: Docker cannot make it there."""
+    for volume in volumes:
+        around = [v for v in volumes if volume.target.startswith(v.target + "/")]
+        outer = max(around, key=lambda v: len(v.target), default=None)
+        if outer is None or not outer.source.startswith("/") or "ro" not in outer.mode.split(","):
+            continue
+        place = Path(outer.source, volume.target[len(outer.target) + 1 :])
+        if not place.exists():
+            raise Refused(
+                FailureClass.BAD_ARGUMENT,
+                f"volumes: {volume.target} lies in {outer.target}, which is mounted read-only and has no place for it",
+                f"create {place} on the node, or mount {volume.source} somewhere else",
+            )
+
+
+def limits_can_be_set(ulimits: Iterable[Ulimit], allowed: Path = Path("/proc/sys/fs/nr_open")) -> None:
+    """Refuse more open files than the node's kernel allows any process."""
+    with contextlib.suppress(OSError, ValueError):
+        most = int(allowed.read_text())
+        for limit in ulimits:
+            if limit.name == "nofile" and not 0 <= limit.hard <= most:
+                raise Refused(
+                    FailureClass.BAD_ARGUMENT,
+                    f"ulimits: expected at most {most} for nofile on this node, got {limit.hard}",
+                    "lower it (vllm_server_ulimits), or raise the node's limit (sysctl fs.nr_open)",
+                )
+
+
 def devices_exist(devices: Iterable[str]) -> None:
     """Refuse devices that are not there; without /dev/kfd or /dev/dri it is the driver that is missing."""
     paths = [Path(device.partition(":")[0]) for device in devices]
@@ -119,7 +150,7 @@ def devices_exist(devices: Iterable[str]) -> None:
             f"this node has no {' and no '.join(missing)}: the amdgpu driver is not loaded",
             "load or install it (role rocm; `modprobe amdgpu`, `dkms status`), or set vllm_server_accelerator: cpu",
         )
-    other = [str(path) for path in paths if not (path.is_dir() or path.is_char_device() or path.is_block_device())]
+    other = [str(path) for path in paths if not _is_device(path)]
     if other:
         what = "this node has no" if missing else "no device is"
         raise Refused(
@@ -128,6 +159,12 @@ def devices_exist(devices: Iterable[str]) -> None:
             "correct vllm_server_devices: it names paths of this node as they are, such as /dev/kfd and "
             "/dev/dri/renderD128",
         )
+
+
+def _is_device(path: Path) -> bool:
+    """Whether it is one; a folder has to have some, at any depth."""
+    one_of = path.rglob("*") if path.is_dir() else [path]
+    return any(one.is_char_device() or one.is_block_device() for one in one_of)
 
 
 def capabilities_can_be_given(wanted: Sequence[str], status: Path = Path("/proc/1/status")) -> None:

@@ -190,6 +190,24 @@ def test_what_is_no_hub_id_is_refused(model):
         ({"restart_policy": "on-failure:x"}, "on-failure:<attempts>"),
         ({"restart_policy": "always:3"}, "on-failure:<attempts>"),
         ({"restart_policy": "sometimes"}, "got 'sometimes'"),
+        # Docker finds these wrong only when it starts the container.
+        ({"ipc_mode": "Host"}, "ipc_mode: expected host, private"),
+        ({"ulimits": ["nofiles=1"]}, "ulimits: expected one of core, .* got 'nofiles'"),
+        ({"ulimits": ["nofile=10:5"]}, "ulimits: nofile: expected a soft limit"),
+        ({"ulimits": ["core=-1:5"]}, "ulimits: core: expected a soft limit"),
+        ({"ulimits": ["nofile=5", "nofile=6"]}, "ulimits: expected one limit for nofile"),
+        ({"security_opts": ["seccomp=/etc/profile.json"]}, "security_opts: seccomp: .*got '/etc/profile.json'"),
+        ({"security_opts": ["seccomp={"]}, "security_opts: seccomp"),
+        ({"groups": ["99999999999"]}, "groups: expected a number up to 2147483647"),
+        ({"devices": ["/dev/null:/dev/x", "/dev/zero:/dev/x:r"]}, "devices: expected one device at /dev/x"),
+        ({"env": {"A": "x" * 131070}}, "env: expected less than 131072 bytes .* for A$"),
+        ({"network_mode": "none"}, "network_mode: expected a network"),
+        ({"model": "/models/a:b"}, "volumes: expected paths without a colon"),
+        # And these it keeps as something else, or waits for ever.
+        ({"env": {"A=B": 1}}, "env: expected a name without '='"),
+        ({"env": {"A": "\0"}}, "env: .* without a null byte"),
+        ({"labels": {"io.vllm-fleet.image-id": "x"}}, "labels: expected a name that does not begin with"),
+        ({"stop_timeout": -1}, "stop_timeout: expected 0 or more"),
     ],
 )
 def test_wrong_options_are_refused_with_what_was_expected(options, says):

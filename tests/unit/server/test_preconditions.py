@@ -10,7 +10,7 @@ import socket
 import pytest
 
 from ansible.module_utils.vllm_fleet.common.refused import Refused
-from ansible.module_utils.vllm_fleet.container.spec import Volume
+from ansible.module_utils.vllm_fleet.container.spec import Ulimit, Volume
 from ansible.module_utils.vllm_fleet.server import preconditions
 
 
@@ -103,6 +103,35 @@ def test_a_cache_that_cannot_serve_is_refused(tmp_path, make, says, failure_clas
     assert refused.value.failure_class == failure_class
 
 
+def test_a_mount_inside_of_a_read_only_one_needs_its_place_there(tmp_path):
+    outer, writable = Volume(str(tmp_path), "/hf", "ro,z"), Volume(str(tmp_path), "/hf", "rw")
+    inner = Volume("/tmp", "/hf/more/deep")
+    with pytest.raises(Refused, match="volumes: /hf/more/deep lies in /hf, which is mounted read-only") as refused:
+        preconditions.mounts_have_a_place([inner, outer])
+    assert f"create {tmp_path}/more/deep" in refused.value.remedy
+    for volumes in (
+        [writable, inner],
+        [outer, Volume("/tmp", "/hfx/more")],
+        [outer, Volume("v", "/hf/more"), inner][:1],
+    ):
+        preconditions.mounts_have_a_place(volumes)
+    (tmp_path / "more" / "deep").mkdir(parents=True)
+    preconditions.mounts_have_a_place([outer, inner])
+
+
+@pytest.mark.parametrize(("limit", "refused"), [(1024, False), (1025, True), (-1, True)])
+def test_more_open_files_than_the_kernel_allows(limit, refused, tmp_path):
+    allowed = tmp_path / "nr_open"
+    preconditions.limits_can_be_set([Ulimit("nofile", limit, limit)], allowed)  # not known, so not judged
+    allowed.write_text("1024\n")
+    preconditions.limits_can_be_set([Ulimit("memlock", -1, -1)], allowed)
+    if not refused:
+        preconditions.limits_can_be_set([Ulimit("nofile", limit, limit)], allowed)
+        return
+    with pytest.raises(Refused, match="ulimits: expected at most 1024 for nofile on this node"):
+        preconditions.limits_can_be_set([Ulimit("nofile", limit, limit)], allowed)
+
+
 @pytest.mark.parametrize(
     ("device", "kind", "says"),
     [
@@ -110,6 +139,7 @@ def test_a_cache_that_cannot_serve_is_refused(tmp_path, make, says, failure_clas
         ("/dev", None, ""),
         ("/dev/dri/renderD9999:/dev/dri/renderD128:rw", "bad_argument", "this node has no /dev/dri/renderD9999$"),
         ("/etc/hostname", "bad_argument", "no device is /etc/hostname"),
+        ("/etc/apt", "bad_argument", "no device is /etc/apt"),
         ("/dev/kfd", "driver_missing", "the amdgpu driver is not loaded"),
     ],
 )
