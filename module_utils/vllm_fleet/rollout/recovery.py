@@ -14,6 +14,8 @@ from .replicas import outcome
 
 #: Stages of a host's turn in which its old server was not touched yet.
 _BEFORE = ("draining", "drained")
+#: Actions of vllm_server that the old server does not notice.
+_ASIDE = frozenset({"remove_next", "restart_engine"})
 #: Errors of vllm_chat that say nothing against an old server: its key or its port may be others than the new one's.
 _NOT_ITS_FAULT = ("unauthorized", "refused")
 
@@ -28,7 +30,7 @@ def old_is_back(stage: str, result: Mapping[str, Any], restored: Mapping[str, An
 
     ``stage``: how far the host's turn had come.
     """
-    untouched = bool(result.get("failed")) and not result.get("actions")
+    untouched = bool(result.get("failed")) and _ASIDE.issuperset(result.get("actions") or ())
     put_back = bool(result.get("rolled_back")) or (_runs(restored) and "failure" not in restored)
     return stage in _BEFORE or untouched or put_back
 

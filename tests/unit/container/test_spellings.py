@@ -16,8 +16,17 @@ from docker.api import APIClient
 from ansible.module_utils.vllm_fleet.container import compare, spec
 from ansible.module_utils.vllm_fleet.container.engine import Engine
 from ansible.module_utils.vllm_fleet.container.options import ContainerOptions
+from ansible.module_utils.vllm_fleet.server.options import ARGUMENTS
 
 SEED = 20261129
+#: Options of a container that have one spelling: taken word for word, or compared by what they name (the image's bytes).
+WORD_FOR_WORD = {"name", "image", "model", "revision", "api_key", "hf_token", "accelerator"}
+#: Options of a run: the container does not have them.
+OF_A_RUN = {
+    *("state", "mode", "verification", "allow_latest", "allow_unauthenticated", "ready_timeout", "stall_timeout"),
+    *("gpu_memory_policy", "sysfs_root", "state_dir", "record", "docker_host", "reported_host", "watch_slice"),
+    *("watch_token", "replica", "place", "replica_step"),
+}
 BASE = {"name": "vllm", "image": "vllm:1", "model": "acme/tiny", "allow_unauthenticated": True}
 IMAGE = spec.Image("vllm:1", "sha256:" + "1" * 64, env={"PATH": "/bin"}, labels={"vendor": "x"})
 NODE = spec.NodeFacts(gids=(44, 109), groups={"daemon": 1})
@@ -65,6 +74,11 @@ def inspected(engine, options):
 
 def found(engine, current, other):
     return compare.differences(wanted(other), IMAGE, inspected(engine, current), IMAGE, REDACT)
+
+
+def test_every_option_of_the_module_has_its_spellings():
+    assert set(spellings.SPELLINGS) | WORD_FOR_WORD | OF_A_RUN == set(ARGUMENTS)
+    assert not set(spellings.SPELLINGS) & (WORD_FOR_WORD | OF_A_RUN)
 
 
 @pytest.mark.parametrize("option", spellings.SPELLINGS)

@@ -34,6 +34,8 @@ def test_partners_that_were_not_drained(states, left):
         ("drained", FAILED, {}, True),
         ("replacing", {"failed": True, "actions": []}, {}, True),
         ("replacing", {"failed": True}, {}, True),
+        ("replacing", {"failed": True, "actions": ["remove_next"]}, {}, True),
+        ("replacing", {"failed": True, "actions": ["create", "stop"]}, {}, False),
         # The new one failed, and the module put the old one back, or did not.
         ("replacing", {**FAILED, "rolled_back": True}, {}, True),
         ("replacing", FAILED, {}, False),
