@@ -29,6 +29,12 @@ options:
       - Not shown in any output, as the sums may be made from secrets.
     type: dict
     default: {}
+  maps:
+    description:
+      - Those of O(files) that are maps. They also count as differing where the running HAProxy has something else.
+    type: list
+    elements: path
+    default: []
 attributes:
   check_mode:
     support: full
@@ -100,13 +106,14 @@ def main() -> None:
             "socket": {"type": "path", "required": True},
             "program": {"type": "path", "default": "/usr/sbin/haproxy"},
             "files": {"type": "dict", "default": {}, "no_log": True},
+            "maps": {"type": "list", "elements": "path", "default": []},
         },
         supports_check_mode=True,
     )
     options = module.params
     module.exit_json(
         changed=False,
-        **haproxy.survey(options["socket"], options["program"], options["files"], module.sha256),
+        **haproxy.survey(options["socket"], options["program"], options["files"], module.sha256, options["maps"]),
     )
 
 

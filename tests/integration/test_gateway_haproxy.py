@@ -3,171 +3,57 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
 import socket
 import struct
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import play
 import pytest
 import standin
+from gateway_scene import Gateway, ask, begin, render, running, until
 
 from ansible.module_utils.vllm_fleet.gateway import drain, haproxy
 from ansible.module_utils.vllm_fleet.vllm.chat import chat
 from ansible.module_utils.vllm_fleet.vllm.chat_request import ChatRequest, Expectation
 
-ROLE = play.ROOT / "roles" / "gateway"
-PROGRAM = "/usr/sbin/haproxy"
 # Everything that some language between inventory and HAProxy reads as its own.
 KEY = r"""k"e'y$HOME${PATH}%%d%[env(PATH)]\x41{{,;#}"""
 PROTECTED = {"Authorization": f"Bearer {KEY}"}
-# Of this machine's administrator and this distribution's user; a test has neither.
-FOREIGN = ("    log ", "    chroot ", "    user ", "    group ")
 CAPITAL = "What is the capital of France?"
 QUESTION = {"messages": [{"role": "user", "content": CAPITAL}]}
 
 
-@dataclass
-class Gateway:
-    """A running gateway with two pools: `closed` has a key, `open` has none. Ports by the pool's name."""
-
-    folder: Path
-    ports: dict[str, int]
-    servers: dict[str, standin.Standin]
-    process: subprocess.Popen[bytes]
-
-    @property
-    def socket(self) -> str:
-        return str(self.folder / "haproxy.sock")
-
-    def entry(self, pool: str) -> haproxy.Server:
-        """A pool's server, as HAProxy sees it."""
-        found = haproxy.servers(haproxy.ask(self.socket, "show stat"))
-        return next(one for one in found if one.backend == pool)
-
-    def left(self, pool: str) -> tuple[int, int]:
-        """What is open at the gateway, and what the server itself counts."""
-        return (
-            drain.look_at_gateway(self.socket, pool, f"{pool}1").requests,
-            drain.look_at_server(self.servers[pool].url).requests,
-        )
-
-
-def until(true: Callable[[], Any], what: str, seconds: float = 20.0) -> float:
-    """Wait for something to become so; the seconds that it took."""
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() < began + seconds, f"never: {what}"
-        time.sleep(0.02)
-    return time.monotonic() - began
-
-
-def render(folder: Path, ports: dict[str, int], servers: dict[str, int]) -> None:
-    """Write the role's two files for this machine, as the role writes them."""
-    common = {
-        "gateway_bind": "127.0.0.1",
-        "gateway_ports": {pool: ports[pool] for pool in servers},
-        "gateway_local_offset": ports["local"],
-        "gateway_stats_port": standin.free_port(),
-        "gateway_request_timeout": 2,
-        "gateway_check_interval": 1,
-        "gateway_check_timeout": 1,
-        "gateway_check_fall": 2,
-    }
-    hosts = {
-        f"{pool}1": {"vllm_server_model": pool, "vllm_server_port": port, "vllm_server_bind": "127.0.0.1"}
-        for pool, port in servers.items()
-    }
-    # A text that is not templated again, as one from a vault.
-    hosts["closed1"]["vllm_server_api_key"] = "{{ lookup('ansible.builtin.env', 'TEST_KEY') }}"
-    local = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
-    groups = {"vllm": {"hosts": hosts}, "gateway": {"hosts": {"gateway1": {}}}}
-    (folder / "inventory.yml").write_text(json.dumps({"all": {"vars": local, "children": groups}}))
-    files = {"gateway.cfg.j2": "gateway.cfg", "secrets.cfg.j2": "secrets.cfg"}
-    tasks: list[dict[str, Any]] = [
-        {"name": "Judge", "ansible.builtin.assert": {"that": "__gateway_found.problems == []", "quiet": True}}
-    ]
-    for source, target in files.items():
-        content = f"{{{{ lookup('ansible.builtin.template', '{ROLE}/templates/{source}') }}}}"
-        copy = {"content": content, "dest": str(folder / target), "mode": "0600"}
-        tasks.append({"name": "Write", "ansible.builtin.copy": copy, "no_log": True})
-    common |= {"__gateway_socket": str(folder / "haproxy.sock"), "__gateway_state_path": str(folder / "state")}
-    files_of = [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")]
-    made = {"name": "Render", "hosts": "gateway", "gather_facts": False, "become": False}
-    (folder / "play.yml").write_text(json.dumps([{**made, "vars_files": files_of, "tasks": tasks}]))
-    environ = {**play.environment(), "TEST_KEY": KEY, "ANSIBLE_FILTER_PLUGINS": str(ROLE / "filter_plugins")}
-    words = [play.PLAYBOOK, "-i", folder / "inventory.yml", "-e", json.dumps(common), folder / "play.yml"]
-    done = subprocess.run(
-        [str(word) for word in words], capture_output=True, text=True, env=environ, cwd=play.ROOT, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    config = folder / "gateway.cfg"
-    kept = [line for line in config.read_text().splitlines() if not line.startswith(FOREIGN)]
-    config.write_text("\n".join(kept) + "\n")
-
-
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """Both pools are up."""
+    """Two pools that are up: `closed` has a key, `open` has none."""
     folder = tmp_path_factory.mktemp("gateway")
     ports = {name: standin.free_port() for name in ("closed", "open")}
     ports["local"] = 1 if ports["closed"] + 1 != ports["open"] else 2
-    (folder / "state").write_text("1\n")
     slow = {"token_delay": 0.2}
     with (
         standin.run_process(model="m", served="closed", VLLM_API_KEY=KEY, **slow) as closed,
         standin.run_process(model="m", served="open", **slow) as opened,
     ):
         servers = {"closed": closed, "open": opened}
-        render(folder, ports, {pool: server.port for pool, server in servers.items()})
-        words = [PROGRAM, "-db", "-f", str(folder / "secrets.cfg"), "-f", str(folder / "gateway.cfg")]
-        checked = subprocess.run([*words, "-c"], capture_output=True, text=True, check=False)
-        assert checked.returncode == 0, checked.stderr
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        made = Gateway(folder, ports, servers, process)
-        try:
-            until(Path(made.socket).exists, "HAProxy has its socket")
-            for pool in servers:
-                until(lambda pool=pool: made.entry(pool).status == "UP" and made.entry(pool).check, f"{pool} is up")
+        hosts = {
+            f"{pool}1": {"vllm_server_model": pool, "vllm_server_port": server.port, "vllm_server_bind": "127.0.0.1"}
+            for pool, server in servers.items()
+        }
+        # A text that is not templated again, as one from a vault.
+        hosts["closed1"]["vllm_server_api_key"] = "{{ lookup('ansible.builtin.env', 'TEST_KEY') }}"
+        render(
+            folder,
+            hosts,
+            {"TEST_KEY": KEY},
+            gateway_ports={pool: ports[pool] for pool in servers},
+            gateway_local_offset=ports["local"],
+            gateway_stats_port=standin.free_port(),
+        )
+        with running(folder, ports=ports, servers=servers) as made:
             yield made
-        finally:
-            process.kill()
-            process.wait()
-
-
-def ask(
-    port: int, path: str, method: str = "GET", body: bytes | None = None, **headers: str
-) -> tuple[int, str, dict[str, str]]:
-    """Status, body and head of an answer. The path goes out as it is."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    try:
-        connection.putrequest(method, path)
-        for name, value in {"Content-Length": str(len(body or b"")), **headers}.items():
-            connection.putheader(name, value)
-        connection.endheaders(body)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode(), {name.lower(): value for name, value in answer.getheaders()}
-    finally:
-        connection.close()
-
-
-def begin(port: int, **more: Any) -> socket.socket:
-    """A client that has asked for a long answer and waits."""
-    body = json.dumps({"messages": [{"role": "user", "content": "Write a poem."}], **more}).encode()
-    client = socket.create_connection(("127.0.0.1", port), timeout=20)
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}"
-    )
-    client.sendall(f"{head}\r\n\r\n".encode() + body)
-    return client
 
 
 def fall_silent(client: socket.socket, how: str) -> None:
@@ -185,7 +71,7 @@ def fall_silent(client: socket.socket, how: str) -> None:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("how", ["close", "reset", "half"])
 def test_a_client_that_gives_up_leaves_nothing_to_wait_for(gateway: Gateway, how: str, stream: bool) -> None:
-    client = begin(gateway.ports["closed"], stream=stream)
+    client = begin(gateway.ports["closed"], KEY, stream=stream)
     until(lambda: gateway.left("closed") == (1, 1), "the request runs")
     fall_silent(client, how)
     assert until(lambda: gateway.left("closed") == (0, 0), "nothing is left") < 1
@@ -194,7 +80,7 @@ def test_a_client_that_gives_up_leaves_nothing_to_wait_for(gateway: Gateway, how
 
 def test_a_paused_server_ends_its_requests_and_its_drain(gateway: Gateway) -> None:
     server = gateway.servers["closed"]
-    client = begin(gateway.ports["closed"])
+    client = begin(gateway.ports["closed"], KEY)
     until(lambda: gateway.left("closed") == (1, 1), "the request runs")
     os.kill(server.process.pid, signal.SIGSTOP)
     try:
@@ -218,7 +104,7 @@ def test_a_server_moves_to_another_port_while_a_stream_goes_on_at_the_old_one(ga
     old = gateway.entry("closed").address
     where = (gateway.socket, "closed", "closed1")
     with standin.run_process(model="m", served="closed", VLLM_API_KEY=KEY) as other:
-        client = begin(gateway.ports["closed"], stream=True)
+        client = begin(gateway.ports["closed"], KEY, stream=True)
         until(lambda: gateway.left("closed") == (1, 1), "the request runs")
         try:
             assert haproxy.locate(*where, other.port)

@@ -13,7 +13,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from typing import Any
 TIMEOUT = 5.0
 # Lines of the CSV that are totals, not servers.
 TOTALS = ("FRONTEND", "BACKEND")
+# Lines of a map that are given at a time: the smallest buffer has 16 kB, a line of many models perhaps 1 kB.
+CHUNK = 10
 
 
 class SocketError(Exception):
@@ -129,6 +131,36 @@ def _place(path: str, backend: str, server: str) -> tuple[str, int]:
     raise SocketError(f"has no server {backend}/{server}")
 
 
+def map_text(path: str, name: str) -> str | None:
+    """Return a map of HAProxy as its file would have it, sorted; None where the process has no such map."""
+    answer = ask(path, f"show map {name}")
+    if answer.startswith("Unknown map"):
+        return None
+    return "".join(sorted(f"{line.partition(' ')[2]}\n" for line in answer.splitlines() if line.strip()))
+
+
+def replace_map(path: str, name: str, text: str) -> bool:
+    """Have HAProxy take a map as a whole, between two requests; whether that was a change.
+
+    Raises SocketError when HAProxy cannot be asked, or has something else afterwards. No answer of it is shown,
+    because a key's hash may be in it.
+    """
+    before = map_text(path, name)
+    if before in (None, text):
+        return False
+    version = ask(path, f"prepare map {name}").rpartition(":")[2].strip()
+    if not version.isdigit():
+        raise SocketError(f"does not begin a new version of {name}")
+    # A command fits into one buffer.
+    lines = text.splitlines(keepends=True)
+    for first in range(0, len(lines), CHUNK):
+        ask(path, f"add map @{version} {name} <<\n{''.join(lines[first : first + CHUNK])}")
+    ask(path, f"commit map @{version} {name}")
+    if map_text(path, name) != text:
+        raise SocketError(f"did not take the new content of {name}")
+    return True
+
+
 def info(text: str) -> dict[str, str]:
     """The `Name: value` lines of the answer to `show info`."""
     pairs = (line.partition(": ") for line in text.splitlines())
@@ -142,8 +174,17 @@ def sums(contents: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def survey(path: str, program: str, files: Mapping[str, str], digest: Callable[[str], str | None]) -> dict[str, Any]:
-    """Everything a gateway reports about itself; `files` are paths with the digest each should have."""
+def survey(
+    path: str,
+    program: str,
+    files: Mapping[str, str],
+    digest: Callable[[str], str | None],
+    maps: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Everything a gateway reports about itself; `files` are paths with the digest each should have.
+
+    Those of them in `maps` are also compared with what the process has.
+    """
     found: dict[str, Any] = {
         "installed": Path(program).is_file(),
         "differing": [name for name, wanted in files.items() if not Path(name).is_file() or digest(name) != wanted],
@@ -151,8 +192,14 @@ def survey(path: str, program: str, files: Mapping[str, str], digest: Callable[[
     try:
         about = info(ask(path, "show info"))
         stats = ask(path, "show stat")
+        running = {name: map_text(path, name) for name in maps}
     except SocketError as error:
         return {**found, "running": False, "reason": str(error), "servers": []}
+    found["differing"] += [
+        name
+        for name, text in running.items()
+        if name not in found["differing"] and text is not None and sums({name: text})[name] != files.get(name)
+    ]
     return {
         **found,
         "running": True,

@@ -17,14 +17,14 @@ from ..vllm.host_variables import (
     served_names,
     truth,
 )
+from . import fronts as listeners
+from . import keys as clients
 
 # What HAProxy takes as a name (configuration manual, 2.2): letters, digits and these.
 NAME = r"[A-Za-z0-9_.:-]+"
 # A name with these would end the quotes or the line that it stands in, in the configuration.
 NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f'\"]")
 ALLOWED = "vllm_server_allow_unauthenticated"
-# What a header may hold, without blanks: the rest of Latin-1 and beyond is read differently by every client.
-KEY = re.compile(r"[!-~]+")
 
 
 def backend_name(model: str) -> str:
@@ -104,15 +104,19 @@ def pools_behind(
     bind: str = "*",
     also_healthy: Iterable[str] = (),
     known: Iterable[Mapping[str, Any]] = (),
+    keys: Iterable[Mapping[str, Any]] = (),
+    paths: Iterable[str] = (),
 ) -> dict[str, list[Any]]:
-    """Return the pools behind `gateway` and, as sentences, what is wrong with them.
+    """Return the pools behind `gateway`, its fronts (see fronts.py) and, as sentences, what is wrong with them.
 
-    A pool is the replicas that serve the same model; `key` says whether they have one. `port` is that of the only pool
-    or of the first one, `ports` gives others by model; `offset` leads from a pool's port to its listener on loopback.
+    A pool is the replicas that serve the same model; `key` says whether they have one, `closed` whether clients
+    need one. `port` is that of all models, `ports` gives others by model; `offset` leads from a port to its listener on
+    loopback.
     The gateway listens on `bind`, and takes servers that serve one of `also_healthy`. A server stands there at the
     address and port that it has now, which its wave may change; `known` is what the gateway itself has (gateway_info).
+    `keys` and `paths` are gateway_keys and gateway_paths.
     """
-    hosts, known = list(hosts), list(known)
+    hosts, known, keys = list(hosts), list(known), list(keys)
     problems: list[str] = []
     pools: dict[str, dict[str, Any]] = {}
     for host in hosts:
@@ -138,6 +142,7 @@ def pools_behind(
                 "names": names,
                 "head": host,
                 "key": bool(variables.get("vllm_server_api_key")),
+                "closed": bool(keys or variables.get("vllm_server_api_key")),
                 "servers": [],
             },
         )
@@ -147,54 +152,27 @@ def pools_behind(
                 "send: give them the same vllm_server_api_key."
             )
         pool["servers"].append({"name": host, **address_and_port(variables, hostvars[gateway], problems, known)})
-    _give_ports(list(pools.values()), port, ports, offset, problems)
-    _open_pools(list(pools.values()), hostvars, gateway, bind, problems)
-    _odd_words(list(pools.values()), hostvars, also_healthy, problems)
+    made = list(pools.values())
+    found = listeners.fronts(made, port, ports, offset, problems)
+    problems += listeners.same_names(made)
+    _open_pools(made, hostvars, gateway, bind, problems)
+    _odd_words(made, hostvars, also_healthy, problems)
+    problems += [*clients.problems(keys, made), *listeners.odd_paths(paths)]
     if not hosts:
         problems.append("Group vllm has no hosts, so there is nothing to stand in front of.")
-    return {"pools": list(pools.values()), "problems": problems}
-
-
-def local_port(port: int, offset: int) -> int:
-    """Return the port on loopback that belongs to a pool's port."""
-    return port + offset if port + offset < 65536 else port - offset
+    for number, pool in enumerate(made, 1):
+        pool["number"] = number
+        ids = listeners.server_ids(server["name"] for server in pool["servers"])
+        for server in pool["servers"]:
+            server["id"] = ids[server["name"]]
+    return {"pools": made, "fronts": found, "problems": problems}
 
 
 def local_url(gateway: Mapping[str, Any], model: str, port: int, offset: int) -> str:
     """Return where a gateway takes its administrator's requests; `port` and `offset` if it has none of its own."""
     ports = gateway.get("gateway_ports") or {}
     front = int(ports.get(model, gateway.get("gateway_port") or port))
-    return f"http://{LOOPBACK}:{local_port(front, int(gateway.get('gateway_local_offset') or offset))}"
-
-
-def _give_ports(
-    pools: list[dict[str, Any]], port: int, ports: Mapping[str, int], offset: int, problems: list[str]
-) -> None:
-    """Set the port of every pool; a model without one has the default, which only one can have."""
-    taken: dict[int, str] = {}
-    for pool in pools:
-        model = pool["model"]
-        pool["port"] = int(ports.get(model, port))
-        pool["local_port"] = local_port(pool["port"], offset)
-        for number in (pool["port"], pool["local_port"]):
-            if number in taken:
-                problems.append(
-                    f"{taken[number]} and {model} would both be on port {number} of the gateway: give each its own in "
-                    f"gateway_ports, such as {{{model}: {number + 1}}}."
-                )
-            taken.setdefault(number, model)
-    for model in ports:
-        if model not in {pool["model"] for pool in pools}:
-            problems.append(
-                f"gateway_ports names {model}, which no host of group vllm serves; served are "
-                f"{', '.join(pool['model'] for pool in pools) or 'none'}."
-            )
-    names = [pool["name"] for pool in pools]
-    problems.extend(
-        f"{pool['model']} and another model are both {pool['name']} to HAProxy: give one another served-model-name."
-        for pool in pools
-        if names.count(pool["name"]) > 1
-    )
+    return f"http://{LOOPBACK}:{listeners.local_port(front, int(gateway.get('gateway_local_offset') or offset))}"
 
 
 def _open_pools(
@@ -206,10 +184,10 @@ def _open_pools(
     for pool in pools:
         names = [server["name"] for server in pool["servers"]]
         closed = [name for name in names if not truth(hostvars[name].get(ALLOWED))]
-        if not pool["key"] and closed:
+        if not pool["closed"] and closed:
             problems.append(
                 f"{pool['model']} has no vllm_server_api_key, and {gateway} would publish it on {bind}: set the key "
-                f"(from vault), gateway_bind: {LOOPBACK}, or vllm_server_allow_unauthenticated: true for "
+                f"(from vault), gateway_keys, gateway_bind: {LOOPBACK}, or vllm_server_allow_unauthenticated: true for "
                 f"{', '.join(closed)} if anyone may use it."
             )
 
@@ -229,5 +207,5 @@ def _odd_words(
         f"The vllm_server_api_key of {pool['model']} has characters that no header can carry, such as a blank or a "
         "line break at its end: use printable ASCII alone (`openssl rand -hex 32` gives such a key)."
         for pool in pools
-        if pool["key"] and not KEY.fullmatch(str(hostvars[pool["head"]]["vllm_server_api_key"]))
+        if pool["key"] and not clients.KEY.fullmatch(str(hostvars[pool["head"]]["vllm_server_api_key"]))
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.gateway import haproxy, pools, servers
+from ansible.module_utils.vllm_fleet.gateway import fronts, haproxy, keys, pools, servers
 from ansible.module_utils.vllm_fleet.rollout import messages
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 
@@ -42,6 +42,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
+            "gateway_key_map": keys.key_map,
             "gateway_kept_out": servers.kept_out,
             "gateway_local_url": pools.local_url,
             "gateway_losses": gateway_losses,
@@ -49,6 +50,7 @@ class FilterModule:
             "gateway_not_admitted": gateway_not_admitted,
             "gateway_not_drained": gateway_not_drained,
             "gateway_own_url": host_variables.own_url,
+            "gateway_path_pattern": fronts.path_pattern,
             "gateway_place": pools.place,
             "gateway_pools": pools.pools_behind,
             "gateway_status_changed": servers.status_changed,

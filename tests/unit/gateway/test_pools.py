@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.gateway import pools, servers
+from ansible.module_utils.vllm_fleet.gateway import fronts, pools, servers
 
 
 def host(name, **more):
@@ -46,9 +46,9 @@ def test_one_pool():
     assert found["problems"] == []
     (pool,) = found["pools"]
     assert (pool["name"], pool["model"], pool["port"], pool["local_port"]) == ("org_m", "org/m", 8080, 18080)
-    assert pool["servers"] == [
-        {"name": "n1", "address": "192.0.2.1", "port": 8000},
-        {"name": "n2", "address": "10.0.0.2", "port": 8001},
+    assert [(one["name"], one["address"], one["port"]) for one in pool["servers"]] == [
+        ("n1", "192.0.2.1", 8000),
+        ("n2", "10.0.0.2", 8001),
     ]
 
 
@@ -65,10 +65,10 @@ def test_pools_of_two_models_have_ports_of_their_own():
     found = find(*two, ports={"chat": 8081})
     assert found["problems"] == []
     assert [(pool["name"], pool["port"]) for pool in found["pools"]] == [("org_m", 8080), ("chat", 8081)]
-    (problem, *_) = find(*two)["problems"]
-    assert (
-        problem
-        == "org/m and chat would both be on port 8080 of the gateway: give each its own in gateway_ports, such as {chat: 8081}."
+    (problem, *_) = find(*two, ports={"chat": 8081, "org/m": 8081})["problems"]
+    assert problem == (
+        "org/m and chat would both be on port 8081 of the gateway: give each its own in gateway_ports, such as {chat: 8082}, "
+        "or leave both out of it to share gateway_port."
     )
 
 
@@ -100,11 +100,12 @@ def test_a_gateway_beside_its_server():
     here = {"port": 8080, "ports": {}, "offset": 10000}
     found = pools.pools_behind({"n1": one}, ["n1"], "n1", bind="127.0.0.1", **here)
     assert found["problems"] == []
-    assert found["pools"][0]["servers"] == [{"name": "n1", "address": "127.0.0.1", "port": 8000}]
+    (server,) = found["pools"][0]["servers"]
+    assert (server["name"], server["address"], server["port"]) == ("n1", "127.0.0.1", 8000)
     (problem,) = pools.pools_behind({"n1": one}, ["n1"], "n1", **here)["problems"]
     assert problem == (
-        "m has no vllm_server_api_key, and n1 would publish it on *: set the key (from vault), gateway_bind: 127.0.0.1, or "
-        "vllm_server_allow_unauthenticated: true for n1 if anyone may use it."
+        "m has no vllm_server_api_key, and n1 would publish it on *: set the key (from vault), gateway_keys, gateway_bind: "
+        "127.0.0.1, or vllm_server_allow_unauthenticated: true for n1 if anyone may use it."
     )
 
 
@@ -148,8 +149,8 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key):
 
 
 def test_the_port_on_loopback():
-    assert pools.local_port(8080, 10000) == 18080
-    assert pools.local_port(60000, 10000) == 50000
+    assert fronts.local_port(8080, 10000) == 18080
+    assert fronts.local_port(60000, 10000) == 50000
     assert pools.local_url({"gateway_ports": {"m": 9000}}, "m", 8080, 10000) == "http://127.0.0.1:19000"
     assert pools.local_url({}, "m", 8080, 10000) == "http://127.0.0.1:18080"
 

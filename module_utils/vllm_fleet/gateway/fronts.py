@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""At which ports a gateway listens, and which pools are behind each. Pure.
+
+A model of gateway_ports has a port of its own. gateway_port is the address of all models, if one of them has no other.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+# One segment after the other, without escapes and without dots that climb. The end says whether more may follow.
+SEGMENTS = r"(/[A-Za-z0-9_:@~-][A-Za-z0-9._:@~-]*)+"
+BALANCES = ("prefix", "session", "leastconn")
+
+
+def local_port(port: int, offset: int) -> int:
+    """Return the port on loopback that belongs to a front's port."""
+    return port + offset if port + offset < 65536 else port - offset
+
+
+def fronts(
+    pools: list[dict[str, Any]], port: int, ports: Mapping[str, int], offset: int, problems: list[str]
+) -> list[dict[str, Any]]:
+    """Return the fronts of a gateway, give each pool its `port` and `local_port`, add what is wrong to ``problems``.
+
+    A front is `name`, `port`, `local_port`, `pools`, whether all of them are `closed`, and the pool that gets what
+    names no known model (`default`; empty where that would be a guess).
+    """
+    shared = [pool for pool in pools if pool["model"] not in ports]
+    for pool in pools:
+        pool["port"] = int(ports.get(pool["model"], port))
+        pool["local_port"] = local_port(pool["port"], offset)
+    made = [_front(f"front-{pool['name']}", [pool], pool["name"], offset) for pool in pools if pool not in shared]
+    if shared:
+        name = f"front-{shared[0]['name']}" if len(shared) == 1 else "front-all-models"
+        behind = [*shared, *(pool for pool in pools if pool not in shared)]
+        made.insert(0, _front(name, behind, shared[0]["name"] if len(shared) == 1 else "", offset))
+    _refuse_twice(made, problems)
+    problems.extend(
+        f"gateway_ports names {model}, which no host of group vllm serves; served are "
+        f"{', '.join(pool['model'] for pool in pools) or 'none'}."
+        for model in ports
+        if model not in {pool["model"] for pool in pools}
+    )
+    return made
+
+
+def _front(name: str, pools: Sequence[Mapping[str, Any]], default: str, offset: int) -> dict[str, Any]:
+    port = pools[0]["port"]
+    closed = all(pool["closed"] for pool in pools)
+    return {
+        "name": name,
+        "port": port,
+        "local_port": local_port(port, offset),
+        "pools": pools,
+        "closed": closed,
+        "default": default,
+    }
+
+
+def _refuse_twice(made: Iterable[Mapping[str, Any]], problems: list[str]) -> None:
+    """A port has one front."""
+    taken: dict[int, str] = {}
+    for front in made:
+        model = front["pools"][0]["model"]
+        for number in (front["port"], front["local_port"]):
+            if number in taken:
+                problems.append(
+                    f"{taken[number]} and {model} would both be on port {number} of the gateway: give each its own in "
+                    f"gateway_ports, such as {{{model}: {number + 1}}}, or leave both out of it to share gateway_port."
+                )
+            taken.setdefault(number, model)
+
+
+def same_names(pools: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return which pools cannot be told apart, as sentences: by their backend, or by a name that a request may have."""
+    backends = [pool["name"] for pool in pools]
+    found = [
+        f"{pool['model']} and another model are both {pool['name']} to HAProxy: give one another served-model-name."
+        for pool in pools
+        if backends.count(pool["name"]) > 1
+    ]
+    for number, pool in enumerate(pools):
+        for other in pools[:number]:
+            found.extend(
+                f"{other['model']} and {pool['model']} both serve the name {name}, so a request could mean either: "
+                "take it out of one served-model-name, or give each model a port of its own in gateway_ports."
+                for name in sorted({*pool["names"]}.intersection(other["names"]))
+                if pool["port"] == other["port"]
+            )
+    return found
+
+
+def path_pattern(paths: Iterable[str]) -> str:
+    """Return the expression for the paths that a gateway lets pass: those below /v1/, and ``paths`` (with a slash at
+    the end: everything below).
+    """
+    more = [re.escape(path[:-1]) + SEGMENTS + "/?" if path.endswith("/") else re.escape(path) for path in paths]
+    return f"^({'|'.join([f'/v1{SEGMENTS}/?', *more])})$"
+
+
+def odd_paths(paths: Iterable[Any]) -> list[str]:
+    """Return which of gateway_paths are no paths, as sentences."""
+    return [
+        f"gateway_paths has {path!r}: give a path such as /tokenize, or /v2/ for all that is below it, without escapes."
+        for path in paths
+        if not re.fullmatch(f"{SEGMENTS}/?", str(path))
+    ]
+
+
+def listing(pools: Iterable[Mapping[str, Any]]) -> str:
+    """Return the answer of /v1/models at an address of several models, as vLLM words it."""
+    data = [
+        {"id": name, "object": "model", "created": 0, "owned_by": "vllm", "root": pool["model"], "parent": None}
+        for pool in pools
+        for name in pool["names"]
+    ]
+    return json.dumps({"object": "list", "data": data})
+
+
+def known_models(pools: Iterable[Mapping[str, Any]]) -> str:
+    """Return the names that a request may have, for a sentence inside of JSON."""
+    return json.dumps(", ".join(name for pool in pools for name in pool["names"]))[1:-1]
+
+
+def form_field(names: Iterable[str]) -> str:
+    """Return the expression that finds one of ``names`` as the field `model` of a form, as uploads of sound have it."""
+    return rf'name="?model"?\r\n([^\r\n]+\r\n)*\r\n({"|".join(map(re.escape, names))})\r\n'
+
+
+def server_ids(names: Iterable[str]) -> dict[str, int]:
+    """Return a number for each server that depends on its name alone: a consistent hash places servers by it.
+
+    Where two names meet, the one that is later in the alphabet moves on by one.
+    """
+    found: dict[str, int] = {}
+    for name in sorted(names):
+        number = zlib.crc32(name.encode()) % (2**31 - 2) + 1
+        while number in found.values():
+            number = number % (2**31 - 2) + 1
+        found[name] = number
+    return found

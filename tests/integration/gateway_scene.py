@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real HAProxy with the role's configuration on this machine, in front of servers of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.server
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import play
+import standin
+
+from ansible.module_utils.vllm_fleet.gateway import drain, haproxy
+
+ROLE = play.ROOT / "roles" / "gateway"
+PROGRAM = os.environ.get("VLLM_FLEET_HAPROXY", "/usr/sbin/haproxy")
+# Of this machine's administrator and this distribution's user; a test has neither.
+FOREIGN = ("    log ", "    chroot ", "    user ", "    group ")
+FILES = {"gateway.cfg.j2": "gateway.cfg", "secrets.cfg.j2": "secrets.cfg"}
+
+
+@dataclass
+class Gateway:
+    """A running gateway. Its folder has the two files, `keys.map` and `haproxy.sock`."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+    ports: Mapping[str, int] = field(default_factory=dict)
+    servers: Mapping[str, standin.Standin] = field(default_factory=dict)
+
+    @property
+    def socket(self) -> str:
+        return str(self.folder / "haproxy.sock")
+
+    def entries(self) -> list[haproxy.Server]:
+        """All servers, as HAProxy sees them."""
+        return list(haproxy.servers(haproxy.ask(self.socket, "show stat")))
+
+    def entry(self, pool: str) -> haproxy.Server:
+        """A pool's first server."""
+        return next(one for one in self.entries() if one.backend == pool)
+
+    def left(self, pool: str) -> tuple[int, int]:
+        """What is open at the gateway, and what the server itself counts."""
+        return (
+            drain.look_at_gateway(self.socket, pool, f"{pool}1").requests,
+            drain.look_at_server(self.servers[pool].url).requests,
+        )
+
+
+def until(true: Callable[[], Any], what: str, seconds: float = 20.0) -> float:
+    """Wait for something to become so; the seconds that it took."""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() < began + seconds, f"never: {what}"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def render(folder: Path, hosts: Mapping[str, Any], environ: Mapping[str, str] | None = None, **variables: Any) -> None:
+    """Write the role's files for this machine, as the role writes them: hosts of group vllm, variables of the role."""
+    common: dict[str, Any] = {
+        "gateway_bind": "127.0.0.1",
+        "gateway_request_timeout": 2,
+        "gateway_check_interval": 1,
+        "gateway_check_timeout": 1,
+        "gateway_check_fall": 2,
+        **variables,
+    }
+    local = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
+    groups = {"vllm": {"hosts": hosts}, "gateway": {"hosts": {"gateway1": {}}}}
+    (folder / "inventory.yml").write_text(json.dumps({"all": {"vars": local, "children": groups}}))
+    tasks: list[dict[str, Any]] = [
+        {"name": "Judge", "ansible.builtin.assert": {"that": "__gateway_found.problems == []", "quiet": True}}
+    ]
+    contents = {
+        f"{{{{ lookup('ansible.builtin.template', '{ROLE}/templates/{name}') }}}}": to for name, to in FILES.items()
+    }
+    for content, target in {**contents, "{{ __gateway_keys }}": "keys.map"}.items():
+        copy = {"content": content, "dest": str(folder / target), "mode": "0600"}
+        tasks.append({"name": "Write", "ansible.builtin.copy": copy, "no_log": True})
+    places = {"socket": "haproxy.sock", "state_path": "state", "keys_path": "keys.map"}
+    common |= {f"__gateway_{name}": str(folder / place) for name, place in places.items()}
+    files_of = [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")]
+    made = {"name": "Render", "hosts": "gateway", "gather_facts": False, "become": False}
+    (folder / "play.yml").write_text(json.dumps([{**made, "vars_files": files_of, "tasks": tasks}]))
+    environment = {**play.environment(), **(environ or {}), "ANSIBLE_FILTER_PLUGINS": str(ROLE / "filter_plugins")}
+    words = [play.PLAYBOOK, "-i", folder / "inventory.yml", "-e", json.dumps(common), folder / "play.yml"]
+    done = subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, env=environment, cwd=play.ROOT, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    config = folder / "gateway.cfg"
+    kept = [line for line in config.read_text().splitlines() if not line.startswith(FOREIGN)]
+    config.write_text("\n".join(kept) + "\n")
+
+
+def command(folder: Path) -> list[str]:
+    """What runs HAProxy with the files of a folder."""
+    return [*PROGRAM.split(), "-db", "-f", str(folder / "secrets.cfg"), "-f", str(folder / "gateway.cfg")]
+
+
+@contextlib.contextmanager
+def running(folder: Path, **more: Any) -> Iterator[Gateway]:
+    """HAProxy with the files of a folder; all servers are up."""
+    (folder / "state").write_text("1\n")
+    checked = subprocess.run([*command(folder), "-c"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    # The lines about logs are taken out for a test.
+    warnings = [line for line in checked.stderr.splitlines() if "WARNING" in line and "log format" not in line]
+    assert not warnings, warnings
+    process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    made = Gateway(folder, process, **more)
+    try:
+        until(Path(made.socket).exists, "HAProxy has its socket")
+        until(lambda: all(one.status == "UP" and one.check for one in made.entries()), "all servers are up")
+        yield made
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def ask(
+    port: int, path: str, method: str = "GET", body: bytes | None = None, **headers: str
+) -> tuple[int, str, dict[str, str]]:
+    """Status, body and head of an answer. The path goes out as it is."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.putrequest(method, path)
+        for name, value in {"Content-Length": str(len(body or b"")), **headers}.items():
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(), {name.lower(): value for name, value in answer.getheaders()}
+    finally:
+        connection.close()
+
+
+def begin(port: int, key: str, **more: Any) -> socket.socket:
+    """A client that has asked for a long answer and waits."""
+    body = json.dumps({"messages": [{"role": "user", "content": "Write a poem."}], **more}).encode()
+    client = socket.create_connection(("127.0.0.1", port), timeout=20)
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Length: {len(body)}"
+    )
+    client.sendall(f"{head}\r\n\r\n".encode() + body)
+    return client
+
+
+class Echo(http.server.ThreadingHTTPServer):
+    """A server of one model that says what reached it. ``delay`` is what it takes for a chat; ``status`` its answer."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, name: str, *models: str, key: str = "") -> None:
+        self.name, self.models, self.key = name, models, key
+        self.delay, self.status, self.chats = 0.0, 200, 0
+        super().__init__(("127.0.0.1", 0), EchoAnswer)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, *_: Any) -> None:
+        """Of a client that has gone."""
+
+    @property
+    def host(self) -> dict[str, Any]:
+        """Its variables in group vllm."""
+        given = {
+            "vllm_server_model": self.models[0],
+            "vllm_server_port": self.server_port,
+            "vllm_server_bind": "127.0.0.1",
+        }
+        given["vllm_server_args"] = {"served-model-name": list(self.models)}
+        return {**given, "vllm_server_api_key": self.key} if self.key else given
+
+
+class EchoAnswer(http.server.BaseHTTPRequestHandler):
+    """Of an Echo."""
+
+    server: Echo
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        if self.path == "/health":
+            self.say(200, {})
+        elif self.path.startswith("/v1") and self.headers["authorization"] != f"Bearer {self.server.key or 'none'}":
+            self.say(401, {"error": "Unauthorized"})
+        elif self.path == "/v1/models" and self.command == "GET":
+            self.say(200, {"data": [{"id": name} for name in self.server.models]})
+        else:
+            size = len(self.body())
+            self.server.chats += 1
+            time.sleep(self.server.delay)
+            self.say(self.server.status, {"server": self.server.name, "path": self.path, "size": size})
+
+    do_POST = do_DELETE = do_GET
+
+    def body(self) -> bytes:
+        if self.headers.get("transfer-encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("content-length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        return b"".join(parts)
+
+    def say(self, status: int, told: Any) -> None:
+        text = json.dumps(told).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""

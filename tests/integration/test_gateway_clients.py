@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real HAProxy with keys as data: who may use what, how much, and how that changes under load."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import play
+import pytest
+import standin
+from gateway_scene import PROGRAM, Echo, Gateway, ask, render, running, until
+
+from ansible.module_utils.vllm_fleet.gateway import haproxy, keys
+
+FLEET = "fleet-key-of-the-servers"
+KEYS: list[dict[str, Any]] = [
+    {"name": "all", "key": "key-of-all"},
+    {"name": "small-only", "key": "key-of-small", "models": ["acme/small"]},
+    {"name": "few", "key": "key-of-few", "requests_per_minute": 3},
+    {"name": "one", "key": "key-of-one", "concurrent": 1},
+]
+PYTHON = "ansible_python_interpreter=/usr/bin/python3"
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def echoes() -> Iterator[dict[str, Echo]]:
+    """Two servers of one model and one of another."""
+    made = {
+        "n1": Echo("n1", "acme/small", "small", key=FLEET),
+        "n2": Echo("n2", "acme/small", "small", key=FLEET),
+        "n3": Echo("n3", "acme/large", key=FLEET),
+    }
+    yield made
+    for one in made.values():
+        one.shutdown()
+        one.server_close()
+
+
+@pytest.fixture(scope="module")
+def gateway(echoes: dict[str, Echo], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway with a port for each of the two models."""
+    folder = tmp_path_factory.mktemp("clients")
+    ports = {"small": standin.free_port(), "large": standin.free_port()}
+    while abs(ports["small"] - ports["large"]) == 1:
+        ports["large"] = standin.free_port()
+    render(
+        folder,
+        {name: one.host for name, one in echoes.items()},
+        gateway_port=ports["small"],
+        gateway_ports={"acme/large": ports["large"]},
+        gateway_local_offset=1,
+        gateway_stats_port=standin.free_port(),
+        gateway_keys=KEYS,
+        gateway_paths=["/tokenize", "/v2/"],
+        gateway_source_connections=20,
+    )
+    with running(folder, ports=ports) as made:
+        yield made
+
+
+def chat(port: int, key: str, **more: Any) -> tuple[int, Any, dict[str, str]]:
+    """Status, answer and head of a chat."""
+    body = json.dumps({"messages": [{"role": "user", "content": "hi"}], **more}).encode()
+    status, text, head = ask(port, CHAT, "POST", body, Authorization=f"Bearer {key}")
+    return status, json.loads(text), head
+
+
+def test_the_servers_key_is_put_in_on_the_way_and_is_no_clients_key(gateway: Gateway) -> None:
+    status, told, _ = chat(gateway.ports["small"], "key-of-all")
+    assert (status, told["path"]) == (200, CHAT)
+    assert chat(gateway.ports["small"], FLEET)[0] == 401
+    # An administrator on loopback has the server's key.
+    assert chat(gateway.ports["small"] + 1, FLEET)[0] == 200
+    assert chat(gateway.ports["small"] + 1, "key-of-all")[0] == 401
+
+
+def test_a_key_for_some_models_opens_no_other(gateway: Gateway) -> None:
+    assert chat(gateway.ports["small"], "key-of-small")[0] == 200
+    status, told, head = chat(gateway.ports["large"], "key-of-small")
+    assert (status, head["content-type"]) == (403, "application/json")
+    assert told["error"] == {
+        "message": "This key may not use this model.",
+        "type": "PermissionDeniedError",
+        "param": None,
+        "code": 403,
+    }
+
+
+def test_more_requests_than_a_key_has_in_a_minute_are_429_and_count_nothing(gateway: Gateway) -> None:
+    answers = [chat(gateway.ports["small"], "key-of-few") for _ in range(6)]
+    assert [status for status, _, _ in answers] == [200] * 3 + [429] * 3
+    assert (answers[-1][1]["error"]["code"], answers[-1][2]["retry-after"]) == (429, "21")
+    # It is the client's sum, whatever the model.
+    assert chat(gateway.ports["large"], "key-of-few")[0] == 429
+
+
+def test_more_requests_at_a_time_than_a_key_may_have_are_429(gateway: Gateway, echoes: dict[str, Echo]) -> None:
+    echoes["n3"].delay = 0.5
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            found = sorted(pool.map(lambda _: chat(gateway.ports["large"], "key-of-one")[0], range(3)))
+    finally:
+        echoes["n3"].delay = 0.0
+    assert found == [200, 429, 429]
+    assert chat(gateway.ports["large"], "key-of-one")[0] == 200, "its place is free again"
+
+
+def test_paths_that_are_listed_pass_with_a_key(gateway: Gateway) -> None:
+    auth = {"Authorization": "Bearer key-of-all"}
+    for path, status in (
+        ("/tokenize", 200),
+        ("/v2/rerank", 200),
+        ("/v2/", 404),
+        ("/tokenize/x", 404),
+        ("/v2/../x", 404),
+    ):
+        assert ask(gateway.ports["small"], path, "POST", b"{}", **auth)[0] == status, path
+    assert ask(gateway.ports["small"], "/tokenize", "POST", b"{}")[0] == 401
+
+
+def test_one_source_does_not_take_all_places(gateway: Gateway) -> None:
+    open_ones: list[Any] = []
+    try:
+        for _ in range(40):
+            with contextlib.suppress(OSError):
+                open_ones.append(socket.create_connection(("127.0.0.1", gateway.ports["small"]), timeout=5))
+        with pytest.raises(OSError):
+            chat(gateway.ports["small"], "key-of-all")
+        assert chat(gateway.ports["small"] + 1, FLEET)[0] == 200
+    finally:
+        for one in open_ones:
+            one.close()
+    until(lambda: _answers(gateway), "the source has places again", 5)
+
+
+def _answers(gateway: Gateway) -> bool:
+    try:
+        return chat(gateway.ports["small"], "key-of-all")[0] == 200
+    except OSError:
+        return False
+
+
+def change(folder: Path, content: str) -> list[dict[str, Any]]:
+    """Run the module gateway_keys in check mode, then twice; its results."""
+    given = {"path": str(folder / "keys.map"), "content": content, "socket": str(folder / "haproxy.sock")}
+    tasks: list[dict[str, Any]] = [
+        {"name": "Change", "gateway_keys": given, "check_mode": check, "diff": True, "register": f"done{number}"}
+        for number, check in enumerate((True, False, False))
+    ]
+    copy = {"content": "{{ [done0, done1, done2] | to_json }}", "dest": str(folder / "done.json"), "mode": "0600"}
+    tasks.append({"name": "Note", "ansible.builtin.copy": copy})
+    made = {"name": "Change", "hosts": "localhost", "gather_facts": False, "tasks": tasks}
+    (folder / "keys.yml").write_text(json.dumps([made]))
+    done = subprocess.run(
+        [play.PLAYBOOK, "-i", "localhost,", "-c", "local", "-e", PYTHON, "-vvv", str(folder / "keys.yml")],
+        capture_output=True,
+        text=True,
+        env=play.environment(),
+        cwd=play.ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Neither a key nor its hash is in what a run says, however loud it is.
+    for line in content.splitlines():
+        assert line.partition(" ")[0] not in done.stdout, "a hash is shown"
+    found: list[dict[str, Any]] = json.loads((folder / "done.json").read_text())
+    return found
+
+
+def test_keys_change_under_load_without_a_reload(gateway: Gateway) -> None:
+    path = gateway.folder / "keys.map"
+    before = path.read_text()
+    pools = [{"name": "acme_small", "names": ["acme/small"], "key": True, "head": "n1"}]
+    added = [*KEYS, {"name": "new", "key": "key-of-new", "models": ["acme/small"]}]
+    after = keys.key_map({}, pools, [entry for entry in added if entry["name"] != "one"])
+    pid = haproxy.info(haproxy.ask(gateway.socket, "show info"))["Pid"]
+    stop, lost = threading.Event(), []
+
+    def load() -> int:
+        count = 0
+        while not stop.wait(0.01):
+            status = chat(gateway.ports["small"], "key-of-all")[0]
+            lost.extend([status] * (status != 200))
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(2) as clients:
+        runs = [clients.submit(load) for _ in range(2)]
+        try:
+            would, did, again = change(gateway.folder, after)
+        finally:
+            stop.set()
+    asked = sum(run.result() for run in runs)
+    print(f"{asked} requests while keys changed, {len(lost)} lost")
+    assert (lost, asked > 50) == ([], True)
+    assert [one["changed"] for one in (would, did, again)] == [True, True, False]
+    assert would["diff"]["after"] == did["diff"]["after"] == "new: added\none: removed\n"
+    assert chat(gateway.ports["small"], "key-of-new")[0] == 200
+    assert chat(gateway.ports["small"], "key-of-one")[0] == 401
+    assert (path.read_text(), path.stat().st_mode & 0o777) == (after, 0o600)
+    assert haproxy.map_text(gateway.socket, str(path)) == after
+    assert haproxy.info(haproxy.ask(gateway.socket, "show info"))["Pid"] == pid
+    # What the process lost, such as a map that was changed by hand, is set right again.
+    haproxy.ask(gateway.socket, f"clear map {path}")
+    assert chat(gateway.ports["small"], "key-of-all")[0] == 401
+    sums = haproxy.sums({str(path): after})
+    assert haproxy.survey(gateway.socket, PROGRAM, sums, sums.get, sums)["differing"] == [str(path)]
+    assert haproxy.replace_map(gateway.socket, str(path), after)
+    assert haproxy.survey(gateway.socket, PROGRAM, sums, sums.get, sums)["differing"] == []
+    many = keys.key_map({}, pools, [{"name": f"client-{n}", "key": f"key-{n}"} for n in range(200)])
+    assert haproxy.replace_map(gateway.socket, str(path), many)
+    assert haproxy.replace_map(gateway.socket, str(path), before)
+
+
+def test_no_key_of_a_client_is_anywhere(gateway: Gateway) -> None:
+    texts = [(gateway.folder / name).read_text() for name in ("gateway.cfg", "secrets.cfg", "keys.map")]
+    words = Path("/proc", str(gateway.process.pid), "cmdline").read_text()
+    for entry in KEYS:
+        assert not any(entry["key"] in text for text in [*texts, words])
