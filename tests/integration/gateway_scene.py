@@ -111,15 +111,15 @@ def command(folder: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(folder: Path, **more: Any) -> Iterator[Gateway]:
-    """HAProxy with the files of a folder; all servers are up."""
+def running(folder: Path, *words: str, **more: Any) -> Iterator[Gateway]:
+    """HAProxy with the files of a folder and more ``words``; all servers are up."""
     (folder / "state").write_text("1\n")
     checked = subprocess.run([*command(folder), "-c"], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
     # The lines about logs are taken out for a test.
     warnings = [line for line in checked.stderr.splitlines() if "WARNING" in line and "log format" not in line]
     assert not warnings, warnings
-    process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command(folder), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     made = Gateway(folder, process, **more)
     try:
         until(Path(made.socket).exists, "HAProxy has its socket")
