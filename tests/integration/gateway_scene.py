@@ -110,6 +110,13 @@ def command(folder: Path) -> list[str]:
     return [*PROGRAM.split(), "-db", "-f", str(folder / "secrets.cfg"), "-f", str(folder / "gateway.cfg")]
 
 
+def _up(gateway: Gateway) -> bool:
+    try:
+        return all(one.status == "UP" and one.check for one in gateway.entries())
+    except haproxy.SocketError:
+        return False
+
+
 @contextlib.contextmanager
 def running(folder: Path, *words: str, **more: Any) -> Iterator[Gateway]:
     """HAProxy with the files of a folder and more ``words``; all servers are up."""
@@ -122,8 +129,7 @@ def running(folder: Path, *words: str, **more: Any) -> Iterator[Gateway]:
     process = subprocess.Popen([*command(folder), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     made = Gateway(folder, process, **more)
     try:
-        until(Path(made.socket).exists, "HAProxy has its socket")
-        until(lambda: all(one.status == "UP" and one.check for one in made.entries()), "all servers are up")
+        until(lambda: _up(made), "all servers are up")
         yield made
     finally:
         process.terminate()
@@ -201,7 +207,8 @@ class EchoAnswer(http.server.BaseHTTPRequestHandler):
             size = len(self.body())
             self.server.chats += 1
             time.sleep(self.server.delay)
-            self.say(self.server.status, {"server": self.server.name, "path": self.path, "size": size})
+            told = {"server": self.server.name, "path": self.path, "size": size, "model": self.headers["x-vllm-model"]}
+            self.say(self.server.status, told)
 
     do_POST = do_DELETE = do_GET
 

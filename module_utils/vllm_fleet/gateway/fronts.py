@@ -76,8 +76,10 @@ def _refuse_twice(made: Iterable[Mapping[str, Any]], problems: list[str]) -> Non
             taken.setdefault(number, model)
 
 
-def same_names(pools: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return which pools cannot be told apart, as sentences: by their backend, or by a name that a request may have."""
+def same_names(pools: Sequence[Mapping[str, Any]], split: Iterable[str] = ()) -> list[str]:
+    """Return which pools cannot be told apart, as sentences: by their backend, or by a name that a request may have and
+    that ``split`` does not share out.
+    """
     backends = [pool["name"] for pool in pools]
     found = [
         f"{pool['model']} and another model are both {pool['name']} to HAProxy: give one another served-model-name."
@@ -88,10 +90,42 @@ def same_names(pools: Sequence[Mapping[str, Any]]) -> list[str]:
         for other in pools[:number]:
             found.extend(
                 f"{other['model']} and {pool['model']} both serve the name {name}, so a request could mean either: "
-                "take it out of one served-model-name, or give each model a port of its own in gateway_ports."
+                "take it out of one served-model-name, give each model its own port in gateway_ports, or give each a "
+                "share in gateway_split."
                 for name in sorted({*pool["names"]}.intersection(other["names"]))
-                if pool["port"] == other["port"]
+                if pool["port"] == other["port"] and name not in split
             )
+    return found
+
+
+def splits(
+    pools: Iterable[Mapping[str, Any]], split: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return for each name of ``split`` the pools and the number of a throw from 0 to 99 that each begins below."""
+    by_model = {pool["model"]: pool["name"] for pool in pools}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, shares in split.items():
+        below = 0
+        for model, share in shares.items():
+            if model in by_model and str(share).isdigit():
+                below += int(share)
+                found.setdefault(name, []).append({"pool": by_model[model], "below": below})
+    return found
+
+
+def odd_splits(pools: Sequence[Mapping[str, Any]], split: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what is wrong with gateway_split, as sentences."""
+    found: list[str] = []
+    for name, shares in split.items():
+        serving = [pool["model"] for pool in pools if name in pool["names"]]
+        found.extend(
+            f"gateway_split: {model} does not serve {name}; {', '.join(serving) or 'none'} does: add it to its "
+            "served-model-name."
+            for model in shares
+            if model not in serving
+        )
+        if not all(str(share).isdigit() for share in shares.values()) or sum(map(int, shares.values())) != 100:
+            found.append(f"gateway_split: the shares of {name} are not whole numbers that add up to 100.")
     return found
 
 

@@ -106,6 +106,7 @@ def pools_behind(
     known: Iterable[Mapping[str, Any]] = (),
     keys: Iterable[Mapping[str, Any]] = (),
     paths: Iterable[str] = (),
+    split: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, list[Any]]:
     """Return the pools behind `gateway`, its fronts (see fronts.py) and, as sentences, what is wrong with them.
 
@@ -114,7 +115,7 @@ def pools_behind(
     loopback.
     The gateway listens on `bind`, and takes servers that serve one of `also_healthy`. A server stands there at the
     address and port that it has now, which its wave may change; `known` is what the gateway itself has (gateway_info).
-    `keys` and `paths` are gateway_keys and gateway_paths.
+    `keys`, `paths` and `split` are gateway_keys, gateway_paths and gateway_split.
     """
     hosts, known, keys = list(hosts), list(known), list(keys)
     problems: list[str] = []
@@ -154,7 +155,9 @@ def pools_behind(
         pool["servers"].append({"name": host, **address_and_port(variables, hostvars[gateway], problems, known)})
     made = list(pools.values())
     found = listeners.fronts(made, port, ports, offset, problems)
-    problems += listeners.same_names(made)
+    problems += [*listeners.same_names(made, split or {}), *listeners.odd_splits(made, split or {})]
+    for front in found:
+        front["splits"] = listeners.splits(front["pools"], split or {})
     _open_pools(made, hostvars, gateway, bind, problems)
     _odd_words(made, hostvars, also_healthy, problems)
     problems += [*clients.problems(keys, made), *listeners.odd_paths(paths)]

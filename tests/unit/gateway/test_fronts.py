@@ -44,11 +44,33 @@ def test_names_that_two_models_share_are_refused_at_a_shared_port():
     two = [pool("a", "chat"), pool("b", "chat")]
     made(*two)
     assert fronts.same_names(two) == [
-        "a and b both serve the name chat, so a request could mean either: take it out of one served-model-name, or give "
-        "each model a port of its own in gateway_ports."
+        "a and b both serve the name chat, so a request could mean either: take it out of one served-model-name, give "
+        "each model its own port in gateway_ports, or give each a share in gateway_split."
     ]
     made(*two, ports={"b": 8081})
     assert fronts.same_names(two) == []
+
+
+def test_a_name_that_two_models_share_may_have_shares():
+    two = [pool("a", "chat"), pool("org/b", "chat")]
+    made(*two)
+    split = {"chat": {"a": 90, "org/b": "10"}}
+    assert (fronts.same_names(two, split), fronts.odd_splits(two, split)) == ([], [])
+    assert fronts.splits(two, split) == {"chat": [{"pool": "a", "below": 90}, {"pool": "org_b", "below": 100}]}
+    assert fronts.splits(two[:1], {"x": {"org/b": 100}}) == {}
+
+
+@pytest.mark.parametrize(
+    ("split", "says"),
+    [
+        ({"chat": {"a": 90, "org/b": 9}}, "the shares of chat are not whole numbers that add up to 100"),
+        ({"chat": {"a": 99.5, "org/b": 0.5}}, "the shares of chat are not whole numbers"),
+        ({"chat": {"a": 50, "c": 50}}, "c does not serve chat; a, org/b does"),
+        ({"other": {"a": 100}}, "a does not serve other; none does"),
+    ],
+)
+def test_what_is_no_split(split, says):
+    assert any(says in problem for problem in fronts.odd_splits([pool("a", "chat"), pool("org/b", "chat")], split))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real HAProxy with one address for several models: which model a request means, and which of its servers gets it."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import standin
+from gateway_scene import Echo, Gateway, ask, render, running, until
+
+from ansible.module_utils.vllm_fleet.gateway import haproxy
+
+KEY = "fleet-key-of-the-servers"
+AUTH = {"Authorization": f"Bearer {KEY}"}
+CHAT = "/v1/chat/completions"
+SMALL = {"small1", "small2", "small3", "small4"}
+
+
+@pytest.fixture(scope="module")
+def echoes() -> Iterator[dict[str, Echo]]:
+    """Four servers of one model, one of another, one of a third; two share a name."""
+    made = {name: Echo(name, "acme/small", "little", key=KEY) for name in sorted(SMALL)}
+    made |= {
+        "large1": Echo("large1", "acme/large", "chat", key=KEY),
+        "next1": Echo("next1", "acme/next", "chat", key=KEY),
+    }
+    yield made
+    for one in made.values():
+        one.shutdown()
+        one.server_close()
+
+
+def start(folder: Path, echoes: dict[str, Echo], **variables: Any) -> int:
+    """Render a gateway in front of them; its port."""
+    port = standin.free_port()
+    render(
+        folder,
+        {name: one.host for name, one in echoes.items()},
+        gateway_port=port,
+        gateway_local_offset=1,
+        gateway_stats_port=standin.free_port(),
+        gateway_split={"chat": {"acme/large": 80, "acme/next": 20}},
+        gateway_queue_limit=4,
+        gateway_server_maxconn=8,
+        **variables,
+    )
+    return port
+
+
+@pytest.fixture(scope="module")
+def gateway(echoes: dict[str, Echo], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    folder = tmp_path_factory.mktemp("models")
+    port = start(folder, echoes)
+    with running(folder, ports={"all": port}) as made:
+        yield made
+
+
+def post(gateway: Gateway, body: Any, path: str = CHAT, **headers: str) -> tuple[int, Any, dict[str, str]]:
+    """Status, answer and head."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    status, text, head = ask(gateway.ports["all"], path, "POST", data, **AUTH, **headers)
+    return status, json.loads(text), head
+
+
+def alone(gateway: Gateway, body: Any, path: str = CHAT, **headers: str) -> str:
+    """The server that answers while it has no other request: with one it might have its share."""
+    status, told, _ = post(gateway, body, path, **headers)
+    assert status == 200, told
+    until(lambda: all(one.sessions == 0 for one in gateway.entries()), "nothing is open")
+    return str(told["server"])
+
+
+def talk(text: Any, *more: Any, system: str = "You are helpful.", model: str = "acme/small") -> dict[str, Any]:
+    """A conversation that begins with a text of its user."""
+    turns = [
+        {"role": role, "content": said} for role, said in zip(["user", "assistant"] * 9, [text, *more], strict=False)
+    ]
+    return {"messages": [{"role": "system", "content": system}, *turns] if system else turns, "model": model}
+
+
+# -- which model -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "servers"),
+    [("acme/small", SMALL), ("little", SMALL), ("acme/large", {"large1"}), ("acme/next", {"next1"})],
+)
+def test_the_body_says_which_model(gateway: Gateway, model: str, servers: set[str]) -> None:
+    for path, body in (
+        (CHAT, talk("hi", model=model)),
+        (CHAT, {"model": model, "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}),
+        ("/v1/completions", {"prompt": "hi", "model": model}),
+        ("/v1/embeddings", {"input": ["hi", "ho"], "model": model}),
+        ("/v1/responses", {"input": "hi", "model": model}),
+    ):
+        status, told, _ = post(gateway, body, path)
+        assert (status, told["path"], told["server"] in servers) == (200, path, True), told
+
+
+def test_a_form_says_which_model(gateway: Gateway) -> None:
+    sound = (
+        b'Content-Disposition: form-data; name="file"; filename="a.wav"\r\nContent-Type: audio/wav\r\n\r\n' + b"\0" * 99
+    )
+    for field in (
+        b'Content-Disposition: form-data; name="model"',
+        b"Content-Disposition: form-data; name=model\r\nX-Y: z",
+    ):
+        parts = [field + b"\r\n\r\nacme/large", sound]
+        body = b"".join(b"--B\r\n" + part + b"\r\n" for part in parts) + b"--B--\r\n"
+        form = {"Content-Type": "multipart/form-data; boundary=B"}
+        assert post(gateway, body, "/v1/audio/transcriptions", **form)[1]["server"] == "large1"
+
+
+def test_an_unknown_model_is_told_which_are_known(gateway: Gateway) -> None:
+    status, told, head = post(gateway, talk("hi", model="gpt-4o"))
+    assert (status, head["content-type"], told["error"]["code"]) == (404, "application/json", 404)
+    assert told["error"]["message"] == (
+        "The model does not exist. Served are: acme/small, little, acme/large, chat, acme/next, chat."
+    )
+    assert post(gateway, {"messages": []})[0] == 400
+    assert post(gateway, b"no JSON")[0] == 400
+    assert ask(gateway.ports["all"], "/v1/responses/resp_1", **AUTH)[0] == 400
+
+
+def test_a_header_says_which_model_where_no_body_can(gateway: Gateway) -> None:
+    header = {"x-vllm-model": "acme/large"}
+    status, text, _ = ask(gateway.ports["all"], "/v1/responses/resp_1", **AUTH, **header)
+    assert (status, json.loads(text)["server"], json.loads(text)["model"]) == (200, "large1", None)
+
+
+def test_all_models_are_listed(gateway: Gateway) -> None:
+    status, text, _ = ask(gateway.ports["all"], "/v1/models", **AUTH)
+    listed = json.loads(text)
+    assert (status, listed["object"]) == (200, "list")
+    assert [one["id"] for one in listed["data"]] == ["acme/small", "little", "acme/large", "chat", "acme/next", "chat"]
+    assert ask(gateway.ports["all"], "/v1/models")[0] == 401
+
+
+@pytest.mark.parametrize("size", [200_000, 5_000_000])
+def test_a_body_larger_than_the_buffer_finds_its_model_or_says_why_not(gateway: Gateway, size: int) -> None:
+    messages = [{"role": "user", "content": "x" * size}]
+    first = json.dumps({"model": "acme/large", "messages": messages}).encode()
+    last = json.dumps({"messages": messages, "model": "acme/large"}).encode()
+    status, told, _ = post(gateway, first)
+    assert (status, told["server"], told["size"]) == (200, "large1", len(first))
+    assert post(gateway, last, **{"x-vllm-model": "acme/large"})[1]["size"] == len(last)
+    # Its sender may be cut off before it reads why; HAProxy reads on for a while.
+    with socket.create_connection(("127.0.0.1", gateway.ports["all"]), timeout=20) as client:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(last)}\r\n\r\n"
+        client.sendall(head.encode() + last[:150_000])
+        answer = client.recv(4096).decode()
+    assert " 413 " in answer.splitlines()[0]
+    assert "send model before the messages, or the header x-vllm-model" in answer
+
+
+@pytest.mark.parametrize("size", [20, 300_000])
+def test_a_chunked_upload_finds_its_model(gateway: Gateway, size: int) -> None:
+    data = json.dumps({"model": "acme/large", "messages": [{"role": "user", "content": "x" * size}]}).encode()
+    chunks = [data[at : at + 1000] for at in range(0, len(data), 1000)]
+    body = b"".join(f"{len(one):x}\r\n".encode() + one + b"\r\n" for one in chunks) + b"0\r\n\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", gateway.ports["all"]), timeout=20) as client:
+        client.sendall(head.encode() + body)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert b'"server": "large1"' in answer
+    assert f'"size": {len(data)}'.encode() in answer
+
+
+def test_a_name_of_two_models_goes_to_both_by_their_shares(gateway: Gateway) -> None:
+    counts = Counter(post(gateway, talk("hi", model="chat"))[1]["server"] for _ in range(200))
+    assert 15 <= counts["next1"] <= 70, counts
+    assert counts["large1"] + counts["next1"] == 200
+    session = {"x-session-id": "one"}
+    assert len({post(gateway, talk("hi", model="chat"), **session)[1]["server"] for _ in range(20)}) == 1
+
+
+def test_an_administrator_chooses_the_server_at_the_address_of_all_models(gateway: Gateway) -> None:
+    for server, model in (("small3", "acme/small"), ("next1", "acme/next")):
+        wish = {"x-vllm-fleet-server": server}
+        body = json.dumps(talk("hi", model=model)).encode()
+        status, text, head = ask(gateway.ports["all"] + 1, CHAT, "POST", body, **AUTH, **wish)
+        assert (status, json.loads(text)["server"], head["x-vllm-replica"]) == (200, server, server)
+
+
+# -- which server ------------------------------------------------------------------------------------------------------
+
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+
+
+def test_a_conversation_stays_with_one_server_and_conversations_spread(gateway: Gateway) -> None:
+    """Whatever all clients share before it."""
+    first: Counter[str] = Counter()
+    for number in range(60):
+        begin = f"conversation {number}"
+        bodies = [
+            talk(begin),
+            talk(begin, "answer", "again"),
+            talk(begin, "answer", "again", "answer", "and again", system="S" * 5000),
+            talk(begin, system=""),
+        ]
+        servers = {alone(gateway, body) for body in bodies}
+        assert len(servers) == 1, (number, servers)
+        first.update(servers)
+    assert set(first) == SMALL
+    assert max(first.values()) < 30, first
+
+
+@pytest.mark.parametrize(
+    ("path", "make"),
+    [
+        (CHAT, lambda n: talk([{"type": "text", "text": f"words {n}"}, PICTURE])),
+        (CHAT, lambda n: talk([PICTURE, {"type": "text", "text": f"words {n}"}], system="")),
+        (CHAT, lambda n: {**talk("the same"), "prompt_cache_key": f"key {n}"}),
+        ("/v1/completions", lambda n: {"prompt": f"words {n}", "model": "little"}),
+        ("/v1/completions", lambda n: {"prompt": [f"words {n}", "more"], "model": "little"}),
+        ("/v1/responses", lambda n: {"input": f"words {n}", "model": "little"}),
+        ("/v1/responses", lambda n: {"input": [{"role": "user", "content": f"words {n}"}], "model": "little"}),
+        (CHAT, lambda n: {"model": "little", "messages": [{"role": "user", "content": f"words {n}" + "x" * 200_000}]}),
+    ],
+)
+def test_what_a_conversation_is_known_by(gateway: Gateway, path: str, make: Any) -> None:
+    found = []
+    for number in range(12):
+        servers = {alone(gateway, make(number), path) for _ in range(2)}
+        assert len(servers) == 1, number
+        found.append(servers.pop())
+    assert len(set(found)) > 1, found
+
+
+def test_what_is_no_conversation_goes_round(gateway: Gateway) -> None:
+    for body in ({"model": "little"}, {"model": "little", "messages": []}, {"model": "little", "input": [[1, 2]]}):
+        assert len({alone(gateway, body) for _ in range(12)}) > 1, body
+
+
+def test_a_session_of_a_header_comes_before_the_text(gateway: Gateway) -> None:
+    session = {"x-session-id": "a session"}
+    assert len({alone(gateway, talk(f"text {n}"), **session) for n in range(12)}) == 1
+
+
+def test_a_server_that_comes_back_has_its_conversations_back(gateway: Gateway) -> None:
+    before = {n: alone(gateway, talk(f"talk {n}")) for n in range(30)}
+    haproxy.ask(gateway.socket, "set server acme_small/small2 state drain")
+    try:
+        without = {n: alone(gateway, talk(f"talk {n}")) for n in range(30)}
+    finally:
+        haproxy.ask(gateway.socket, "set server acme_small/small2 state ready")
+    assert "small2" not in without.values()
+    assert {n for n in before if before[n] != without[n]} == {n for n in before if before[n] == "small2"}
+    assert {n: alone(gateway, talk(f"talk {n}")) for n in range(30)} == before
+
+
+def test_no_server_gets_much_more_than_its_share(gateway: Gateway, echoes: dict[str, Echo]) -> None:
+    """Of a conversation that everybody has: bounded load."""
+    for name in SMALL:
+        echoes[name].delay = 0.4
+    try:
+        with ThreadPoolExecutor(20) as clients:
+            counts = Counter(clients.map(lambda _: post(gateway, talk("hello"))[1]["server"], range(20)))
+    finally:
+        for name in SMALL:
+            echoes[name].delay = 0.0
+    assert max(counts.values()) <= 8, counts
+    assert len(counts) >= 3, counts
+
+
+# -- retries and limits ------------------------------------------------------------------------------------------------
+
+
+def test_a_server_without_a_place_hands_the_request_on(gateway: Gateway, echoes: dict[str, Echo]) -> None:
+    echoes["small1"].status = 503
+    try:
+        echoes["small1"].chats = 0
+        answers = [post(gateway, talk(f"full {n}")) for n in range(20)]
+        assert {status for status, _, _ in answers} == {200}
+        assert {told["server"] for _, told, _ in answers} == SMALL - {"small1"}
+        assert echoes["small1"].chats > 0
+        for name in SMALL:
+            echoes[name].status = 503
+        status, _, head = post(gateway, talk("full"))
+        assert (status, head["retry-after"]) == (503, "5")
+        # What may have been computed is not sent again.
+        for name in SMALL:
+            echoes[name].status, echoes[name].chats = 500, 0
+        assert post(gateway, talk("broken"))[0] == 500
+        assert sum(echoes[name].chats for name in SMALL) == 1
+    finally:
+        for name in SMALL:
+            echoes[name].status = 200
+
+
+def test_too_many_that_wait_are_429_at_once(gateway: Gateway, echoes: dict[str, Echo]) -> None:
+    """Eight at the server, four that wait."""
+    echoes["large1"].delay = 1.0
+    try:
+        with ThreadPoolExecutor(20) as clients:
+            runs = [clients.submit(post, gateway, talk("busy", model="acme/large")) for _ in range(20)]
+            until(lambda: any(run.done() for run in runs), "the first ones are refused")
+            early = [run.result() for run in runs if run.done()]
+            answers = [run.result() for run in runs]
+    finally:
+        echoes["large1"].delay = 0.0
+    assert {status for status, _, _ in early} == {429}
+    assert early[0][2]["retry-after"] == "5"
+    assert Counter(status for status, _, _ in answers) == {200: 12, 429: 8}
+
+
+def test_with_sessions_alone_texts_go_round(echoes: dict[str, Echo], tmp_path: Path) -> None:
+    port = start(tmp_path, echoes, gateway_balance="session")
+    with running(tmp_path, ports={"all": port}) as other:
+        assert len({alone(other, talk("the same")) for _ in range(12)}) > 1
+        assert len({alone(other, talk(f"text {n}"), **{"x-session-id": "s"}) for n in range(4)}) == 1
