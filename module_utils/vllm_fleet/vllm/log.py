@@ -183,8 +183,17 @@ _FATAL = (
 )
 
 
-#: Heads of tracebacks that their process lives on after: Python prints them where no code can catch the exception.
-_SWALLOWED = ("Exception ignored in", "--- Logging error ---")
+#: Heads of tracebacks that their process lives on after: Python prints them where no code can catch the exception, and
+#: of threads and tasks that are not the main one.
+_SWALLOWED = (
+    "Exception ignored in",
+    "--- Logging error ---",
+    "Exception in thread ",
+    "Task exception was never retrieved",
+    "Future exception was never retrieved",
+)
+#: A warning of another logger, with the traceback of what it warns about after it.
+_WARNED = r"(?i)(?:\S+ \S+ )?\[?(?:WARNING|WARN|W\d{4})\b.*(?:fail|cannot|could not|unable|ignor|skip|fall)"
 #: An attempt that failed and is made again: the last one has a traceback of its own.
 _RETRY = r"(?i)\bretry(?:ing)?\b.*\d|will retry|trying again"
 #: C++ log lines of PyTorch, `[W508 11:47:03.157 file.cpp:1] text`, of levels below error.
@@ -231,7 +240,7 @@ class _Open:
         if text.lstrip(" |+").startswith(_CHAIN):
             self.state = "chain"
         elif self.state == "chain":
-            return not text.strip()
+            return not text.strip() or text.startswith("future: ")
         elif self.state == "frames":
             self._frame(text, line)
         elif self.state == "message" and (level or not (self.source or re.match(_FOREIGN, text))):
@@ -252,6 +261,26 @@ class _Open:
             self.error.stacks.append(self.stack[-MAX_FRAMES:])
             self.stack = []
             self.state = "message"
+
+
+def _warned(lines: Sequence[str], index: int, process: str, pid: str) -> bool:
+    """Say whether the line before, of the same process and stream, is another logger's warning."""
+    for line in reversed(lines[max(0, index - 5) : index]):
+        head = parse(line)
+        if (head.process, head.pid, head.level) == (process, pid, ""):
+            return re.match(_WARNED, head.text) is not None
+    return False
+
+
+def _single(index: int, line: str, fatal: Sequence[str]) -> Error | None:
+    """Return the error of a line that belongs to none before it, or None."""
+    process, pid, level, source, text = parse(line)
+    raw = not level and re.match(_BARE, text) is None
+    if raw and (not any(word in text for word in fatal) or re.match(_MILD, text)):
+        return None
+    if re.search(_RETRY, text[:_READ]):
+        return None
+    return Error(index, process, "line", [[text]], [[line]], [""], bool(level), pid, source, [[]])
 
 
 def errors(lines: Sequence[str], start: int = 0) -> list[Error]:
@@ -284,19 +313,17 @@ def errors(lines: Sequence[str], start: int = 0) -> list[Error]:
             if current is None or current.state != "chain":
                 error = Error(index, process, "traceback", logged=bool(level), pid=pid, source=source)
                 current = opened[key] = _Open(error, "frames", source)
-                found.append(current.error)
+                if level or not _warned(lines, index, process, pid):
+                    found.append(current.error)
             current.state = "frames"
             continue
         if current is not None:
             if current.takes(level, source, text, line):
                 continue
             del opened[key]
-        bare = bool(level or re.match(_BARE, text))
-        if bare or (fatal and any(word in text for word in fatal) and not re.match(_MILD, text)):
-            if re.search(_RETRY, text[:_READ]):
-                continue
-            error = Error(index, process, "line", [[text]], [[line]], [""], bool(level), pid, source, [[]])
-            found.append(error)
-            if bare:
-                opened[key] = _Open(error, "message", source)
+        single = _single(index, line, fatal)
+        if single is not None:
+            found.append(single)
+            if level or re.match(_BARE, text):
+                opened[key] = _Open(single, "message", source)
     return [error for error in found if error.exceptions]
