@@ -31,8 +31,8 @@ REMOVED: dict[str, Gone] = {
     "disable-log-requests": Gone("", "leave it out, as requests are not logged unless enable-log-requests is set"),
     "enable-reasoning": Gone("0.10", "leave it out, as reasoning-parser alone is enough"),
     "task": Gone("0.13", "write `runner: pooling` for embeddings and the like, and nothing for text generation"),
-    "device": Gone("", _OUT + ", as the image decides it"),
-    "swap-space": Gone("", _OUT + ", as vLLM no longer swaps (kv-offloading-size is the new way)"),
+    "device": Gone("0.15", _OUT + ", as the image decides it"),
+    "swap-space": Gone("0.18", _OUT + ", as vLLM no longer swaps (kv-offloading-size is the new way)"),
     "max-seq-len-to-capture": Gone("", "write max-cudagraph-capture-size (in tokens)"),
     "max-context-len-to-capture": Gone("", "write max-cudagraph-capture-size (in tokens)"),
     "cuda-graph-sizes": Gone("", "write cudagraph-capture-sizes"),
@@ -101,4 +101,10 @@ def removed(flag: str) -> Gone | None:
 
 def meant(flag: str, known: Sequence[str]) -> str:
     """Return the flag of which this is a misspelling, or an empty string."""
-    return next(iter(difflib.get_close_matches(flag, known, 1, _ALIKE)), "")
+    sense = _sense(flag)
+    return next(iter(difflib.get_close_matches(flag, [name for name in known if _sense(name) == sense], 1, _ALIKE)), "")
+
+
+def _sense(flag: str) -> str:
+    """What a flag begins with where that turns its meaning round."""
+    return flag.split("-", 1)[0] if flag.startswith(("enable-", "disable-", "no-")) else ""
