@@ -320,6 +320,14 @@ def test_what_docker_does_not_create_costs_no_stop(serving):
     assert serving.served()["data"]
 
 
+def test_what_docker_does_not_create_at_a_first_deployment(server):
+    result = server.run(security_opts=["nonsense=1"])
+    assert_reads_well(result, server, "bad_argument")
+    assert "security_opts: Docker does not take it" in result["msg"] and "not touched" not in result["msg"]
+    assert (result["changed"], result["actions"]) == (False, [])
+    assert server.picture() == {}
+
+
 def test_a_container_of_someone_else_with_the_new_ones_name(serving, docker_client):
     """It is neither removed nor taken for what a killed run left, in whatever state it is."""
     made = docker_client.api.create_container(serving.image, name=f"{serving.name}.next", command=["sleep", "60"])

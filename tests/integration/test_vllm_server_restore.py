@@ -270,6 +270,15 @@ def test_an_action_that_docker_refuses_does_not_cost_the_old_server(server):
     assert server.id() == old and server.running() == [server.name]
 
 
+def test_a_new_container_that_somebody_removes_while_the_old_one_stops(server):
+    """As `docker container prune` does with all that do not run."""
+    old = server.ready(**release(1))["container"]["id"]
+    result = blocked(server, "keep", lambda: server.client.api.remove_container(server.id(".next")))
+    assert result["failed"] and result["rolled_back"] is True
+    assert result["actions"] == ["create", "stop", "keep", "unkeep", "start"]
+    assert server.id() == old and server.running() == [server.name]
+
+
 def test_a_refused_update_leaves_the_server_alone(server, engine, monkeypatch):
     from ansible.module_utils.vllm_fleet.container.engine import EngineError
 

@@ -232,17 +232,19 @@ class Lifecycle:
         return self._result(current, outcome, failed=True, msg=state.msg)
 
     def _not_started(self, error: str, seen: Observation) -> Result:
-        """The engine refused an action. A start, or a first creation, is the same road as a start that failed."""
+        """The engine refused an action. A start is the same road as a start that failed."""
         context, state = self.context, self.state
         outcome = Outcome("not_started", 0.0, detail=error)
         context.engine.wait(ENGINE_RETRY_TIMEOUT)  # it may be the engine that ended in the middle of it
         refused = next((a for n, a in enumerate(seen.plan.actions) if n >= len(state.actions)), "start")
-        if refused == "start" or (refused == "create" and seen.current is None):
+        if refused == "start":
             return self._failed(context.current(), outcome)
         # The new container was not started yet, so nothing of it failed; what there was goes on.
-        recover.explain_refusal(context, outcome, refused)
+        recover.explain_refusal(context, outcome, refused, old=seen.current is not None)
         self._remove_next()
         state.changed = bool(state.actions)
+        if refused == "create" and seen.current is None:
+            return self._put_back(outcome)
         current = context.current()
         wanted = seen.state == "started" and running(seen.current)
         if refused == "create" and running(current) == running(seen.current):

@@ -75,16 +75,20 @@ def diagnose(context: RunContext, outcome: Outcome, log: str, *, one_start: bool
     context.state.msg = diagnosis.message(context.state.failure, known)
 
 
-def explain_refusal(context: RunContext, outcome: Outcome, action: str) -> None:
-    """Take over why Docker refused an action; of a creation the option is named, where Docker's words show it."""
+def explain_refusal(context: RunContext, outcome: Outcome, action: str, *, old: bool) -> None:
+    """Take over why Docker refused an action; of a creation the option is named, where Docker's words show it.
+
+    ``old``: there is an old server, which a refused creation did not touch.
+    """
     option = refusal.option(outcome.detail) if action == "create" else ""
     if option:
-        remedy = f"correct {option} (vllm_server_{option}) and run again; {UNTOUCHED}"
-        cause = f"{option}: Docker does not take it ({outcome.detail})"
+        remedy = f"correct {option} (vllm_server_{option}) and run again" + (f"; {UNTOUCHED}" if old else "")
+        words = context.scrubbed(outcome.detail.encode()).decode()
+        cause = f"{option}: Docker does not take it ({words})"
         context.refuse(Refused(FailureClass.BAD_ARGUMENT, cause, remedy))
         return
     diagnose(context, outcome, "")
-    if action == "create":
+    if action == "create" and old:
         context.state.msg = f"{context.state.msg} {UNTOUCHED[:1].upper()}{UNTOUCHED[1:]}."
 
 
