@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from fleet_report import status  # noqa: E402  found only with the line above
+from fleet_report import gateways, status  # noqa: E402  found only with the line above
 
 
 def vllm_status_rows(hostvars: Mapping[str, Any], hosts: Sequence[str]) -> list[dict[str, Any]]:
@@ -25,4 +25,8 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name them."""
-        return {"vllm_status_rows": vllm_status_rows, "vllm_status_table": lambda rows: "\n".join(status.lines(rows))}
+        return {
+            "vllm_gateways_table": lambda found: "\n".join(gateways.lines(found)),
+            "vllm_status_rows": vllm_status_rows,
+            "vllm_status_table": lambda rows: "\n".join(status.lines(rows)),
+        }

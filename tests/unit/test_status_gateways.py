@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of the gateways."""
+
+from __future__ import annotations
+
+from fleet_report import gateways
+
+
+def server(name, status, sessions=0, queue=0):
+    return {"name": name, "status": status, "sessions": sessions, "queue": queue}
+
+
+def test_a_row_for_each_gateway():
+    servers = [server("n1", "UP", 12), server("n2", "UP 1/3", 11, 2), server("n3", "DRAIN")]
+    found = gateways.lines(
+        {
+            "gw1": {"running": True, "version": "3.0.11", "servers": servers},
+            "gw2": {"running": False, "reason": "does not run: no process listens on /run/x", "servers": []},
+            "gw3": {"unreachable": True, "msg": "Failed to connect:\nssh: no route to host"},
+            "gw4": None,
+        }
+    )
+    assert [line.split()[0] for line in found[1:]] == ["gw1", "gw2", "gw3", "gw4"]
+    assert " ".join(found[1].split()) == "gw1 3.0.11 running 2 of 3 23 2 n3 DRAIN"
+    assert found[2].endswith("does not run: no process listens on /run/x")
+    assert "stopped" in found[2]
+    assert ("unreachable" in found[3], found[3].endswith("ssh: no route to host")) == (True, True)
+    assert found[4].endswith("it was not asked")
