@@ -137,7 +137,7 @@ class Replica:
         begun = time.monotonic()
         while not condition():
             assert time.monotonic() - begun < seconds, f"{what}: not within {seconds} s\n{self.logs()}"
-            time.sleep(0.2)
+            time.sleep(0.5)
         return time.monotonic() - begun
 
     def logs(self, lines: int = 30) -> str:

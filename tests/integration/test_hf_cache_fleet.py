@@ -194,7 +194,7 @@ def until(condition: Callable[[], Any], seconds: float = 90, process: subprocess
             if process and process.poll() is None:
                 os.killpg(process.pid, signal.SIGINT)
             raise AssertionError("it did not come to that: " + (process.communicate(timeout=60)[0] if process else ""))
-        time.sleep(0.2)
+        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")

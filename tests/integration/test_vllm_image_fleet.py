@@ -379,7 +379,7 @@ def until(site: Site, node: str, script: str, process: subprocess.Popen[str]) ->
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             raise AssertionError(process.communicate()[0])
-        time.sleep(0.2)
+        time.sleep(0.5)
 
 
 CONNECTED = f"ss -Htn state established '( sport = :{PORT} )' | grep -v 127.0.0.1"
