@@ -72,9 +72,9 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
 #: settings, mounts, services. Logs of the login itself are not the look's.
 SEEN = r"""
 cd /
-find / -xdev \( -path /var/log -o -path /home/ops/.ansible -o -path /proc -o -path /sys \) -prune -o -type f -print0 \
+find / -xdev \( -path /var/log -o -path /var/cache/node-python -o -path /home/ops/.ansible -o -path /proc -o -path /sys \) -prune -o -type f -print0 \
   | sort -z | xargs -0 sha256sum
-find / -xdev \( -path /var/log -o -path /home/ops/.ansible -o -path /proc -o -path /sys \) -prune -o -printf '%p %y %m %U %G %l\n' | sort
+find / -xdev \( -path /var/log -o -path /var/cache/node-python -o -path /home/ops/.ansible -o -path /proc -o -path /sys \) -prune -o -printf '%p %y %m %U %G %l\n' | sort
 docker ps --all --no-trunc --format '{{.ID}} {{.State}}'
 docker images --no-trunc --format '{{.ID}} {{.Repository}}:{{.Tag}}'; docker volume ls; docker network ls --no-trunc
 for file in $(find /proc/sys/vm /proc/sys/kernel /proc/sys/net/core -maxdepth 1 -type f -perm /222 \
