@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,13 +44,27 @@ class Reading:
 
 def read(log: str, exit_code: int | None = None) -> Reading:
     """Return what a log says. Without ``exit_code`` a log without an error is one of a server that runs."""
-    lines = unwrapped(split(log))
+    lines = unwrapped(split(_text(log)))
     run = reading.last_run(lines)
     text = "\n".join(lines)
     if exit_code is None and not run.errors and run.stop is None and not reading.gone(run):
         waits = diagnose(text, ExitFacts(verdict="ready_timeout"), context_of(lines))
         return Reading(waits if waits.class_ == FailureClass.NOT_ENOUGH_GPUS else None)
     return Reading(diagnose(text, ExitFacts(exit_code), context_of(lines)))
+
+
+def _text(log: str) -> str:
+    """The log's text where it is Docker's own file of JSON, or colours were copied as text."""
+    if log.startswith('{"log":'):
+        log = "".join(_json_line(line) for line in log.splitlines())
+    return re.sub(r"\^\[\[[\d;]*m", "", log) if "^[[" in log else log
+
+
+def _json_line(line: str) -> str:
+    try:
+        return str(json.loads(line)["log"])
+    except (ValueError, KeyError, TypeError):
+        return f"{line}\n"
 
 
 def context_of(lines: Sequence[str]) -> Context:

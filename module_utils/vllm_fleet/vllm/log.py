@@ -42,6 +42,8 @@ _CONTROL = (
     r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
 )
 _ENDS = r"[\r\n]"
+#: A bar that has no line end, and the line of a process that follows it.
+_GLUED = r"((?:it/s|s/it)\])(?=\([A-Za-z][\w.-]* |ERROR |Traceback )"
 
 
 def plain(text: str) -> str:
@@ -56,6 +58,8 @@ def split(text: str) -> list[str]:
     """
     if "\x1b" in text or "\x00" in text:
         text = plain(text)
+    if "/s](" in text or "/it](" in text or "]ERROR" in text:
+        text = re.sub(_GLUED, r"\1\n", text)
     lines = text.replace("\r", "\n").split("\n")
     if len(lines) > MAX_LINES:
         lines = lines[: MAX_LINES // 4] + lines[-3 * MAX_LINES // 4 :]

@@ -30,6 +30,7 @@ _HEAD = (
 #: What other programs put before each line: Compose; `docker logs -t`, kubectl and programs that log; the journal.
 _WRAPPED = (
     r"(?:\[[\w.-]{1,60}\]|[\w.-]{1,60}) *\| ?",
+    r"\[pod/[^\]\s]{1,200}\] ",
     r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)? (?:\[\w+\] )?(?:\([A-Z]\w+\) (?!pid))?",
     r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d [\w.-]{1,60} [\w./@-]{1,60}(?:\[\d+\])?: ",
 )

@@ -57,6 +57,8 @@ def with_bars(lines: list[str]) -> Iterator[list[str]]:
     """A bar that is drawn over itself before every line of standard error."""
     bar = "\rLoading safetensors checkpoint shards:  25% Completed | 41/163 [03:25<10:10,  5.02s/it]\r"
     yield [bar + line for line in lines]
+    # The next line may follow without a line end.
+    yield [bar.rstrip("\r") + line if line.startswith("(") else line for line in lines]
 
 
 def restarted(lines: list[str]) -> Iterator[list[str]]:

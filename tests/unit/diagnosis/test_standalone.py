@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -58,6 +59,15 @@ def test_a_file_that_is_not_there_is_a_wrong_call() -> None:
     done = call("/none.log")
     assert done.returncode == 2
     assert "/none.log cannot be read: No such file or directory" in done.stderr
+
+
+def test_the_file_of_docker_and_copied_colours_are_read() -> None:
+    log = (LOGS / "kernel_mla.log").read_text()
+    as_json = "".join(json.dumps({"log": f"{x}\n", "stream": "stdout", "time": "t"}) + "\n" for x in log.splitlines())
+    for text in (as_json, as_json + '{"log": ', re.sub(r"^(\(.*?\))", r"^[[1;36m\1^[[0;0m", log, flags=re.M)):
+        found = read(text, 1).failure
+        assert found is not None
+        assert found.class_ == "kernel_unsupported"
 
 
 def test_what_cannot_be_read_of_the_arguments_is_left_out() -> None:

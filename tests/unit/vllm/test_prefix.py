@@ -45,7 +45,7 @@ def test_each_release_has_its_prefix(line: str, parts: Line) -> None:
 
 @pytest.mark.parametrize(
     "prefix",
-    ["vllm-1  | ", "[vllm] | ", "2026-11-28T10:00:00.123456789Z ", "Nov 28 10:00:00 node3 docker[712]: ", "vllm | 2026-11-28T10:00:00Z "],
+    ["vllm-1  | ", "[pod/vllm-0/vllm] ", "[vllm] | ", "2026-11-28T10:00:00.123456789Z ", "Nov 28 10:00:00 node3 docker[712]: ", "vllm | 2026-11-28T10:00:00Z "],
 )  # fmt: skip
 def test_what_other_programs_put_before_a_line_goes(prefix: str) -> None:
     lines = ["(EngineCore pid=7) x", '  File "a.py", line 1', "", "ValueError: y"]
