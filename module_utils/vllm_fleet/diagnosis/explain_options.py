@@ -96,31 +96,43 @@ def dtype(case: Case) -> Words:
     )
 
 
+def _named(text: str) -> list[str]:
+    """The flags that a message names, with dashes or with underscores."""
+    spelled = set(re.findall(r"--([a-z][a-z0-9-]{2,40})", text))
+    words = [word.replace("_", "-") for word in re.findall(r"(?:--)?([a-z][a-z0-9_-]{3,40})", text[:2000])]
+    common = {flag for flag in _FLAGS.split() if "-" in flag}
+    return list(dict.fromkeys(word for word in words if word in spelled or word in common))[:4]
+
+
 def refused_by_code(case: Case) -> Words:
-    what = cut(case.said(), 300)
-    flags = list(dict.fromkeys(re.findall(r"--([a-z][a-z0-9-]{2,40})", case.text)))
-    if flags:
-        return f"vLLM refuses its settings: {what}", f"Correct {listed(flags[:4])} in `vllm_server_args`"
-    return (
-        f"vLLM refuses its settings: {what}",
-        "Correct what the message names in `vllm_server_args`, or remove it there",
-    )
+    flags = _named(case.text)
+    what = f"Change {listed(flags)}" if flags else "Correct what the message names"
+    return f"vLLM refuses its settings: {cut(case.said(), 300)}", f"{what} in `vllm_server_args` as it says"
 
 
 def _limits(why: str) -> str:
-    """Return the setting that fits, where the words are `a (2096) must be <= b (2048)`."""
+    """Return the setting that fits, where the words are `a (2096) must be <= b (2048)` or the other way round."""
     found = re.search(
         r"(?P<low>\w+) \((?P<need>\d+)\)[^.]{0,60}(?:<=|no (?:more|larger) than|less than or equal to) "
         r"(?P<name>[a-z_]{4,}) \((?P<have>\d+)\)",
         why,
-    )
+    ) or re.search(r"(?P<name>[a-z_]{4,}) \(\d+\) is smaller than [a-z_]+ \((?P<need>\d+)\)", why)
     return f"Set {setting(**{found['name']: found['need']})} or more" if found else ""
 
 
 def refused_arguments(case: Case) -> Words:
+    why = case.get("why") or case.match.group(0)
+    flags = _named(why)
+    correct = f"Correct {listed(flags)} in `vllm_server_args`" if flags else "Correct `vllm_server_args`"
+    return f"vLLM refuses its arguments: {cut(why, 300)}", _limits(why) or correct
+
+
+def no_attention(case: Case) -> Words:
+    given = [name for name in ("attention-backend", "kv-cache-dtype", "block-size") if case.context.arg(name)]
+    remove = f"Remove {listed(given)} from `vllm_server_args`, or choose" if given else "Choose"
     return (
-        f"vLLM refuses its arguments: {(case.get('why') or case.match.group(0)).strip()[:300]}",
-        _limits(case.get("why")) or "Correct `vllm_server_args`",
+        f"No attention backend of vLLM can run this model with these settings ({cut(case.get('why'), 250)})",
+        f"{remove} a newer image (`vllm_image_tag`) or another version of the model",
     )
 
 
@@ -147,7 +159,7 @@ def two_lists(case: Case) -> Words:
 
 
 def no_parser(case: Case) -> Words:
-    flag = "tool-call-parser" if case.get("what") == "tool call" else "reasoning-parser"
+    flag = "reasoning-parser" if case.get("what") == "reasoning" else "tool-call-parser"
     near = difflib.get_close_matches(case.get("parser"), re.findall(r"[\w.-]+", case.get("choices")), 3, 0.7)
     hint = f" (similar names: {listed([f'`{name}`' for name in near])})" if near else ""
     return (

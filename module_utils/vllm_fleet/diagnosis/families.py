@@ -251,6 +251,12 @@ _RULES: tuple[_Rule, ...] = (
         types=r"KeyError|AttributeError|TypeError|NotImplementedError",
     ),
     _Rule(
+        # hipBLAS, rocBLAS and MIOpen, which are called from PyTorch's own operators
+        FailureClass.KERNEL_UNSUPPORTED,
+        explain_kernels.unsupported,
+        words=r"HIPBLAS_STATUS_(?!ALLOC)\w+|rocblas_status\w*|miopenStatus\w+|hipErrorNotSupported",
+    ),
+    _Rule(
         FailureClass.COLLECTIVE_INIT,
         explain_node.collective,
         libraries=("c10d",),
@@ -262,6 +268,14 @@ _RULES: tuple[_Rule, ...] = (
         libraries=("config",),
         types=r"ValueError|AssertionError|NotImplementedError|ValidationError|TypeError",
         words=r"\w+: \S",
+    ),
+    _Rule(
+        # vLLM's own advice, which names an argument
+        FailureClass.BAD_ARGUMENT,
+        explain_options.refused_by_code,
+        types=r"ValueError|AssertionError|RuntimeError|NotImplementedError",
+        words=r"(?i)(?:please|try|consider)\b[^\n]{0,80}\b(?:reduc|increas|decreas|lower|set|enabl|disabl|us)\w*[^\n]{0,80}"
+        r"\b[a-z]+_[a-z]+",
     ),
 )
 

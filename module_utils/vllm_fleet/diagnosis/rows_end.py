@@ -34,11 +34,17 @@ ROWS: tuple[Row, ...] = (
             on(
                 explain_options.no_parser,  # entrypoints/launchers/launcher.py
                 r"invalid (?P<what>tool call|reasoning) parser: (?P<parser>\S+) \(chose from \{(?P<choices>[^}]*)",
+                r"(?P<what>tool|reasoning) parser '(?P<parser>[^']+)' not found"
+                r"(?:[^\n]*?parsers?: (?P<choices>[^\n\"]*))?",
             ),
             on(
                 explain_kernels.no_backend,  # platforms/rocm.py
                 r"Selected backend (?:\w+\.)?(?P<backend>\w+) is not valid for this configuration\. Reason: "
                 r"\[(?P<why>[^\n]*)\]",
+            ),
+            on(
+                explain_options.no_attention,
+                r"No valid attention backend found[^\n]*?Reasons?: (?P<why>[^\n]+)",
             ),
             on(
                 explain_options.dtype,  # config/vllm.py

@@ -68,7 +68,7 @@ ROWS: tuple[Row, ...] = (
                 r"Process (?P<process>\S+) \(PID: \d+\) died with exit code -9\b",
                 r"Failed core proc\(s\): \{[^}]*'(?P<process>\w+)': -9\b",
                 r"DefaultCPUAllocator: (?:can't allocate|not enough) memory|\[Errno 12\]|[Cc]annot allocate memory",
-                r"^MemoryError",
+                r"^MemoryError|ray\.exceptions\.OutOfMemoryError|node running low on memory",
             ),
         ),
         serving=True,

@@ -153,6 +153,7 @@ _BARE = r"[\w.]*(?:Error|Exception): "
 #: What ends an exception's message on stderr: the next thing that another process writes there.
 _FOREIGN = (
     r"INFO:|WARNING:|ERROR:|DEBUG:|\[?[IWEF]\d{4} |usage: |\S+\.py:\d+: \w*Warning|\s*warnings\.warn\(|Process \S+:$"
+    r"|\S+:\d+:\d+ \[\d+\] NCCL |Memory access fault|HW Exception|:0:rocdevice|\[AITER\] |!!!!!!! "
 )
 #: A progress bar, drawn between the lines of something else.
 _BAR = r"[^:|]{3,60}:\s+\d+%"

@@ -43,7 +43,11 @@ def test_a_report_is_named_as_a_person_named_it(report: dict[str, Any]) -> None:
         ("ROCm/aiter#3360", "docker rm vllm"),
         ("vllm-project/recipes#620", "VLLM_ROCM_USE_AITER_MOE: 0"),
         ("composed: readonly", "--tags stage"),
-        ("composed: bfloat16", "Correct dtype in"),
+        ("composed: max-batched", "max-num-batched-tokens: 131072}` or more"),
+        ("composed: ep-eplb", "Correct enable-expert-parallel in"),
+        ("composed: mm-limit", "Change max-model-len and max-num-batched-tokens"),
+        ("composed: reasoning-parser", "`deepseek_r1`"),
+        ("composed: bfloat16", "Change dtype in"),
     ],
 )
 def test_the_remedy_is_the_one_that_helped(source: str, remedy: str) -> None:

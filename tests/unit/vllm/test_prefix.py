@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from ansible.module_utils.vllm_fleet.vllm.log import split
 from ansible.module_utils.vllm_fleet.vllm.prefix import Line, parse, unwrapped
 
 SAMPLES = [
@@ -41,6 +42,12 @@ SAMPLES = [
 @pytest.mark.parametrize(("line", "parts"), SAMPLES, ids=[line[:60] for line, _ in SAMPLES])
 def test_each_release_has_its_prefix(line: str, parts: Line) -> None:
     assert parse(line) == parts
+
+
+def test_a_line_that_follows_a_bar_without_a_line_end_is_one_of_its_own() -> None:
+    bar = "Capturing CUDA graphs (decode, FULL):  88%|████▊ | 45/51 [00:05<00:00,  9.32it/s]"
+    error = "(EngineCore pid=7) ERROR 02-24 02:39:34 [core.py:1] x"
+    assert split(bar + error) == [bar, error]
 
 
 @pytest.mark.parametrize(
