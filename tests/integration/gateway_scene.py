@@ -186,7 +186,10 @@ class Echo(http.server.ThreadingHTTPServer):
             "vllm_server_port": self.server_port,
             "vllm_server_bind": "127.0.0.1",
         }
-        given["vllm_server_args"] = {"served-model-name": list(self.models)}
+        given["vllm_server_args"] = {
+            "served-model-name": list(self.models),
+            "lora-modules": f"{self.name[:-1]}-lora=/x",
+        }
         return {**given, "vllm_server_api_key": self.key} if self.key else given
 
 

@@ -90,7 +90,14 @@ def talk(text: Any, *more: Any, system: str = "You are helpful.", model: str = "
 
 @pytest.mark.parametrize(
     ("model", "servers"),
-    [("acme/small", SMALL), ("little", SMALL), ("acme/large", {"large1"}), ("acme/next", {"next1"})],
+    [
+        ("acme/small", SMALL),
+        ("little", SMALL),
+        ("small-lora", SMALL),
+        ("large-lora", {"large1"}),
+        ("acme/large", {"large1"}),
+        ("acme/next", {"next1"}),
+    ],
 )
 def test_the_body_says_which_model(gateway: Gateway, model: str, servers: set[str]) -> None:
     for path, body in (
@@ -122,11 +129,14 @@ def test_an_unknown_model_is_told_which_are_known(gateway: Gateway) -> None:
     status, told, head = post(gateway, talk("hi", model="gpt-4o"))
     assert (status, head["content-type"], told["error"]["code"]) == (404, "application/json", 404)
     assert told["error"]["message"] == (
-        "The model does not exist. Served are: acme/small, little, acme/large, chat, acme/next, chat."
+        "The model does not exist. Served are: acme/small, little, small-lora, acme/large, chat, large-lora, acme/next, "
+        "chat, next-lora."
     )
     assert post(gateway, {"messages": []})[0] == 400
     assert post(gateway, b"no JSON")[0] == 400
     assert ask(gateway.ports["all"], "/v1/responses/resp_1", **AUTH)[0] == 400
+    # What a browser asks before its request; this server knows no such method.
+    assert ask(gateway.ports["all"], CHAT, "OPTIONS")[0] == 501
 
 
 def test_a_header_says_which_model_where_no_body_can(gateway: Gateway) -> None:
@@ -139,7 +149,18 @@ def test_all_models_are_listed(gateway: Gateway) -> None:
     status, text, _ = ask(gateway.ports["all"], "/v1/models", **AUTH)
     listed = json.loads(text)
     assert (status, listed["object"]) == (200, "list")
-    assert [one["id"] for one in listed["data"]] == ["acme/small", "little", "acme/large", "chat", "acme/next", "chat"]
+    ids = [one["id"] for one in listed["data"]]
+    assert ids == [
+        "acme/small",
+        "little",
+        "small-lora",
+        "acme/large",
+        "chat",
+        "large-lora",
+        "acme/next",
+        "chat",
+        "next-lora",
+    ]
     assert ask(gateway.ports["all"], "/v1/models")[0] == 401
 
 

@@ -76,6 +76,11 @@ def _refuse_twice(made: Iterable[Mapping[str, Any]], problems: list[str]) -> Non
             taken.setdefault(number, model)
 
 
+def asked(pool: Mapping[str, Any]) -> list[str]:
+    """Return the names of a pool that a request may have: of its model, and of its adapters."""
+    return [*pool["names"], *pool.get("adapters", [])]
+
+
 def same_names(pools: Sequence[Mapping[str, Any]], split: Iterable[str] = ()) -> list[str]:
     """Return which pools cannot be told apart, as sentences: by their backend, or by a name that a request may have and
     that ``split`` does not share out.
@@ -92,7 +97,7 @@ def same_names(pools: Sequence[Mapping[str, Any]], split: Iterable[str] = ()) ->
                 f"{other['model']} and {pool['model']} both serve the name {name}, so a request could mean either: "
                 "take it out of one served-model-name, give each model its own port in gateway_ports, or give each a "
                 "share in gateway_split."
-                for name in sorted({*pool["names"]}.intersection(other["names"]))
+                for name in sorted({*asked(pool)}.intersection(asked(other)))
                 if pool["port"] == other["port"] and name not in split
             )
     return found
@@ -151,14 +156,14 @@ def listing(pools: Iterable[Mapping[str, Any]]) -> str:
     data = [
         {"id": name, "object": "model", "created": 0, "owned_by": "vllm", "root": pool["model"], "parent": None}
         for pool in pools
-        for name in pool["names"]
+        for name in asked(pool)
     ]
     return json.dumps({"object": "list", "data": data})
 
 
 def known_models(pools: Iterable[Mapping[str, Any]]) -> str:
     """Return the names that a request may have, for a sentence inside of JSON."""
-    return json.dumps(", ".join(name for pool in pools for name in pool["names"]))[1:-1]
+    return json.dumps(", ".join(name for pool in pools for name in asked(pool)))[1:-1]
 
 
 def form_field(names: Iterable[str]) -> str:

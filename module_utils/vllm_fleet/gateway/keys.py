@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .fronts import asked
+
 # Without the separators of the map and of HAProxy's command line.
 NAME = re.compile(r"[A-Za-z0-9_.@:-]{1,60}")
 # What a header may hold, without blanks: the rest of Latin-1 and beyond is read differently by every client.
@@ -25,7 +27,7 @@ FLEET = "fleet"
 def problems(keys: Sequence[Mapping[str, Any]], pools: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what is wrong with gateway_keys, as sentences that show no key. ``pools`` are those of pools_behind."""
     found: list[str] = []
-    served = sorted({name for pool in pools for name in pool["names"]})
+    served = sorted({name for pool in pools for name in asked(pool)})
     names = [str(entry.get("name") or "") for entry in keys]
     secrets = [str(entry.get("key") or "") for entry in keys]
     for number, (entry, name, secret) in enumerate(zip(keys, names, secrets, strict=True), 1):
@@ -76,7 +78,7 @@ def key_map(hostvars: Mapping[str, Any], pools: Iterable[Mapping[str, Any]], key
         for entry in keys:
             limits = [str(int(entry.get(limit) or 0)) for limit in LIMITS]
             wanted = entry.get("models")
-            may = [pool["name"] for pool in pools if wanted and set(pool["names"]).intersection(wanted)]
+            may = [pool["name"] for pool in pools if wanted and set(asked(pool)).intersection(wanted)]
             value = "|".join([str(entry["name"]), *limits, f",{','.join(may)}," if wanted else "*"])
             lines[digest(str(entry["key"]))] = value
     else:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..vllm import cli
 from ..vllm.host_variables import (
     LOOPBACK,
     WILDCARDS,
@@ -110,11 +111,11 @@ def pools_behind(
 ) -> dict[str, list[Any]]:
     """Return the pools behind `gateway`, its fronts (see fronts.py) and, as sentences, what is wrong with them.
 
-    A pool is the replicas that serve the same model; `key` says whether they have one, `closed` whether clients
-    need one. `port` is that of all models, `ports` gives others by model; `offset` leads from a port to its listener on
-    loopback.
-    The gateway listens on `bind`, and takes servers that serve one of `also_healthy`. A server stands there at the
-    address and port that it has now, which its wave may change; `known` is what the gateway itself has (gateway_info).
+    A pool is the replicas that serve the same model by its `names`, and `adapters` of it; `key` says whether they have
+    one, `closed` whether clients need one. `port` is that of all models, `ports` gives others by model; `offset` leads
+    from a port to its listener on loopback. The gateway listens on `bind`, and takes servers that serve one of
+    `also_healthy`. A server stands there at the address and port that it has now, which its wave may change; `known` is
+    what the gateway itself has (gateway_info).
     `keys`, `paths` and `split` are gateway_keys, gateway_paths and gateway_split.
     """
     hosts, known, keys = list(hosts), list(known), list(keys)
@@ -141,6 +142,7 @@ def pools_behind(
                 "name": backend_name(names[0]),
                 "model": names[0],
                 "names": names,
+                "adapters": cli.adapter_names(variables.get("vllm_server_args") or {}),
                 "head": host,
                 "key": bool(variables.get("vllm_server_api_key")),
                 "closed": bool(keys or variables.get("vllm_server_api_key")),
@@ -199,7 +201,7 @@ def _odd_words(
     pools: list[dict[str, Any]], hostvars: Mapping[str, Any], also_healthy: Iterable[str], problems: list[str]
 ) -> None:
     """Refuse what does not fit into a line of the configuration. A key is not shown."""
-    named = [*(name for pool in pools for name in pool["names"]), *map(str, also_healthy)]
+    named = [*(name for pool in pools for name in listeners.asked(pool)), *map(str, also_healthy)]
     problems.extend(
         f"HAProxy cannot look for a model called {name!r}: give it a served-model-name without quotes, line breaks and "
         "control characters."

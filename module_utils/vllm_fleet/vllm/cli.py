@@ -87,6 +87,22 @@ def served_names(args: Mapping[str, object], model: str) -> list[str]:
     return [model]
 
 
+def adapter_names(args: Mapping[str, object]) -> list[str]:
+    """Return the names of LoRA adapters that a server has from its start: `NAME=PATH`, or objects with a `name`."""
+    found = []
+    for key, value in args.items():
+        if flag_name(str(key)) != "lora-modules" or not value:
+            continue
+        for entry in value if isinstance(value, (list, tuple)) else [value]:
+            try:
+                adapter = json.loads(entry) if isinstance(entry, str) and entry.lstrip().startswith("{") else entry
+            except ValueError:
+                continue
+            name = adapter.get("name") if isinstance(adapter, Mapping) else str(adapter).partition("=")[0].strip()
+            found.extend([str(name)] if name else [])
+    return found
+
+
 def normalise_args(args: Mapping[str, object]) -> dict[str, FlagValue | None]:
     """Bring user-written ``args`` to one spelling; ``None`` (leave the flag out) is kept so that merging can use it.
 

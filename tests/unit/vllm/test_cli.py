@@ -157,3 +157,16 @@ def test_a_switch_is_only_said_no_to_where_it_has_a_no(args, unknown):
 )
 def test_the_names_that_a_server_answers_to(args, names):
     assert cli.served_names(args, "org/m") == names
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        ({}, []),
+        ({"lora_modules": "a=/x"}, ["a"]),
+        ({"lora-modules": ["a=/x", '{"name": "b", "path": "/y"}', {"name": "c"}, "{broken"]}, ["a", "b", "c"]),
+        ({"lora-modules": None}, []),
+    ],
+)
+def test_names_of_adapters(args, names):
+    assert cli.adapter_names(args) == names
