@@ -51,7 +51,11 @@ def unknown_flag(case: Case) -> Words:
         value = case.context.arg(flag)
         if gone is not None:
             since = f" (gone since v{gone.release})" if gone.release else ""
-            steps.append(f"instead of `{flag}`{since}, {gone.instead}")
+            out = gone.instead.startswith("leave it out")
+            rest_of_it = gone.instead.removeprefix("leave it out")
+            steps.append(
+                f"leave out `{flag}`{since}{rest_of_it}" if out else f"instead of `{flag}`{since} {gone.instead}"
+            )
         elif not given.startswith("--") and len(flag) > 3:
             steps.append(f"write `{flag}` (on a command line with two dashes)")
         elif good and good != flag:

@@ -36,15 +36,23 @@ class Reading:
     def as_text(self) -> str:
         """Return the parts for a person."""
         if self.failure is None:
-            return "The log shows no failure. If the server is gone all the same, give its --exit-code N."
+            return (
+                "The log shows no failure. If the server is gone all the same, give its --exit-code N; if it makes no "
+                "progress, say --stalled."
+            )
         found = self.failure
         lines = [f"class:    {found.class_}", f"why:      {found.cause}.", f"to do:    {found.remedy}."]
         return "\n".join([*lines, *(f"evidence: {line}" for line in found.evidence)])
 
 
-def read(log: str, exit_code: int | None = None) -> Reading:
-    """Return what a log says. Without ``exit_code`` a log without an error is one of a server that runs."""
+def read(log: str, exit_code: int | None = None, *, stalled: bool = False) -> Reading:
+    """Return what a log says. Without ``exit_code`` a log without an error is one of a server that runs.
+
+    ``stalled``: the server runs, and its start makes no progress.
+    """
     lines = unwrapped(split(_text(log)))
+    if stalled:
+        return Reading(diagnose("\n".join(lines), ExitFacts(verdict="stalled"), context_of(lines)))
     run = reading.last_run(lines)
     text = "\n".join(lines)
     if exit_code is None and not run.errors and run.stop is None and not reading.gone(run):

@@ -47,6 +47,8 @@ def test_standard_input_and_json() -> None:
         (["healthy_survived.log"], 1, "shows no failure"),
         (["healthy_eight_gpus.log"], 1, "shows no failure"),
         (["healthy_eight_gpus.log", "--exit-code", "137"], 0, "class:    stopped_by_signal"),
+        (["stalled_peer.log"], 1, "--stalled"),
+        (["stalled_peer.log", "--stalled"], 0, "class:    stalled"),
         (["not_enough_gpus_ray.log"], 0, "class:    not_enough_gpus"),
     ],
 )
