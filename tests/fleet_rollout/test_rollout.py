@@ -270,6 +270,10 @@ def test_a_host_out_of_reach_ends_the_run_before_anything_is_touched(scene, load
     assert "Nothing was touched." in run.text
     assert "nothing to change" not in run.text
     assert not any(run.recap("changed").values()), run.output
+    # Preflight alone says it, too.
+    more = ["-i", str(tmp_path / "more.json"), "-e", "ansible_ssh_retries=0"]
+    look = scene.deploy(*more, playbook="playbooks/preflight.yml", vllm_server_port=8100)
+    assert (look.rc, says in look.text) == (rc, True), look.output
     assert scene.servers() == before
     assert gateway_whole(scene) == kept
     assert all_up(scene)
