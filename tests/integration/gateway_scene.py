@@ -37,6 +37,7 @@ class Gateway:
     process: subprocess.Popen[bytes]
     ports: Mapping[str, int] = field(default_factory=dict)
     servers: Mapping[str, standin.Standin] = field(default_factory=dict)
+    log: socket.socket | None = None
 
     @property
     def socket(self) -> str:
@@ -67,8 +68,17 @@ def until(true: Callable[[], Any], what: str, seconds: float = 20.0) -> float:
     return time.monotonic() - began
 
 
-def render(folder: Path, hosts: Mapping[str, Any], environ: Mapping[str, str] | None = None, **variables: Any) -> None:
-    """Write the role's files for this machine, as the role writes them: hosts of group vllm, variables of the role."""
+def render(
+    folder: Path,
+    hosts: Mapping[str, Any],
+    environ: Mapping[str, str] | None = None,
+    log: str = "",
+    **variables: Any,
+) -> None:
+    """Write the role's files for this machine, as the role writes them: hosts of group vllm, variables of the role.
+
+    HAProxy writes to ``log``, ADDRESS:PORT, or to none.
+    """
     common: dict[str, Any] = {
         "gateway_bind": "127.0.0.1",
         "gateway_request_timeout": 2,
@@ -101,7 +111,8 @@ def render(folder: Path, hosts: Mapping[str, Any], environ: Mapping[str, str] | 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     config = folder / "gateway.cfg"
-    kept = [line for line in config.read_text().splitlines() if not line.startswith(FOREIGN)]
+    text = config.read_text().replace("    log /dev/log", f"    log {log}" if log else "    log /dev/log")
+    kept = [line for line in text.splitlines() if not line.startswith(FOREIGN) or (log and line.startswith("    log "))]
     config.write_text("\n".join(kept) + "\n")
 
 

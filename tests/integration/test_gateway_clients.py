@@ -48,13 +48,16 @@ def echoes() -> Iterator[dict[str, Echo]]:
 @pytest.fixture(scope="module")
 def gateway(echoes: dict[str, Echo], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway with a port for each of the two models."""
-    folder = tmp_path_factory.mktemp("clients")
+    folder, log = tmp_path_factory.mktemp("clients"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    log.bind(("127.0.0.1", 0))
+    log.settimeout(10)
     ports = {"small": standin.free_port(), "large": standin.free_port()}
     while abs(ports["small"] - ports["large"]) == 1:
         ports["large"] = standin.free_port()
     render(
         folder,
         {name: one.host for name, one in echoes.items()},
+        log=f"127.0.0.1:{log.getsockname()[1]}",
         gateway_port=ports["small"],
         gateway_ports={"acme/large": ports["large"]},
         gateway_local_offset=1,
@@ -63,7 +66,8 @@ def gateway(echoes: dict[str, Echo], tmp_path_factory: pytest.TempPathFactory) -
         gateway_paths=["/tokenize", "/v2/"],
         gateway_source_connections=20,
     )
-    with running(folder, ports=ports) as made:
+    with log, running(folder, ports=ports) as made:
+        made.log = log
         yield made
 
 
@@ -226,3 +230,18 @@ def test_no_key_of_a_client_is_anywhere(gateway: Gateway) -> None:
     words = Path("/proc", str(gateway.process.pid), "cmdline").read_text()
     for entry in KEYS:
         assert not any(entry["key"] in text for text in [*texts, words])
+
+
+def test_the_log_says_whose_request_it_was_and_neither_key_nor_prompt(gateway: Gateway) -> None:
+    assert gateway.log
+    gateway.log.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while gateway.log.recv(65536):
+            pass
+    gateway.log.settimeout(10)
+    body = json.dumps({"messages": [{"role": "user", "content": "a secret question"}], "model": "acme/large"}).encode()
+    auth = {"Authorization": "Bearer key-of-all"}
+    assert ask(gateway.ports["small"], CHAT, "POST", body, **auth)[0] == 200
+    line = next(line for line in iter(lambda: gateway.log.recv(65536).decode(), "") if CHAT in line)  # type: ignore[union-attr]
+    assert "{all|acme/large}" in line
+    assert not any(word in line for word in ("key-of-all", "secret", keys.digest("key-of-all")))
