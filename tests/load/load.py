@@ -99,8 +99,9 @@ class Load:
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens, "temperature": 0}
-        self._body = json.dumps({**({"model": model} if model else {}), **body, "stream": True})
+        self._prompt = prompt
+        self._options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0, "stream": True}
+        self._options |= {"model": model} if model else {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._began = 0.0
@@ -149,10 +150,11 @@ class Load:
                 if self._left <= 0:
                     break
                 self._left -= 1
+                number = self._left
             began = time.monotonic()
             failure, truncated, server, gap = "", False, "", 0.0
             try:
-                server, gap = self._ask(connection)
+                server, gap = self._ask(connection, number)
             except TruncatedError as error:
                 failure, truncated = str(error), True
             except (OSError, http.client.HTTPException) as error:
@@ -181,9 +183,14 @@ class Load:
         kind = http.client.HTTPSConnection if self._target.scheme == "https" else http.client.HTTPConnection
         return kind(self._target.hostname or "", self._target.port, timeout=self._timeout)
 
-    def _ask(self, connection: http.client.HTTPConnection) -> tuple[str, float]:
-        """One request; the server's name and the longest silence inside the answer. Raises what went wrong."""
-        connection.request("POST", "/v1/chat/completions", self._body, self._headers)
+    def _ask(self, connection: http.client.HTTPConnection, number: int) -> tuple[str, float]:
+        """One request; the server's name and the longest silence inside the answer. Raises what went wrong.
+
+        Each is a conversation of its own: a gateway sends one conversation to one server.
+        """
+        messages = [{"role": "user", "content": f"{self._prompt} ({number})"}]
+        body = json.dumps({**self._options, "messages": messages})
+        connection.request("POST", "/v1/chat/completions", body, self._headers)
         response = connection.getresponse()
         server = response.headers.get(REPLICA_HEADER, "")
         if response.status != 200:
