@@ -24,7 +24,7 @@ def broken(case: Case) -> Words:
     name = next((value for value in package.groups() if value), "") if package else ""
     if name and "." not in name and not name.startswith(("vllm", "torch", "triton", "aiter")):
         return (
-            f"{image[0].upper()}{image[1:]} lacks the Python package {name}, which this model needs ({what})",
+            f"{image[0].upper()}{image[1:]} lacks the Python package {name} ({what})",
             f"Choose a newer image (`vllm_image_tag`), or build one from it with {name} installed",
         )
     remedy = "Choose another image (`vllm_image_tag`), for its parts do not fit each other"

@@ -94,7 +94,7 @@ def not_compiled(case: Case) -> Words:
     return (
         f"PyTorch could not compile the model ({what})",
         f"Choose a newer image (`vllm_image_tag`), or until then run without compiling with "
-        f"{setting(enforce_eager='true')}, which is slower",
+        f"{setting(enforce_eager='true')} (slower)",
     )
 
 
@@ -146,7 +146,7 @@ def fault(case: Case) -> Words:
     capturing = not run.ready and _captures(run)
     if capturing or "captur" in what:
         cause += ", while graphs were captured"
-        steps.append(f"leave graphs out with {setting(enforce_eager='true')}, which is slower")
+        steps.append(f"leave graphs out with {setting(enforce_eager='true')} (slower)")
     if capturing and not context.arg("attention-backend") and not before:
         steps.append(f"choose another attention backend with {setting(attention_backend='TRITON_ATTN')}")
     if before:

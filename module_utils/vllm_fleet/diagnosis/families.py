@@ -140,7 +140,7 @@ _RULES: tuple[_Rule, ...] = (
         sure=True,
     ),
     _Rule(
-        # AITER's tables and locks in /tmp, which its processes write at the same time
+        # AITER's tables and locks in /tmp: its processes write them at the same time
         FailureClass.COMPILE_CACHE,
         explain_image.compile_cache,
         libraries=("aiter",),
@@ -251,7 +251,7 @@ _RULES: tuple[_Rule, ...] = (
         types=r"KeyError|AttributeError|TypeError|NotImplementedError",
     ),
     _Rule(
-        # hipBLAS, rocBLAS and MIOpen, which are called from PyTorch's own operators
+        # hipBLAS, rocBLAS and MIOpen: PyTorch's own operators call them
         FailureClass.KERNEL_UNSUPPORTED,
         explain_kernels.unsupported,
         words=r"HIPBLAS_STATUS_(?!ALLOC)\w+|rocblas_status\w*|miopenStatus\w+|hipErrorNotSupported",
@@ -270,7 +270,7 @@ _RULES: tuple[_Rule, ...] = (
         words=r"\w+: \S",
     ),
     _Rule(
-        # vLLM's own advice, which names an argument
+        # vLLM's own advice with the name of an argument
         FailureClass.BAD_ARGUMENT,
         explain_options.refused_by_code,
         types=r"ValueError|AssertionError|RuntimeError|NotImplementedError",

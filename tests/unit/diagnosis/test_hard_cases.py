@@ -41,7 +41,7 @@ def cuts(lines: list[str]) -> Iterator[list[str]]:
 
 
 def interleaved(lines: list[str]) -> Iterator[list[str]]:
-    """Lines of the processes mixed anew; each keeps the order of its own."""
+    """Lines of the processes, mixed; each keeps the order of its own."""
     queues: dict[str, list[str]] = defaultdict(list)
     for line in lines:
         head = logtext.parse(line)
