@@ -137,6 +137,16 @@ def test_an_image_that_one_worker_lacks_stops_nothing(good: Replica) -> None:
     assert good.ask() == "The capital of France is Paris."
 
 
+def test_a_container_that_docker_refuses_on_one_worker_stops_nothing(good: Replica) -> None:
+    """The head stops first, so it must know before what Docker says on the other nodes."""
+    before = good.containers()
+    done = good.play(hosts={"node2": {"vllm_server_security_opts": ["nonsense=1"]}})
+    assert done.rc != 0
+    assert "node2, container vllm: security_opts: Docker does not take it" in done.words()
+    assert "node1, container vllm: nothing was touched, because node2 cannot" in done.words()
+    assert good.containers() == before
+
+
 def test_nodes_that_do_not_reach_each_other_are_found_before_anything_stops(good: Replica) -> None:
     before = good.containers()
     rule = f"INPUT -p tcp --dport 29500 -s {good.addresses['node2']} -j REJECT"
