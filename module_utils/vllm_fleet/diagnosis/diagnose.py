@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 
 from ..common.failure import Failure, FailureClass
 from ..vllm.log import Error, parse, scrub, split
-from . import explain_ends, explain_node, explain_unknown, families, reading
+from . import explain_ends, explain_model, explain_node, explain_unknown, families, reading
 from .case import Case, Context, ExitFacts, Gpu, Holder, Run
 from .patterns import CLASSES, ROWS
 from .phrases import Explain, Words
@@ -303,11 +303,7 @@ def _by_signal(run: Run, root: list[str], exit: ExitFacts) -> tuple[FailureClass
     if number == 7:
         return FailureClass.SHARED_MEMORY, explain_node.shared_memory(), root
     if number == 4:
-        words = (
-            "The node's processor lacks an instruction that the image uses (SIGILL)",
-            "Choose an image for this processor (vLLM's CPU builds need AVX2 or AVX-512)",
-        )
-        return FailureClass.UNSUPPORTED_ARCHITECTURE, words, root
+        return FailureClass.UNSUPPORTED_ARCHITECTURE, explain_model.other_processor(), root
     if number in (6, 11):
         what = f"{_SIGNALS[number]}, a crash in native code"
         return FailureClass.ENGINE_DIED, explain_ends.engine_died(what, ready=run.ready), root

@@ -82,10 +82,16 @@ def out_of_memory(case: Case) -> Words:
     other = re.search(r"Process (\d+) has ([\d.]+ \wiB) memory in use", case.text)
     if other:
         room += f", and process {other.group(1)} holds {other.group(2)}"
-    if reached.facts.weights_gib is not None or reached.stage in (
-        "compiling",
-        "allocating kv cache",
-        "capturing graphs",
+    warming = "warming up" in case.text
+    if (
+        warming
+        or reached.facts.weights_gib is not None
+        or reached.stage
+        in (
+            "compiling",
+            "allocating kv cache",
+            "capturing graphs",
+        )
     ):
         less = floored(case.context.share - 0.05)
         return (

@@ -75,9 +75,13 @@ def few_gpus(case: Case) -> Words:
             "Set tensor-parallel-size in `vllm_server_args` to the container's number of GPUs, or pass more of them "
             "(option `devices`)",
         )
+    fewer = setting(tensor_parallel_size=have)
+    if case.context.size("data-parallel-size") > 1:
+        fewer = "data-parallel-size, or data-parallel-size-local over several nodes, so that tensor-parallel-size "
+        fewer += f"times it is at most {have}"
     return (
         f"The server needs {wants} GPUs, but the container sees {have}",
-        f"Set {setting(tensor_parallel_size=have)}, or give the container all the node's GPUs (option `devices`, and "
+        f"Set {fewer}, or give the container all the node's GPUs (option `devices`, and "
         "HIP_VISIBLE_DEVICES in `vllm_server_env`)",
     )
 

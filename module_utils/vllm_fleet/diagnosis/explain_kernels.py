@@ -15,7 +15,10 @@ _SWITCHES = (
     (r"mla", "VLLM_ROCM_USE_AITER_MLA"),
     (r"moe|expert", "VLLM_ROCM_USE_AITER_MOE"),
     (r"rms_?norm|layer_?norm", "VLLM_ROCM_USE_AITER_RMSNORM"),
-    (r"unified_attention|paged_att|flash_att|fmha|mha|pa_(?:fwd|decode|ragged)|asm_pa", "VLLM_ROCM_USE_AITER_MHA"),
+    (
+        r"unified_attention|paged_att|flash_att|fmha|(?<![a-z])mha|pa_(?:fwd|decode|ragged)|asm_pa",
+        "VLLM_ROCM_USE_AITER_MHA",
+    ),
     (r"bmm", "VLLM_ROCM_USE_AITER_FP8BMM"),
     (r"gemm|linear|hipb_mm", "VLLM_ROCM_USE_AITER_LINEAR"),
 )
@@ -32,6 +35,8 @@ def _aiter_switch(text: str) -> str:
 
 def _steps(text: str, context: Context) -> list[str]:
     """Return what may help, the most exact first. ``text`` holds words and frames."""
+    if re.search(r"(?i)custom_?all_?reduce|IpcGetMemHandle|IpcOpenMemHandle", text):
+        return [f"set {setting(disable_custom_all_reduce='true')}"]
     steps: list[str] = []
     switch = _aiter_switch(text)
     if switch:

@@ -153,6 +153,14 @@ def quantisation(case: Case) -> Words:
     )
 
 
+def other_processor() -> Words:
+    """Explain a process that was ended by signal 4."""
+    return (
+        "The node's processor lacks an instruction that the image uses (SIGILL)",
+        "Choose an image for this processor (vLLM's CPU builds need AVX2 or AVX-512)",
+    )
+
+
 def other_gpu(case: Case) -> Words:
     return (
         f"{case.context.image_name[0].upper()}{case.context.image_name[1:]} is not built for this node's GPUs",
@@ -183,6 +191,13 @@ def weights_mismatch(case: Case) -> Words:
 
 def download_failed(case: Case) -> Words:
     what = cut(case.said())
+    if re.search(r"CERTIFICATE_VERIFY_FAILED|certificate verify failed", case.text):
+        return (
+            f"The container does not trust the certificate of the server that it downloads {case.context.model_name} "
+            "from",
+            f"Stage the model with {STAGE}, or mount a file with the authority's certificate and name it in "
+            f"{variable(SSL_CERT_FILE='/path', REQUESTS_CA_BUNDLE='/path')}",
+        )
     xet = re.search(r"(?i)xet|CAS service|Data processing", "\n".join([case.text, *case.stack]))
     return (
         f"The download of {case.context.model_name} broke off ({what})",

@@ -31,6 +31,12 @@ def host_memory(process: str = "", *, limit: bool = False) -> Words:
 def collective(case: Case) -> Words:
     what = cut(case.said())
     cause = f"The processes of the GPUs could not form one group{f' ({what})' if what else ''}"
+    if any("/ray/" in frame for frame in case.stack[-3:]):
+        return (
+            f"Ray's cluster cannot be reached ({what})",
+            "Check `ray status` in the container of the head node, the address in RAY_ADDRESS, and that the nodes "
+            "reach its port, or leave distributed-executor-backend out of `vllm_server_args` for one node",
+        )
     look = f"run again with {variable(NCCL_DEBUG='INFO')} and read the first NCCL WARN line"
     if case.context.size("nnodes") > 1 or case.context.arg("master-addr"):
         head = case.context.arg("master-addr") or "the head node"
@@ -84,12 +90,27 @@ def file_permission(case: Case) -> Words:
     )
 
 
+def unreadable(case: Case) -> Words:
+    """Explain a file that the disk or the file server does not give."""
+    return (
+        f"A file cannot be read from its disk or file server ({cut(case.said())})",
+        "Read `dmesg -T` on the node for errors of the disk or of NFS, mount the file system again, and start again "
+        "(the files themselves may be whole)",
+    )
+
+
 def host_limits(case: Case) -> Words:
     what = cut(case.said())
     if re.search(r"Errno 2[34]|open files", case.text):
         return (
             f"The container has too many files open ({what})",
             "Raise the limit with the option `ulimits` or `default-ulimits` in Docker's daemon.json, and run again",
+        )
+    if re.search(r"\bibv_\w+|memlock", case.text):
+        return (
+            f"The container may not lock enough memory for RDMA ({what})",
+            "Raise the limit with the option `ulimits` (`memlock=-1`), or set `vllm_server_env: {NCCL_IB_DISABLE: 1}` "
+            "where the server needs no RDMA",
         )
     return (
         f"The container may not start more threads or processes ({what})",

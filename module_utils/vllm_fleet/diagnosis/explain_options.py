@@ -84,8 +84,25 @@ def _stray(words: Sequence[str], case: Case) -> Words:
     )
 
 
+#: Configurations of vLLM that a flag takes as one JSON object.
+_OBJECTS = {
+    "SpeculativeConfig": "speculative-config",
+    "CompilationConfig": "compilation-config",
+    "KVTransferConfig": "kv-transfer-config",
+    "EPLBConfig": "eplb-config",
+    "StructuredOutputsConfig": "structured-outputs-config",
+    "PoolerConfig": "pooler-config",
+}
+
+
 def refused_value(case: Case) -> Words:
     flag = case.get("flag").split("/")[-1].lstrip("-").replace("_", "-")
+    within = next((name for config, name in _OBJECTS.items() if f" for {config}\n" in case.match.group(0)), "")
+    if within:
+        return (
+            f"The value of {case.get('flag')} in {within} is refused: {case.get('why').strip()[:300]}",
+            f"Correct it in {within} in `vllm_server_args`",
+        )
     return (
         f"The value of {flag} is refused: {case.get('why').strip()[:300]}",
         f"Correct {flag} in `vllm_server_args`",
@@ -100,18 +117,87 @@ def dtype(case: Case) -> Words:
     )
 
 
+#: Arguments within a flag's JSON object, as vLLM's messages name them.
+_WITHIN = {
+    "num-speculative-tokens": "speculative-config",
+    "draft-tensor-parallel-size": "speculative-config",
+    "speculative-draft-tensor-parallel-size": "speculative-config",
+}
+#: What vLLM asks for, after what is wrong.
+_ASKS = re.compile(
+    r"(?i)\b(?:please|try|consider)\b|[.!;:] (?=(?:reduce|increase|decrease|lower|raise|set|enable|disable|use)\b)"
+)
+
+
 def _named(text: str) -> list[str]:
-    """The flags that a message names, with dashes or with underscores."""
+    """The flags that a message names, with dashes or with underscores; first of all those that it asks to change."""
+    asks = _ASKS.search(text)
+    return (_names(text[asks.end() :]) if asks else []) or _names(text)
+
+
+def _names(text: str) -> list[str]:
     spelled = set(re.findall(r"--([a-z][a-z0-9-]{2,40})", text))
     words = [word.replace("_", "-") for word in re.findall(r"(?:--)?([a-z][a-z0-9_-]{3,40})", text[:2000])]
+    words = [_WITHIN.get(word, word) for word in words]
     common = {flag for flag in _FLAGS.split() if "-" in flag}
     return list(dict.fromkeys(word for word in words if word in spelled or word in common))[:4]
 
 
 def refused_by_code(case: Case) -> Words:
+    variable = re.search(r"\bVLLM_[A-Z0-9_]+", case.text)
+    if any("/vllm/envs.py" in frame for frame in case.stack[-2:]):
+        what = variable.group(0) if variable else "what the message names"
+        return (
+            f"vLLM refuses an environment variable: {cut(case.said(), 300)}",
+            f"Correct {what} in `vllm_server_env`",
+        )
     flags = _named(case.text)
     what = f"Change {listed(flags)}" if flags else "Correct what the message names"
     return f"vLLM refuses its settings: {cut(case.said(), 300)}", f"{what} in `vllm_server_args` as it says"
+
+
+def not_by_model(case: Case) -> Words:
+    flags = _named(case.text)
+    if not flags and re.search(r"(?i)eagle|draft|specul|\bmtp\b", case.text):
+        flags = ["speculative-config"]
+    what = f"Remove {listed(flags)} from" if flags else "Remove what asks for it from"
+    return (
+        f"The model cannot do what an option asks for: {cut(case.said(), 300)}",
+        f"{what} `vllm_server_args`, or choose a newer image (`vllm_image_tag`)",
+    )
+
+
+def other_address(case: Case) -> Words:
+    return (
+        f"An address that the server is to use is not one of this node's, or has no meaning ({cut(case.said(), 200)})",
+        "Correct host and master-addr in `vllm_server_args` and VLLM_HOST_IP in `vllm_server_env` (`ip -br address` on "
+        "the node shows its addresses), or leave them out",
+    )
+
+
+def chat_template(case: Case) -> Words:
+    return (
+        f"The chat template cannot be read ({cut(case.said(), 200)})",
+        "Correct the file that chat-template in `vllm_server_args` names, or pin `vllm_server_revision` to another "
+        "commit of the model where its own template is at fault",
+    )
+
+
+def certificate(case: Case) -> Words:
+    return (
+        f"The server's certificate or key cannot be read ({cut(case.said(), 200)})",
+        "Correct ssl-certfile, ssl-keyfile and ssl-ca-certs in `vllm_server_args`, and mount these files with "
+        "`vllm_server_volumes`",
+    )
+
+
+def adapter(case: Case) -> Words:
+    flags = _named(case.text)
+    what = listed([*flags, "lora-modules"] if "lora-modules" not in flags else flags)
+    return (
+        f"vLLM cannot load an adapter: {cut(case.said(), 250)}",
+        f"Correct {what} in `vllm_server_args`, and mount the adapter's folder with `vllm_server_volumes`",
+    )
 
 
 def _limits(why: str) -> str:

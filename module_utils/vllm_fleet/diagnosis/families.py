@@ -28,6 +28,7 @@ _LIBRARIES: tuple[tuple[str, str], ...] = (
     ("transformers", r"/transformers/|/tokenizers/|/transformers_modules/|/mistral_common/|/sentencepiece/"),
     ("safetensors", r"/safetensors/|/runai_model_streamer/|/fastsafetensors/"),
     ("ray", r"/ray/"),
+    ("lora", r"/vllm/lora/(?!ops/|layers|punica)"),
     (
         "kernels",
         r"/vllm/(?:_custom_ops\.py|_rocm_ops|(?:v1/)?attention/|model_executor/layers/(?:fused_moe|quantization|mamba|fla"
@@ -95,11 +96,11 @@ class _Rule:
 _BROKEN_IMPORT = (
     r"No module named|cannot import name|undefined symbol|cannot open shared object file|DLL load failed|GLIBC(?:XX)?_"
     r"|requires? .*(?:pip install|to be installed)|[Pp]lease (?:pip )?install|pip install |is required to"
-    r"|are? not (?:be )?found in your environment"
+    r"|are? not (?:be )?found in your environment|kernels? not (?:found|installed)|\bto install \w+"
 )
 _MISSING_OP = (
     r"'_OpNamespace' '\w+' object has no attribute|operator \S+::\S+ does not exist|has no attribute '_C'"
-    r"|module '[\w.]+' has no attribute|hip runtime failed to load|Could not (?:find|load) (?:the )?library"
+    r"|module '[\w.]+' has no attribute|hip runtime failed to load|Could not (?:find|load) (?:(?:the )?library|lib\w+)"
     r"|Failed to (?:import|load) .*(?:\.so|_C\b)|incompatible function arguments|unexpected keyword argument"
     r"|Failed to find C compiler|Python\.h|/(?:gcc|cc|clang|hipcc)\b[^\n]*non-zero exit"
     r"|takes \d+ positional arguments? but|version mismatch|partially initialized module"
@@ -162,7 +163,8 @@ _RULES: tuple[_Rule, ...] = (
     _Rule(
         FailureClass.BROKEN_IMAGE,
         explain_image.broken,
-        types=r"ImportError|ModuleNotFoundError|InductorError|BackendCompilerFailed|RuntimeError|OSError|ValueError|Exception",
+        types=r"ImportError|ModuleNotFoundError|InductorError|BackendCompilerFailed|RuntimeError|OSError|ValueError|Exception"
+        r"|AssertionError",
         words=_BROKEN_IMPORT,
     ),
     _Rule(FailureClass.BROKEN_IMAGE, explain_image.broken, types=r"ImportError|ModuleNotFoundError|LibraryNotFound\w*"),
@@ -172,7 +174,15 @@ _RULES: tuple[_Rule, ...] = (
         types="AttributeError",
         words=r"'\w*(?:Config|Tokenizer\w*|Processor)' object has no attribute|has no attribute '(?:all_special|rope_)",
     ),
+    _Rule(FailureClass.UNSUPPORTED_ARCHITECTURE, explain_model.newer_files, types=r"StrictDataclass\w*"),
     _Rule(FailureClass.BROKEN_IMAGE, explain_image.broken, words=_MISSING_OP),
+    _Rule(
+        FailureClass.WEIGHTS_CORRUPT,
+        explain_node.unreadable,
+        types=r"OSError|RuntimeError|SafetensorError",
+        words=r"\[Errno (?:5|107|116)\]|\(os error (?:5|107|116)\)|Input/output error|Stale file handle"
+        r"|Transport endpoint is not connected",
+    ),
     _Rule(
         FailureClass.DOWNLOAD_FAILED,
         explain_model.download_failed,
@@ -259,8 +269,38 @@ _RULES: tuple[_Rule, ...] = (
     _Rule(
         FailureClass.COLLECTIVE_INIT,
         explain_node.collective,
+        libraries=("ray",),
+        types=r"ConnectionError|RuntimeError|RaySystemError",
+        words=r"\bRay (?:instance|cluster)\b|\bGCS\b",
+    ),
+    _Rule(
+        FailureClass.BAD_ARGUMENT,
+        explain_options.other_address,
+        types=r"OSError|gaierror|ZMQError|RuntimeError|DistNetworkError",
+        words=r"[Cc]annot assign requested address|Name or service not known|nodename nor servname",
+    ),
+    _Rule(
+        FailureClass.COLLECTIVE_INIT,
+        explain_node.collective,
         libraries=("c10d",),
         types=r"RuntimeError|Dist\w+|ValueError|TimeoutError|ConnectionError|ZMQError",
+    ),
+    _Rule(
+        FailureClass.BAD_ARGUMENT,
+        explain_options.chat_template,
+        types=r"Template\w*Error|UndefinedError",
+    ),
+    _Rule(
+        FailureClass.BAD_ARGUMENT,
+        explain_options.certificate,
+        functions=r"create_ssl_context|load_cert_chain|load_verify_locations",
+    ),
+    _Rule(
+        FailureClass.BAD_ARGUMENT,
+        explain_options.adapter,
+        libraries=("lora",),
+        types=r"ValueError|KeyError|FileNotFoundError|HFValidationError|RuntimeError",
+        functions=r"\w*load\w*|validate_\w+|from_\w+",
     ),
     _Rule(
         FailureClass.BAD_ARGUMENT,
@@ -270,12 +310,18 @@ _RULES: tuple[_Rule, ...] = (
         words=r"\w+: \S",
     ),
     _Rule(
+        FailureClass.BAD_ARGUMENT,
+        explain_options.not_by_model,
+        types=r"ValueError|RuntimeError|NotImplementedError|AssertionError",
+        words=r"(?i)\bmodel (?:does not|doesn't) support\b|\bnot supported (?:by|for) (?:this|the) model",
+    ),
+    _Rule(
         # vLLM's own advice with the name of an argument
         FailureClass.BAD_ARGUMENT,
         explain_options.refused_by_code,
         types=r"ValueError|AssertionError|RuntimeError|NotImplementedError",
-        words=r"(?i)(?:please|try|consider)\b[^\n]{0,80}\b(?:reduc|increas|decreas|lower|set|enabl|disabl|us)\w*[^\n]{0,80}"
-        r"\b[a-z]+_[a-z]+",
+        words=r"(?i)(?:(?:please|try|consider)\b[^\n]{0,80}\b(?:reduc|increas|decreas|lower|set|enabl|disabl|us)\w*"
+        r"|[.!;:] (?:reduce|increase|decrease|lower|raise|set|enable|disable|use))\b[^\n]{0,80}\b[a-z]+_[a-z]+",
     ),
 )
 

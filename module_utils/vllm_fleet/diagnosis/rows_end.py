@@ -100,7 +100,9 @@ ROWS: tuple[Row, ...] = (
                 r"|is setting up NCCL communicator[^\n]{0,80}"
                 r"|Connection closed by peer[^\n]{0,60}|recvValue failed[^\n]{0,60}"
                 r"|[Cc]onnectFullMesh failed|Watchdog caught collective operation timeout)",
-                r"DistStoreError|DistNetworkError|NCCL WARN (?P<what>[^\n]{0,120})",
+                r"DistStoreError|DistNetworkError",
+                # not memory that may not be locked: see host_limits
+                r"NCCL WARN (?![^\n]*\bibv_\w+[^\n]*annot allocate)(?P<what>[^\n]{0,120})",
             ),
         ),
         rank=2,
@@ -122,7 +124,7 @@ ROWS: tuple[Row, ...] = (
                 r"(?P<what>HW Exception by GPU[^\n]{0,120})",
                 # PyTorch, Triton
                 r"(?P<what>HIP error: [^\n.]{0,80}|Triton Error \[HIP\][^\n]{0,100})",
-                r"(?P<what>Segmentation fault|Illegal instruction|Segfault encountered)",
+                r"(?P<what>Segmentation fault|Segfault encountered)",
                 r"(?P<what>Fatal Python error[^\n]{0,80})",
             ),
             on(

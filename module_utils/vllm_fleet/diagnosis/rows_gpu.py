@@ -161,6 +161,7 @@ ROWS: tuple[Row, ...] = (
                 r"Failed to infer device type",  # config/device.py
                 r"No (?:HIP|CUDA) GPUs are available|no ROCm-capable device is detected|(?:hip|cuda)ErrorNoDevice",
                 r"Unable to open /dev/kfd read-write: No such file",
+                r"Could not initialize Tensile host: No devices found",  # rocBLAS aborts the process
                 r"hsa_init|no supported GPU devices|Found no NVIDIA driver",
             ),
         ),

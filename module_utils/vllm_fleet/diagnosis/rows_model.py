@@ -69,6 +69,12 @@ ROWS: tuple[Row, ...] = (
                 r"[Qq]uantization method (?P<method>\S+) is not supported for the current GPU",
             ),
             on(
+                lambda _: explain_model.other_processor(),
+                r"\AIllegal instruction|Fatal Python error: Illegal instruction",
+                # v1/executor/multiproc_executor.py, v1/utils.py, v1/engine/utils.py: killed by signal 4
+                r"died unexpectedly \(exit code: -4\)|died with exit code -4\b|Failed core proc[^\n]*': -4\b",
+            ),
+            on(
                 explain_model.other_gpu,
                 r"no kernel image is available for execution|invalid device function|for GPU arch ?: ?gfx\w+",
             ),  # HIP
@@ -118,7 +124,9 @@ ROWS: tuple[Row, ...] = (
                 r"Cannot find any model weights with",
                 r"Following weights were not initialized from checkpoint: \{(?P<tensors>[^}]*)",
                 r"does not appear to have (?:a|any) files? named (?P<file>[\w.-]*\w)",  # transformers utils/hub.py
-                r"No such file or directory: '?\"?(?P<file>[^'\"\n]*(?:/snapshots/|/blobs/|\.safetensors)[^'\"\n]*)",
+                r"No such file or directory: '?\"?(?P<file>[^'\"\n]*(?:/snapshots/|/blobs/|\.safetensors|\.gguf"
+                r"|/(?:config|tokenizer|generation_config|preprocessor_config|model)[\w.-]*\.(?:json|model|bin))"
+                r"[^'\"\n]*)",
             ),
         ),
     ),

@@ -67,7 +67,8 @@ ROWS: tuple[Row, ...] = (
                 r"Worker proc (?P<process>\S+) died unexpectedly \(exit code: -9\)",
                 r"Process (?P<process>\S+) \(PID: \d+\) died with exit code -9\b",
                 r"Failed core proc\(s\): \{[^}]*'(?P<process>\w+)': -9\b",
-                r"DefaultCPUAllocator: (?:can't allocate|not enough) memory|\[Errno 12\]|[Cc]annot allocate memory",
+                r"DefaultCPUAllocator: (?:can't allocate|not enough) memory|\[Errno 12\]",
+                r"^(?![^\n]*\bibv_)[^\n]*[Cc]annot allocate memory",
                 r"^MemoryError|ray\.exceptions\.OutOfMemoryError|node running low on memory",
             ),
         ),
@@ -97,10 +98,12 @@ ROWS: tuple[Row, ...] = (
         (
             on(
                 explain_node.host_limits,
+                # RDMA: memory that may not be locked
+                r"(?P<what>(?:Call to )?ibv_\w+[^\n]*[Cc]annot allocate memory)",
                 r"(?P<what>can't start new thread|[^\n]*pthread_create failed[^\n]*|Too many open files)",
             ),
         ),
-        rank=1.5,
+        rank=1.4,
     ),
     Row(
         FailureClass.BROKEN_IMAGE,

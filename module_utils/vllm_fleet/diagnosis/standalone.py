@@ -17,6 +17,8 @@ from . import reading
 from .case import Context, ExitFacts
 from .diagnose import diagnose
 
+_DOCKER = re.compile(r"(?:\S*docker: )?Error response from daemon: (.+)")
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -53,6 +55,9 @@ def read(log: str, exit_code: int | None = None, *, stalled: bool = False) -> Re
     lines = unwrapped(split(_text(log)))
     if stalled:
         return Reading(diagnose("\n".join(lines), ExitFacts(verdict="stalled"), context_of(lines)))
+    refused = next((found[1] for line in lines[-5:] if (found := _DOCKER.match(line))), "")
+    if refused:  # what was copied is not the container's log, but the answer of `docker run`
+        return Reading(diagnose("", ExitFacts(exit_code, error=refused, verdict="not_started"), context_of(lines)))
     run = reading.last_run(lines)
     text = "\n".join(lines)
     if exit_code is None and not run.errors and run.stop is None and not reading.gone(run):

@@ -14,6 +14,19 @@ from ansible.module_utils.vllm_fleet.diagnosis.standalone import read
 
 REPORTS: list[dict[str, Any]] = yaml.safe_load((FIXTURES / "failures" / "reports.yml").read_text())
 
+#: What starts print that get ready all the same.
+WARNINGS = [
+    "[W] hipIpcGetMemHandle failed : invalid argument\nWARNING 05-05 10:10:10 [custom_all_reduce.py:154] Custom allreduce is disabled because it is not supported.\n",
+    "WARNING 05-05 10:10:10 [_custom_ops.py:20] Failed to import from vllm._C with ImportError('libcudart.so.12: no')\n",
+    "WARNING 05-05 10:10:10 HTTP Error 429 thrown while requesting GET https://huggingface.co/a/b\nWARNING Retrying in 1s [Retry 1/5].\n",
+    "[rank8]:[W ProcessGroupGloo.cpp:721] Warning: Unable to resolve hostname to a (local) address.\n",
+    "Unrecognized keys in `rope_scaling` for 'rope_type'='linear': {'type'}\n",
+    "MIOpen(HIP): Error [EvaluateInvokers] /MIOpen/src/hipoc.cpp:106: Failed to launch kernel: invalid configuration\n",
+    "(raylet) [2026-05-05 10:10:10,000 E 1 1] file_system_monitor.cc:111: /tmp/ray is over 95% full\n",
+    "libnuma: Warning: node argument 1 is out of range\n",
+    "[2026-05-05 10:10:10,001 E 12 30] core_worker_process.cc:825: Failed to establish connection to the exporter.\n",
+]
+
 
 def failure_of(report: dict[str, Any]) -> Failure:
     found = read(report["log"], report["exit_code"]).failure
@@ -48,8 +61,32 @@ def test_a_report_is_named_as_a_person_named_it(report: dict[str, Any]) -> None:
         ("composed: mm-limit", "Change max-model-len and max-num-batched-tokens"),
         ("composed: reasoning-parser", "`deepseek_r1`"),
         ("composed: bfloat16", "Change dtype in"),
+        ("ROCm/aiter#4174", "Set `vllm_server_args: {disable-custom-all-reduce: true}`, or choose"),
+        ("vllm-project/vllm#29036", "Change speculative-config in `vllm_server_args`"),
+        ("composed: draft parallelism", "Correct speculative-config and"),
+        ("composed: spec method", "Correct it in speculative-config in"),
+        ("composed: eagle3 interface", "Remove speculative-config from"),
+        ("composed: env choice", "Correct VLLM_ALL2ALL_BACKEND in `vllm_server_env`"),
+        ("composed: DP rank", "Set data-parallel-size"),
+        ("composed: sampler memory", "max-num-seqs: 128"),
+        ("composed: memlock of RDMA", "memlock=-1"),
+        ("composed: host address", "Correct host and master-addr"),
+        ("composed: IO error", "dmesg -T"),
+        ("composed: ray GCS", "ray status"),
+        ("vllm-project/vllm#49064", "Change max-num-seqs and gpu-memory-utilization in"),
+        ("vllm-project/vllm#12673", "SSL_CERT_FILE"),
+        ("vllm-project/vllm#30690", "lora-modules"),
+        ("gpustack/gpustack#5438", "max-lora-rank"),
+        ("runpod-workers/worker-vllm#129", "chat-template"),
+        ("ollama/ollama#6423", "/dev/kfd"),
+        ("LMCache/LMCache#906", "vllm_server_entrypoint"),
     ],
 )
 def test_the_remedy_is_the_one_that_helped(source: str, remedy: str) -> None:
     report = next(report for report in REPORTS if report["source"] == source)
     assert remedy in failure_of(report).remedy
+
+
+@pytest.mark.parametrize("log", WARNINGS, ids=lambda log: log.split("\n")[0][:60])
+def test_a_start_that_lives_on_after_its_warnings_shows_no_failure(log: str) -> None:
+    assert read(f"{log}(APIServer pid=1) INFO:     Application startup complete.\n").failure is None
