@@ -135,7 +135,7 @@ options:
     description: IPC namespace, V(host), V(private), V(shareable), V(none) or C(container:<name>); by default V(host) for V(rocm).
     type: str
   shm_size:
-    description: Size of C(/dev/shm), such as V(16g), where the IPC namespace is the container's own; by default 4g for V(cpu).
+    description: Size of C(/dev/shm), such as V(16g), where the IPC namespace is the container's own; by default 4g.
     type: str
   capabilities:
     description: Added capabilities, in any case, with or without C(CAP_), or V(ALL); by default C(SYS_PTRACE) for V(rocm).

@@ -7,7 +7,7 @@ next run to the same end without deleting the last container that was known to b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -34,18 +34,22 @@ class Trust(IntEnum):
 class Existing:
     """A container that is there: Docker's id, whether its process runs, and how good it is known to be.
 
-    A ``paused`` one runs too: it holds its port and its memory, and does not answer.
+    A ``paused`` one runs too: it holds its port and its memory, and does not answer. An ``unused`` one was created by a
+    run that was killed before it started it.
     """
 
     id: str
     running: bool
     trust: Trust = Trust.UNKNOWN
     paused: bool = False
+    unused: bool = False
 
     @classmethod
     def of(cls, container: Inspected, trust: Trust) -> Existing:
         """Return an inspected container, with what is known of it."""
-        return cls(ident(container), running(container), trust, bool(container["State"].get("Paused")))
+        paused = bool(container["State"].get("Paused"))
+        unused = never_started(container) and bool(_labels(container).get(LABEL_SERVER))
+        return cls(ident(container), running(container), trust, paused, unused)
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,11 @@ def left_over(container: Inspected | None, server: str) -> bool:
     """Whether a container named ``<server>.next`` is what a killed run left; any other belongs to someone else."""
     if container is None or not never_started(container):
         return False
-    labels = (container.get("Config") or {}).get("Labels") or {}
-    return bool(labels.get(LABEL_SERVER) == server)
+    return bool(_labels(container).get(LABEL_SERVER) == server)
+
+
+def _labels(container: Inspected) -> Mapping[str, str]:
+    return (container.get("Config") or {}).get("Labels") or {}
 
 
 def make(
@@ -129,8 +136,9 @@ def _started(found: Sequence[Difference], current: Existing | None, previous: Ex
 
 def _put_aside(current: Existing, previous: Existing | None) -> tuple[str, ...]:
     """Make room for the new container, keeping the better of the two that are there."""
-    if current.trust is Trust.FAILED:
-        # Nothing to fall back to: it would only be started to fail once more, after as long a wait as the first time.
+    if current.trust is Trust.FAILED or current.unused:
+        # Nothing to fall back to: it would only be started to fail once more, after as long a wait as the first time;
+        # and of one that never ran nothing is known, while the one that waits did run.
         return ("remove",)
     if previous is None:
         return ("keep",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-#: What Docker 20.10 to 29 say, most special first. Words that could stand in a path or a name are anchored.
+#: What Docker 20.10 to 29 say, most special first.
 _WORDS = (
     ("capabilities", r"invalid Cap(Add|Drop)|unknown capability"),
     ("security_opts", r"invalid --security-opt|[Ss]eccomp profile|[Aa]pp[Aa]rmor"),
@@ -19,8 +19,15 @@ _WORDS = (
     ("network_mode", r"\bnetwork(s|ing)?\b|NetworkMode"),
     ("volumes", r"[Dd]uplicate mount point|mount config|volume|invalid mode: |bind mount"),
 )
+#: Parts of Docker's sentences that are given from outside: the action with its name, what is quoted, and paths.
+_GIVEN = re.compile(r"^create container \S+: |\"[^\"]*\"|'[^']*'|(?<!\S)/\S+")
+#: What no option is to blame for, whatever names stand in it.
+_NO_OPTION = re.compile(r"No such image|no space left on device|is already in use by container|did not answer")
 
 
 def option(words: str) -> str:
     """Return the option of the module that Docker's ``words`` refuse; empty where they do not show it."""
-    return next((name for name, pattern in _WORDS if re.search(pattern, words)), "")
+    if _NO_OPTION.search(words):
+        return ""
+    said = _GIVEN.sub("", words)
+    return next((name for name, pattern in _WORDS if re.search(pattern, said)), "")

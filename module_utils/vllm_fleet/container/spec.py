@@ -175,8 +175,9 @@ ROCM_ULIMITS = (Ulimit("memlock", -1, -1), Ulimit("nofile", 65535, 65535))
 
 
 #: vLLM's documented `docker run` line for CPUs (docs.vllm.ai installation/cpu) has --shm-size=4g: the executor asks for
-#: 160 MiB of shared memory at once and Docker gives 64 by default.
-CPU_SHM_SIZE = 4 << 30
+#: 160 MiB of shared memory at once and Docker gives 64 by default, or what its daemon.json says. It is always set, for
+#: what is left to the daemon could not be told from another wish.
+SHM_SIZE = 4 << 30
 
 
 def is_secret(name: str) -> bool:
@@ -347,6 +348,7 @@ def build(
     check_utilization(options.flags.get(UTILIZATION))
     _check_plain_http(options.flags)
     rocm = options.rocm
+    ipc_mode = _ipc_mode(options.ipc_mode) or (ROCM_IPC_MODE if rocm else None)
     entrypoint = cli.entrypoint_for(image.entrypoint, options.entrypoint)
     extra = _own_flags(options, bind, shutdown_timeout=shutdown_timeout)
     env = _env(options, engine_cache)
@@ -360,8 +362,8 @@ def build(
         volumes=_volumes(options, node, env, engine_cache),
         devices=_devices(_given(options.devices, ROCM_DEVICES if rocm else ())),
         groups=_groups(options.groups, node, rocm=rocm),
-        ipc_mode=_ipc_mode(options.ipc_mode) or (ROCM_IPC_MODE if rocm else None),
-        shm_size=parse_size(options.shm_size, "shm_size") or (None if rocm else CPU_SHM_SIZE),
+        ipc_mode=ipc_mode,
+        shm_size=parse_size(options.shm_size, "shm_size") or (None if ipc_mode == "host" else SHM_SIZE),
         capabilities=_capabilities(_given(options.capabilities, ROCM_CAPABILITIES if rocm else ())),
         security_opts=_security_opts(_given(options.security_opts, ROCM_SECURITY_OPTS if rocm else ())),
         ulimits=_ulimits(options.ulimits, rocm=rocm),

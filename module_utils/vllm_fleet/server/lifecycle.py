@@ -13,7 +13,7 @@ from ..common.failure import Failure, FailureClass
 from ..common.refused import Refused
 from ..container.engine import Engine, EngineError, EngineUnavailable
 from ..container.inspected import Inspected, environment, ident, running
-from ..container.plan import Plan, Trust
+from ..container.plan import Plan, Trust, left_over
 from ..weights import layout
 from . import checks, endpoint, observe, recover, release, result
 from .change import Change
@@ -61,7 +61,7 @@ class Lifecycle:
             with self.context.node.lock(LOCK_WAIT):
                 return self._resume() if self.resumed else self._fresh()
         except Refused as exc:
-            return self._refused(exc)
+            return self._refused_start(exc)
         except LockTaken as exc:
             return self._refused(Refused(FailureClass.UNKNOWN, str(exc), "wait for it to end, then run again"))
         except OSError as exc:
@@ -240,7 +240,7 @@ class Lifecycle:
         if refused == "start":
             return self._failed(context.current(), outcome)
         # The new container was not started yet, so nothing of it failed; what there was goes on.
-        recover.explain_refusal(context, outcome, refused, old=seen.current is not None)
+        recover.explain_refusal(context, outcome, refused, old=running(seen.current))
         self._remove_next()
         state.changed = bool(state.actions)
         if refused == "create" and seen.current is None:
@@ -248,8 +248,10 @@ class Lifecycle:
         current = context.current()
         wanted = seen.state == "started" and running(seen.current)
         if refused == "create" and running(current) == running(seen.current):
-            return self._result(current, failed=True, msg=state.msg)
-        if current is None and wanted and context.previous():
+            stopped = recover.left_stopped(context, left=seen.left is not None)
+            return self._result(current, failed=True, msg=f"{state.msg} {stopped}".rstrip())
+        renamed = refused == "rename" and left_over(current, context.name)  # done, and only the answer was lost
+        if renamed or (current is None and wanted and context.previous()):
             return self._put_back(outcome)
         if current is None or not wanted:
             return self._result(current, failed=True, msg=state.msg)
@@ -290,6 +292,15 @@ class Lifecycle:
         self.context.refuse(exc)
         self.state.changed = bool(self.state.actions)
         return self._result(self.context.current(), failed=True, msg=self.state.msg)
+
+    def _refused_start(self, exc: Refused) -> Result:
+        """Nothing was touched; what an earlier run left stopped is named, for this run does not start it."""
+        done, context = self._refused(exc), self.context
+        if context.options.state == "started" and not self.resumed:
+            with contextlib.suppress(EngineError):
+                stopped = recover.left_stopped(context, left=context.left() is not None)
+                done["msg"] = f"{done['msg']} {stopped}".rstrip()
+        return done
 
     def _result(
         self,

@@ -9,7 +9,7 @@ from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container import plan, refusal
 from ..container.engine import EngineError
-from ..container.inspected import Inspected, ident, names
+from ..container.inspected import Inspected, ident, names, running
 from ..container.plan import Plan, Trust
 from . import gpu_gate
 from .observe import Observation
@@ -21,6 +21,26 @@ from .watch import epoch
 FAILED_GRACE = 5
 #: What is said of the old server where Docker does not create the new one.
 UNTOUCHED = "the server that is there was not touched"
+
+
+def left_stopped(context: RunContext, *, left: bool) -> str:
+    """Return what a killed run left stopped, and how to bring it back, as a sentence; empty where it left nothing.
+
+    ``left``: the killed run also left its new container. This proves that no person stopped the old one.
+    """
+    with contextlib.suppress(EngineError):
+        if not left or running(context.current()):
+            return ""
+        again = f"`docker start {context.name}`"
+        if context.current() is None:
+            if context.previous() is None:
+                return ""
+            again = f"`docker rename {context.previous_name} {context.name} && docker start {context.name}`"
+        return (
+            "The old server is stopped, because an earlier run was interrupted; correct this and run again, or bring "
+            f"it back with {again} on {context.host}."
+        )
+    return ""
 
 
 def explain(context: RunContext, current: Inspected | None, outcome: Outcome) -> None:
@@ -78,7 +98,7 @@ def diagnose(context: RunContext, outcome: Outcome, log: str, *, one_start: bool
 def explain_refusal(context: RunContext, outcome: Outcome, action: str, *, old: bool) -> None:
     """Take over why Docker refused an action; of a creation the option is named, where Docker's words show it.
 
-    ``old``: there is an old server, which a refused creation did not touch.
+    ``old``: an old server runs, which a refused creation did not touch.
     """
     option = refusal.option(outcome.detail) if action == "create" else ""
     if option:

@@ -15,8 +15,21 @@ CHANGED = [Difference("args.max-model-len", 1024, 512)]
 POLICY = [Difference("restart_policy", "no", "always")]
 
 
-def box(ident="c", *, running=True, trust=Trust.CONFIRMED):
-    return Existing(ident, running, trust)
+def box(ident="c", *, running=True, trust=Trust.CONFIRMED, unused=False):
+    return Existing(ident, running, trust, unused=unused)
+
+
+@pytest.mark.parametrize(
+    ("state", "labels", "unused"),
+    [
+        ({"Status": "created", "StartedAt": "0001-01-01T00:00:00Z"}, {"io.vllm-fleet.server": "vllm"}, True),
+        ({"Status": "created", "StartedAt": "0001-01-01T00:00:00Z"}, {}, False),  # made by hand
+        ({"Status": "exited", "StartedAt": "2026-01-01T00:00:00Z"}, {"io.vllm-fleet.server": "vllm"}, False),
+    ],
+)
+def test_a_container_is_unused_where_a_killed_run_created_it(state, labels, unused):
+    container = {"Id": "c", "State": {"Running": False, **state}, "Config": {"Labels": labels}}
+    assert Existing.of(container, Trust.UNKNOWN).unused is unused
 
 
 @pytest.mark.parametrize(
@@ -34,6 +47,9 @@ def box(ident="c", *, running=True, trust=Trust.CONFIRMED):
         # An interrupted change: the waiting one was verified, the current one never was, so the waiting one stays.
         ("started", CHANGED, box(trust=Trust.READY), box("p", running=False), ("create", "stop", "remove", "rename", "start"), True),
         ("started", CHANGED, box(trust=Trust.UNKNOWN), box("p", running=False, trust=Trust.READY), ("create", "stop", "remove", "rename", "start"), True),
+        # One that was created and never started takes no one's place.
+        ("started", CHANGED, box(running=False, trust=Trust.UNKNOWN, unused=True), None, ("create", "remove", "rename", "start"), True),
+        ("started", CHANGED, box(running=False, trust=Trust.UNKNOWN, unused=True), box("p", running=False, trust=Trust.UNKNOWN), ("create", "remove", "rename", "start"), True),
         # What is known to fail is not kept for a fall-back.
         ("started", CHANGED, box(running=False, trust=Trust.FAILED), None, ("create", "remove", "rename", "start"), True),
         ("started", CHANGED, box(trust=Trust.FAILED), box("p", running=False, trust=Trust.READY), ("create", "stop", "remove", "rename", "start"), True),

@@ -30,3 +30,19 @@ from ansible.module_utils.vllm_fleet.container import refusal
 )  # fmt: skip
 def test_option(words, option):
     assert refusal.option(f"create container vllm.next: {words}") == option
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("No such image: registry/neural-network/vllm:1", ""),
+        ("mkdir /var/lib/docker/volumes/0123: no space left on device", ""),
+        ("error creating overlay mount to /mnt/network/volume/overlay2/0123/merged: input/output error", ""),
+        ('Conflict. The container name "/vllm-network.next" is already in use by container "0123"', ""),
+        ("the Docker engine did not answer: timed out", ""),
+        ('invalid mount config for type "bind": bind source path does not exist: /mnt/network/x', "volumes"),
+        ("cannot share the host's network namespace when user namespaces are enabled", "network_mode"),
+    ],
+)
+def test_a_name_or_a_path_names_no_option(words, option):
+    assert refusal.option(f"create container vllm-network-volume.next: {words}") == option

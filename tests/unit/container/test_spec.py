@@ -64,6 +64,19 @@ def test_cpu_leaves_the_gpu_out():
     assert made.shm_size == 4 << 30
 
 
+@pytest.mark.parametrize(
+    ("changes", "size"),
+    [
+        ({}, None),
+        ({"ipc_mode": "private"}, 4 << 30),  # left to the daemon, its default-shm-size would be a difference for ever
+        ({"ipc_mode": "private", "shm_size": "16g"}, 16 << 30),
+        ({"accelerator": "cpu", "ipc_mode": "host"}, None),
+    ],
+)
+def test_shared_memory_of_the_containers_own_has_a_size(changes, size):
+    assert make(**changes).shm_size == size
+
+
 def test_the_server_is_the_containers_main_command():
     made = make(args={"max-model-len": 512}, revision="a" * 40)
     assert made.entrypoint == ("vllm", "serve")
