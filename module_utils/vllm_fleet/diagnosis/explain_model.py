@@ -27,6 +27,14 @@ def gated(case: Case) -> Words:
     )
 
 
+def wrong_token() -> Words:
+    """Explain a token that the Hub does not know."""
+    return (
+        "The Hub does not know the token, so it refuses models that need none, too",
+        "Put a token that is valid into the vault as `hf_token`, or leave it out for a model that is open to all",
+    )
+
+
 def files_missing(case: Case) -> Words:
     if case.get("count"):
         missing = f"{case.get('count')} file(s) are missing: {case.get('files')}"

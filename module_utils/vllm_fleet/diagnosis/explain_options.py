@@ -97,6 +97,7 @@ _OBJECTS = {
 
 def refused_value(case: Case) -> Words:
     flag = case.get("flag").split("/")[-1].lstrip("-").replace("_", "-")
+    flag = _FLAG_OF.get(flag, flag)
     within = next((name for config, name in _OBJECTS.items() if f" for {config}\n" in case.match.group(0)), "")
     if within:
         return (
@@ -123,6 +124,9 @@ _WITHIN = {
     "draft-tensor-parallel-size": "speculative-config",
     "speculative-draft-tensor-parallel-size": "speculative-config",
 }
+_SPECULATIVE = re.compile(r"(?i)\beagle|\bdraft|\bspeculative|\bmtp\b")
+#: Fields of vLLM's configurations whose flags have another name.
+_FLAG_OF = {"cache-dtype": "kv-cache-dtype"}
 #: What vLLM asks for, after what is wrong.
 _ASKS = re.compile(
     r"(?i)\b(?:please|try|consider)\b|[.!;:] (?=(?:reduce|increase|decrease|lower|raise|set|enable|disable|use)\b)"
@@ -132,7 +136,8 @@ _ASKS = re.compile(
 def _named(text: str) -> list[str]:
     """The flags that a message names, with dashes or with underscores; first of all those that it asks to change."""
     asks = _ASKS.search(text)
-    return (_names(text[asks.end() :]) if asks else []) or _names(text)
+    found = (_names(text[asks.end() :]) if asks else []) or _names(text)
+    return found or (["speculative-config"] if _SPECULATIVE.search(text) else [])
 
 
 def _names(text: str) -> list[str]:
@@ -158,8 +163,6 @@ def refused_by_code(case: Case) -> Words:
 
 def not_by_model(case: Case) -> Words:
     flags = _named(case.text)
-    if not flags and re.search(r"(?i)eagle|draft|specul|\bmtp\b", case.text):
-        flags = ["speculative-config"]
     what = f"Remove {listed(flags)} from" if flags else "Remove what asks for it from"
     return (
         f"The model cannot do what an option asks for: {cut(case.said(), 300)}",
@@ -185,8 +188,10 @@ def chat_template(case: Case) -> Words:
 
 def certificate(case: Case) -> Words:
     return (
-        f"The server's certificate or key cannot be read ({cut(case.said(), 200)})",
-        "Correct ssl-certfile, ssl-keyfile and ssl-ca-certs in `vllm_server_args`, and mount these files with "
+        f"A file of certificates or keys cannot be read ({cut(case.said(), 200)})",
+        "Leave ssl-certfile and ssl-keyfile out of `vllm_server_args`, for TLS ends at the gateway"
+        if any("/uvicorn/" in frame for frame in case.stack)
+        else "Correct SSL_CERT_FILE and REQUESTS_CA_BUNDLE in `vllm_server_env`, and mount their files with "
         "`vllm_server_volumes`",
     )
 

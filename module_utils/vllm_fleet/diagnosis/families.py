@@ -184,6 +184,17 @@ _RULES: tuple[_Rule, ...] = (
         r"|Transport endpoint is not connected",
     ),
     _Rule(
+        FailureClass.BAD_ARGUMENT,
+        explain_options.certificate,
+        types=r"FileNotFoundError|OSError|SSLError",
+        functions=r"create_ssl_context|load_cert_chain|load_verify_locations",
+    ),
+    _Rule(
+        FailureClass.BAD_ARGUMENT,
+        explain_options.certificate,
+        words=r"(?:TLS CA certificate bundle|TLS certificate file|TLS key file), invalid path",
+    ),
+    _Rule(
         FailureClass.DOWNLOAD_FAILED,
         explain_model.download_failed,
         libraries=("hub", "loader", "transformers", "safetensors"),
@@ -289,11 +300,6 @@ _RULES: tuple[_Rule, ...] = (
         FailureClass.BAD_ARGUMENT,
         explain_options.chat_template,
         types=r"Template\w*Error|UndefinedError",
-    ),
-    _Rule(
-        FailureClass.BAD_ARGUMENT,
-        explain_options.certificate,
-        functions=r"create_ssl_context|load_cert_chain|load_verify_locations",
     ),
     _Rule(
         FailureClass.BAD_ARGUMENT,

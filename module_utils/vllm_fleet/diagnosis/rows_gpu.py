@@ -78,7 +78,7 @@ ROWS: tuple[Row, ...] = (
                 r"(?:HIP|CUDA) out of memory\. Tried to allocate (?P<asked>[\d.]+ \w+)\. GPU (?P<gpu>\d+) has a total "
                 r"capacity of (?P<total>[\d.]+ \w+) of which (?P<left>[\d.]+ \w+) is free",
                 r"Failed to load model - not enough GPU memory",  # v1/worker/gpu_model_runner.py
-                r"(?:HIP|CUDA) out of memory|OutOfMemoryError|(?:hip|cuda)ErrorOutOfMemory",
+                r"(?:HIP|CUDA) (?:error: )?out of memory|OutOfMemoryError|(?:hip|cuda)ErrorOutOfMemory",
                 r"HSA_STATUS_ERROR_OUT_OF_RESOURCES",
             ),
         ),
@@ -162,6 +162,7 @@ ROWS: tuple[Row, ...] = (
                 r"No (?:HIP|CUDA) GPUs are available|no ROCm-capable device is detected|(?:hip|cuda)ErrorNoDevice",
                 r"Unable to open /dev/kfd read-write: No such file",
                 r"Could not initialize Tensile host: No devices found",  # rocBLAS aborts the process
+                r"Current node has no GPU available",  # v1/executor/ray_utils.py
                 r"hsa_init|no supported GPU devices|Found no NVIDIA driver",
             ),
         ),

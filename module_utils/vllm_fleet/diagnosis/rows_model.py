@@ -19,6 +19,10 @@ ROWS: tuple[Row, ...] = (
         "The model's owner grants access to each person, and the token has no access.",
         (
             on(
+                lambda _: explain_model.wrong_token(),
+                r"Invalid (?:credentials in Authorization header|user token|username or password)",  # the Hub
+            ),
+            on(
                 explain_model.gated,
                 rf"Cannot access gated repo for url {_URL}",  # huggingface_hub utils/_http.py
                 rf"trying to access a gated repo[\s\S]*?{_URL}",  # transformers utils/hub.py
@@ -76,7 +80,8 @@ ROWS: tuple[Row, ...] = (
             ),
             on(
                 explain_model.other_gpu,
-                r"no kernel image is available for execution|invalid device function|for GPU arch ?: ?gfx\w+",
+                r"no kernel image is available for execution|invalid device function"
+                r"|device kernel image is invalid|for GPU arch ?: ?gfx\w+",
             ),  # HIP
         ),
     ),

@@ -108,7 +108,13 @@ ROWS: tuple[Row, ...] = (
     Row(
         FailureClass.BROKEN_IMAGE,
         "The image lacks a part, or its parts do not fit each other.",
-        (on(explain_image.broken, r"^(?:[\w.]+: )?(?:ImportError|ModuleNotFoundError): (?P<what>[^\n]*)"),),
+        (
+            on(
+                explain_image.broken,
+                r"(?P<what>exec format error)",
+                r"^(?:[\w.]+: )?(?:ImportError|ModuleNotFoundError): (?P<what>[^\n]*)",
+            ),
+        ),
         rank=1.5,
     ),
     Row(

@@ -14,7 +14,7 @@ from ..common.failure import Failure, FailureClass
 from ..vllm.log import split
 from ..vllm.prefix import unwrapped
 from . import reading
-from .case import Context, ExitFacts
+from .case import Context, ExitFacts, Run
 from .diagnose import diagnose
 
 _DOCKER = re.compile(r"(?:\S*docker: )?Error response from daemon: (.+)")
@@ -60,10 +60,20 @@ def read(log: str, exit_code: int | None = None, *, stalled: bool = False) -> Re
         return Reading(diagnose("", ExitFacts(exit_code, error=refused, verdict="not_started"), context_of(lines)))
     run = reading.last_run(lines)
     text = "\n".join(lines)
-    if exit_code is None and not run.errors and run.stop is None and not reading.gone(run):
+    if exit_code is None and (not run.errors or _of_requests(run)) and run.stop is None and not reading.gone(run):
         waits = diagnose(text, ExitFacts(verdict="ready_timeout"), context_of(lines))
         return Reading(waits if waits.class_ == FailureClass.NOT_ENOUGH_GPUS else None)
     return Reading(diagnose(text, ExitFacts(exit_code), context_of(lines)))
+
+
+def _of_requests(run: Run) -> bool:
+    """Say whether all errors are the API server's own, of a server that was ready: each ends a request at most."""
+    return run.ready and not any(
+        error.process not in ("", "APIServer")
+        or (error.kind != "traceback" and not error.logged)
+        or any(reading.WRAPPER.search("\n".join(texts)) for texts in error.exceptions)
+        for error in run.errors
+    )
 
 
 def _text(log: str) -> str:

@@ -184,6 +184,7 @@ _FATAL = (
     "Cannot allocate memory",
     "command not found",
     "cannot execute",
+    "exec format error",
     "sh: ",
 )
 

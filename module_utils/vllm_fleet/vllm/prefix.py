@@ -31,7 +31,9 @@ _HEAD = (
 _WRAPPED = (
     r"(?:\[[\w.-]{1,60}\]|[\w.-]{1,60}) *\| ?",
     r"\[pod/[^\]\s]{1,200}\] ",
-    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)? (?:\[\w+\] )?(?:\([A-Z]\w+\) (?!pid))?",
+    # Kubernetes' own files have the stream behind the time, and whether the line is whole.
+    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?[ \t](?:std(?:out|err) [FP] )?(?:\[\w+\] )?"
+    r"(?:\([A-Z]\w+\) (?!pid))?",
     r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d [\w.-]{1,60} [\w./@-]{1,60}(?:\[\d+\])?: ",
 )
 #: Lines that are looked at, and the share of them that must have such a prefix.

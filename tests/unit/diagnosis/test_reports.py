@@ -80,6 +80,11 @@ def test_a_report_is_named_as_a_person_named_it(report: dict[str, Any]) -> None:
         ("runpod-workers/worker-vllm#129", "chat-template"),
         ("ollama/ollama#6423", "/dev/kfd"),
         ("LMCache/LMCache#906", "vllm_server_entrypoint"),
+        ("composed: ca bundle", "Correct SSL_CERT_FILE and REQUESTS_CA_BUNDLE in `vllm_server_env`"),
+        ("composed: SSL key of the server", "for TLS ends at the gateway"),
+        ("composed: bad token", "valid into the vault as `hf_token`"),
+        ("composed: kv dtype", "Correct kv-cache-dtype in"),
+        ("composed: spec vocab", "Change speculative-config in"),
     ],
 )
 def test_the_remedy_is_the_one_that_helped(source: str, remedy: str) -> None:
@@ -90,3 +95,16 @@ def test_the_remedy_is_the_one_that_helped(source: str, remedy: str) -> None:
 @pytest.mark.parametrize("log", WARNINGS, ids=lambda log: log.split("\n")[0][:60])
 def test_a_start_that_lives_on_after_its_warnings_shows_no_failure(log: str) -> None:
     assert read(f"{log}(APIServer pid=1) INFO:     Application startup complete.\n").failure is None
+
+
+def test_an_error_of_one_request_is_no_failure_of_a_server_that_goes_on() -> None:
+    log = """(APIServer pid=1) INFO:     Application startup complete.
+(APIServer pid=1) ERROR:    Exception in ASGI application
+(APIServer pid=1) Traceback (most recent call last):
+(APIServer pid=1)   File "/x/starlette/routing.py", line 7, in app
+(APIServer pid=1) ValueError: this request is too long
+"""
+    assert read(log).failure is None
+    dead = log.replace("ValueError: this request is too long", "vllm.v1.engine.exceptions.EngineDeadError: EngineCore")
+    assert read(dead).failure is not None
+    assert read(log, 1).failure is not None

@@ -52,7 +52,7 @@ def test_a_line_that_follows_a_bar_without_a_line_end_is_one_of_its_own() -> Non
 
 @pytest.mark.parametrize(
     "prefix",
-    ["vllm-1  | ", "[pod/vllm-0/vllm] ", "[vllm] | ", "2026-11-28T10:00:00.123456789Z ", "Nov 28 10:00:00 node3 docker[712]: ", "vllm | 2026-11-28T10:00:00Z "],
+    ["vllm-1  | ", "[pod/vllm-0/vllm] ", "[vllm] | ", "2026-11-28T10:00:00.123456789Z ", "Nov 28 10:00:00 node3 docker[712]: ", "vllm | 2026-11-28T10:00:00Z ", "2026-11-28T10:00:00.123456789+00:00 stderr F ", "2026-11-28 10:00:00.123\t"],
 )  # fmt: skip
 def test_what_other_programs_put_before_a_line_goes(prefix: str) -> None:
     lines = ["(EngineCore pid=7) x", '  File "a.py", line 1', "", "ValueError: y"]
