@@ -205,9 +205,9 @@ class RankLifecycle(Lifecycle):
 
     def _try(self, actions: tuple[str, ...], seen: Observation) -> Inspected | None:
         """Let Docker check the new container, and leave everything as it is."""
-        if seen.current is None or "create" not in actions:
+        if "create" not in actions or (seen.current is None and seen.name_taken):
             return None
-        self._held = True
+        self._held = self.change.trial = True
         return super()._apply((*actions[: actions.index("create") + 1], "remove_next"), seen)
 
     def _watch(self, current: Inspected) -> Result:
@@ -264,6 +264,8 @@ class RankLifecycle(Lifecycle):
         """Say why and wait; it goes back when all nodes of the replica know."""
         if self.step.name == "give_up":
             return super()._put_back(outcome)
+        if self.step.name == "try":  # nothing was touched, and nothing is to be started
+            return self._result(self.context.current(), outcome, failed=True, msg=self.state.msg)
         self.state.held = "failed:" + outcome.verdict
         self.state.stages = outcome.stages
         return results.pending(self.context, self.context.current(), outcome) | {"msg": self.state.msg}

@@ -37,6 +37,8 @@ class Change:
         self.context = context
         #: Seconds that a server has to end, where that is less than its own stop timeout.
         self.grace: int | None = None
+        #: The new container is only to be checked by Docker: it never gets the server's name.
+        self.trial = False
         self._memory_missing = False
 
     def apply(self, actions: tuple[str, ...], seen: Observation) -> Inspected | None:
@@ -89,9 +91,9 @@ class Change:
             self._start(there.current)
 
     def _create(self, there: _Containers, spec: Spec, image: Image) -> None:
-        """Create the new container; under its own name only where that is free."""
+        """Create the new container; under its own name only where that is free and the container is to stay."""
         _make_engine_cache(spec)
-        if there.current:
+        if there.current or self.trial:
             there.next = self.context.engine.create(spec, image, self.context.next_name)
         else:
             there.current = self.context.state.current = self.context.engine.create(spec, image)

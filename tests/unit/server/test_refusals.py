@@ -12,6 +12,7 @@ from ansible.module_utils.vllm_fleet.common.refused import Refused
 from ansible.module_utils.vllm_fleet.container import plan
 from ansible.module_utils.vllm_fleet.container.engine import EngineError
 from ansible.module_utils.vllm_fleet.container.spec import LABEL_SERVER, Image
+from ansible.module_utils.vllm_fleet.replica.rank_lifecycle import RankLifecycle, Step
 from ansible.module_utils.vllm_fleet.server import lifecycle
 from ansible.module_utils.vllm_fleet.server.observe import Observation
 from ansible.module_utils.vllm_fleet.server.options import ServerOptions
@@ -158,6 +159,39 @@ def test_a_refused_creation_does_not_call_a_stopped_server_untouched(run):
     done = going._not_started("create container vllm.next: invalid CapAdd: unknown capability: X", seen)
     assert "capabilities" in done["msg"] and "was not touched" not in done["msg"]
     assert "`docker start vllm` on node7" in done["msg"]
+
+
+FIRST = plan.Plan(("create", "start"), watch=True)
+
+
+@pytest.fixture
+def rank(tmp_path):
+    def make(docker):
+        options = ServerOptions(model="org/m", rocm=False, state_dir=str(tmp_path))
+        return RankLifecycle(options, docker, step=Step("try"), host="node7")
+
+    return make
+
+
+def test_a_rank_without_a_server_tries_its_first_container_too(rank):
+    """Its partners have servers, and are not to stop for what Docker refuses here."""
+    docker = Docker()
+    docker.put("vllm.previous", "old", status="exited")
+    going = rank(docker)
+    assert going._apply(FIRST.actions, seen_of(docker, FIRST, spec=_Spec(), image=IMAGE)) is None
+    assert going.state.actions == ["create", "remove_next"]
+    assert list(docker.there) == ["vllm.previous"]
+    done = rank(docker)._not_started("create container vllm.next: invalid CapAdd: x", seen_of(docker, FIRST))
+    assert done["failed"] and not done.get("pending") and "capabilities" in done["msg"]
+    assert list(docker.there) == ["vllm.previous"]
+
+
+def test_a_rank_without_a_server_leaves_the_container_of_someone_else(rank):
+    docker = Docker()
+    docker.put("vllm.next", "other", server="another")
+    seen = seen_of(docker, FIRST, spec=_Spec(), image=IMAGE, name_taken=True)
+    assert rank(docker)._apply(FIRST.actions, seen) is None
+    assert list(docker.there) == ["vllm.next"]
 
 
 def _raise(error):
