@@ -48,7 +48,8 @@ def _steps(text: str, context: Context) -> list[str]:
     if backend and re.search(r"(?i)attention|attn|mla", text):
         steps.append(f"remove attention-backend (now {backend}) from `vllm_server_args`")
     elif not switch and re.search(r"(?i)/attention/|attn", text):
-        other = "ROCM_ATTN" if "triton" in text.lower() else "TRITON_ATTN"
+        advised = re.search(r"--attention-backend[= ](\w+)", text)  # vLLM's own advice
+        other = advised[1] if advised else "ROCM_ATTN" if "triton" in text.lower() else "TRITON_ATTN"
         steps.append(f"choose another backend with {setting(attention_backend=other)}")
     if switch and switch != "VLLM_ROCM_USE_AITER":
         steps.append(f"switch AITER off with {variable(VLLM_ROCM_USE_AITER=0)}")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from .case import Case
-from .phrases import STAGE, Words, cut, variable
+from .phrases import STAGE, Words, cut, setting, variable
 
 
 def shared_memory() -> Words:
@@ -38,12 +38,19 @@ def collective(case: Case) -> Words:
             "reach its port, or leave distributed-executor-backend out of `vllm_server_args` for one node",
         )
     look = f"run again with {variable(NCCL_DEBUG='INFO')} and read the first NCCL WARN line"
+    if any("/custom_all_reduce.py" in frame for frame in case.stack):
+        return cause, f"Set {setting(disable_custom_all_reduce='true')}, or {look}"
     if case.context.size("nnodes") > 1 or case.context.arg("master-addr"):
         head = case.context.arg("master-addr") or "the head node"
         return (
             cause,
             f"Check that every node reaches {head} on the master port and that NCCL_SOCKET_IFNAME and "
             f"GLOO_SOCKET_IFNAME in `vllm_server_env` name the network between them, or {look}",
+        )
+    if re.search(r"(?i)gloo|connectFullMesh", case.text):
+        return cause, (
+            "Set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME in `vllm_server_env` to the name of the network interface "
+            "between the processes (`ip -br address` shows it, and `lo` is enough on one node)"
         )
     return cause, f"Check that the container has `ipc_mode: host` and all of /dev/dri, or {look}"
 

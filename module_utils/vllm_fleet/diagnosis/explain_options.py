@@ -124,7 +124,11 @@ _WITHIN = {
     "draft-tensor-parallel-size": "speculative-config",
     "speculative-draft-tensor-parallel-size": "speculative-config",
 }
-_SPECULATIVE = re.compile(r"(?i)\beagle|\bdraft|\bspeculative|\bmtp\b")
+#: Flags with a JSON object, by the words of a message that names none.
+_ABOUT = {
+    "speculative-config": r"(?i)\beagle|\bdraft|\bspeculative|\bmtp\b",
+    "kv-transfer-config": r"(?i)\bconnector\b|kv[ _]transfer",
+}
 #: Fields of vLLM's configurations whose flags have another name.
 _FLAG_OF = {"cache-dtype": "kv-cache-dtype"}
 #: What vLLM asks for, after what is wrong.
@@ -137,7 +141,7 @@ def _named(text: str) -> list[str]:
     """The flags that a message names, with dashes or with underscores; first of all those that it asks to change."""
     asks = _ASKS.search(text)
     found = (_names(text[asks.end() :]) if asks else []) or _names(text)
-    return found or (["speculative-config"] if _SPECULATIVE.search(text) else [])
+    return found or [flag for flag, words in _ABOUT.items() if re.search(words, text)][:1]
 
 
 def _names(text: str) -> list[str]:

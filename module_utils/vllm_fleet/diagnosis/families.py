@@ -23,7 +23,7 @@ _LIBRARIES: tuple[tuple[str, str], ...] = (
     ("triton", r"/triton(?:_kernels)?/"),
     ("inductor", r"/torch/_inductor/|/vllm/compilation/"),
     ("dynamo", r"/torch/_(?:dynamo|functorch|export)/|/torch/fx/"),
-    ("c10d", r"/torch/distributed/|/vllm/distributed/"),
+    ("c10d", r"/torch/distributed/|/vllm/distributed/(?!kv_transfer/)"),
     ("hub", r"/huggingface_hub/|/hf_xet|/requests/|/httpx/|/httpcore/|/urllib3/|/aiohttp/|/modelscope/"),
     ("transformers", r"/transformers/|/tokenizers/|/transformers_modules/|/mistral_common/|/sentencepiece/"),
     ("safetensors", r"/safetensors/|/runai_model_streamer/|/fastsafetensors/"),
@@ -38,7 +38,7 @@ _LIBRARIES: tuple[tuple[str, str], ...] = (
     ("model", r"/vllm/(?:model_executor/models|models)/"),
     (
         "config",
-        r"/vllm/(?:config/|config\.py|engine/arg_utils|platforms/|entrypoints/|transformers_utils/|tokenizers/|multimodal/"
+        r"/vllm/(?:config/|config\.py|distributed/kv_transfer/|engine/arg_utils|platforms/|entrypoints/|transformers_utils/|tokenizers/|multimodal/"
         r"|renderers/|reasoning/|tool_parsers/)",
     ),
 )
