@@ -214,6 +214,13 @@ def test_the_key_opens_whatever_is_in_it(gateway: Gateway, scheme: str) -> None:
     assert ask(gateway.ports["closed"], "/v1/models?x=%2e", **headers)[0] == 200
 
 
+def test_a_client_that_begins_with_http2_is_refused(gateway: Gateway) -> None:
+    """Its connection would be kept, and count once for many requests."""
+    with socket.create_connection(("127.0.0.1", gateway.ports["open"]), timeout=10) as client:
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        assert client.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
 def test_a_pool_without_a_key_asks_for_none(gateway: Gateway) -> None:
     assert ask(gateway.ports["open"], "/v1/models")[0] == 200
     assert ask(gateway.ports["open"], "/v1/models", **PROTECTED)[0] == 200
@@ -275,5 +282,6 @@ def test_a_body_that_never_comes_holds_neither_a_place_nor_a_server(gateway: Gat
         lines += [f"{name}: {value}" for name, value in headers.items()]
         client.sendall("\r\n".join([*lines, "", ""]).encode())
         assert gateway.entry("closed").sessions == 0
-        assert client.recv(100).split()[1] == status
+        answer = client.recv(4096)
+        assert (answer.split()[1], b"content-type: application/json" in answer) == (status, True)
         client.close()

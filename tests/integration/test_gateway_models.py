@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import standin
-from gateway_scene import Echo, Gateway, ask, render, running, until
+from gateway_scene import Echo, Gateway, ask, command, render, running, until
 
 from ansible.module_utils.vllm_fleet.gateway import haproxy
 
@@ -37,27 +38,30 @@ def echoes() -> Iterator[dict[str, Echo]]:
         one.server_close()
 
 
-def start(folder: Path, echoes: dict[str, Echo], **variables: Any) -> int:
+def start(folder: Path, hosts: dict[str, Any], **variables: Any) -> int:
     """Render a gateway in front of them; its port."""
     port = standin.free_port()
-    render(
-        folder,
-        {name: one.host for name, one in echoes.items()},
-        gateway_port=port,
-        gateway_local_offset=1,
-        gateway_stats_port=standin.free_port(),
-        gateway_split={"chat": {"acme/large": 80, "acme/next": 20}},
-        gateway_queue_limit=4,
-        gateway_server_maxconn=8,
-        **variables,
-    )
+    given: dict[str, Any] = {
+        "gateway_port": port,
+        "gateway_local_offset": 1,
+        "gateway_stats_port": standin.free_port(),
+        "gateway_split": {"chat": {"acme/large": 80, "acme/next": 20}},
+        "gateway_queue_limit": 4,
+        "gateway_server_maxconn": 8,
+    }
+    render(folder, hosts, **{**given, **variables})
     return port
+
+
+def hosts_of(echoes: dict[str, Echo]) -> dict[str, Any]:
+    """Their variables in group vllm."""
+    return {name: one.host for name, one in echoes.items()}
 
 
 @pytest.fixture(scope="module")
 def gateway(echoes: dict[str, Echo], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("models")
-    port = start(folder, echoes)
+    port = start(folder, hosts_of(echoes))
     with running(folder, ports={"all": port}) as made:
         yield made
 
@@ -137,6 +141,31 @@ def test_an_unknown_model_is_told_which_are_known(gateway: Gateway) -> None:
     assert ask(gateway.ports["all"], "/v1/responses/resp_1", **AUTH)[0] == 400
     # What a browser asks before its request; this server knows no such method.
     assert ask(gateway.ports["all"], CHAT, "OPTIONS")[0] == 501
+
+
+def test_a_slash_may_have_a_backslash(gateway: Gateway) -> None:
+    """As some encoders write it. One that stands behind another backslash is none."""
+    escaped = json.dumps(talk("https://example.org", model="acme/large")).replace("/", "\\/")
+    assert post(gateway, escaped.encode())[1]["server"] == "large1"
+    assert post(gateway, b'{"x": "C:\\\\users \\\\\\/", "model": "acme\\/large"}')[1]["server"] == "large1"
+    assert post(gateway, b'{"model": "acme\\\\/large"}')[0] == 404
+
+
+def test_many_models_and_adapters_fit_into_the_configuration(tmp_path: Path) -> None:
+    """HAProxy reads 64 words of a line."""
+    hosts: dict[str, Any] = {
+        f"n{number}": {
+            "vllm_server_model": f"-{number}",
+            "vllm_server_port": 8000 + number,
+            "vllm_server_api_key": KEY,
+            "vllm_server_bind": "127.0.0.1",
+        }
+        for number in range(20)
+    }
+    hosts["n0"]["vllm_server_args"] = {"lora-modules": [f"adapter-{number}=/x" for number in range(200)]}
+    start(tmp_path, hosts, gateway_split={})
+    checked = subprocess.run([*command(tmp_path), "-c"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_a_header_says_which_model_where_no_body_can(gateway: Gateway) -> None:
@@ -244,6 +273,10 @@ def test_a_conversation_stays_with_one_server_and_conversations_spread(gateway: 
         ("/v1/responses", lambda n: {"input": f"words {n}", "model": "little"}),
         ("/v1/responses", lambda n: {"input": [{"role": "user", "content": f"words {n}"}], "model": "little"}),
         (CHAT, lambda n: {"model": "little", "messages": [{"role": "user", "content": f"words {n}" + "x" * 200_000}]}),
+        # As encoders write it: \\uXXXX for what is not ASCII, \\/ for a slash.
+        (CHAT, lambda n: talk(f"W\u00f6rter \u4f60\u597d {n} \U0001f600 C:\\users")),
+        (CHAT, lambda n: talk([{"type": "text", "text": f"\u201cwords\u201d {n}"}], system="\u00e9")),
+        (CHAT, lambda n: json.dumps(talk(f"https://example.org/{n}")).replace("/", "\\/").encode()),
     ],
 )
 def test_what_a_conversation_is_known_by(gateway: Gateway, path: str, make: Any) -> None:
@@ -255,8 +288,18 @@ def test_what_a_conversation_is_known_by(gateway: Gateway, path: str, make: Any)
     assert len(set(found)) > 1, found
 
 
+@pytest.mark.parametrize("listed", [False, True], ids=["text", "parts"])
+def test_a_conversation_of_responses_may_grow(gateway: Gateway, listed: bool) -> None:
+    for number in range(12):
+        said = f"words {number}"
+        first = {"role": "user", "content": [{"type": "input_text", "text": said}] if listed else said}
+        more = [{"role": "assistant", "content": "answer"}, {"role": "user", "content": "again"}]
+        bodies = [{"model": "little", "input": [first, *more[:count]]} for count in (0, 1, 2)]
+        assert len({alone(gateway, body, "/v1/responses") for body in bodies}) == 1, number
+
+
 def test_what_is_no_conversation_goes_round(gateway: Gateway) -> None:
-    for body in ({"model": "little"}, {"model": "little", "messages": []}, {"model": "little", "input": [[1, 2]]}):
+    for body in ({"model": "little"}, {"model": "little", "messages": []}):
         assert len({alone(gateway, body) for _ in range(12)}) > 1, body
 
 
@@ -333,7 +376,7 @@ def test_too_many_that_wait_are_429_at_once(gateway: Gateway, echoes: dict[str, 
 
 
 def test_with_sessions_alone_texts_go_round(echoes: dict[str, Echo], tmp_path: Path) -> None:
-    port = start(tmp_path, echoes, gateway_balance="session")
+    port = start(tmp_path, hosts_of(echoes), gateway_balance="session")
     with running(tmp_path, ports={"all": port}) as other:
         assert len({alone(other, talk("the same")) for _ in range(12)}) > 1
         assert len({alone(other, talk(f"text {n}"), **{"x-session-id": "s"}) for n in range(4)}) == 1
