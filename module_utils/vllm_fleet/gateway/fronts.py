@@ -111,8 +111,8 @@ def splits(
     found: dict[str, list[dict[str, Any]]] = {}
     for name, shares in split.items():
         below = 0
-        for model, share in shares.items():
-            if model in by_model and str(share).isdigit():
+        for model, share in shares.items() if isinstance(shares, Mapping) else ():
+            if model in by_model and _is_share(share):
                 below += int(share)
                 found.setdefault(name, []).append({"pool": by_model[model], "below": below})
     return found
@@ -122,6 +122,11 @@ def odd_splits(pools: Sequence[Mapping[str, Any]], split: Mapping[str, Mapping[s
     """Return what is wrong with gateway_split, as sentences."""
     found: list[str] = []
     for name, shares in split.items():
+        if not isinstance(shares, Mapping):
+            found.append(
+                f"gateway_split: {name} needs its models with a share each, such as {{org/old: 90, org/new: 10}}."
+            )
+            continue
         serving = [pool["model"] for pool in pools if name in pool["names"]]
         found.extend(
             f"gateway_split: {model} does not serve {name}; {', '.join(serving) or 'none'} does: add it to its "
@@ -129,9 +134,13 @@ def odd_splits(pools: Sequence[Mapping[str, Any]], split: Mapping[str, Mapping[s
             for model in shares
             if model not in serving
         )
-        if not all(str(share).isdigit() for share in shares.values()) or sum(map(int, shares.values())) != 100:
+        if not all(map(_is_share, shares.values())) or sum(map(int, shares.values())) != 100:
             found.append(f"gateway_split: the shares of {name} are not whole numbers that add up to 100.")
     return found
+
+
+def _is_share(share: Any) -> bool:
+    return str(share).isascii() and str(share).isdigit()
 
 
 def path_pattern(paths: Iterable[str]) -> str:

@@ -63,7 +63,7 @@ def problems(keys: Sequence[Mapping[str, Any]], pools: Sequence[Mapping[str, Any
 def _is_limit(value: Any) -> bool:
     """Whether a limit is left out, or a count that HAProxy can compare."""
     text = "1" if value is None else str(value)
-    return text.isdigit() and 1 <= int(text) <= MOST
+    return text.isascii() and text.isdigit() and 1 <= int(text) <= MOST
 
 
 def digest(key: str) -> str:

@@ -65,12 +65,16 @@ def test_a_name_that_two_models_share_may_have_shares():
     [
         ({"chat": {"a": 90, "org/b": 9}}, "the shares of chat are not whole numbers that add up to 100"),
         ({"chat": {"a": 99.5, "org/b": 0.5}}, "the shares of chat are not whole numbers"),
+        ({"chat": {"a": "\u00b2", "org/b": 98}}, "the shares of chat are not whole numbers"),
+        ({"chat": 50}, "chat needs its models with a share each"),
         ({"chat": {"a": 50, "c": 50}}, "c does not serve chat; a, org/b does"),
         ({"other": {"a": 100}}, "a does not serve other; none does"),
     ],
 )
 def test_what_is_no_split(split, says):
-    assert any(says in problem for problem in fronts.odd_splits([pool("a", "chat"), pool("org/b", "chat")], split))
+    two = [pool("a", "chat"), pool("org/b", "chat")]
+    assert any(says in problem for problem in fronts.odd_splits(two, split))
+    fronts.splits(two, split)
 
 
 @pytest.mark.parametrize(

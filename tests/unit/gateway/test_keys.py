@@ -61,6 +61,7 @@ def test_without_keys_each_servers_key_opens_its_pool():
         ([{"name": "a", "key": "k", "concurrent": 0}], "a has concurrent 0: give a whole number of at least 1"),
         ([{"name": "a", "key": "k", "requests_per_minute": "1.5"}], "a has requests_per_minute '1.5'"),
         ([{"name": "a", "key": "k", "concurrent": 2**31}], "a has concurrent 2147483648"),
+        ([{"name": "a", "key": "k", "concurrent": "\u00b2"}], "a has concurrent"),
         ([{"name": "a", "key": "k", "models": "large"}], "a needs a list of models"),
         ([{"name": "a", "key": "k", "models": []}], "a needs a list of models"),
         (
