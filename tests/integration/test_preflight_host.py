@@ -140,7 +140,14 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
     }
     answer = tmp_path / "findings.json"
     variables = {**COMMON, "ansible_connection": "local", "rollout_waves": ["100%", 1], "vllm_server_api_key": "s3cret"}
-    gateways = {"gateway1": {"gateway_bind": "127.0.0.1"}, "gateway2": {}}
+    # Preflight asks them, too. HAProxy may be installed later.
+    here = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
+    gateways = {
+        "gateway1": {**here, "gateway_bind": "127.0.0.1"},
+        # Asks its clients for keys of its own.
+        "gateway1b": {**here, "gateway_keys": [{"name": "a", "key": "{{ vault_of_a }}"}]},
+        "gateway2": here,
+    }
     words = ["-e", f"preflight_json={answer}", "--check"]
     done = preflight({"hosts": hosts, "vars": variables}, tmp_path, *words, gateways=gateways)
     said = done.stdout + done.stderr
@@ -239,7 +246,12 @@ def test_a_misspelt_variable_is_refused_wherever_it_was_set(tmp_path: Path) -> N
         "b": {"vllm_server_name": COMMON["vllm_server_name"] + "-b", "vllm_server_port": 2},
     }
     variables = {**COMMON, **fine, "ansible_connection": "local", "vllm_server_accelerator": "cpu"}
-    variables |= {"vllm_server_modell": "acme/tiny", "preflight_accept": ["rollout_owner"]}
+    # What stands here is no gateway's: its role does not see it.
+    variables |= {
+        "vllm_server_modell": "acme/tiny",
+        "preflight_accept": ["rollout_owner"],
+        "gateway_paths": ["/tokenize"],
+    }
     answer = tmp_path / "findings.json"
     words = ("-e", "rollout_min_availble=2", "-e", f"preflight_json={answer}")
     gateways = {"lb": {"gateway_prt": 80, "gateway_user": "x", "gateway_bind": "127.0.0.1", "haproxy_owner": "y"}}
@@ -253,7 +265,10 @@ def test_a_misspelt_variable_is_refused_wherever_it_was_set(tmp_path: Path) -> N
     found = json.loads(answer.read_text())
     levels = {host: {one["what"] for one in found[host] if one["level"] == "refused"} for host in found}
     everywhere = {"vllm_server_modell", "rollout_min_availble"}
-    assert levels == {"a": {*everywhere, "hf_cache_pth", "gateway_prt", "gateway_user"}, "b": everywhere}
+    assert levels == {
+        "a": {*everywhere, "hf_cache_pth", "gateway_prt", "gateway_user", "gateway_paths"},
+        "b": everywhere,
+    }
     [told] = [one for one in found["a"] if one["what"] == "gateway_prt"]
     assert (told["got"], told["remedy"].split(";")[0]) == (
         "none of this name, set for lb",

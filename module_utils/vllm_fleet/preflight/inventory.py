@@ -89,13 +89,15 @@ def judge(values: Mapping[str, Any]) -> list[Finding]:
 
 
 def published(values: Mapping[str, Any], gateways: Mapping[str, Any]) -> Finding | None:
-    """Judge a server without a key that gateways stand in front of; they are given with what each listens on."""
+    """Judge a server without a key that gateways without gateway_keys stand in front of, with what each listens on."""
     if isinstance(values.get("vllm_server_api_key"), Unset) or _text(values.get("vllm_server_api_key")):
         return None
     name, bind = next(((name, bind) for name, bind in gateways.items() if bind not in LOOPBACK), ("", None))
     if not name or host_variables.truth(values.get("vllm_server_allow_unauthenticated")):
         return None
-    remedy = "set the key (from vault), gateway_bind: 127.0.0.1, or vllm_server_allow_unauthenticated: true"
+    remedy = (
+        "set the key (from vault), gateway_keys, gateway_bind: 127.0.0.1, or vllm_server_allow_unauthenticated: true"
+    )
     got = f"none, and {name} would publish the server on {bind}"
     return Finding("refused", "vllm_server_api_key", "a key behind a gateway", got, remedy)
 

@@ -53,6 +53,17 @@ ALSO_KNOWN = frozenset(
     }
 )
 
+#: Options of the role gateway that are read on the serving hosts. All others are read on the gateways.
+OF_SERVERS = (
+    "gateway_server_address",
+    "gateway_drain_timeout",
+    "gateway_admit_timeout",
+    "gateway_land_request",
+    "gateway_land_timeout",
+    "gateway_require_server",
+    "gateway_admit_wait",
+)
+
 #: How much a name must resemble a known one to be taken for it where it begins with no role's prefix: 1 is the same.
 ALIKE = 0.9
 
@@ -99,6 +110,23 @@ def misspelt(names: Iterable[str], known: Collection[str], where: str = "") -> l
                 Finding("warning", name, "a variable of a role", got, f"correct it to {near}, if that is meant")
             )
     return found
+
+
+def misplaced(names: Iterable[str], options: Collection[str], gateways: Collection[Collection[str]]) -> list[Finding]:
+    """Judge variables of gateways that a node has and no gateway: they change nothing, and a key or a limit seems set.
+
+    ``names`` are the node's, ``options`` those of the role gateway, ``gateways`` the names that each gateway has.
+    """
+    return [
+        Finding(
+            "refused",
+            name,
+            "a value for group gateway",
+            "set for group vllm alone, where it changes nothing",
+            "move it to group_vars/gateway.yml, or to group_vars/all.yml; the same goes for the vault that it needs",
+        )
+        for name in sorted(set(names).intersection(options).difference(OF_SERVERS).difference(*gateways))
+    ]
 
 
 def _nearest(name: str, known: Iterable[str], alike: float = 0.6) -> str:

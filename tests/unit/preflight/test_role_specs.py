@@ -111,6 +111,17 @@ def test_hosts_that_are_not_the_node_are_named():
     assert one.got == "none of this name, set for lb1, lb2"
 
 
+def test_what_a_gateway_reads_is_refused_where_no_gateway_has_it():
+    options = yaml.safe_load((ROLES / "gateway/meta/argument_specs.yml").read_text())["argument_specs"]["main"][
+        "options"
+    ]
+    assert set(role_specs.OF_SERVERS) < set(options)
+    names = {"gateway_keys", "gateway_bind", "gateway_drain_timeout", "vllm_server_model", "gateway_result"}
+    found = role_specs.misplaced(names, options, [{"gateway_bind"}, set()])
+    assert [(one.level, one.what) for one in found] == [("refused", "gateway_keys")]
+    assert "group_vars/gateway.yml" in found[0].remedy
+
+
 def test_the_roles_are_all_there_are_and_so_are_the_facts_that_they_note_down():
     assert set(role_specs.OWN) == {page.parents[1].name for page in ROLES.glob("*/meta/argument_specs.yml")}
     noted = set()
