@@ -58,7 +58,7 @@ def test_what_it_creates_is_respected_and_predicted(tmp_path: Path) -> None:
 
 def test_a_killed_controller_s_command_goes_on_and_is_joined(tmp_path: Path) -> None:
     started, count = tmp_path / "started", tmp_path / "count"
-    script = f"echo x >>{count}; touch {started}; sleep 6; echo done"
+    script = f"echo x >>{count}; touch {started}; sleep 15; echo done"
     # Each run brings words of its own, such as a key; what is counted is the same.
     first, second = (task(tmp_path, f"{script}; : {key}", identity=["count"]) for key in ("key1", "key2"))
     path = play.write(tmp_path, [first], {}, ["counted"])
