@@ -23,6 +23,7 @@ import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.common import finding, probes
 from ansible.module_utils.vllm_fleet.common.finding import Finding
 from ansible.module_utils.vllm_fleet.container import archive
+from ansible.module_utils.vllm_fleet.gateway import pools
 from ansible.module_utils.vllm_fleet.host import gpu
 from ansible.module_utils.vllm_fleet.preflight import inventory, role_specs
 
@@ -89,6 +90,10 @@ class ActionModule(ActionBase):
         found += [one for one in self._specified(variables) if one.what not in known]
         hosts = list(variables.get("ansible_play_hosts_all") or [])
         found += self._misspelt(variables, hosts)
+        # Gateways are in no play of preflight: reported once, for the first node.
+        if hosts and variables.get("inventory_hostname") == hosts[0]:
+            for name in (variables.get("groups") or {}).get("gateway") or []:
+                found += self._gateway(variables, name)
         replica = values.get("vllm_server_replica")
         if isinstance(replica, str) and replica:
             members = self._members(variables, replica, hosts)
@@ -154,6 +159,31 @@ class ActionModule(ActionBase):
                 found += role_specs.misplaced(
                     mine, options, [set(variables["hostvars"].raw_get(host)) for host in gateways]
                 )
+        return found
+
+    def _gateway(self, variables: Mapping[str, Any], name: str) -> list[Finding]:
+        """Judge the variables of a gateway that takes part, which its role reads when weights are there already."""
+        folder = Path(str(variables.get("role_path") or "")).resolve().parent / "gateway"
+        page, raw = folder / "meta/argument_specs.yml", variables["hostvars"].raw_get(name)
+        if not raw.get("gateway_takes_part") or not page.is_file():
+            return []
+        options, defaults = _read(page)["argument_specs"]["main"]["options"], _read(folder / "defaults/main.yml")
+        try:
+            values = {one: variables["hostvars"][name].get(one) for one in options if one in raw}
+        except AnsibleError as exc:
+            remedy = "define it where the gateway sees it: group_vars/gateway, or group_vars/all"
+            return [Finding("refused", name, "variables with values", _line(str(exc)), remedy)]
+        found, given = role_specs.judge(options, values), {**defaults, **values}
+        # Words for a list or a dictionary (-e) are the role's to read.
+        if not found and not any(
+            isinstance(defaults[one], (list, dict)) and isinstance(given[one], str) for one in defaults
+        ):
+            with contextlib.suppress(AnsibleError):  # of a node, where it is reported
+                serving = variables["groups"].get("vllm") or []
+                problems = pools.client_problems(variables["hostvars"], serving, name, given)
+                found = [
+                    Finding("refused", name, "clients and models that fit", text, "correct it") for text in problems
+                ]
         return found
 
     @staticmethod

@@ -145,7 +145,7 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
     gateways = {
         "gateway1": {**here, "gateway_bind": "127.0.0.1"},
         # Asks its clients for keys of its own.
-        "gateway1b": {**here, "gateway_keys": [{"name": "a", "key": "{{ vault_of_a }}"}]},
+        "gateway1b": {**here, "gateway_keys": [{"name": "a", "key": "{{ vault_of_a }}"}], "vault_of_a": "k-of-a"},
         "gateway2": here,
     }
     words = ["-e", f"preflight_json={answer}", "--check"]
@@ -254,7 +254,13 @@ def test_a_misspelt_variable_is_refused_wherever_it_was_set(tmp_path: Path) -> N
     }
     answer = tmp_path / "findings.json"
     words = ("-e", "rollout_min_availble=2", "-e", f"preflight_json={answer}")
-    gateways = {"lb": {"gateway_prt": 80, "gateway_user": "x", "gateway_bind": "127.0.0.1", "haproxy_owner": "y"}}
+    gateways = {
+        "lb": {"gateway_prt": 80, "gateway_user": "x", "gateway_bind": "127.0.0.1", "haproxy_owner": "y"},
+        # Of these a deployment would know when the weights are there.
+        "lb2": {"gateway_bind": "127.0.0.1", "gateway_keys": [{"name": "a", "key": "k1k2k3", "models": ["acme/gone"]}]},
+        "lb3": {"gateway_bind": "127.0.0.1", "gateway_keys": [{"name": "a", "key": "{{ vault_of_a }}"}]},
+        "lb4": {"gateway_bind": "127.0.0.1", "gateway_balance": "random"},
+    }
     done = preflight({"hosts": hosts, "vars": variables}, tmp_path, *words, gateways=gateways)
     said = " ".join((done.stdout + done.stderr).split())
     assert done.returncode == 1, said
@@ -266,9 +272,22 @@ def test_a_misspelt_variable_is_refused_wherever_it_was_set(tmp_path: Path) -> N
     levels = {host: {one["what"] for one in found[host] if one["level"] == "refused"} for host in found}
     everywhere = {"vllm_server_modell", "rollout_min_availble"}
     assert levels == {
-        "a": {*everywhere, "hf_cache_pth", "gateway_prt", "gateway_user", "gateway_paths"},
+        "a": {
+            *everywhere,
+            "hf_cache_pth",
+            "gateway_prt",
+            "gateway_user",
+            "gateway_paths",
+            "gateway_balance",
+            "lb2",
+            "lb3",
+        },
         "b": everywhere,
     }
+    told = {one["what"]: one for one in found["a"]}
+    assert "a may use acme/gone, which no host of group vllm serves" in told["lb2"]["got"]
+    assert "'vault_of_a' is undefined" in told["lb3"]["got"]
+    assert "k1k2k3" not in answer.read_text() + said
     [told] = [one for one in found["a"] if one["what"] == "gateway_prt"]
     assert (told["got"], told["remedy"].split(";")[0]) == (
         "none of this name, set for lb",

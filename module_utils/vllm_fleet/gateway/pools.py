@@ -173,6 +173,30 @@ def pools_behind(
     return {"pools": made, "fronts": found, "problems": problems}
 
 
+def client_problems(
+    hostvars: Mapping[str, Any], hosts: Iterable[str], gateway: str, given: Mapping[str, Any]
+) -> list[str]:
+    """Return what is wrong with gateway_keys, gateway_paths and gateway_split of ``given``, as sentences.
+
+    ``given`` are all variables of the gateway. What may change until its turn, or is a server's, is left out.
+    """
+    made = pools_behind(
+        hostvars,
+        [host for host in hosts if served_names(hostvars[host])[0]],
+        gateway,
+        port=int(given["gateway_port"]),
+        ports=given["gateway_ports"],
+        offset=int(given["gateway_local_offset"]),
+    )["pools"]
+    split = given["gateway_split"]
+    return [
+        *clients.problems(given["gateway_keys"], made),
+        *listeners.odd_paths(given["gateway_paths"]),
+        *listeners.same_names(made, split),
+        *listeners.odd_splits(made, split),
+    ]
+
+
 def local_url(gateway: Mapping[str, Any], model: str, port: int, offset: int) -> str:
     """Return where a gateway takes its administrator's requests; `port` and `offset` if it has none of its own."""
     ports = gateway.get("gateway_ports") or {}

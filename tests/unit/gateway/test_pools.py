@@ -226,3 +226,19 @@ def test_a_change_that_would_lose_the_servers_that_have_requests(answers, more, 
         for item, (status, model) in zip(questions, answers, strict=True)
     ]
     assert servers.losses(hostvars, made, results, ["known"]) == lost
+
+
+def test_what_is_wrong_with_clients_is_known_from_the_inventory():
+    given = {
+        "gateway_port": 8080,
+        "gateway_ports": {},
+        "gateway_local_offset": 10000,
+        "gateway_keys": [{"name": "a", "key": "k", "models": ["org/x"]}],
+        "gateway_paths": ["x"],
+        "gateway_split": {"chat": {"org/m": 100}},
+    }
+    hostvars = {"n1": host("n1"), "n2": host("n2", vllm_server_model=""), "gw": {"inventory_hostname": "gw"}}
+    found = pools.client_problems(hostvars, ["n1", "n2"], "gw", given)
+    assert [text.partition(" ")[0] for text in found] == ["gateway_keys:", "gateway_paths", "gateway_split:"]
+    fine = {**given, "gateway_keys": [], "gateway_paths": [], "gateway_split": {}}
+    assert pools.client_problems(hostvars, ["n1", "n2"], "gw", fine) == []
