@@ -43,6 +43,8 @@ _NO_ANSWER = "the Docker engine did not answer"
 _FIRST_ERRORS, _LAST_ERRORS = 300, 100
 
 _STOPS_HEADLESS = "[shutdown] Executor: waiting for worker exit"
+#: How Python ends at Ctrl-C, a worker of Ray at SIGTERM, and a job of Slurm.
+_INTERRUPTED = re.compile(r"\b(?:KeyboardInterrupt|SystemExit: 15)\s*$|^slurmstepd: error: .*CANCELLED")
 _SIGNALS = {2: "Ctrl-C", 6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
 
 
@@ -274,6 +276,8 @@ def _by_end(run: Run, exit: ExitFacts, context: Context) -> Failure:
             context,
         )
     found = _by_signal(run, root, exit)
+    if found is None and not root and not reading.gone(run) and any(map(_INTERRUPTED.search, run.lines)):
+        found = (FailureClass.STOPPED_BY_SIGNAL, explain_ends.stopped(ready=run.ready, how="by a signal or Ctrl-C"), [])
     if found is None and (run.ready or (not root and reading.gone(run))):
         found = _vanished(run, root)
     if found is None and not root and any(_STOPS_HEADLESS in line for line in run.lines):

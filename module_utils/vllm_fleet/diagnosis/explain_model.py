@@ -46,7 +46,8 @@ def files_missing(case: Case) -> Words:
         missing = "it holds no weights"
     return (
         f"The copy of {case.context.model_name}{_revision(case)} on the node is incomplete ({missing})",
-        f"Complete it with {STAGE} (it checks every file)",
+        f"Complete it with {STAGE} (it checks every file)"
+        + ("; if no file is missing, choose a newer image (`vllm_image_tag`)" if case.get("tensors") else ""),
     )
 
 

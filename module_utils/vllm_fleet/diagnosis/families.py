@@ -83,6 +83,7 @@ class _Rule:
     functions: str = ""
     words: str = ""
     sure: bool = False
+    importing: bool = False
 
     def fits(self, kind: Kind) -> bool:
         return (
@@ -90,6 +91,7 @@ class _Rule:
             and (not self.libraries or kind.library in self.libraries)
             and (not self.functions or any(re.fullmatch(self.functions, name) for name in kind.functions[-8:]))
             and (not self.words or re.search(self.words, kind.text) is not None)
+            and (not self.importing or (len(kind.functions) > 1 and kind.functions[-1] == "<module>"))
         )
 
 
@@ -103,7 +105,7 @@ _MISSING_OP = (
     r"|module '[\w.]+' has no attribute|hip runtime failed to load|Could not (?:find|load) (?:(?:the )?library|lib\w+)"
     r"|Failed to (?:import|load) .*(?:\.so|_C\b)|incompatible function arguments|unexpected keyword argument"
     r"|Failed to find C compiler|Python\.h|/(?:gcc|cc|clang|hipcc)\b[^\n]*non-zero exit"
-    r"|takes \d+ positional arguments? but|version mismatch|partially initialized module"
+    r"|takes \d+ positional arguments? but|version mismatch|partially initialized module|name '\w+' is not defined"
 )
 _NO_KERNEL = (
     r"(?i)not support|unsupported|requires? (?:a )?(?:gfx|compute capability|CDNA|MI\d)|invalid or not|out of resource"
@@ -152,7 +154,7 @@ _RULES: tuple[_Rule, ...] = (
     _Rule(
         FailureClass.FILE_PERMISSION,
         explain_node.file_permission,
-        words=r"\[Errno (?:1|13|30)\]|Permission denied|Read-only file system",
+        words=r"\[Errno (?:1|13|30)\]|Permission denied|Read-only file system|\bPermissionError at\b",
     ),
     _Rule(
         FailureClass.HOST_LIMITS,
@@ -175,6 +177,21 @@ _RULES: tuple[_Rule, ...] = (
         words=r"'\w*(?:Config|Tokenizer\w*|Processor)' object has no attribute|has no attribute '(?:all_special|rope_)",
     ),
     _Rule(FailureClass.UNSUPPORTED_ARCHITECTURE, explain_model.newer_files, types=r"StrictDataclass\w*"),
+    _Rule(
+        # the processor or tokenizer of these files is not the one that vLLM's code for the model takes
+        FailureClass.UNSUPPORTED_ARCHITECTURE,
+        explain_model.newer_files,
+        libraries=("config", "transformers"),
+        types=r"TypeError|AttributeError|KeyError",
+        functions=r"\w*(?:processor|tokenizer)\w*",
+    ),
+    _Rule(
+        # a package that cannot be imported, whatever it says
+        FailureClass.BROKEN_IMAGE,
+        explain_image.broken,
+        types=r"TypeError|AttributeError|NameError|SyntaxError",
+        importing=True,
+    ),
     _Rule(FailureClass.BROKEN_IMAGE, explain_image.broken, words=_MISSING_OP),
     _Rule(
         FailureClass.WEIGHTS_CORRUPT,
@@ -238,7 +255,7 @@ _RULES: tuple[_Rule, ...] = (
     _Rule(
         FailureClass.WEIGHTS_MISMATCH,
         explain_model.weights_mismatch,
-        words=r"There is no module or parameter named|size mismatch for|Attempted to load weight .* into parameter"
+        words=r"There is no module or parameter named|not initialized from checkpoint|size mismatch for|Attempted to load weight .* into parameter"
         r"|Tried to load weights of size|loaded_weight",
     ),
     _Rule(
@@ -270,6 +287,14 @@ _RULES: tuple[_Rule, ...] = (
         explain_model.newer_files,
         libraries=("model",),
         types=r"KeyError|AttributeError|TypeError|NotImplementedError",
+    ),
+    _Rule(
+        # the model's code knows other versions or variants of it
+        FailureClass.UNSUPPORTED_ARCHITECTURE,
+        explain_model.newer_files,
+        libraries=("model",),
+        types="ValueError",
+        words=r"(?i)\bonly supports?\b|\bunsupported\b|\bnot (?:yet |currently )?supported\b",
     ),
     _Rule(
         # hipBLAS, rocBLAS and MIOpen: PyTorch's own operators call them

@@ -15,10 +15,10 @@ ROWS: tuple[Row, ...] = (
         FailureClass.BAD_ARGUMENT,
         "A flag, its value, or the container's command is wrong.",
         (
-            # argparse, exit code 2
+            # argparse, exit code 2: the program stands before it (a compiler puts file, line and column there)
             on(explain_options.unknown_flag, r": error: unrecognized arguments: (?P<unknown>[^\n]+)"),
             on(explain_options.refused_value, r": error: argument (?P<flag>[^:\s]+): (?P<why>[^\n]+)"),
-            on(explain_options.refused_arguments, r": error: (?P<why>[^\n]+)"),
+            on(explain_options.refused_arguments, r"(?<!:\d)(?<!\d\d): error: (?P<why>[^\n]+)"),
             on(
                 explain_options.no_program,
                 r'exec: "(?P<program>[^"]+)":',  # Docker
@@ -69,6 +69,7 @@ ROWS: tuple[Row, ...] = (
             on(
                 explain_ends.gave_up,  # v1/engine/core_client.py
                 r"Timed out waiting for (?:new )?engine core processes to start(?:[^\n]*?Waited (?P<waited>\d+)s)?",
+                r"Timed out waiting for engines to send initial message",
             ),
         ),
         rank=1,

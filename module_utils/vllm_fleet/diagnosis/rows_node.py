@@ -65,6 +65,7 @@ ROWS: tuple[Row, ...] = (
                 lambda case: explain_node.host_memory(case.get("process")),
                 # killed by signal 9, as above
                 r"Worker proc (?P<process>\S+) died unexpectedly \(exit code: -9\)",
+                r"Worker (?P<process>\S+) pid \d+ died, exit code: -9\b",  # 0.5 to 0.8
                 r"Process (?P<process>\S+) \(PID: \d+\) died with exit code -9\b",
                 r"Failed core proc\(s\): \{[^}]*'(?P<process>\w+)': -9\b",
                 r"DefaultCPUAllocator: (?:can't allocate|not enough) memory|\[Errno 12\]",
@@ -89,7 +90,13 @@ ROWS: tuple[Row, ...] = (
     Row(
         FailureClass.FILE_PERMISSION,
         "The container's user may not read or write a file.",
-        (on(explain_node.file_permission, r"PermissionError: (?P<what>[^\n]*)"),),
+        (
+            on(
+                explain_node.file_permission,
+                r"PermissionError: (?P<what>[^\n]*)",
+                r"\A(?:\S*/)?(?:ba|da)?sh: (?:line )?(?:\d+: )?(?P<what>[^:\n]+: Permission denied)",
+            ),
+        ),
         rank=1.5,
     ),
     Row(
