@@ -64,7 +64,8 @@ def disk(case: Case) -> Words:
 
 
 _REFUSED = re.compile(
-    r"(?P<why>Permission denied|Read-only file system|Operation not permitted)[^\n/]*'?(?P<path>/[^\s'\"]+)"
+    r"(?P<why>Permission denied|PermissionError at|Read-only file system|Operation not permitted)"
+    r"[^\n/]*'?(?P<path>/[^\s'\"]+)"
 )
 #: A folder that every user of a container may write to.
 _ANY = "/tmp/vllm"  # noqa: S108  in the container

@@ -44,6 +44,9 @@ _LIBRARIES: tuple[tuple[str, str], ...] = (
 )
 _FRAME = re.compile(r'File "(?P<path>[^"]+)", line \d+(?:, in (?P<function>\S+))?')
 
+#: The compiler's own exception before the one that it met.
+_COMPILER = re.compile(r"\A[\w.]*(?:InductorError|BackendCompilerFailed|LoweringException): (?=[\w.]+: )")
+
 #: Where a kind stands among the ranks of rows: after what they know to be a cause or a complaint, before consequences.
 GUESS, CONSEQUENCE = 1.2, 2.1
 
@@ -255,7 +258,8 @@ _RULES: tuple[_Rule, ...] = (
     _Rule(
         FailureClass.WEIGHTS_MISMATCH,
         explain_model.weights_mismatch,
-        words=r"There is no module or parameter named|not initialized from checkpoint|size mismatch for|Attempted to load weight .* into parameter"
+        words=r"There is no module or parameter named|not initialized from checkpoint"
+        r"|size mismatch for|Attempted to load weight .* into parameter"
         r"|Tried to load weights of size|loaded_weight",
     ),
     _Rule(
@@ -364,7 +368,7 @@ def kind_of(error: Error, number: int, text: str) -> Kind:
     # An exception may carry another's name: `torch._inductor.exc.InductorError: ImportError: ...`.
     lines = text.split("\n")
     first = lines[1] if lines[0].rstrip().endswith("raised:") and len(lines) > 1 else lines[0]
-    head = re.match(r"(?:[\w.]*?)(?P<type>\w+)(?::|$)", first)
+    head = re.match(r"(?:[\w.]*?)(?P<type>\w+)(?::|$)", _COMPILER.sub("", first))
     library = next((name for path in reversed(paths) if (name := _library(path))), "")
     return Kind(
         head["type"] if head else "",

@@ -128,7 +128,8 @@ ROWS: tuple[Row, ...] = (
                 # model_executor/model_loader/default_loader.py
                 r"Cannot find any model weights with",
                 # a shard that is missing lacks whole weights, never scales and biases alone
-                r"Following weights were not initialized from checkpoint: \{(?P<tensors>(?=[^}]*weight(?:_packed)?')[^}]*)",
+                r"Following weights were not initialized from checkpoint: \{"
+                r"(?P<tensors>(?=[^}]*weight(?:_packed)?')[^}]*)",
                 r"does not appear to have (?:a|any) files? named (?P<file>[\w.-]*\w)",  # transformers utils/hub.py
                 r"No such file or directory: '?\"?(?P<file>[^'\"\n]*(?:/snapshots/|/blobs/|\.safetensors|\.gguf"
                 r"|/(?:config|tokenizer|generation_config|preprocessor_config|model)[\w.-]*\.(?:json|model|bin))"

@@ -24,6 +24,7 @@ WARNINGS = [
     "MIOpen(HIP): Error [EvaluateInvokers] /MIOpen/src/hipoc.cpp:106: Failed to launch kernel: invalid configuration\n",
     "(raylet) [2026-05-05 10:10:10,000 E 1 1] file_system_monitor.cc:111: /tmp/ray is over 95% full\n",
     "libnuma: Warning: node argument 1 is out of range\n",
+    "slurmstepd: error: *** JOB 5930 ON gpu11 CANCELLED AT 2026-05-05T10:10:10 DUE TO TIME LIMIT ***\n",
     "[2026-05-05 10:10:10,001 E 12 30] core_worker_process.cc:825: Failed to establish connection to the exporter.\n",
 ]
 
@@ -88,6 +89,8 @@ def test_a_report_is_named_as_a_person_named_it(report: dict[str, Any]) -> None:
         ("composed: SSL key of the server", "for TLS ends at the gateway"),
         ("composed: bad token", "valid into the vault as `hf_token`"),
         ("composed: kv dtype", "Correct kv-cache-dtype in"),
+        ("huggingface/inference-benchmarker#30", "HOME: /tmp/vllm"),
+        ("vllm-project/vllm#35547", "VLLM_ENGINE_READY_TIMEOUT_S"),
         ("composed: spec vocab", "Change speculative-config in"),
     ],
 )
