@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import subprocess
 
-from node_image import docker
+from inside import inside
+from node_image import run
 
 
 class Cut:
@@ -24,7 +25,7 @@ class Cut:
     def restore(self) -> None:
         """Mend the link now; nothing happens if that is done."""
         wake = f"[ ! -p /run/{self._rule} ] || echo >/run/{self._rule}"
-        docker("exec", self._container, "sh", "-c", wake, check=False, timeout=30)
+        run(inside(self._container, "sh", "-c", wake), check=False, timeout=30)
         self.wait(30)
 
     def __enter__(self) -> Cut:

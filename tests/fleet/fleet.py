@@ -34,6 +34,7 @@ import owner
 import yaml
 from addresses import ADDRESS_BLOCK, free_blocks, uplink_mtu
 from cut import Cut, cut_script
+from inside import inside
 from node_image import SUITES, VARIANTS, FleetError, cache_directory, docker, ensure_image, run, tar_of
 
 LABEL = "io.vllm-fleet.testbed"
@@ -273,7 +274,7 @@ class Fleet:
         # Not by asking Docker for the nodes first: a wait that looks five times a second would keep a core busy.
         container = f"{self.name}-{node_name.removeprefix(f'{self.name}-')}"
         try:
-            return run(["docker", "exec", container, *command], check=check, timeout=timeout)
+            return run(inside(container, *command), check=check, timeout=timeout)
         except FleetError:
             self.node(node_name)  # says which nodes there are
             raise
@@ -305,7 +306,7 @@ class Fleet:
             megabytes = wanted["Size"] / 1e6
             missing = []
             for node in nodes:
-                ask = ["docker", "exec", node.container, "docker", "image", "inspect", "--format", "{{.Id}}", image]
+                ask = inside(node.container, "docker", "image", "inspect", "--format", "{{.Id}}", image)
                 if run(ask, check=False).stdout.strip() == wanted["Id"]:
                     self.say(f"{node.name}: has {image}")
                 else:
@@ -318,7 +319,7 @@ class Fleet:
                 for node in missing:
                     start = time.monotonic()
                     with Path(archive.name).open("rb") as content:
-                        loader = ["docker", "exec", "-i", node.container, "docker", "load", "--quiet"]
+                        loader = inside(node.container, "docker", "load", "--quiet", stdin=True)
                         done = subprocess.run(loader, stdin=content, capture_output=True, text=True, check=False)
                     if done.returncode:
                         raise FleetError(f"{node.name}: could not load {image}: {done.stderr.strip()}")
@@ -334,7 +335,7 @@ class Fleet:
         node = self.node(node_name)
         rule = f"cut-{os.getpid()}-{time.monotonic_ns()}"
         process = subprocess.Popen(
-            ["docker", "exec", node.container, "bash", "-c", cut_script(rule, seconds)],
+            inside(node.container, "bash", "-c", cut_script(rule, seconds)),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -417,17 +418,8 @@ class Fleet:
         """
         state = ""
         while (left := deadline - time.monotonic()) > 0:
-            ask = [
-                "timeout",
-                f"{left:.1f}",
-                "docker",
-                "exec",
-                node.container,
-                "systemctl",
-                "is-system-running",
-                "--wait",
-            ]
-            state = run(ask, check=False).stdout.strip()
+            ask = inside(node.container, "systemctl", "is-system-running", "--wait")
+            state = run(["timeout", f"{left:.1f}", *ask], check=False).stdout.strip()
             if state == "running" and greeted(node.address):
                 return
             if state in ("degraded", "maintenance") or node.state != "running":

@@ -18,6 +18,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tarfile
 import tempfile
@@ -149,20 +150,27 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command and return its output as text; with ``check``, a failure is a FleetError with the output's tail."""
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
-            check=False,
-            capture_output=True,
-            timeout=timeout,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=0,
         )
     except FileNotFoundError as error:
         raise FleetError(f"The program {command[0]} is not installed on this machine; install it first.") from error
-    except subprocess.TimeoutExpired as error:
-        raise FleetError(f"`{shlex.join(command)}` was not done after {timeout} s.") from error
+    with process:
+        try:
+            output, errors = process.communicate(stdin, timeout)
+        except BaseException as error:
+            # With what it has started, which would keep its output open.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise FleetError(f"`{shlex.join(command)}` was not done after {timeout} s.") from error
+            raise
     text = subprocess.CompletedProcess(
-        command, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+        command, process.returncode, output.decode(errors="replace"), errors.decode(errors="replace")
     )
     if check and text.returncode:
         tail = "\n".join((text.stderr.strip() or text.stdout.strip()).splitlines()[-15:])

@@ -21,7 +21,8 @@ import pytest
 import yaml
 from aptrepo import build as aptrepo
 from fleet import Fleet
-from node_image import docker
+from inside import inside
+from node_image import docker, run
 from sysfs import trees
 
 pytestmark = pytest.mark.engine
@@ -39,7 +40,7 @@ class Bed:
         self.ssh = inventory["all"]["vars"]
 
     def sh(self, script: str) -> str:
-        return docker("exec", self.node.container, "bash", "-c", script).strip()
+        return run(inside(self.node.container, "bash", "-c", script)).stdout.strip()
 
     def run(self, *command: str, **variables: Any) -> subprocess.CompletedProcess[str]:
         """Run ``command`` with an inventory of this node."""

@@ -22,7 +22,8 @@ import standin
 import yaml
 from aptrepo import build as aptrepo
 from fleet import Fleet
-from node_image import docker
+from inside import inside
+from node_image import docker, run
 from sysfs import trees
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +68,7 @@ class Bed:
         self.ssh = yaml.safe_load((folder / "fleet/inventory.yml").read_text())["all"]["vars"]
 
     def sh(self, node, script):
-        return docker("exec", self.nodes[node].container, "sh", "-c", script).strip()
+        return run(inside(self.nodes[node].container, "sh", "-c", script)).stdout.strip()
 
     def version(self, node):
         return self.sh(node, "dpkg-query -W -f '${Version}' amdgpu-dkms 2>/dev/null || true")
