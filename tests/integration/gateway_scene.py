@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import http.server
 import json
@@ -101,6 +102,7 @@ def render(
         tasks.append({"name": "Write", "ansible.builtin.copy": copy, "no_log": True})
     places = {"socket": "haproxy.sock", "state_path": "state", "keys_path": "keys.map"}
     common |= {f"__gateway_{name}": str(folder / place) for name, place in places.items()}
+    common["__gateway_alias_path"] = str(ROLE / "files" / "vllm-fleet-alias.lua")
     files_of = [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")]
     made = {"name": "Render", "hosts": "gateway", "gather_facts": False, "become": False}
     (folder / "play.yml").write_text(json.dumps([{**made, "vars_files": files_of, "tasks": tasks}]))
@@ -218,10 +220,16 @@ class EchoAnswer(http.server.BaseHTTPRequestHandler):
         elif self.path == "/v1/models" and self.command == "GET":
             self.say(200, {"data": [{"id": name} for name in self.server.models]})
         else:
-            size = len(self.body())
+            body = self.body()
             self.server.chats += 1
             time.sleep(self.server.delay)
-            told = {"server": self.server.name, "path": self.path, "size": size, "model": self.headers["x-vllm-model"]}
+            told = {
+                "server": self.server.name,
+                "path": self.path,
+                "size": len(body),
+                "model": self.headers["x-vllm-model"],
+            }
+            told["sha256"] = hashlib.sha256(body).hexdigest()
             self.say(self.server.status, told)
 
     do_POST = do_DELETE = do_GET

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import subprocess
@@ -46,6 +47,7 @@ def start(folder: Path, hosts: dict[str, Any], **variables: Any) -> int:
         "gateway_local_offset": 1,
         "gateway_stats_port": standin.free_port(),
         "gateway_split": {"chat": {"acme/large": 80, "acme/next": 20}},
+        "gateway_aliases": {"gpt-5": "acme/large", "open/gpt": "acme/large", "gpt-5-mini": "chat"},
         "gateway_queue_limit": 4,
         "gateway_server_maxconn": 8,
     }
@@ -133,8 +135,8 @@ def test_an_unknown_model_is_told_which_are_known(gateway: Gateway) -> None:
     status, told, head = post(gateway, talk("hi", model="gpt-4o"))
     assert (status, head["content-type"], told["error"]["code"]) == (404, "application/json", 404)
     assert told["error"]["message"] == (
-        "The model does not exist. Served are: acme/small, little, small-lora, acme/large, chat, large-lora, acme/next, "
-        "chat, next-lora."
+        "The model does not exist. Served are: acme/small, little, small-lora, acme/large, chat, large-lora, gpt-5, "
+        "open/gpt, gpt-5-mini, acme/next, chat, next-lora, gpt-5-mini."
     )
     assert post(gateway, {"messages": []})[0] == 400
     assert post(gateway, b"no JSON")[0] == 400
@@ -163,7 +165,7 @@ def test_many_models_and_adapters_fit_into_the_configuration(tmp_path: Path) -> 
         for number in range(20)
     }
     hosts["n0"]["vllm_server_args"] = {"lora-modules": [f"adapter-{number}=/x" for number in range(200)]}
-    start(tmp_path, hosts, gateway_split={})
+    start(tmp_path, hosts, gateway_split={}, gateway_aliases={f"alias {n}": "-0" for n in range(200)})
     checked = subprocess.run([*command(tmp_path), "-c"], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
 
@@ -186,11 +188,66 @@ def test_all_models_are_listed(gateway: Gateway) -> None:
         "acme/large",
         "chat",
         "large-lora",
+        "gpt-5",
+        "open/gpt",
+        "gpt-5-mini",
         "acme/next",
         "chat",
         "next-lora",
+        "gpt-5-mini",
     ]
     assert ask(gateway.ports["all"], "/v1/models")[0] == 401
+
+
+# -- aliases -----------------------------------------------------------------------------------------------------------
+
+LARGE = b'{"model": "acme/large", "messages": [{"role": "user", "content": "hi"}]}'
+
+
+def sized(size: int, model: str) -> bytes:
+    """A body with as many letters of a prompt."""
+    return json.dumps({"model": model, "messages": [{"role": "user", "content": "x" * size}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("sent", "wanted"),
+    [
+        (LARGE.replace(b"acme/large", b"gpt-5"), LARGE),
+        (LARGE.replace(b"acme/large", b"open/gpt"), LARGE),
+        (LARGE.replace(b"acme/large", b"open\\/gpt"), LARGE),
+        (b'{"messages":[{"model":"gpt-5","content":"\\"model\\": {[\\\\"}], "model"\n:\t"gpt-5"}',
+         b'{"messages":[{"model":"gpt-5","content":"\\"model\\": {[\\\\"}], "model"\n:\t"acme/large"}'),
+        *[(sized(size, "gpt-5"), sized(size, "acme/large")) for size in (129_000, 130_000, 130_900, 131_000, 5_000_000)],
+    ],
+)  # fmt: skip
+def test_an_alias_is_replaced_and_nothing_else(gateway: Gateway, sent: bytes, wanted: bytes) -> None:
+    status, told, _ = post(gateway, sent)
+    digest = hashlib.sha256(wanted).hexdigest()
+    assert (status, told["server"], told["size"], told["sha256"]) == (200, "large1", len(wanted), digest)
+    parts = [sent[place : place + 50_000] for place in range(0, len(sent), 50_000)]
+    chunked = b"".join(f"{len(part):x}\r\n".encode() + part + b"\r\n" for part in [*parts, b""])
+    with socket.create_connection(("127.0.0.1", gateway.ports["all"]), timeout=20) as client:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client.sendall(head.encode() + chunked)
+        answer = client.makefile("rb").read().decode()
+    assert digest in answer
+
+
+def test_an_alias_is_replaced_in_a_form_and_follows_a_split(gateway: Gateway, echoes: dict[str, Echo]) -> None:
+    form = b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\n%s\r\n--B--\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=B"}
+    _, told, _ = post(gateway, form % b"gpt-5", "/v1/audio/transcriptions", **kind)
+    assert (told["server"], told["sha256"]) == ("large1", hashlib.sha256(form % b"acme/large").hexdigest())
+    answers = [post(gateway, {"model": "gpt-5-mini"})[1] for _ in range(40)]
+    assert {one["server"] for one in answers} == {"large1", "next1"}
+    assert {one["sha256"] for one in answers} == {hashlib.sha256(b'{"model": "chat"}').hexdigest()}
+    # A header finds the pool; a body without a name has none to replace, and one behind the buffer is refused.
+    assert post(gateway, {"messages": []}, **{"x-vllm-model": "gpt-5"})[1]["server"] == "large1"
+    late = json.dumps({"messages": "x" * 200_000, "model": "gpt-5"}).encode()
+    with socket.create_connection(("127.0.0.1", gateway.ports["all"]), timeout=20) as client:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nx-vllm-model: gpt-5\r\n"
+        client.sendall(f"{head}Content-Length: {len(late)}\r\n\r\n".encode() + late[:150_000])
+        assert " 413 " in client.recv(4096).decode().splitlines()[0]
 
 
 @pytest.mark.parametrize("size", [200_000, 5_000_000])
@@ -375,8 +432,21 @@ def test_too_many_that_wait_are_429_at_once(gateway: Gateway, echoes: dict[str, 
     assert Counter(status for status, _, _ in answers) == {200: 12, 429: 8}
 
 
-def test_with_sessions_alone_texts_go_round(echoes: dict[str, Echo], tmp_path: Path) -> None:
-    port = start(tmp_path, hosts_of(echoes), gateway_balance="session")
+def test_one_model_with_sessions_and_aliases(echoes: dict[str, Echo], tmp_path: Path) -> None:
+    """No body has to name the one model. A retry has the name of the model, too."""
+    few = {name: echoes[name].host for name in sorted(SMALL)}
+    aliases = {"gpt-5": "acme/small"}
+    port = start(tmp_path, few, gateway_balance="session", gateway_split={}, gateway_aliases=aliases)
     with running(tmp_path, ports={"all": port}) as other:
         assert len({alone(other, talk("the same")) for _ in range(12)}) > 1
         assert len({alone(other, talk(f"text {n}"), **{"x-session-id": "s"}) for n in range(4)}) == 1
+        assert "gpt-5" in [one["id"] for one in json.loads(ask(port, "/v1/models", **AUTH)[1])["data"]]
+        assert post(other, {"prompt": "hi"})[0] == 200
+        echoes["small1"].status, echoes["small1"].chats = 503, 0
+        try:
+            told = [post(other, {"model": "gpt-5"})[1] for _ in range(8)]
+        finally:
+            echoes["small1"].status = 200
+        assert echoes["small1"].chats > 0
+        assert {one["sha256"] for one in told} == {hashlib.sha256(b'{"model": "acme/small"}').hexdigest()}
+        assert "small1" not in {one["server"] for one in told}

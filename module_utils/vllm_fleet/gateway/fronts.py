@@ -14,6 +14,8 @@ from typing import Any
 
 # One segment after the other, without escapes and without dots that climb. The end says whether more may follow.
 SEGMENTS = r"(/[A-Za-z0-9_:@~-][A-Za-z0-9._:@~-]*)+"
+# A name with these would end the quotes that it stands in, in the configuration or in a body.
+NO_ALIAS = re.compile(r"[\x00-\x1f\x7f-\x9f'\"\\]")
 BALANCES = ("prefix", "session", "leastconn")
 
 
@@ -77,7 +79,12 @@ def _refuse_twice(made: Iterable[Mapping[str, Any]], problems: list[str]) -> Non
 
 
 def asked(pool: Mapping[str, Any]) -> list[str]:
-    """Return the names of a pool that a request may have: of its model, and of its adapters."""
+    """Return the names of a pool that a request may have: of its model, of its adapters, and aliases of these."""
+    return [*served(pool), *pool.get("aliases", [])]
+
+
+def served(pool: Mapping[str, Any]) -> list[str]:
+    """Return the names of a pool that its servers know: of its model, and of its adapters."""
     return [*pool["names"], *pool.get("adapters", [])]
 
 
@@ -97,7 +104,7 @@ def same_names(pools: Sequence[Mapping[str, Any]], split: Iterable[str] = ()) ->
                 f"{other['model']} and {pool['model']} both serve the name {name}, so a request could mean either: "
                 "take it out of one served-model-name, give each model its own port in gateway_ports, or give each a "
                 "share in gateway_split."
-                for name in sorted({*asked(pool)}.intersection(asked(other)))
+                for name in sorted({*served(pool)}.intersection(served(other)))
                 if pool["port"] == other["port"] and name not in split
             )
     return found
@@ -136,6 +143,39 @@ def odd_splits(pools: Sequence[Mapping[str, Any]], split: Mapping[str, Mapping[s
         )
         if not all(map(_is_share, shares.values())) or sum(map(int, shares.values())) != 100:
             found.append(f"gateway_split: the shares of {name} are not whole numbers that add up to 100.")
+    return found
+
+
+def aliases(pools: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return for each name that ``pools`` serve its aliases in ``given``, which is gateway_aliases."""
+    known = {name for pool in pools for name in served(pool)}
+    found: dict[str, list[str]] = {}
+    for alias, model in given.items():
+        if str(model) in known:
+            found.setdefault(str(model), []).append(str(alias))
+    return found
+
+
+def odd_aliases(pools: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with gateway_aliases, as sentences."""
+    known = [name for pool in pools for name in served(pool)]
+    found = []
+    for alias, model in given.items():
+        if not alias or NO_ALIAS.search(str(alias)) or NO_ALIAS.search(str(model)):
+            found.append(
+                f"gateway_aliases: {alias!r} or {model!r} has quotes, a backslash or control characters, or nothing at "
+                "all: use another name."
+            )
+        elif str(alias) in known:
+            found.append(
+                f"gateway_aliases: {alias} is the name of a model that is served, so a request could mean either: "
+                "take it out of gateway_aliases, or out of served-model-name or lora-modules."
+            )
+        elif str(model) not in known:
+            found.append(
+                f"gateway_aliases: {alias} stands for {model}, which no host of group vllm serves; served are "
+                f"{', '.join(sorted(set(known))) or 'none'}."
+            )
     return found
 
 

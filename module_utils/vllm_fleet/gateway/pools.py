@@ -108,6 +108,7 @@ def pools_behind(
     keys: Iterable[Mapping[str, Any]] = (),
     paths: Iterable[str] = (),
     split: Mapping[str, Mapping[str, Any]] | None = None,
+    aliases: Mapping[str, Any] | None = None,
 ) -> dict[str, list[Any]]:
     """Return the pools behind `gateway`, its fronts (see fronts.py) and, as sentences, what is wrong with them.
 
@@ -116,7 +117,7 @@ def pools_behind(
     from a port to its listener on loopback. The gateway listens on `bind`, and takes servers that serve one of
     `also_healthy`. A server stands there at the address and port that it has now, which its wave may change; `known` is
     what the gateway itself has (gateway_info).
-    `keys`, `paths` and `split` are gateway_keys, gateway_paths and gateway_split.
+    `keys`, `paths`, `split` and `aliases` are gateway_keys, gateway_paths, gateway_split and gateway_aliases.
     """
     hosts, known, keys = list(hosts), list(known), list(keys)
     problems: list[str] = []
@@ -158,8 +159,11 @@ def pools_behind(
     made = list(pools.values())
     found = listeners.fronts(made, port, ports, offset, problems)
     problems += [*listeners.same_names(made, split or {}), *listeners.odd_splits(made, split or {})]
+    problems += listeners.odd_aliases(made, aliases or {})
     for front in found:
         front["splits"] = listeners.splits(front["pools"], split or {})
+        front["aliases"] = listeners.aliases(front["pools"], aliases or {})
+    _name_aliases(made, aliases or {})
     _open_pools(made, hostvars, gateway, bind, problems)
     _odd_words(made, hostvars, also_healthy, problems)
     problems += [*clients.problems(keys, made), *listeners.odd_paths(paths)]
@@ -173,10 +177,16 @@ def pools_behind(
     return {"pools": made, "fronts": found, "problems": problems}
 
 
+def _name_aliases(pools: list[dict[str, Any]], aliases: Mapping[str, Any]) -> None:
+    """Give each pool its `aliases`."""
+    for pool in pools:
+        pool["aliases"] = [name for names in listeners.aliases([pool], aliases).values() for name in names]
+
+
 def client_problems(
     hostvars: Mapping[str, Any], hosts: Iterable[str], gateway: str, given: Mapping[str, Any]
 ) -> list[str]:
-    """Return what is wrong with gateway_keys, gateway_paths and gateway_split of ``given``, as sentences.
+    """Return what is wrong with the gateway_keys, _paths, _split and _aliases of ``given``, as sentences.
 
     ``given`` are all variables of the gateway. What may change until its turn, or is a server's, is left out.
     """
@@ -187,6 +197,7 @@ def client_problems(
         port=int(given["gateway_port"]),
         ports=given["gateway_ports"],
         offset=int(given["gateway_local_offset"]),
+        aliases=given["gateway_aliases"],
     )["pools"]
     split = given["gateway_split"]
     return [
@@ -194,6 +205,7 @@ def client_problems(
         *listeners.odd_paths(given["gateway_paths"]),
         *listeners.same_names(made, split),
         *listeners.odd_splits(made, split),
+        *listeners.odd_aliases(made, given["gateway_aliases"]),
     ]
 
 

@@ -78,6 +78,25 @@ def test_what_is_no_split(split, says):
 
 
 @pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"gpt": "c"}, "gpt stands for c, which no host of group vllm serves; served are a, chat, org/b"),
+        ({"chat": "a"}, "chat is the name of a model that is served"),
+        ({"gpt": "other", "other": "a"}, "gpt stands for other"),
+        ({"it's": "a"}, "has quotes, a backslash"),
+        ({"a\\b": "a"}, "has quotes, a backslash"),
+        ({"": "a"}, "or nothing at all"),
+        ({"gpt": "a", "mini": "chat"}, ""),
+    ],
+)
+def test_an_alias_stands_for_a_name_that_is_served(given, says):
+    two = [pool("a", "chat"), pool("org/b", "chat")]
+    problems = fronts.odd_aliases(two, given)
+    assert says in problems[0] if says else problems == []
+    assert fronts.aliases(two[:1], {"gpt": "a", "mini": "chat", "x": "org/b"}) == {"a": ["gpt"], "chat": ["mini"]}
+
+
+@pytest.mark.parametrize(
     ("path", "passes"),
     [
         ("/v1/chat/completions", True),

@@ -236,9 +236,22 @@ def test_what_is_wrong_with_clients_is_known_from_the_inventory():
         "gateway_keys": [{"name": "a", "key": "k", "models": ["org/x"]}],
         "gateway_paths": ["x"],
         "gateway_split": {"chat": {"org/m": 100}},
+        "gateway_aliases": {"gpt": "org/x"},
     }
     hostvars = {"n1": host("n1"), "n2": host("n2", vllm_server_model=""), "gw": {"inventory_hostname": "gw"}}
     found = pools.client_problems(hostvars, ["n1", "n2"], "gw", given)
-    assert [text.partition(" ")[0] for text in found] == ["gateway_keys:", "gateway_paths", "gateway_split:"]
-    fine = {**given, "gateway_keys": [], "gateway_paths": [], "gateway_split": {}}
+    assert [text.partition(" ")[0] for text in found] == [
+        "gateway_keys:",
+        "gateway_paths",
+        "gateway_split:",
+        "gateway_aliases:",
+    ]
+    keys = [{"name": "a", "key": "k", "models": ["gpt"]}]
+    fine = {
+        **given,
+        "gateway_keys": keys,
+        "gateway_paths": [],
+        "gateway_split": {},
+        "gateway_aliases": {"gpt": "org/m"},
+    }
     assert pools.client_problems(hostvars, ["n1", "n2"], "gw", fine) == []
