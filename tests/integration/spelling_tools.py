@@ -26,7 +26,7 @@ package = tempfile.NamedTemporaryFile(suffix=".zip")
 package.write(base64.b64decode(job["package"]))
 package.flush()
 sys.path.insert(0, package.name)
-from ansible.module_utils.vllm_fleet.container import compare, spec
+from ansible.module_utils.vllm_fleet.container import compare, fields, spec
 from ansible.module_utils.vllm_fleet.container.engine import Engine
 from ansible.module_utils.vllm_fleet.container.options import ContainerOptions
 
@@ -38,7 +38,7 @@ for variants in job["rounds"]:
     specs = []
     for options in variants:
         parsed = ContainerOptions.from_params({**base, **options})
-        node = spec.NodeFacts(groups={"daemon": 1})
+        node = fields.NodeFacts(groups={"daemon": 1})
         specs.append(spec.build(parsed, image, node, shutdown_timeout=True, engine_cache=options["engine_cache"]))
     for number, wanted in enumerate(specs):
         container = engine.create(wanted, image)

@@ -16,22 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..vllm import cli
+from .fields import capability_names, device, security_options
+from .mounts import ENGINE_CACHE, HF_HOME, normal_path, parse_volume, volume
 from .options import canonical_address
-from .spec import (
-    ENGINE_CACHE,
-    HF_HOME,
-    LABEL_IMAGE_ID,
-    LABEL_PREFIX,
-    Image,
-    Spec,
-    capability_names,
-    device,
-    is_secret,
-    normal_path,
-    parse_volume,
-    security_options,
-    volume,
-)
+from .spec import LABEL_IMAGE_ID, LABEL_PREFIX, Image, Spec, is_secret
 
 Fields = dict[str, object]
 Redact = Callable[[str], str]

@@ -17,14 +17,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from .api import DockerApi, DockerRefused, DockerUnavailable
-from .spec import (
-    LABEL_ASKED_UTILIZATION,
-    LABEL_IMAGE_ID,
-    LABEL_MANAGED,
-    LABEL_SERVER,
-    Image,
-    Spec,
-)
+from .spec import LABEL_ASKED_UTILIZATION, LABEL_IMAGE_ID, LABEL_MANAGED, LABEL_SERVER, Image, Spec
 
 #: Seconds that one call to the engine may take; a stop adds the container's own stop timeout.
 CALL_TIMEOUT = 60

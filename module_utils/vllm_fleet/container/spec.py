@@ -3,21 +3,16 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..vllm import cli
 from ..weights import layout
+from . import fields, mounts
+from .fields import NodeFacts, SpecError, Ulimit
+from .mounts import ENGINE_CACHE, HF_HOME, Volume
 from .options import ContainerOptions
-
-#: Where the Hugging Face home and the engine's own caches appear inside the container (vLLM's documented
-#: ``-v ~/.cache/huggingface:/root/.cache/huggingface``).
-HF_HOME = "/root/.cache/huggingface"
-ENGINE_CACHE = "/root/.cache/vllm"
 
 #: The port that ``vllm serve`` listens on when no flag says so (vLLM 0.32.0 entrypoints/openai/cli_args.py).
 CONTAINER_PORT = 8000
@@ -39,54 +34,16 @@ _SECRET_NAME = re.compile(
     r"(?:(?:^|_)(?:TOKEN|KEY|SECRET)|(?:API|ACCESS|PRIVATE|SECRET)KEY|PASSWORD|PASSWD|CREDENTIALS?)$", re.I
 )
 
-_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([bkmgt]?)i?b?\s*$", re.I)
 _CONTAINER_NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$")
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-#: ``source[:target][:permissions]`` of a device, as `docker run --device` takes it.
-_DEVICE = re.compile(r"(/[^:]*)(?::(/[^:]*))?(?::([rwm]+))?")
-_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
-#: What Docker takes behind a mount's second colon, several with commas.
-_MOUNT_MODES = frozenset(
-    {"ro", "rw", "z", "Z", "nocopy", "consistent", "cached", "delegated"}
-    | {prefix + word for prefix in ("", "r") for word in ("shared", "slave", "private")}
-)
-#: Modes that change nothing on Linux: Docker's default propagation, and words for other systems.
-_MODES_WITHOUT_EFFECT = frozenset({"rprivate", "consistent", "cached", "delegated"})
-#: Docker's names of limits (go-units ulimit.go).
-_ULIMITS = (
-    *("core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio"),
-    *("rttime", "sigpending", "stack"),
-)
-_IPC_MODES = ("host", "private", "shareable", "none")
-#: What Go reads as a boolean.
-_TRUE, _FALSE = frozenset({"1", "t", "true"}), frozenset({"0", "f", "false"})
 #: What Linux gives a process for one variable (MAX_ARG_STRLEN).
 _MAX_TEXT = 128 << 10
-#: The largest id of a group (Docker and runc use 32 bits with a sign).
-_MAX_ID = 2**31 - 1
-_RESTART_POLICY = re.compile(r"(no|always|unless-stopped|on-failure)|on-failure:(\d+)")
-
-#: Linux' capabilities by their numbers (linux/capability.h; the last one came with 5.9).
-CAPABILITIES = (
-    *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP"),
-    *("LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER"),
-    *("SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE"),
-    *("SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP"),
-    *("MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF"),
-    "CHECKPOINT_RESTORE",
-)
-ALL_CAPABILITIES = ("ALL",)
 
 
 def overlap(one: str, other: str) -> bool:
     """Tell whether two addresses share a port of their machine."""
     everything = ("", "0.0.0.0", "::")  # noqa: S104
     return one in everything or other in everything or one == other or (one in LOOPBACK and other in LOOPBACK)
-
-
-class SpecError(ValueError):
-    """An option is wrong; the text says which, what was expected, what was got and what to do."""
 
 
 @dataclass(frozen=True)
@@ -100,28 +57,6 @@ class Image:
     cmd: tuple[str, ...] | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Ulimit:
-    """A resource limit; -1 is unlimited."""
-
-    name: str
-    soft: int
-    hard: int
-
-
-@dataclass(frozen=True)
-class Volume:
-    """A bind mount or a named volume."""
-
-    source: str
-    target: str
-    mode: str = "rw"
-
-    def __str__(self) -> str:
-        """Write it as Docker does: source:target:mode."""
-        return f"{self.source}:{self.target}:{self.mode}"
 
 
 @dataclass(frozen=True)
@@ -150,30 +85,6 @@ class Spec:
     asked_utilization: str | None = None
 
 
-@dataclass(frozen=True)
-class NodeFacts:
-    """What the spec needs to know of the node.
-
-    ``gids``: numeric ids of the groups video and render and of the device nodes' owners; None entries are left out.
-    ``hf_hub_target``: where ``<hf_cache>/hub`` really is when it is a symbolic link, which a container could not
-    follow. ``groups``: numeric ids of those groups that the options name, as far as the node has them.
-    """
-
-    gids: tuple[int, ...] = ()
-    hf_hub_target: str | None = None
-    groups: Mapping[str, int] = field(default_factory=dict)
-
-
-#: AMD's and vLLM's documented `docker run` line for ROCm, plus what the engine asks for on start:
-#: docs.vllm.ai installation/gpu (rocm) and rocm.docs.amd.com vLLM inference pages; nofile from vLLM 0.32.0
-#: utils/system_utils.py:255; memlock unlimited for RDMA and pinned memory.
-ROCM_DEVICES = ("/dev/dri", "/dev/kfd")
-ROCM_IPC_MODE = "host"
-ROCM_CAPABILITIES = ("SYS_PTRACE",)
-ROCM_SECURITY_OPTS = ("seccomp=unconfined",)
-ROCM_ULIMITS = (Ulimit("memlock", -1, -1), Ulimit("nofile", 65535, 65535))
-
-
 #: vLLM's documented `docker run` line for CPUs (docs.vllm.ai installation/cpu) has --shm-size=4g: the executor asks for
 #: 160 MiB of shared memory at once and Docker gives 64 by default, or what its daemon.json says. It is always set, for
 #: what is left to the daemon could not be told from another wish.
@@ -194,102 +105,6 @@ def secret_values(values: object) -> set[str]:
         return set()
     found = {str(v) for k, v in values.items() if is_secret(str(k)) and not isinstance(v, (bool, type(None)))}
     return {value for value in found if len(value) > 3}
-
-
-def parse_size(value: object, option: str) -> int | None:
-    """Read a size such as ``16g`` or ``16GiB`` into bytes; None stays None."""
-    if value is None or value == "":
-        return None
-    match = _SIZE.match(str(value))
-    if not match:
-        raise SpecError(f"{option}: expected a size such as 16g, got {value!r}")
-    return int(float(match.group(1)) * _UNITS[match.group(2).lower()])
-
-
-def parse_volume(text: str) -> Volume:
-    """Read ``source:target[:mode]``."""
-    parts = text.split(":")
-    if len(parts) not in (2, 3) or not all(parts) or not parts[1].startswith("/"):
-        raise SpecError(f"volumes: expected source:/target[:ro|rw], got {text!r}")
-    return volume(parts[0], parts[1], parts[2] if len(parts) == 3 else "rw")
-
-
-def volume(source: str, target: str, mode: str) -> Volume:
-    """Return a mount in one spelling: no slash too many, the access first, no word that changes nothing."""
-    words = set(mode.split(",")) - _MODES_WITHOUT_EFFECT
-    access = [word for word in ("ro", "rw") if word in words] or ["rw"]
-    source = normal_path(source) if source.startswith("/") else source
-    return Volume(source, normal_path(target), ",".join([*access, *sorted(words - {"ro", "rw"})]))
-
-
-def normal_path(path: str) -> str:
-    """Return a path without ``.``, ``..`` and slashes too many; Python keeps two leading ones."""
-    return re.sub("^//", "/", posixpath.normpath(path))
-
-
-def security_options(given: Sequence[object]) -> list[str]:
-    """Write security options in one way: ``name=value``, for Docker keeps the spelling that it was given."""
-    words = set()
-    for item in map(str, given):
-        name, equals, value = (item if "=" in item else item.replace(":", "=", 1)).partition("=")
-        if name == "no-new-privileges":
-            if value.lower() in _FALSE:
-                continue  # as if it were not there
-            value = "true" if not equals or value.lower() in _TRUE else value
-            equals = "="
-        words.add(f"{name}{equals}{value}")
-    return sorted(words)
-
-
-def parse_device(text: str) -> str:
-    """Read ``source[:target][:permissions]``; see :func:`device` for what it gives."""
-    match = _DEVICE.fullmatch(text)
-    if not match:
-        raise SpecError(f"devices: expected /dev/name[:/path/in/the/container][:rwm], got {text!r}")
-    return device(match[1], match[2] or match[1], match[3] or "rwm")
-
-
-def device(source: str, target: str, permissions: str) -> str:
-    """Write a device in one way: by its path alone where the container has it there with all permissions."""
-    source, target = posixpath.normpath(source), posixpath.normpath(target)
-    permissions = "".join(one for one in "rwm" if one in permissions)
-    return source if (target, permissions) == (source, "rwm") else f"{source}:{target}:{permissions}"
-
-
-def capability_names(names: Sequence[object]) -> list[str]:
-    """Write capabilities in one way, as ``SYS_PTRACE``; what stands beside ``ALL`` is in it."""
-    found = {str(name).upper().removeprefix("CAP_") for name in names}
-    return list(ALL_CAPABILITIES) if "ALL" in found else sorted(found)
-
-
-def parse_restart_policy(value: str) -> str:
-    """Read Docker's restart policy; ``on-failure`` may have a number of attempts behind a colon."""
-    match = _RESTART_POLICY.fullmatch("no" if value == "False" else value)  # YAML reads a bare no as false
-    if not match:
-        raise SpecError(
-            f"restart_policy: expected no, always, unless-stopped, on-failure or on-failure:<attempts>, got {value!r}"
-        )
-    attempts = int(match[2] or 0)
-    return match[1] or ("on-failure" + (f":{attempts}" if attempts else ""))
-
-
-def parse_ulimit(value: str) -> Ulimit:
-    """Read ``name=soft[:hard]``; ``-1`` and ``unlimited`` mean no limit."""
-    name, equals, numbers = value.partition("=")
-    soft, _, hard = numbers.partition(":")
-    try:
-        if not name or not equals:
-            raise ValueError
-        low = -1 if soft == "unlimited" else int(soft)
-        high = low if not hard else (-1 if hard == "unlimited" else int(hard))
-    except ValueError:
-        raise SpecError(f"ulimits: expected name=soft[:hard], got {value!r}") from None
-    name = name.lower()
-    if name not in _ULIMITS:
-        raise SpecError(f"ulimits: expected one of {', '.join(_ULIMITS)}, got {name!r}")
-    if high != -1 and not 0 <= low <= high:
-        raise SpecError(f"ulimits: {name}: expected a soft limit that is not above the hard one, got {value!r}")
-    return Ulimit(name, low, high)
 
 
 def check_image_ref(ref: str, *, allow_latest: bool = False) -> None:
@@ -348,7 +163,7 @@ def build(
     check_utilization(options.flags.get(UTILIZATION))
     _check_plain_http(options.flags)
     rocm = options.rocm
-    ipc_mode = _ipc_mode(options.ipc_mode) or (ROCM_IPC_MODE if rocm else None)
+    ipc_mode = fields.ipc_mode(options.ipc_mode) or (fields.ROCM_IPC_MODE if rocm else None)
     entrypoint = cli.entrypoint_for(image.entrypoint, options.entrypoint)
     extra = _own_flags(options, bind, shutdown_timeout=shutdown_timeout)
     env = _env(options, engine_cache)
@@ -359,17 +174,17 @@ def build(
         entrypoint=tuple(entrypoint),
         command=tuple(cli.build(options.model, options.flags, entrypoint=entrypoint, extra=extra)),
         env=env,
-        volumes=_volumes(options, node, env, engine_cache),
-        devices=_devices(_given(options.devices, ROCM_DEVICES if rocm else ())),
-        groups=_groups(options.groups, node, rocm=rocm),
+        volumes=mounts.volumes(options, node, env, engine_cache),
+        devices=fields.devices(_given(options.devices, fields.ROCM_DEVICES if rocm else ())),
+        groups=fields.groups(options.groups, node, rocm=rocm),
         ipc_mode=ipc_mode,
-        shm_size=parse_size(options.shm_size, "shm_size") or (None if ipc_mode == "host" else SHM_SIZE),
-        capabilities=_capabilities(_given(options.capabilities, ROCM_CAPABILITIES if rocm else ())),
-        security_opts=_security_opts(_given(options.security_opts, ROCM_SECURITY_OPTS if rocm else ())),
-        ulimits=_ulimits(options.ulimits, rocm=rocm),
+        shm_size=fields.parse_size(options.shm_size, "shm_size") or (None if ipc_mode == "host" else SHM_SIZE),
+        capabilities=fields.capabilities(_given(options.capabilities, fields.ROCM_CAPABILITIES if rocm else ())),
+        security_opts=fields.security_opts(_given(options.security_opts, fields.ROCM_SECURITY_OPTS if rocm else ())),
+        ulimits=fields.ulimits(options.ulimits, rocm=rocm),
         network_mode=options.network_mode,
         ports={} if options.network_mode == "host" else {f"{CONTAINER_PORT}/tcp": f"{bind}:{options.port}"},
-        restart_policy=parse_restart_policy(options.restart_policy),
+        restart_policy=fields.parse_restart_policy(options.restart_policy),
         stop_timeout=options.stop_timeout,
         labels=options.labels,
         secrets=frozenset(key for key in env if is_secret(key)),
@@ -490,125 +305,6 @@ def _env(options: ContainerOptions, engine_cache: str | None) -> dict[str, str]:
     if options.hf_token and env.get("HF_HUB_OFFLINE", "0") not in ("1", "ON", "YES", "TRUE"):
         env["HF_TOKEN"] = options.hf_token
     return env
-
-
-def _volumes(
-    options: ContainerOptions, node: NodeFacts, env: Mapping[str, str], engine_cache: str | None
-) -> tuple[Volume, ...]:
-    volumes = list(dict.fromkeys(parse_volume(v) for v in options.volumes))
-    if options.hf_cache:
-        mode = "ro" if env.get("HF_HUB_OFFLINE") == "1" else "rw"
-        if node.hf_hub_target:
-            volumes.append(volume(node.hf_hub_target, f"{HF_HOME}/hub", mode))
-        else:
-            volumes.append(volume(options.hf_cache, HF_HOME, mode))
-    model = normal_path(options.model)
-    if model.startswith("/") and not any(model == v.target or model.startswith(v.target + "/") for v in volumes):
-        volumes.append(Volume(model, model, "ro"))
-    if engine_cache:
-        volumes.append(Volume(engine_cache, ENGINE_CACHE, "rw"))
-    _check_mounts(volumes)
-    return tuple(sorted(volumes, key=lambda v: v.target))
-
-
-def _check_mounts(volumes: Sequence[Volume]) -> None:
-    """Refuse mounts that Docker would refuse, and two at one place."""
-    taken: dict[str, Volume] = {}
-    for volume in volumes:
-        target = volume.target
-        if ":" in volume.source + target:
-            raise SpecError(f"volumes: expected paths without a colon, which Docker cannot mount, got '{volume}'")
-        if not volume.source.startswith("/") and not _VOLUME_NAME.fullmatch(volume.source):
-            raise SpecError(f"volumes: expected an absolute path or a volume's name before :{target}, got {volume}")
-        if target == "/" or not _MOUNT_MODES.issuperset(volume.mode.split(",")):
-            raise SpecError(f"volumes: expected source:/target[:ro|rw], got '{volume}'")
-        if target in taken:
-            raise SpecError(
-                f"volumes: expected one mount at {target}, got {taken[target].source} and {volume.source}"
-                + {
-                    HF_HOME: "; option hf_cache (hf_cache_path) mounts there",
-                    ENGINE_CACHE: "; engine_cache mounts there",
-                }.get(target, "")
-            )
-        taken[target] = volume
-
-
-def _capabilities(given: Sequence[str]) -> tuple[str, ...]:
-    names = capability_names(given)
-    unknown = [name for name in names if name not in (*CAPABILITIES, *ALL_CAPABILITIES)]
-    if unknown:
-        import difflib  # noqa: PLC0415  only for this sentence
-
-        near = difflib.get_close_matches(unknown[0], CAPABILITIES, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise SpecError(
-            f"capabilities: expected names such as SYS_PTRACE (man 7 capabilities), got {unknown[0]!r}{hint}"
-        )
-    return tuple(names)
-
-
-def _groups(wanted: Sequence[str] | None, node: NodeFacts, *, rocm: bool) -> tuple[str, ...]:
-    """Return numeric ids: a name would be looked up in the image, where it may be missing or mean another group."""
-    given = ([str(gid) for gid in node.gids] if rocm else []) if wanted is None else wanted
-    missing = [one for one in given if not _is_number(one) and one not in node.groups]
-    if missing:
-        raise SpecError(
-            f"groups: expected groups of this node, by name or number (`getent group`), got {', '.join(missing)}"
-        )
-    large = [one for one in given if _is_number(one) and int(one) > _MAX_ID]
-    if large:
-        raise SpecError(f"groups: expected a number up to {_MAX_ID}, got {', '.join(large)}")
-    return tuple(sorted({str(int(one) if _is_number(one) else node.groups[one]) for one in given}))
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
-
-
-def _ulimits(given: Sequence[str] | None, *, rocm: bool) -> tuple[Ulimit, ...]:
-    if given is None:
-        return ROCM_ULIMITS if rocm else ()
-    found = sorted({parse_ulimit(v) for v in given}, key=lambda u: u.name)
-    for one, other in itertools.pairwise(found):
-        if one.name == other.name:
-            raise SpecError(f"ulimits: expected one limit for {one.name}, got two")
-    return tuple(found)
-
-
-def _devices(given: Sequence[str]) -> tuple[str, ...]:
-    found = sorted({parse_device(d) for d in given})
-    places = [d.split(":")[1] if ":" in d else d for d in found]
-    for place in places:
-        if places.count(place) > 1:
-            both = " and ".join(d for d, at in zip(found, places, strict=True) if at == place)
-            raise SpecError(f"devices: expected one device at {place}, got {both}")
-    return tuple(found)
-
-
-def _ipc_mode(given: str | None) -> str | None:
-    """Docker itself looks at it only when it starts the container."""
-    if given and given not in _IPC_MODES and not given.startswith("container:"):
-        raise SpecError(f"ipc_mode: expected {', '.join(_IPC_MODES)} or container:<name>, got {given!r}")
-    return given
-
-
-def _security_opts(given: Sequence[str]) -> tuple[str, ...]:
-    found = security_options(given)
-    for item in found:
-        name, _, value = item.partition("=")
-        if name == "seccomp" and value not in ("", "unconfined", "builtin") and not _is_json(value):
-            raise SpecError(
-                "security_opts: seccomp: expected unconfined or the profile itself as JSON (only the docker command "
-                f"reads a path), got {value[:60]!r}"
-            )
-    return tuple(found)
-
-
-def _is_json(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
-        return False
 
 
 def _check_texts(options: ContainerOptions, env: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ import re
 from .case import Case
 from .phrases import Words, cut, setting, variable
 
-#: Where the module mounts the folder of the engine's compile caches (container/spec.py ENGINE_CACHE).
+#: Where the module mounts the folder of the engine's compile caches (container/mounts.py ENGINE_CACHE).
 _INSIDE = "/root/.cache/vllm"
 #: Folders of compilers, as a log names them.
 _FOLDER = r"~?/[^\s'\"]*/(?:torch_compile_cache|\.?triton/cache|inductor)\b"

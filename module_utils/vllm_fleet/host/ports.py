@@ -8,9 +8,7 @@ import socket
 import struct
 from pathlib import Path
 
-from ..container.spec import (
-    overlap,
-)
+from ..container.spec import overlap
 
 
 def listeners(bind: str, port: int, proc: Path = Path("/proc")) -> dict[int, str]:

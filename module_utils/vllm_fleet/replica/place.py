@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..container import spec
+from ..container import fields
 from ..vllm import host_variables, ranks
 
 #: What is read of other hosts' variables.
@@ -56,8 +56,8 @@ def _options(found: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
         "env": {**ranks.environment(found), **given["env"]},
         # None is the image's own.
         "entrypoint": ranks.entrypoint(found, given["entrypoint"] or [], ident) or None,
-        "devices": ranks.devices(found, given["devices"], spec.ROCM_DEVICES if rocm else ()),
-        "capabilities": ranks.capabilities(found, given["capabilities"], spec.ROCM_CAPABILITIES if rocm else ()),
+        "devices": ranks.devices(found, given["devices"], fields.ROCM_DEVICES if rocm else ()),
+        "capabilities": ranks.capabilities(found, given["capabilities"], fields.ROCM_CAPABILITIES if rocm else ()),
         "volumes": [*given["volumes"], *ranks.volumes(found, str(given["state_dir"]))],
         # Collectives choose ports as they like; only the host's own network lets them through.
         "network_mode": "host" if several and mode == "bridge" else mode,

@@ -10,8 +10,9 @@ from pathlib import Path
 from ..common.refused import Refused
 from ..container.engine import EngineError
 from ..container.inspected import Inspected, ident, publishes
+from ..container.mounts import ENGINE_CACHE
 from ..container.plan import Trust
-from ..container.spec import ENGINE_CACHE, Image, Spec
+from ..container.spec import Image, Spec
 from . import gpu_gate
 from .observe import Observation
 from .run import RunContext, boottime

@@ -10,7 +10,8 @@ from dataclasses import replace
 from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container.inspected import Inspected, names
-from ..container.spec import ENGINE_CACHE, Spec, normal_path
+from ..container.mounts import ENGINE_CACHE, normal_path
+from ..container.spec import Spec
 from ..vllm.ranks import GUARD_TARGET
 from . import gpu_gate, observe, preconditions
 from .observe import Observation

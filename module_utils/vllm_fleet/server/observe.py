@@ -13,12 +13,13 @@ from pathlib import Path
 
 from ..common.failure import FailureClass
 from ..common.refused import Refused
-from ..container import compare, plan, spec
+from ..container import compare, fields, plan, spec
 from ..container.compare import Difference
 from ..container.engine import Engine
+from ..container.fields import NodeFacts
 from ..container.inspected import Inspected, ident, running
 from ..container.plan import NEXT_SUFFIX, PREVIOUS_SUFFIX, Existing, Plan, Trust
-from ..container.spec import Image, NodeFacts, Spec
+from ..container.spec import Image, Spec
 from ..vllm import cli, readiness
 from ..vllm import ranks as node_ranks
 from ..weights import layout
@@ -200,7 +201,7 @@ def _wrong_option() -> Iterator[None]:
     """Refuse what the desired container cannot be made of."""
     try:
         yield
-    except spec.SpecError as exc:
+    except fields.SpecError as exc:
         remedy = "correct that option and run again; nothing was touched"
         raise Refused(FailureClass.BAD_ARGUMENT, str(exc), remedy) from None
 
@@ -216,7 +217,7 @@ def _known_flags(
     known = node.flags(image.id)
     entrypoint = cli.entrypoint_for(image.entrypoint, node_ranks.behind_guard(options.entrypoint))
     if known is None:
-        devices = tuple(d for d in spec.ROCM_DEVICES if Path(d).exists())
+        devices = tuple(d for d in fields.ROCM_DEVICES if Path(d).exists())
         text = engine.run_once(image, [*entrypoint, "--help=all"], timeout=HELP_TIMEOUT, devices=devices)
         known = cli.flags_in_help(text or "")
         if not known >= _WELL_KNOWN:

@@ -12,15 +12,9 @@ from typing import Any
 
 from ..common.failure import FailureClass
 from ..common.refused import Refused
-from ..container.spec import (
-    ALL_CAPABILITIES,
-    CAPABILITIES,
-    HF_HOME,
-    ROCM_DEVICES,
-    Ulimit,
-    Volume,
-    overlap,
-)
+from ..container.fields import ALL_CAPABILITIES, CAPABILITIES, ROCM_DEVICES, Ulimit
+from ..container.mounts import HF_HOME, Volume
+from ..container.spec import overlap
 from ..host.ports import listeners
 from ..weights import snapshot
 from ..weights.layout import Repository, SnapshotError

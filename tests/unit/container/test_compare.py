@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.container import compare, engine, spec
+from ansible.module_utils.vllm_fleet.container import compare, engine, fields, spec
 from ansible.module_utils.vllm_fleet.container.options import ContainerOptions
 
 RECORDED = Path(__file__).parents[2] / "fixtures" / "docker-inspect"
@@ -33,7 +33,7 @@ def recorded(name):
 
 
 def differences(container, image, own_image=None, redact=None, **options):
-    node = spec.NodeFacts(gids=(44, 109))
+    node = fields.NodeFacts(gids=(44, 109))
     given = {**OPTIONS, **options}
     made = ContainerOptions.from_params(given)
     wanted = spec.build(made, image, node, shutdown_timeout=True, engine_cache=given["engine_cache"])

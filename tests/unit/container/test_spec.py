@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.container import spec
+from ansible.module_utils.vllm_fleet.container import fields, spec
 from ansible.module_utils.vllm_fleet.container.options import ContainerOptions
 
 IMAGE = spec.Image("vllm/vllm-openai-rocm:v0.31.0", "sha256:" + "1" * 64, entrypoint=("vllm", "serve"))
@@ -23,7 +23,7 @@ VLLM_DOCKER_RUN = """--group-add=video --cap-add=SYS_PTRACE --security-opt secco
   -p 8000:8000 --ipc=host"""
 
 
-NODE = spec.NodeFacts(gids=(44, 109), groups={"video": 44, "render": 109})
+NODE = fields.NodeFacts(gids=(44, 109), groups={"video": 44, "render": 109})
 
 
 def make(image=IMAGE, node=None, *, shutdown=False, **options):
@@ -116,7 +116,7 @@ def test_online_when_asked_with_the_token():
 
 
 def test_a_hub_that_is_a_link_is_mounted_where_it_really_is():
-    made = make(hf_cache="/c", node=spec.NodeFacts(hf_hub_target="/mnt/nvme/hub"))
+    made = make(hf_cache="/c", node=fields.NodeFacts(hf_hub_target="/mnt/nvme/hub"))
     assert str(made.volumes[0]) == "/mnt/nvme/hub:/root/.cache/huggingface/hub:ro"
 
 
@@ -158,7 +158,7 @@ def test_which_variables_are_secrets(name, secret):
 
 @pytest.mark.parametrize("ref", ["vllm/vllm-openai-rocm:latest", "vllm/vllm-openai-rocm", "host:5000/vllm"])
 def test_a_moving_image_is_refused_with_the_way_to_pin_it(ref):
-    with pytest.raises(spec.SpecError, match="Pin it") as error:
+    with pytest.raises(fields.SpecError, match="Pin it") as error:
         spec.check_image_ref(ref)
     assert "@sha256:" in str(error.value)
     spec.check_image_ref(ref, allow_latest=True)
@@ -171,7 +171,7 @@ def test_a_pinned_image_passes(ref):
 
 @pytest.mark.parametrize("model", ["DeepSeek V3.1", "a/b/c", "", "../x", "org/"])
 def test_what_is_no_hub_id_is_refused(model):
-    with pytest.raises(spec.SpecError):
+    with pytest.raises(fields.SpecError):
         make(model=model)
 
 
@@ -224,7 +224,7 @@ def test_what_is_no_hub_id_is_refused(model):
     ],
 )
 def test_wrong_options_are_refused_with_what_was_expected(options, says):
-    with pytest.raises(spec.SpecError, match=says):
+    with pytest.raises(fields.SpecError, match=says):
         make(**options)
 
 

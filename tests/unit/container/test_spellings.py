@@ -13,7 +13,7 @@ import pytest
 import spellings
 from docker.api import APIClient
 
-from ansible.module_utils.vllm_fleet.container import compare, spec
+from ansible.module_utils.vllm_fleet.container import compare, fields, spec
 from ansible.module_utils.vllm_fleet.container.engine import Engine
 from ansible.module_utils.vllm_fleet.container.options import ContainerOptions
 from ansible.module_utils.vllm_fleet.server.options import ARGUMENTS
@@ -29,7 +29,7 @@ OF_A_RUN = {
 }
 BASE = {"name": "vllm", "image": "vllm:1", "model": "acme/tiny", "allow_unauthenticated": True}
 IMAGE = spec.Image("vllm:1", "sha256:" + "1" * 64, env={"PATH": "/bin"}, labels={"vendor": "x"})
-NODE = spec.NodeFacts(gids=(44, 109), groups={"daemon": 1})
+NODE = fields.NodeFacts(gids=(44, 109), groups={"daemon": 1})
 REDACT = compare.fingerprint(b"k" * 32)
 
 

@@ -10,7 +10,8 @@ import socket
 import pytest
 
 from ansible.module_utils.vllm_fleet.common.refused import Refused
-from ansible.module_utils.vllm_fleet.container.spec import Ulimit, Volume
+from ansible.module_utils.vllm_fleet.container.fields import Ulimit
+from ansible.module_utils.vllm_fleet.container.mounts import Volume
 from ansible.module_utils.vllm_fleet.server import preconditions
 
 
