@@ -24,6 +24,12 @@ _MOUNT_MODES = frozenset(
 #: Modes that change nothing on Linux: Docker's default propagation, and words for other systems.
 _MODES_WITHOUT_EFFECT = frozenset({"rprivate", "consistent", "cached", "delegated"})
 
+#: What runc lets anybody mount in /proc (opencontainers/runc libcontainer/rootfs_linux.go).
+_IN_PROC = frozenset(
+    f"/proc/{name}"
+    for name in ("cpuinfo", "diskstats", "loadavg", "meminfo", "net/dev", "slabinfo", "stat", "swaps", "uptime")
+)
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -90,6 +96,7 @@ def _check_mounts(volumes: Sequence[Volume]) -> None:
             raise SpecError(f"volumes: expected an absolute path or a volume's name before :{target}, got {volume}")
         if target == "/" or not _MOUNT_MODES.issuperset(volume.mode.split(",")):
             raise SpecError(f"volumes: expected source:/target[:ro|rw], got '{volume}'")
+        _check_system_folder(volume)
         if target in taken:
             raise SpecError(
                 f"volumes: expected one mount at {target}, got {taken[target].source} and {volume.source}"
@@ -99,3 +106,13 @@ def _check_mounts(volumes: Sequence[Volume]) -> None:
                 }.get(target, "")
             )
         taken[target] = volume
+
+
+def _check_system_folder(volume: Volume) -> None:
+    """Refuse what hides a folder of the kernel: Docker takes it, and the container cannot start or sees no GPU."""
+    if (volume.target == "/proc" or volume.target.startswith("/proc/")) and volume.target not in _IN_PROC:
+        raise SpecError(f"volumes: expected no mount in /proc, which belongs to the kernel, got '{volume}'")
+    if volume.target in ("/dev", "/sys") and volume.source != volume.target:
+        raise SpecError(
+            f"volumes: expected no mount that hides {volume.target}, where the kernel shows the devices, got '{volume}'"
+        )

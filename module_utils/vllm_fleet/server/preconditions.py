@@ -105,20 +105,53 @@ def volumes_exist(volumes: Iterable[Volume]) -> None:
             )
 
 
+#: Files that Docker makes for every container; another file may be mounted over them.
+_DOCKERS_FILES = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
+
+
 def mounts_have_a_place(volumes: Sequence[Volume]) -> None:
-    """Refuse a mount inside of a read-only one that has no such folder: Docker cannot make it there."""
+    """Refuse a mount that its place cannot take: Docker sees that only when it starts the container.
+
+    In a read-only mount the place has to be there, for Docker cannot make it. A file lies on a file, a folder on a
+    folder.
+    """
     for volume in volumes:
+        if volume.target in _DOCKERS_FILES:
+            _same_kind(volume, volume.target, folder=False)
         around = [v for v in volumes if volume.target.startswith(v.target + "/")]
         outer = max(around, key=lambda v: len(v.target), default=None)
-        if outer is None or not outer.source.startswith("/") or "ro" not in outer.mode.split(","):
+        if outer is None or not outer.source.startswith("/"):
             continue
         place = Path(outer.source, volume.target[len(outer.target) + 1 :])
-        if not place.exists():
+        if place.exists():
+            _same_kind(volume, f"{place} on the node", folder=place.is_dir())
+        elif Path(outer.source).is_file():
+            raise Refused(
+                FailureClass.BAD_ARGUMENT,
+                f"volumes: {volume.target} lies in {outer.target}, where a file is mounted ({outer.source})",
+                f"mount the folder that holds {outer.source}, or mount {volume.source} somewhere else",
+            )
+        elif "ro" in outer.mode.split(","):
             raise Refused(
                 FailureClass.BAD_ARGUMENT,
                 f"volumes: {volume.target} lies in {outer.target}, which is mounted read-only and has no place for it",
                 f"create {place} on the node, or mount {volume.source} somewhere else",
             )
+
+
+def _same_kind(volume: Volume, place: str, *, folder: bool) -> None:
+    """Refuse a folder where none is, and a file where a folder is. A named volume is a folder."""
+    source = Path(volume.source)
+    if volume.source.startswith("/") and not source.exists():
+        return  # of the server's own folders one may be made later
+    if (source.is_dir() or not volume.source.startswith("/")) != folder:
+        wanted, got = ("folder", "file") if folder else ("file", "folder")
+        raise Refused(
+            FailureClass.BAD_ARGUMENT,
+            f"volumes: expected a {wanted} to mount at {volume.target}, for {place} is one, got the {got} "
+            f"{volume.source}",
+            f"name a {wanted}, or mount {volume.source} somewhere else",
+        )
 
 
 def limits_can_be_set(ulimits: Iterable[Ulimit], allowed: Path = Path("/proc/sys/fs/nr_open")) -> None:

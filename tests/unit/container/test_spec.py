@@ -216,6 +216,10 @@ def test_what_is_no_hub_id_is_refused(model):
         ({"env": {"A": "x" * 131070}}, "env: expected less than 131072 bytes .* for A$"),
         ({"network_mode": "none"}, "network_mode: expected a network"),
         ({"model": "/models/a:b"}, "volumes: expected paths without a colon"),
+        ({"volumes": ["/a:/proc"]}, "volumes: expected no mount in /proc"),
+        ({"volumes": ["/a:/proc/version"]}, "volumes: expected no mount in /proc"),
+        ({"volumes": ["/a:/dev/"]}, "volumes: expected no mount that hides /dev"),
+        ({"volumes": ["/a:/sys"]}, "volumes: expected no mount that hides /sys"),
         # And these it keeps as something else, or waits for ever.
         ({"env": {"A=B": 1}}, "env: expected a name without '='"),
         ({"env": {"A": "\0"}}, "env: .* without a null byte"),

@@ -120,6 +120,31 @@ def test_a_mount_inside_of_a_read_only_one_needs_its_place_there(tmp_path):
     preconditions.mounts_have_a_place([outer, inner])
 
 
+@pytest.mark.parametrize(
+    ("volumes", "says"),
+    [
+        (["{d}:/etc/hosts"], "expected a file to mount at /etc/hosts, for /etc/hosts is one, got the folder {d}"),
+        (["models:/etc/resolv.conf"], "expected a file to mount at /etc/resolv.conf, .* got the folder models"),
+        (["{d}:/data", "{d}/sub:/data/one"], "expected a file to mount at /data/one, for {d}/one on the node is one"),
+        (["{d}:/data", "{d}/one:/data/sub"], "expected a folder to mount at /data/sub, .* got the file {d}/one"),
+        (["{d}/one:/data", "{d}/sub:/data/x"], "/data/x lies in /data, where a file is mounted"),
+        (["{d}/one:/etc/hosts"], None),
+        (["{d}:/data", "{d}/one:/data/one", "{d}/sub:/data/sub", "v:/data/new"], None),
+        (["{d}:/data", "{d}/later:/data/sub"], None),
+        (["v:/data", "{d}/one:/data/one"], None),
+    ],
+)
+def test_a_file_lies_on_a_file_and_a_folder_on_a_folder(volumes, says, tmp_path):
+    (tmp_path / "one").write_text("")
+    (tmp_path / "sub").mkdir()
+    mounts = [Volume(*text.format(d=tmp_path).split(":")) for text in volumes]
+    if says is None:
+        preconditions.mounts_have_a_place(mounts)
+        return
+    with pytest.raises(Refused, match="volumes: .*" + says.format(d=tmp_path)):
+        preconditions.mounts_have_a_place(mounts)
+
+
 @pytest.mark.parametrize(("limit", "refused"), [(1024, False), (1025, True), (-1, True)])
 def test_more_open_files_than_the_kernel_allows(limit, refused, tmp_path):
     allowed = tmp_path / "nr_open"
