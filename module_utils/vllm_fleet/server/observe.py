@@ -184,7 +184,7 @@ def desired(options: ServerOptions, engine: Engine, node: NodeState) -> tuple[Sp
             options,
             image,
             node_facts(options),
-            shutdown_timeout="shutdown-timeout" in known,
+            shutdown_timeout="shutdown-timeout" in known.flags,
             engine_cache=cache,
         )
     if made.network_mode not in ("bridge", "host", "none") and not engine.network_exists(made.network_mode):
@@ -206,10 +206,8 @@ def _wrong_option() -> Iterator[None]:
         raise Refused(FailureClass.BAD_ARGUMENT, str(exc), remedy) from None
 
 
-def _known_flags(
-    options: ServerOptions, image: Image, engine: Engine, node: NodeState, notes: list[str]
-) -> frozenset[str]:
-    """Return the flags that the image's server knows, asked once; refuse the ones that it does not.
+def _known_flags(options: ServerOptions, image: Image, engine: Engine, node: NodeState, notes: list[str]) -> cli.Known:
+    """Return what the image's server knows, asked once; refuse flags and values that it does not take.
 
     The answer is kept under the image's id. An image that cannot answer (no ``vllm`` on its PATH, help that needs a
     GPU) is not held against anyone: the flags are then not checked, and a note says so.
@@ -219,26 +217,33 @@ def _known_flags(
     if known is None:
         devices = tuple(d for d in fields.ROCM_DEVICES if Path(d).exists())
         text = engine.run_once(image, [*entrypoint, "--help=all"], timeout=HELP_TIMEOUT, devices=devices)
-        known = cli.flags_in_help(text or "")
-        if not known >= _WELL_KNOWN:
-            known = frozenset()
+        known = cli.read_help(text or "")
+        if not known.flags >= _WELL_KNOWN:
+            known = cli.Known()
         if text is not None:  # None: not in time, which another time it may be
             with contextlib.suppress(OSError):  # an unwritable state folder costs the next run the question again
                 node.note_flags(image.id, known)
-    if not known:
+    if not known.flags:
         notes.append(f"the flags in args were not checked: {image.ref} did not print vLLM's help")
         return known
-    unknown = cli.unknown_flags(options.flags, known)
+    unknown = cli.unknown_flags(options.flags, known.flags)
     if unknown:
-        near = difflib.get_close_matches(unknown[0], sorted(known), n=3, cutoff=0.6)
+        near = difflib.get_close_matches(unknown[0], sorted(known.flags), n=3, cutoff=0.6)
         hint = f"did you mean {', '.join('--' + n for n in near)}?" if near else "see `vllm serve --help=all`"
         on = unknown[0].removeprefix("no-")
-        if on in known:
+        if on in known.flags:
             hint = f"leave {on} out (null), for there is no way to say no to it"
         raise Refused(
             FailureClass.BAD_ARGUMENT,
             f"args: {', '.join('--' + u for u in unknown)} is not a flag of the vLLM in {image.ref}",
             f"{hint} (vllm_server_args); nothing was touched",
+        )
+    wrong = cli.wrong_values(options.flags, known)
+    if wrong:
+        raise Refused(
+            FailureClass.BAD_ARGUMENT,
+            f"args: {'; '.join(wrong)}",
+            f"the vLLM in {image.ref} says so in its help; correct vllm_server_args and run again; nothing was touched",
         )
     return known
 

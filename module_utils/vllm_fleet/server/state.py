@@ -19,6 +19,7 @@ from typing import Any
 from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container.plan import Trust
+from ..vllm.cli import Known
 
 #: Logs of failed starts that are kept for each container name.
 KEPT_LOGS = 10
@@ -79,14 +80,19 @@ class NodeState:
 
     # -- flags of an image -------------------------------------------------------------------------------------
 
-    def flags(self, image_id: str) -> frozenset[str] | None:
-        """Flags that an image's server knows; empty when it could not be asked, None when it never was."""
+    def flags(self, image_id: str) -> Known | None:
+        """What an image's server knows; empty when it could not be asked, None when it never was."""
         found = self._read(self._flags_file(image_id))
-        return frozenset(found["flags"]) if isinstance(found.get("flags"), list) else None
+        flags, choices, numbers = (found.get(key) for key in ("flags", "choices", "numbers"))
+        if not (isinstance(flags, list) and isinstance(choices, dict) and isinstance(numbers, list)):
+            return None  # an earlier version asked for the flags alone
+        return Known(frozenset(flags), {name: tuple(of) for name, of in choices.items()}, frozenset(numbers))
 
-    def note_flags(self, image_id: str, flags: frozenset[str]) -> None:
+    def note_flags(self, image_id: str, known: Known) -> None:
         """Keep what an image answered; its id names the bytes, so the answer never grows old."""
-        self.write(self._flags_file(image_id), {"flags": sorted(flags)})
+        choices = {name: list(of) for name, of in sorted(known.choices.items())}
+        answer = {"flags": sorted(known.flags), "choices": choices, "numbers": sorted(known.numbers)}
+        self.write(self._flags_file(image_id), answer)
 
     def _flags_file(self, image_id: str) -> Path:
         return self.root / "flags" / f"{image_id.removeprefix('sha256:')[:24]}.json"

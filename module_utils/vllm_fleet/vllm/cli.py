@@ -279,10 +279,63 @@ def entrypoint_for(image_entrypoint: Sequence[str] | None, wanted: Sequence[str]
 _HELP_FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*(?:\.[\w-]+)?)")
 
 
-def flags_in_help(text: str) -> frozenset[str]:
-    """Read the long flag names out of argparse's help text (``vllm serve --help=all``)."""
-    names = {match.group(1) for match in _HELP_FLAG.finditer(text.replace("_", "-"))}
-    return frozenset(names)
+#: One entry of argparse's help: its flags and what they take on the first line, the explanation below.
+_HELP_ENTRY = re.compile(r"^  (?P<head>-[^\n]*)(?P<text>(?:\n(?!  -|\S)[^\n]*)*)", re.MULTILINE)
+#: Choices that argparse itself insists on. A list that goes on with "or" is no complete one.
+_HELP_CHOICES = re.compile(r"--(?P<flag>[a-z][a-z0-9-]*) \{(?P<choices>[^{}\s]+)\}(?!\s*or\b)")
+_HELP_NUMBER = re.compile(r"\(default:\s+-?\d+(?:\.\d+)?\)")
+#: Numbers whose default says nothing (vLLM 0.32.0: None, or worked out later).
+_NUMBERS = frozenset({"max-model-len", "max-num-batched-tokens", "max-num-seqs"})
+#: Words that stand for a number.
+_NO_DIGITS = frozenset({"auto", "none", "null"})
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an image's help says: its flags, the complete choices of some, and which take a number."""
+
+    flags: frozenset[str] = frozenset()
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    numbers: frozenset[str] = frozenset()
+
+
+def read_help(text: str) -> Known:
+    """Read argparse's help text (``vllm serve --help=all``); what it does not say clearly is left out."""
+    flags = frozenset(match.group(1) for match in _HELP_FLAG.finditer(text.replace("_", "-")))
+    choices: dict[str, tuple[str, ...]] = {}
+    numbers = _NUMBERS & flags
+    for entry in _HELP_ENTRY.finditer(text):
+        found = _HELP_CHOICES.search(entry["head"])
+        if found:
+            choices[found["flag"]] = tuple(found["choices"].split(","))
+        elif "{" not in entry["head"] and _HELP_NUMBER.search(entry["text"]):
+            numbers |= set(re.findall(r"--([a-z][a-z0-9-]*) [A-Z]", entry["head"]))
+    return Known(flags, choices, numbers)
+
+
+def wrong_values(flags: Mapping[str, FlagValue | None], known: Known) -> list[str]:
+    """Return a sentence for each of ``flags`` whose value argparse would refuse for certain."""
+    out = []
+    for name, value in flags.items():
+        choices = known.choices.get(name)
+        if choices and isinstance(value, str) and not _among(value, choices):
+            out.append(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+        elif name in known.numbers and not _may_be_number(value):
+            out.append(f"{name}: expected a number, got {value!r}")
+    return out
+
+
+def _among(value: str, choices: Sequence[str]) -> bool:
+    """Whether it may be a choice: some are lists of others, and vLLM reads some in any case and with any hyphen."""
+    names = {choice.lower().replace("-", "_") for choice in choices}
+    return all(part.lower().replace("-", "_") in names for part in value.split(","))
+
+
+def _may_be_number(value: FlagValue | None) -> bool:
+    """Whether it may be a number, such as ``8``, ``25.6k`` or ``O2``, or a word for none."""
+    if isinstance(value, str):
+        return value.lower() in _NO_DIGITS or re.search(r"\d", value) is not None
+    return value is not True
 
 
 def unknown_flags(flags: Mapping[str, FlagValue | None], known: frozenset[str]) -> list[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import pytest
 
+from ansible.module_utils.vllm_fleet.common.refused import Refused
 from ansible.module_utils.vllm_fleet.container import plan, spec
 from ansible.module_utils.vllm_fleet.server import observe
 from ansible.module_utils.vllm_fleet.server.options import ServerOptions
 from ansible.module_utils.vllm_fleet.server.state import NodeState
+from ansible.module_utils.vllm_fleet.vllm import cli
 
 OPTIONS = ServerOptions(model="org/m")
 IMAGE = spec.Image("vllm:1", "sha256:" + "1" * 64, entrypoint=("vllm", "serve"))
@@ -30,9 +32,19 @@ def test_an_image_is_asked_again_only_where_it_was_too_slow(tmp_path, answer, no
 
     for _ in range(2):
         known = observe._known_flags(OPTIONS, IMAGE, Docker(), node, notes)
-    assert bool(known) is (answer == HELP) is not bool(notes)
+    assert bool(known.flags) is (answer == HELP) is not bool(notes)
     assert (node.flags(IMAGE.id) is not None) is noted
     assert len(asked) == (2 if asked_again else 1)
+
+
+def test_a_wrong_value_is_refused_from_the_answer_that_was_kept(tmp_path):
+    node = NodeState(str(tmp_path), "vllm")
+    answer = cli.read_help(HELP + "\n  --dtype {auto,half}\n                        Data type. (default: auto)\n")
+    node.note_flags(IMAGE.id, answer)
+    assert node.flags(IMAGE.id) == answer
+    options = ServerOptions(model="org/m", flags={"dtype": "bf16", "max-model-len": "abc"})
+    with pytest.raises(Refused, match=r"dtype: expected one of auto, half, got 'bf16'; max-model-len: expected a numb"):
+        observe._known_flags(options, IMAGE, None, node, [])
 
 
 @pytest.mark.parametrize(

@@ -122,10 +122,54 @@ HELP = """usage: vllm serve [model_tag] [options]
 
 
 def test_flags_are_read_from_help_and_unknown_ones_named():
-    known = cli.flags_in_help(HELP)
+    known = cli.read_help(HELP).flags
     assert {"max-model-len", "enable-prefix-caching", "served-model-name", "compilation-config"} <= known
     args = {"max_model_len": 1, "gpu-mem-utilisation": 0.5, "compilation-config.mode": "none", "gone": None}
     assert cli.unknown_flags(cli.normalise_args(args), known) == ["gpu-mem-utilisation"]
+
+
+#: Shortened from what 0.32.0 prints.
+VALUES = """usage: vllm serve [model_tag] [options]
+  --tool-call-parser {apertus,hermes} or name registered in --tool-parser-plugin
+                        Select the tool call parser. (default: None)
+  --dtype {auto,bfloat16,float16}
+                        Data type for model weights and activations:
+                        - "auto" will use FP16 precision for FP32 and FP16
+                        models. (default: auto)
+  --max-model-len MAX_MODEL_LEN
+                        Model context length. (default: None)
+  --load-format LOAD_FORMAT
+                        The format of the model weights. (default: auto)
+  --distributed-executor-backend ['external_launcher', 'mp', 'ray', 'uni']
+                        Backend to use. (default: None)
+  --tensor-parallel-size TENSOR_PARALLEL_SIZE, -tp TENSOR_PARALLEL_SIZE
+                        Number of tensor parallel groups. (default: 1)
+  --enable-expert-parallel, --no-enable-expert-parallel
+                        (default: False)
+  --optimization-level OPTIMIZATION_LEVEL
+                        The level, written as O2 too. (default:
+                        2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"max-model-len": "abc"}, "max-model-len: expected a number, got 'abc'"),
+        ({"max-model-len": True}, "max-model-len: expected a number, got True"),
+        ({"tensor-parallel-size": "two"}, "tensor-parallel-size: expected a number, got 'two'"),
+        ({"dtype": "bf16"}, "dtype: expected one of auto, bfloat16, float16, got 'bf16'"),
+        ({"max-model-len": "auto"}, None),
+        ({"dtype": "BFloat16"}, None),
+        ({"dtype": "auto,float16"}, None),
+        ({"max-model-len": "25.6k"}, None),
+        ({"max-model-len": -1, "tensor-parallel-size": 8, "optimization-level": "O2"}, None),
+        ({"dtype": "auto", "load-format": "anything", "distributed-executor-backend": "mine"}, None),
+        ({"tool-call-parser": "of_a_plugin", "enable-expert-parallel": True, "dtype": None}, None),
+    ],
+)
+def test_a_value_is_refused_where_the_help_is_clear(args, says):
+    assert cli.wrong_values(cli.normalise_args(args), cli.read_help(VALUES)) == ([says] if says else [])
 
 
 @pytest.mark.parametrize(
@@ -140,7 +184,7 @@ def test_flags_are_read_from_help_and_unknown_ones_named():
     ],
 )
 def test_a_switch_is_only_said_no_to_where_it_has_a_no(args, unknown):
-    known = cli.flags_in_help(HELP + "  --headless\n")
+    known = cli.read_help(HELP + "  --headless\n").flags
     assert cli.unknown_flags(cli.normalise_args(args), known) == unknown
 
 
