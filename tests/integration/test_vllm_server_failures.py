@@ -97,7 +97,7 @@ def test_a_signal_is_read_from_the_exit_code(server, exit_code, failure_class):
 
 
 def test_a_flag_that_vllm_itself_refuses(server):
-    result = server.run(args={"max-model-len": "short"})
+    result = server.run(args={"max-model-len": "8x"})
     assert_reads_well(result, server, "bad_argument")
     assert result["failure"]["exit_code"] == 2
     assert "max-model-len" in result["msg"]
@@ -238,6 +238,13 @@ def refusals(server):
             ["volumes", "/data/in lies in /data"],
             {"volumes": [f"{empty}:/data:ro", "/tmp:/data/in"]},
         ),
+        "mount over a file": (
+            "bad_argument",
+            ["expected a file to mount at /etc/hosts"],
+            {"volumes": ["/tmp:/etc/hosts"]},
+        ),
+        "mount in /proc": ("bad_argument", ["no mount in /proc"], {"volumes": ["/tmp:/proc/x"]}),
+        "value": ("bad_argument", ["max-model-len: expected a number"], {"args": {"max-model-len": "abc"}}),
         "driver": ("driver_missing", ["/dev/kfd"], {"accelerator": "rocm"}),
         "device": (
             "bad_argument",
