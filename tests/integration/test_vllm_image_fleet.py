@@ -190,7 +190,8 @@ def test_built_once_it_is_the_same_on_every_node(site: Site) -> None:
     assert predicted.changed(*NODES), predicted.output
     assert site.contents("vllm-rocm:v1") == ["", "", ""]
 
-    first = site.run()
+    # Through a registry; what is lost comes by an archive, in the next test.
+    first = site.run(vllm_image_distribution="registry")
     assert first.changed(*NODES), first.output
     made = site.contents("vllm-rocm:v1")
     assert made[0] and made == [made[0]] * 3
@@ -241,23 +242,21 @@ def test_an_edit_goes_through_a_registry_while_the_old_server_serves(site: Site)
     edit(site, "second")
     told = site.run("--check", "--diff")
     assert told.changed(*NODES) and re.search(rf"^-.*{old_id}", told.output, re.MULTILINE), told.output
+    before = received(site, "node3")
     second = site.run(vllm_image_distribution="registry")
     assert second.changed(*NODES), second.output
+    # Only the layer that differs travels to one that has the first from a registry: the other layer has 30 MB.
+    assert received(site, "node3") - before < 15_000_000
     made = site.contents("vllm-rocm:v1")
     assert made == [made[0]] * 3 and made[0] not in ("", old)
     site.nothing_is_left()
-
-    # Of the next one only the layer that differs travels: the other one has 30 MB.
-    edit(site, "third")
-    before = received(site, "node3")
-    assert site.run(vllm_image_distribution="registry").changed(*NODES)
-    assert received(site, "node3") - before < 15_000_000
-    third = site.contents("vllm-rocm:v1")
-    assert third == [third[0]] * 3 and third[0] not in ("", made[0], old)
     assert [site.sh(node, ask) for node in NODES] == serving
 
 
 def test_pruning_leaves_what_is_needed(site: Site) -> None:
+    for node in ("node1", "node2"):
+        between = "printf 'FROM vllm-rocm:v1\nLABEL between=yes\n' | docker build --quiet --tag vllm-rocm:v1-gbetween -"
+        site.sh(node, between)
     listed = "docker images --no-trunc --format '{{.ID}}' | sort -u"
     before = {node: set(site.sh(node, listed).split()) for node in NODES}
     needed = {
@@ -288,7 +287,6 @@ def test_pruning_leaves_what_is_needed(site: Site) -> None:
     after = {node: set(site.sh(node, listed).split()) for node in NODES}
     # That of a container is kept there too, but not listed once its name has moved.
     assert after == {"node1": before["node1"], "node2": needed["node2"], "node3": needed["node3"] & before["node3"]}
-    assert site.run(**prune).changed()
 
 
 def test_an_archive_of_the_controller_goes_where_it_is_missing(site: Site, tmp_path: Path) -> None:
