@@ -54,6 +54,8 @@ __all__ = [
     "waves",
 ]
 
+#: Some that vLLM 0.32.0 answers without a key (its own help of --api-key says so); the first computes like /v1.
+OPEN_PATHS = ("/invocations", "/tokenize", "/scale_elastic_ep", "/metrics")
 EVERYWHERE = "*"  # default of gateway_bind
 _MODEL = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
@@ -250,11 +252,22 @@ def _bind(values: Mapping[str, Any]) -> Finding:
     if bind in LOOPBACK:
         return Finding("ok", what, wanted, bind)
     if _text(values.get("vllm_server_api_key")):
-        return Finding("ok", what, wanted, f"{bind}, with a key")
+        return _around_the_key(bind, _text(values.get("vllm_server_port", 8000)), values)
     if host_variables.truth(values.get("vllm_server_allow_unauthenticated")):
         return Finding("ok", what, wanted, f"{bind} without a key, allowed")
     remedy = "set the key (from vault), bind to 127.0.0.1, or set vllm_server_allow_unauthenticated: true"
     return Finding("refused", what, wanted, f"{bind}, which others can reach, and no vllm_server_api_key", remedy)
+
+
+def _around_the_key(bind: str, port: str, values: Mapping[str, Any]) -> Finding:
+    """Say which paths of a server with a key are open, and to whom: vLLM checks its key under a few prefixes alone."""
+    what, wanted = "vllm_server_bind", "no path without a key"
+    if host_variables.truth(values.get("vllm_server_allow_unauthenticated")):
+        return Finding("ok", what, wanted, f"{bind}, with a key; the paths that have none are allowed")
+    who = "any network of the node" if bind in host_variables.WILDCARDS else f"whoever reaches {bind}"
+    got = f"{', '.join(OPEN_PATHS)} and more at port {port}, open to {who} without the key"
+    remedy = "let the gateways alone reach the port, by a firewall that looks before Docker does (docs/gateway.md)"
+    return Finding("warning", what, wanted, got, remedy)
 
 
 def _port(values: Mapping[str, Any]) -> Finding:

@@ -73,8 +73,8 @@ def test_one_thing_wrong(values, what, words):
         {"vllm_image_tag": "latest", "vllm_image_digest": "sha256:" + "0" * 64},
         {"vllm_image_tag": "latest", "vllm_image_allow_latest": True},
         {"vllm_image_tag": "latest", "vllm_image_allow_latest": "yes"},
-        {"vllm_server_bind": "0.0.0.0", "vllm_server_api_key": "k"},
-        {"vllm_server_bind": "0.0.0.0", "vllm_server_api_key": "k\"'$%\\{}"},
+        {"vllm_server_bind": "127.0.0.1", "vllm_server_api_key": "k\"'$%\\{}"},
+        {"vllm_server_bind": "0.0.0.0", "vllm_server_api_key": "k", "vllm_server_allow_unauthenticated": True},
         {"vllm_server_bind": "10.0.0.1", "vllm_server_allow_unauthenticated": True},
         {"vllm_server_model": "/models/deepseek"},
         {"vllm_server_model": "gpt2"},
@@ -149,6 +149,17 @@ def test_hosts_of_a_replica_serve_one_model():
     assert (wrong.level, wrong.got) == ("refused", "n1, n2: a/b; n3: a/c")
     commit = inventory.replica("r", {"n1": one, "n2": {**one, "vllm_server_revision": "2"}})
     assert (commit.level, "vllm_server_revision" in commit.remedy) == ("refused", True)
+
+
+@pytest.mark.parametrize(
+    ("bind", "who"),
+    [("0.0.0.0", "any network of the node"), ("::", "any network of"), ("10.0.0.1", "reaches 10.0.0.1")],
+)
+def test_a_server_with_a_key_says_what_is_open_without_it(bind, who):
+    found = judged(vllm_server_bind=bind, vllm_server_api_key="k3y", vllm_server_port=8001)["vllm_server_bind"]
+    assert (found.level, who in found.got) == ("warning", True)
+    assert found.got.startswith("/invocations, /tokenize, /scale_elastic_ep, /metrics and more at port 8001, open to ")
+    assert "k3y" not in str(found)
 
 
 def place(machine="m1", name="vllm", port=8000, bind="127.0.0.1", replica=""):
