@@ -110,6 +110,13 @@ def refused_value(case: Case) -> Words:
     )
 
 
+def cpu_binding(case: Case) -> Words:
+    return (
+        f"This release of vLLM does not know {case.get('value')} as a list of CPUs for its threads",
+        "Set VLLM_CPU_OMP_THREADS_BIND in `vllm_server_env` to a list of CPUs such as 0-31, or to all",
+    )
+
+
 def dtype(case: Case) -> Words:
     fits = re.findall(r"torch\.(\w+)", case.get("fits")) or ["auto"]
     return (

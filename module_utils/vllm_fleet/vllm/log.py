@@ -177,6 +177,7 @@ _FATAL = (
     "MIOpen Error",
     "hipBLASLt error",
     "LLVM ERROR",
+    "libnuma: Warning: unparseable",
     "pthread_create failed",
     "terminate called",
     "what(): ",

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real logs of every release line, recorded by tests/releases/record.py: each failure is named, no start is blamed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ansible.module_utils.vllm_fleet.diagnosis.case import Context, ExitFacts
+from ansible.module_utils.vllm_fleet.diagnosis.diagnose import diagnose
+from ansible.module_utils.vllm_fleet.diagnosis.standalone import read
+from ansible.module_utils.vllm_fleet.vllm.log import split
+from ansible.module_utils.vllm_fleet.vllm.startup import Progress
+
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
+#: Names of the first recordings of 0.32.0 beside those of the recorder.
+CLASSES = {
+    "no_such_path": "model_not_found",
+    "offline_cache_miss": "cache_miss_offline",
+    "max_model_len_exceeds_config": "context_too_long",
+    "port_in_use": "port_taken",
+    "unknown_flag": "bad_argument",
+    "no_such_model": "model_not_found",
+    "offline_miss": "cache_miss_offline",
+    "context_too_long": "context_too_long",
+    "port_taken": "port_taken",
+    "worker_killed": "engine_died",
+}
+#: To 0.9 vLLM has the same words for a model that is not in the cache and for one that does not exist.
+SAME_WORDS = ("vllm-0.8.5.post2-cpu", "vllm-0.9.2.post2-cpu")
+RECORDED: list[tuple[Path, dict[str, Any]]] = [
+    (index.with_name(f"{name}.log"), ended)
+    for index in sorted(FIXTURES.glob("vllm-*-cpu/cases.yml"))
+    for name, ended in yaml.safe_load(index.read_text()).items()
+]
+
+
+def names(cases: list[tuple[Path, dict[str, Any]]]) -> list[str]:
+    return [f"{log.parent.name} {log.stem}" for log, _ in cases]
+
+
+def wanted(log: Path) -> str:
+    return "model_not_found" if log.stem == "offline_miss" and log.parent.name in SAME_WORDS else CLASSES[log.stem]
+
+
+FAILED = [(log, ended) for log, ended in RECORDED if log.stem not in ("ready", "compiled")]
+READY = [(log, ended) for log, ended in RECORDED if log.stem in ("ready", "compiled")]
+
+
+@pytest.mark.parametrize(("log", "ended"), FAILED, ids=names(FAILED))
+def test_each_failure_of_each_release_has_its_name(log: Path, ended: dict[str, Any]) -> None:
+    text = log.read_text()
+    found = read(text, ended["exit_code"])
+    assert found.failure is not None
+    assert found.failure.class_ == wanted(log), found.as_text()
+    known = diagnose(text, ExitFacts(ended["exit_code"]), Context(host="node1", port=8000, model="a/b"))
+    assert known.class_ == wanted(log), known
+    assert known.evidence
+
+
+@pytest.mark.parametrize(("log", "ended"), READY, ids=names(READY))
+def test_a_good_start_of_each_release_has_no_cause_and_all_its_stages(log: Path, ended: dict[str, Any]) -> None:
+    text = log.read_text()
+    assert read(text).failure is None
+    progress, stages = Progress(offline=True), []
+    for number, line in enumerate(split(text)):
+        event = progress.feed_line(line, float(number))
+        stages += [event.stage] if event is not None and event.stage not in stages else []
+    # Some releases say on a CPU that they warm up for compiling, also where they do not compile.
+    assert [stage for stage in stages if stage != "compiling"] == [
+        "configuring",
+        "loading weights",
+        "allocating kv cache",
+        "starting api",
+        "ready",
+    ]
