@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 from ansible.module_utils.vllm_fleet.diagnosis.case import Context, ExitFacts
 from ansible.module_utils.vllm_fleet.diagnosis.diagnose import diagnose
 from ansible.module_utils.vllm_fleet.diagnosis.standalone import read
-from ansible.module_utils.vllm_fleet.vllm.log import split
+from ansible.module_utils.vllm_fleet.vllm.log import parse, split
 from ansible.module_utils.vllm_fleet.vllm.startup import Progress
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
@@ -77,3 +78,27 @@ def test_a_good_start_of_each_release_has_no_cause_and_all_its_stages(log: Path,
         "starting api",
         "ready",
     ]
+
+
+#: Processes before the lines of a logger, by release: none at first, then the engine, then all.
+PROCESSES = {
+    "vllm-0.10.2.post2-cpu": {"", "APIServer"},
+    "vllm-0.11.2.post2-cpu": {"", "APIServer"},
+    "vllm-0.14.1-cpu": {"", "APIServer", "EngineCore_DP0"},
+    "vllm-0.19.1-cpu": {"", "APIServer", "EngineCore"},
+    "vllm-0.25.1-cpu": {"", "APIServer", "EngineCore", "Worker"},
+    "vllm-0.32.0-cpu": {"APIServer", "EngineCore", "VllmWorker-0", "Worker"},
+    "vllm-0.8.5.post2-cpu": {""},
+    "vllm-0.9.2.post2-cpu": {""},
+}
+
+
+@pytest.mark.parametrize("release", sorted(PROCESSES))
+def test_the_prefix_of_each_release_is_taken_off_every_line(release: str) -> None:
+    seen = set()
+    for log, _ in RECORDED:
+        for line in split(log.read_text()) if log.parent.name == release else ():
+            head = parse(line)
+            assert not re.match(r"[(\[]\w[^()\[\]]* pid=|(?:INFO|WARNING|ERROR) \d", head.text), line
+            seen |= {head.process} if head.level else set()
+    assert seen == PROCESSES[release]
