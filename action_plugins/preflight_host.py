@@ -26,6 +26,8 @@ from ansible.module_utils.vllm_fleet.container import archive
 from ansible.module_utils.vllm_fleet.gateway import pools
 from ansible.module_utils.vllm_fleet.host import gpu
 from ansible.module_utils.vllm_fleet.preflight import inventory, role_specs
+from plugin_utils import role_options
+from plugin_utils.variables import Variables
 
 #: Asked of the connecting user's shell in one go. Root's rights are tried only where they would be needed.
 _QUESTION = """printf 'uid=%s\\nuser=%s\\nhome=%s\\n' "$(id -u)" "$(id -un)" "$HOME"
@@ -43,11 +45,18 @@ class ActionModule(ActionBase):
 
     TRANSFERS_FILES = False
 
+    #: Whether the options are the role's, and whether those that lean on the kind of GPU have been taken.
+    _of_role = False
+    _later = False
+
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Look at everything, judge it together."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         args = dict(self._task.args)
+        self._of_role = boolean(args.pop("of_role", False))
+        if self._of_role:
+            args = {**role_options.made(role_options.preflight, Variables(self._templar, variables)), **args}
         mine = self._inventory(variables) if boolean(args.get("inventory", True)) else []
         refused = {one.what for one in mine if one.level == "refused"}
         # A fault of the inventory is reported once, and not probed on the node as well.
@@ -66,8 +75,9 @@ class ActionModule(ActionBase):
             more.append(Finding("unseen", "connection", "an answer", _line(str(exc)), remedy))
         except AnsibleError as exc:
             more.append(_failed(_line(str(exc))))
-        with contextlib.suppress(AnsibleError):  # what was to be known of the node before it was lost
-            self._late(args, variables, more)
+        if not self._later:
+            with contextlib.suppress(AnsibleError):  # what was to be known of the node before it was lost
+                self._late(args, Variables(self._templar, variables), more)
         found = finding.accept([*mine, *more], args.get("accept") or [])
         result.update(
             answer,
@@ -231,14 +241,12 @@ class ActionModule(ActionBase):
             if kind in gpu.INSTINCT
         ]
         # What later tasks take from the result of this one; an image's name is found out on the node.
-        variables = {
-            **variables,
-            "preflight_gpu_found": kinds[0] if kinds else "",
-            "preflight_result": {"node": {"gpus": [{"name": kind} for kind in kinds]}},
-            "vllm_image_ref": probes.result_of("vllm_image", "image_ref"),
-            "ansible_facts": {**(variables.get("ansible_facts") or {}), "user_dir": facts["home"]},
-        }
-        variables = self._late(args, variables, found)
+        known = Variables(self._templar, variables)
+        known.note("preflight_gpu_found", kinds[0] if kinds else "")
+        known.note("preflight_result", {"node": {"gpus": [{"name": kind} for kind in kinds]}})
+        known.note("vllm_image_ref", probes.result_of("vllm_image", "image_ref"))
+        known.note("ansible_facts", {**(variables.get("ansible_facts") or {}), "user_dir": facts["home"]})
+        self._late(args, known, found)
         oldest = str(args.get("min_python") or "3.10")
         if facts.get("python") and _version(facts["python"]) < _version(oldest):
             remedy = "set ansible_python_interpreter to a newer one"
@@ -252,7 +260,7 @@ class ActionModule(ActionBase):
         answer: dict[str, Any] = {}
         if not any(one.what == "Python" for one in found):
             try:
-                answer = self._module(args, facts, variables)
+                answer = self._module(args, facts, known, variables)
             finally:
                 self._connection.set_become_plugin(become)
             found += [Finding(**one) for one in answer.pop("findings", [])]
@@ -264,29 +272,26 @@ class ActionModule(ActionBase):
         answer["ansible_facts"] = {**(answer.get("ansible_facts") or {}), **user}
         return answer
 
-    def _late(self, args: dict[str, Any], variables: dict[str, Any], found: list[Finding]) -> dict[str, Any]:
+    def _late(self, args: dict[str, Any], known: Variables, found: list[Finding]) -> None:
         """Take options from variables that lean on the kind of GPU, which is known only now (preflight_gpu_found).
 
-        Findings that were made elsewhere, which are one of these options, are added to ``found``.
-
-        Returns the variables with those of `first` as values: many others lean on them, and each would have them worked
-        out for itself again.
+        They are the role's, or those that `late` names. Findings that were made elsewhere, which are one of these
+        options, are added to ``found``.
         """
-        known = dict(variables)
-        for name in args.pop("first", None) or []:
-            if name in known:
-                known[name] = self._templar.copy_with_new_env(available_variables=known).template(known[name])
-        templar = self._templar.copy_with_new_env(available_variables=known)
+        self._later = True
         for option, name in (args.pop("late", None) or {}).items():
-            args[option] = templar.template(known[name])
+            args[option] = known[name]
+        if self._of_role:
+            args.update(role_options.made(role_options.preflight_late, known))
         found += [Finding(**one) for one in args.pop("findings", None) or []]
-        return known
 
-    def _module(self, args: dict[str, Any], facts: dict[str, str], variables: dict[str, Any]) -> dict[str, Any]:
+    def _module(
+        self, args: dict[str, Any], facts: dict[str, str], known: Variables, variables: dict[str, Any]
+    ) -> dict[str, Any]:
         args = {key: value for key, value in args.items() if key != "accept"}  # over all findings, at the end
         if args.get("cache"):
             args["cache"] = re.sub(r"^~(?=/|$)", facts["home"].replace("\\", r"\\"), str(args["cache"]))
-        answer = self._probe(args, facts, variables)
+        answer = self._probe(args, facts, known, variables)
         if answer.get("unreachable"):
             raise _Unreachable(str(answer.get("msg")))
         if answer.get("failed"):
@@ -296,9 +301,11 @@ class ActionModule(ActionBase):
             answer.pop(key, None)
         return answer
 
-    def _probe(self, args: dict[str, Any], facts: dict[str, str], variables: dict[str, Any]) -> dict[str, Any]:
-        """Call the module, and in the same process what later tasks want to know (`ask`, names of variables)."""
-        more = self._requests(args.pop("ask", None) or [], facts, variables)
+    def _probe(
+        self, args: dict[str, Any], facts: dict[str, str], known: Variables, variables: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Call the module, and in the same process what later tasks want to know (`ask`, names of modules)."""
+        more = self._requests(args.pop("ask", None) or [], facts, known)
         conclusions = args.pop("conclude", None) or {}
 
         def call(module: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -309,28 +316,27 @@ class ActionModule(ActionBase):
             return call("preflight_host", args)
         answer = probes.together({"module": "preflight_host", "args": args}, more, call)
         if answer.get("node"):
+            known.note("preflight_result", answer)
             rows = answer.setdefault("ansible_facts", {}).setdefault(probes.FACT, [])
-            rows += self._conclusions(conclusions, {**variables, "preflight_result": answer})
+            rows += self._conclusions(conclusions, known)
         return answer
 
-    def _requests(self, names: list[str], facts: dict[str, str], variables: dict[str, Any]) -> list[dict[str, Any]]:
+    def _requests(self, names: list[str], facts: dict[str, str], known: Variables) -> list[dict[str, Any]]:
         """Return the requests that can be made now: some lean on what a task before finds out."""
         if facts.get("root") == "no":
             return []
-        templar = self._templar.copy_with_new_env(available_variables=variables)
         found = []
         for name in names:
-            with contextlib.suppress(AnsibleError, KeyError):
-                found.append(templar.template(variables[name]))
+            with contextlib.suppress(AnsibleError):
+                found.append(role_options.made(role_options.PROBES[name], known))
         return [one for one in found if one]
 
-    def _conclusions(self, names: Mapping[str, str], variables: dict[str, Any]) -> list[dict[str, Any]]:
+    def _conclusions(self, names: Mapping[str, str], known: Variables) -> list[dict[str, Any]]:
         """Return as rows of results what roles conclude from the findings, by role: whether they have work to do."""
-        templar = self._templar.copy_with_new_env(available_variables=variables)
         rows = []
         for role, name in names.items():
             with contextlib.suppress(AnsibleError, KeyError):
-                needed = boolean(templar.template(variables[name]))
+                needed = boolean(known[name])
                 rows.append({"module": role, "args": {}, "result": {"changed": needed}})
         return rows
 

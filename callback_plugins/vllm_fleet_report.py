@@ -258,6 +258,7 @@ def _load_for_workers() -> None:
         sys.modules[check.__module__].preload(ROOT / "roles")
     for name in ("env", "file", "template", "vars"):
         lookup_loader.get(f"ansible.builtin.{name}", class_only=True)
+    lookup_loader.get("vllm_fleet_options", class_only=True)
     gc.collect()
     gc.freeze()
 

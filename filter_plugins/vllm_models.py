@@ -3,73 +3,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible.errors import AnsibleFilterError
 from ansible.parsing.dataloader import DataLoader
 from ansible.utils.vars import load_extra_vars
 
-_ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import plugin_utils  # noqa: E402, F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.models import (  # noqa: E402
-    model_id,
-    preset_files,
-    presets,
-    sizing,
-    sizing_table,
-    what_fits,
-)
-from ansible.module_utils.vllm_fleet.weights import layout  # noqa: E402
-
-_SCHEMA = _ROOT / "models" / "schema.json"
-
-
-def _all(path: str) -> Mapping[str, Mapping[str, Any]]:
-    try:
-        # One spelling of the folder: it is read once before the workers are forked, and not by each of them.
-        return preset_files.read((Path(path) if path else _ROOT / "models").resolve(), _SCHEMA)
-    except preset_files.PresetError as error:
-        raise AnsibleFilterError(str(error)) from error
-
-
-def vllm_preset(model: str | None, accelerator: str = "rocm", gpu: str = "", path: str = "") -> dict[str, Any]:
-    """Return a model's preset for an accelerator: `args`, `env`, `revision`, `verify`, figures.
-
-    Every key is there, empty where the preset (or a model without one) says nothing. ``path`` is another folder of
-    presets.
-    """
-    return presets.for_server(_all(path).get(str(model or ""), {}), str(accelerator), str(gpu or ""))
-
-
-def vllm_model_fault(model: str | None, exact: bool = False, caches: Sequence[str] = (), path: str = "") -> str:
-    """Return in one sentence why an id is refused, with the nearest known ones; empty when it is not.
-
-    Known are the presets and what caches (HF_HOME) on this machine hold: the user's, the controller's, and `caches`.
-    """
-    text = str(model or "")
-    return _verdict(text, exact, caches, path).sentence(text)
-
-
-def vllm_model_findings(
-    model: str | None, exact: bool = False, caches: Sequence[str] = (), path: str = ""
-) -> list[dict[str, str]]:
-    """Return the same as findings of preflight: one, or none where the id is good or empty."""
-    text = str(model or "")
-    found = _verdict(text, exact, caches, path).finding(text) if text else None
-    return [dataclasses.asdict(found)] if found else []
-
-
-def _verdict(model: str, exact: bool, caches: Sequence[str], path: str) -> model_id.Verdict:
-    fleet = os.environ.get("VLLM_FLEET_CACHE") or "~/.cache/vllm-fleet"
-    folders = [*map(str, caches), os.environ.get("HF_HOME") or "~/.cache/huggingface", f"{fleet}/seed"]
-    cached = [one for folder in folders for one in layout.known_repos(Path(folder).expanduser())]
-    return model_id.check(model, [*_all(path), *cached], exact=bool(exact))
+import plugin_utils  # noqa: F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.models import presets, sizing, sizing_table, what_fits
+from plugin_utils import model_presets
 
 
 def vllm_sizing_table(rows: Sequence[Sequence[Any]], arithmetic: bool = False) -> str:
@@ -111,7 +56,7 @@ def vllm_plan(
     model = sizing.Facts(**{key: facts[key] for key in ("model", "config", "weights_bytes", "source", "min_vllm")})
 
     def preset_of(accelerator: str, kind: str) -> dict[str, Any]:
-        return vllm_preset(model.model, accelerator, kind, path)
+        return model_presets.preset(model.model, accelerator, kind, path)
 
     chosen = {host: (nodes or {})[host] for host in (nodes or {} if hosts is None else hosts)}
     plan = what_fits.plan(model, chosen, what_fits.named_kinds(kinds), int(gpus), preset_of=preset_of, **server)
@@ -124,9 +69,8 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
-            "vllm_preset": vllm_preset,
-            "vllm_model_fault": vllm_model_fault,
-            "vllm_model_findings": vllm_model_findings,
+            "vllm_preset": model_presets.preset,
+            "vllm_model_fault": model_presets.fault,
             "vllm_sizing_options": presets.sizing_options,
             "vllm_sizing_seen": vllm_sizing_seen,
             "vllm_sizing_table": vllm_sizing_table,

@@ -147,7 +147,7 @@ options:
     default: []
   ask:
     description:
-      - Names of variables that hold questions, C({module, args}), which later tasks will ask of this node. They are asked in the same process, and
+      - Modules that later tasks will call on this node, such as C(vllm_image). They are asked in the same process, with the options of their roles, and
         the action keeps the results as the fact C(vllm_fleet_probe_results). A question that cannot be built yet is left to its task.
     type: list
     elements: str
@@ -158,11 +158,10 @@ options:
         O(ask). In these variables C(preflight_result) is what this module returns.
     type: dict
     default: {}
-  first:
-    description: Names of variables of which many others are made, in their order. They are worked out once for O(late), O(ask) and O(conclude).
-    type: list
-    elements: str
-    default: []
+  of_role:
+    description: Whether the action takes all options that are not given from the variables of the role preflight.
+    type: bool
+    default: false
   findings:
     description: Findings of other checks, of the same form as RV(findings), to be judged together with these.
     type: list

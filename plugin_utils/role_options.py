@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options that roles give to their modules, made of the roles' variables.
+
+One place for a role's own task (through the lookup vllm_fleet_options) and for the probe of everything at once (the
+action preflight_host), so that both ask the same. Python and not Jinja, because Jinja compiles each expression again
+for each host and works out what both branches of a condition name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ansible.errors import AnsibleError, AnsibleFilterError
+from ansible.module_utils.parsing.convert_bool import boolean
+
+import plugin_utils  # noqa: F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.container import daemon_json
+from ansible.module_utils.vllm_fleet.models import presets
+from ansible.module_utils.vllm_fleet.replica import place
+from ansible.module_utils.vllm_fleet.server import options as server_options
+from ansible.module_utils.vllm_fleet.vllm import cli
+from ansible.module_utils.vllm_fleet.vllm.ranks import ReplicaError
+from plugin_utils import model_presets
+from plugin_utils.variables import Variables
+
+Options = dict[str, Any]
+
+#: Seconds that a probe waits for a server's answer; one that takes longer is left to its own task, which waits longer.
+ANSWER = 30.0
+
+
+def _named(variables: Variables, role: str, *options: str) -> Options:
+    """Return options that have the names of the role's variables, without the role's own name in front."""
+    return {option: variables[f"{role}_{option}"] for option in options}
+
+
+# -- docker_engine
+
+
+def docker_engine(variables: Variables) -> Options:
+    """Return the options of docker_engine."""
+    own = _named(
+        variables, "docker_engine", "manage_config", "config_path", "allow_restart", "service_manager", "socket"
+    )
+    more = _named(variables, "docker_engine", "pid_file", "log_path", "daemon_args", "start_timeout")
+    described = _named(variables, "docker_engine", "log_driver", "log_max_size", "log_max_file", "live_restore")
+    described |= _named(variables, "docker_engine", "registry_mirrors", "insecure_registries")
+    config = daemon_json.described(variables["docker_engine_settings"], **described)
+    return {"config": config, **own, **more}
+
+
+def docker_engine_probe(variables: Variables) -> Options:
+    """Return what a probe asks for the engine."""
+    return {"module": "docker_engine", "args": {**docker_engine(variables), "state": "probed"}}
+
+
+# -- vllm_image
+
+
+def vllm_image(variables: Variables) -> Options:
+    """Return the options of vllm_image that say which image is meant."""
+    source = variables["vllm_image_source"]
+    built = source == "build"
+    resolved = variables.get("__vllm_image_resolved", "") if source == "pull" else ""
+    return {
+        **_named(variables, "vllm_image", "source", "name", "tag", "allow_latest", "archive", "expected_id"),
+        "tags": variables["__vllm_image_tags"] if built else list(dict.fromkeys(variables["vllm_image_tags"])),
+        "digest": variables["vllm_image_digest"] or resolved,
+        # The group of hosts that want the same image has a leader, once that was worked out.
+        "archived": variables["__vllm_image_archived"] if "__vllm_image_leader" in variables else [],
+        "build_inputs": variables["__vllm_image_build_inputs"] if built else "",
+    }
+
+
+def image_asks_first(variables: Variables) -> bool:
+    """Return whether something else must be known before: who builds, what a tag stands for, what an archive holds."""
+    source = variables["vllm_image_source"]
+    if source == "archive":
+        return variables["vllm_image_archive_location"] == "controller" and not variables["vllm_image_expected_id"]
+    return bool(source == "build" or (source == "pull" and not variables["vllm_image_digest"]))
+
+
+def vllm_image_probe(variables: Variables) -> Options:
+    """Return what a probe asks for the image; empty where the options are not known yet.
+
+    What is in an archive of the controller and the commit of a checkout are found out by tasks. What a tag stands for
+    in the registry, the first node asks for all.
+    """
+    source, first = variables["vllm_image_source"], image_asks_first(variables)
+    of_checkout = source == "build" and variables["vllm_image_build_kind"] != "cpu"
+    if (source == "archive" and first) or (of_checkout and not variables["vllm_image_build_revision"]):
+        return {}
+    host, hosts = variables.raw("inventory_hostname"), variables.raw("ansible_play_hosts_all")
+    asks = first and source == "pull" and host == hosts[0]
+    return {"module": "vllm_image", "args": {**vllm_image(variables), "state": "found", "resolve": asks}}
+
+
+# -- hf_cache
+
+
+def hf_snapshot(variables: Variables) -> Options:
+    """Return the request whether the snapshot is there, {module, args}."""
+    create = boolean(variables["hf_cache_create"], strict=False) and variables["hf_cache_source"] != "shared"
+    args = {
+        **_named(variables, "hf_cache", "repo_id", "revision", "verify"),
+        "cache": variables["__hf_cache_folder"],
+        "create": create,
+        "state": "verified",
+    }
+    return {"module": "hf_snapshot", "args": args}
+
+
+def hf_snapshot_probe(variables: Variables) -> Options:
+    """Return what a probe asks for the weights. Hashing takes its time and is followed by its task."""
+    return hf_snapshot(variables) if variables["hf_cache_verify"] == "quick" else {}
+
+
+# -- vllm_server
+
+
+def server_preset(variables: Variables) -> Options:
+    """Return what models/*.yml says about the model, by its exact id; of a model without a file all is empty."""
+    names = ("model", "accelerator", "gpu", "presets_path")
+    return model_presets.preset(*(variables[f"vllm_server_{name}"] for name in names))
+
+
+def _server_args(variables: Variables) -> Options:
+    return presets.lay_over(variables["__vllm_server_preset"]["args"], variables["vllm_server_args"] or {})
+
+
+def _server_place(variables: Variables) -> Options:
+    """Return arguments, environment, devices and more, as they follow from the host's place in its replica."""
+    own = ("entrypoint", "devices", "capabilities", "volumes", "network_mode", "bind", "accelerator", "image", "model")
+    settings = {
+        "args": _server_args(variables),
+        "env": {**variables["__vllm_server_preset"]["env"], **variables["vllm_server_env"]},
+        **_named(variables, "vllm_server", *own, "state_dir", "master_addr", "master_port"),
+        "backend": variables["vllm_server_distributed_backend"],
+    }
+    groups, host = variables.raw("groups"), variables.raw("inventory_hostname")
+    try:
+        return place.options(variables.raw("hostvars"), host, groups.get("vllm", groups["all"]), settings)
+    except ReplicaError as exc:
+        raise AnsibleFilterError(str(exc)) from None
+
+
+def vllm_chat(variables: Variables) -> Options:
+    """Return the options of vllm_chat for a server that was verified before: the first of its requests, once more."""
+    bind = variables["vllm_server_bind"]
+    address = "127.0.0.1" if bind in ("0.0.0.0", "::", "localhost") else bind  # noqa: S104  asked, not bound
+    return {
+        "url": f"http://{address}:{variables['vllm_server_port']}",
+        "model": cli.served_names(_server_args(variables), variables["vllm_server_model"])[0],
+        "api_key": variables["vllm_server_api_key"] or None,
+        "timeout": variables["vllm_server_verify_timeout"],
+        "endpoints": variables["vllm_server_verify_endpoints"],
+        "requests": variables["vllm_server_verify"][:1],
+    }
+
+
+def vllm_chat_probe(variables: Variables) -> Options:
+    """Return what a probe asks the server; one that does not answer soon is left to its own task."""
+    args = vllm_chat(variables)
+    return {"module": "vllm_chat", "args": {**args, "timeout": min(float(args["timeout"]), ANSWER)}}
+
+
+def vllm_server(variables: Variables) -> Options:
+    """Return the options of vllm_server, with what follows from the host's place in its replica under `place`."""
+    mode = variables["__vllm_server_mode"]
+    own = ("name", "image", "allow_latest", "model", "port", "allow_unauthenticated", "accelerator", "groups")
+    more = ("security_opts", "ulimits", "labels", "restart_policy", "stop_timeout", "ready_timeout", "stall_timeout")
+    texts = ("hf_cache", "ipc_mode", "shm_size", "api_key", "hf_token")
+    return {
+        "state": "started",
+        "mode": mode,
+        **_named(variables, "vllm_server", *own, *more, "gpu_memory_policy", "state_dir"),
+        # An empty one is none.
+        **{option: value or None for option, value in _named(variables, "vllm_server", *texts).items()},
+        "revision": variables["vllm_server_revision"] or variables["__vllm_server_preset"]["revision"] or None,
+        "place": _server_place(variables),
+        "sysfs_root": variables.get("vllm_fleet_sysfs_root", "/sys"),
+        "verification": vllm_chat(variables) if mode == "plan" else None,
+    }
+
+
+def vllm_server_probe(variables: Variables) -> Options:
+    """Return what a probe asks for the server; a rank of a replica is planned together with its partners."""
+    if variables.get("vllm_server_replica"):
+        return {}
+    args = {**vllm_server(variables), "mode": "plan", "verification": None}
+    return {"module": "vllm_server", "args": server_options.call(args, variables.raw("inventory_hostname"))}
+
+
+# -- preflight
+
+
+def preflight(variables: Variables) -> Options:
+    """Return the options of preflight_host that are known before the node is asked for its kind of GPU."""
+    source, path = variables["preflight_image_source"], variables.get("hf_cache_path", "~/.cache/huggingface")
+    archive = {
+        "path": variables.get("vllm_image_archive", ""),
+        "location": variables.get("vllm_image_archive_location", "node"),
+        "expected_id": variables.get("vllm_image_expected_id", ""),
+        "cache": variables.get("vllm_image_cache_path", "~/.cache/vllm-fleet"),
+    }
+    # The role rocm's own list, so that it can go on with what was seen here.
+    versions = variables.get("rocm_allowed_driver_versions", ["30.10", "30.20", "30.30", "31.30", "31.40"])
+    variables.note("__preflight_image_bytes", image_bytes(variables))
+    return {
+        **_named(variables, "preflight", "ask", "conclude", "accept", "min_python", "host", "accelerator"),
+        **_named(variables, "preflight", "sysfs_root", "proc_root", "gpus", "gpu_name", "idle_vram", "image"),
+        **_named(variables, "preflight", "image_source", "disk_image", "clock", "sysctls"),
+        "allowed_driver_versions": [*versions, variables.get("rocm_driver_version", "30.30.4")],
+        "foreign_level": "refused"
+        if variables.get("vllm_server_gpu_memory_policy", "strict") == "strict"
+        else "warning",
+        "name": variables.get("vllm_server_name", "vllm"),
+        "installs_driver": variables.get("rocm_install_driver", True),
+        "allows_reboot": variables.get("rocm_allow_reboot", False),
+        "sets_numa_balancing": variables.get("rocm_disable_numa_balancing", True),
+        "min_ram": variables["preflight_min_ram"] or None,
+        "archive": archive if source == "archive" else None,
+        "cache": path,
+        "cache_create": variables.get("hf_cache_create", str(path).startswith("~")),
+        "model": variables.get("hf_cache_repo_id", variables.get("vllm_server_model") or ""),
+        "port": variables.get("vllm_server_port", 8000),
+        "bind": variables.get("vllm_server_bind", "127.0.0.1"),
+    }
+
+
+def image_bytes(variables: Variables) -> int:
+    """Return the bytes that the role vllm_image wants free, where it does not know better; of an archive it does."""
+    given, source = float(variables.get("vllm_image_min_free_gib", 0)), variables["preflight_image_source"]
+    small = variables["preflight_accelerator"] == "cpu"
+    small |= source == "build" and variables.get("vllm_image_build_kind", "rocm") == "cpu"
+    return int((given or (0 if source == "archive" else 8 if small else 60)) * 2**30)
+
+
+def preflight_preset(variables: Variables) -> Options:
+    """Return the preset of the model on the kind of GPU that was given or found."""
+    gpu = variables.get("vllm_server_gpu") or variables.get("preflight_gpu_found") or variables["preflight_gpu_name"]
+    model, path = variables.get("vllm_server_model", ""), variables.get("vllm_server_presets_path", "")
+    return model_presets.preset(model, variables["preflight_accelerator"], gpu, path)
+
+
+def preflight_place(variables: Variables) -> Options:
+    """Return `replica`, this host's place in it, and `findings`, what is wrong with that; a host alone has no place."""
+    if not variables.get("vllm_server_replica"):
+        return {"replica": {}, "findings": []}
+    meeting = {
+        "backend": variables.get("vllm_server_distributed_backend", "mp"),
+        "master_addr": variables.get("vllm_server_master_addr", ""),
+        "master_port": variables.get("vllm_server_master_port", 0),
+    }
+    args = presets.lay_over(variables["__preflight_preset"]["args"], variables.get("vllm_server_args") or {})
+    hostvars, host = variables.raw("hostvars"), variables.raw("inventory_hostname")
+    return place.checked(hostvars, host, _serving(variables), args, meeting)
+
+
+def _serving(variables: Variables) -> list[str]:
+    """Return all hosts that serve, also those outside of this run."""
+    hosts: list[str] = variables.raw("groups").get("vllm", variables.raw("ansible_play_hosts_all"))
+    return hosts
+
+
+def preflight_late(variables: Variables) -> Options:
+    """Return the options of preflight_host that lean on the kind of GPU, which is known now."""
+    variables.note("__preflight_preset", preflight_preset(variables))
+    preset, own = variables["__preflight_preset"], preflight_place(variables)
+    variables.note("__preflight_place", own)
+    model, path = variables.get("vllm_server_model", ""), variables.get("vllm_server_presets_path", "")
+    exact = boolean(variables.get("vllm_server_model_exact", False), strict=False)
+    # Known are the presets and what the caches on this machine hold. Nothing is ever picked for the user: a similar
+    # name is another model.
+    caches = [variables["hf_cache_controller_path"]] if "hf_cache_controller_path" in variables else []
+    unknown = model_presets.findings(model, exact, caches, path)
+    # Hosts of one replica share the ranks that the arguments ask for.
+    size = 1
+    if variables.get("vllm_server_replica"):
+        host = variables.raw("inventory_hostname")
+        size = len(place.partners(host, variables.raw("hostvars"), _serving(variables)))
+    from_hub = variables.get("hf_cache_source", "hub") == "hub"
+    sizing = presets.sizing_options(
+        preset,
+        args=variables.get("vllm_server_args", {}),
+        env=variables.get("vllm_server_env", {}),
+        replica=size,
+        revision=variables.get("vllm_server_revision", ""),
+        image_version=variables.get("vllm_image_tag", ""),
+        devices=variables.get("vllm_server_devices"),
+        exact=exact or bool(unknown),
+        token_missing=from_hub and not variables.get("hf_token", ""),
+    )
+    findings = [*variables["preflight_findings"], *unknown, *own["findings"], *_network(variables, own["replica"])]
+    return {"findings": findings, "sizing": sizing, "disk_weights": variables["preflight_disk_weights"]}
+
+
+def _network(variables: Variables, replica: Mapping[str, Any]) -> list[dict[str, Any]]:
+    listening = variables.get("__preflight_listening")
+    if listening is None or listening.get("skipped") or not replica:
+        return []
+    return place.findings(replica, listening, variables.get("__preflight_connected") or {})
+
+
+#: What the lookup vllm_fleet_options gives, by the name that it is asked for.
+NAMED: dict[str, Callable[[Variables], Any]] = {
+    "docker_engine": docker_engine,
+    "hf_snapshot": hf_snapshot,
+    "image_asks_first": image_asks_first,
+    "image_bytes": image_bytes,
+    "preflight_place": preflight_place,
+    "preflight_preset": preflight_preset,
+    "server_preset": server_preset,
+    "vllm_chat": vllm_chat,
+    "vllm_image": vllm_image,
+    "vllm_image_probe": vllm_image_probe,
+    "vllm_server": vllm_server,
+}
+
+#: What a probe asks, {module, args}, by the name of the module; empty where its options are not known yet.
+PROBES: dict[str, Callable[[Variables], Options]] = {
+    "docker_engine": docker_engine_probe,
+    "vllm_image": vllm_image_probe,
+    "hf_snapshot": hf_snapshot_probe,
+    "vllm_server": vllm_server_probe,
+    "vllm_chat": vllm_chat_probe,
+}
+
+
+def made(make: Callable[[Variables], Any], variables: Variables) -> Any:
+    """Return what ``make`` makes of the variables. Values of a kind that it cannot take raise AnsibleError."""
+    try:
+        return make(variables)
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        if isinstance(exc, AnsibleError):
+            raise
+        raise AnsibleError(f"{make.__name__}: {type(exc).__name__}: {exc}") from exc
