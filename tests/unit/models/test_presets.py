@@ -23,10 +23,11 @@ from ansible.module_utils.vllm_fleet.weights import layout
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "filter_plugins"))
+from vllm_models import vllm_given, vllm_plan, vllm_sizing_table  # noqa: E402
+
 from plugin_utils.model_presets import fault as vllm_model_fault  # noqa: E402
 from plugin_utils.model_presets import findings as vllm_model_findings  # noqa: E402
 from plugin_utils.model_presets import preset as vllm_preset  # noqa: E402
-from vllm_models import vllm_given, vllm_plan, vllm_sizing_table  # noqa: E402
 
 FILES = sorted((ROOT / "models").glob("*.yml"))
 RULES = json.loads((ROOT / "models" / "schema.json").read_text())
