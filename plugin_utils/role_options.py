@@ -260,8 +260,17 @@ def preflight_place(variables: Variables) -> Options:
 
 def _serving(variables: Variables) -> list[str]:
     """Return all hosts that serve, also those outside of this run."""
-    hosts: list[str] = variables.raw("groups").get("vllm", variables.raw("ansible_play_hosts_all"))
+    groups = variables.raw("groups")
+    hosts: list[str] = groups["vllm"] if "vllm" in groups else variables.raw("ansible_play_hosts_all")
     return hosts
+
+
+def replica_size(variables: Variables) -> int:
+    """Return how many hosts share the ranks that the arguments ask for: those of one replica; 1 for a host alone."""
+    if not variables.get("vllm_server_replica"):
+        return 1
+    host = variables.raw("inventory_hostname")
+    return len(place.partners(host, variables.raw("hostvars"), _serving(variables)))
 
 
 def preflight_late(variables: Variables) -> Options:
@@ -275,17 +284,12 @@ def preflight_late(variables: Variables) -> Options:
     # name is another model.
     caches = [variables["hf_cache_controller_path"]] if "hf_cache_controller_path" in variables else []
     unknown = model_presets.findings(model, exact, caches, path)
-    # Hosts of one replica share the ranks that the arguments ask for.
-    size = 1
-    if variables.get("vllm_server_replica"):
-        host = variables.raw("inventory_hostname")
-        size = len(place.partners(host, variables.raw("hostvars"), _serving(variables)))
     from_hub = variables.get("hf_cache_source", "hub") == "hub"
     sizing = presets.sizing_options(
         preset,
         args=variables.get("vllm_server_args", {}),
         env=variables.get("vllm_server_env", {}),
-        replica=size,
+        replica=replica_size(variables),
         revision=variables.get("vllm_server_revision", ""),
         image_version=variables.get("vllm_image_tag", ""),
         devices=variables.get("vllm_server_devices"),

@@ -40,7 +40,11 @@ def asked(tmp_path_factory):
     given = {"vllm_image_name": "vllm/vllm-openai-rocm", "vllm_image_tag": "v1"}
     given["role_path"] = str(ROOT / "roles" / "preflight")
     found = rendering(
-        tmp_path_factory.mktemp("image"), ROOT / "roles" / "vllm_image", CASES, {"probe": "lookup('vllm_fleet_options', 'vllm_image_probe')"}, **given
+        tmp_path_factory.mktemp("image"),
+        ROOT / "roles" / "vllm_image",
+        CASES,
+        {"probe": "lookup('vllm_fleet_options', 'vllm_image_probe')"},
+        **given,
     )
     return {case: values["probe"] for case, values in found.items()}
 

@@ -63,7 +63,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "accept": {"type": "list", "elements": "str", "default": []},
     "ask": {"type": "list", "elements": "str", "default": []},
     "conclude": {"type": "dict", "default": {}},
-    "first": {"type": "list", "elements": "str", "default": []},
+    "of_role": {"type": "bool", "default": False},
     "findings": {"type": "list", "elements": "dict", "default": []},
     "inventory": {"type": "bool", "default": True},
     "late": {"type": "dict", "default": {}},

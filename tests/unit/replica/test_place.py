@@ -10,8 +10,11 @@ import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
+import plugin_utils  # noqa: F401
 from ansible.module_utils.vllm_fleet.replica import place as places
 from ansible.module_utils.vllm_fleet.rollout import rollback
+from plugin_utils import role_options
+from plugin_utils.variables import Variables
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -40,7 +43,7 @@ def of_role(role, name, **variables):
 )
 def test_an_empty_name_makes_no_replica_of_the_hosts_that_have_none(own, hosts, stopped):
     groups = {"groups": {"vllm": [*PAIR, "n4"]}, "hostvars": {**PAIR, "n4": {}}, "inventory_hostname": "n1"}
-    assert int(of_role("preflight", "__preflight_replica", **groups, **own)) == hosts
+    assert role_options.replica_size(Variables(Templar(DataLoader()), {**groups, **own})) == hosts
     boot = {"rollout_outcome": {"state": "draining"}, "rocm_stop_result": {"changed": True}}
     assert of_role("rollout", "__rollout_stopped_for_boot", **boot, **own) is stopped
 
