@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import grp
 import os
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from ..container.fields import NodeFacts
 from ..container.inspected import Inspected, ident, running
 from ..container.plan import NEXT_SUFFIX, PREVIOUS_SUFFIX, Existing, Plan, Trust
 from ..container.spec import Image, Spec
+from ..diagnosis import flags as vllm_flags
 from ..vllm import cli, readiness
 from ..vllm import ranks as node_ranks
 from ..weights import layout
@@ -228,15 +228,10 @@ def _known_flags(options: ServerOptions, image: Image, engine: Engine, node: Nod
         return known
     unknown = cli.unknown_flags(options.flags, known.flags)
     if unknown:
-        near = difflib.get_close_matches(unknown[0], sorted(known.flags), n=3, cutoff=0.6)
-        hint = f"did you mean {', '.join('--' + n for n in near)}?" if near else "see `vllm serve --help=all`"
-        on = unknown[0].removeprefix("no-")
-        if on in known.flags:
-            hint = f"leave {on} out (null), for there is no way to say no to it"
         raise Refused(
             FailureClass.BAD_ARGUMENT,
             f"args: {', '.join('--' + u for u in unknown)} is not a flag of the vLLM in {image.ref}",
-            f"{hint} (vllm_server_args); nothing was touched",
+            f"{_hint(unknown[0], known)} (vllm_server_args); nothing was touched",
         )
     wrong = cli.wrong_values(options.flags, known)
     if wrong:
@@ -246,6 +241,17 @@ def _known_flags(options: ServerOptions, image: Image, engine: Engine, node: Nod
             f"the vLLM in {image.ref} says so in its help; correct vllm_server_args and run again; nothing was touched",
         )
     return known
+
+
+def _hint(flag: str, known: cli.Known) -> str:
+    """Say what to write instead of an unknown flag: what replaced it, or of which flag it is a misspelling."""
+    on = flag.removeprefix("no-")
+    if on in known.flags:
+        return f"leave {on} out (null), for there is no way to say no to it"
+    if gone := vllm_flags.removed(flag):
+        return gone.instead
+    near = vllm_flags.meant(flag, sorted(known.flags))
+    return f"did you mean --{near}?" if near else "see `vllm serve --help=all`"
 
 
 def node_facts(options: ServerOptions) -> NodeFacts:

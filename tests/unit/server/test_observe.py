@@ -48,6 +48,24 @@ def test_a_wrong_value_is_refused_from_the_answer_that_was_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("flag", "hint"),
+    [
+        ("max-model-length", "did you mean --max-model-len?"),
+        ("swap-space", "leave it out, as vLLM no longer swaps"),
+        ("disable-log-requests", "leave it out, as requests are not logged"),
+        ("no-port", "leave port out (null)"),
+        ("made-up", "see `vllm serve --help=all`"),
+    ],
+)
+def test_an_unknown_flag_gets_the_right_advice_or_none(tmp_path, flag, hint):
+    node = NodeState(str(tmp_path), "vllm")
+    node.note_flags(IMAGE.id, cli.read_help(HELP + " --disable-log-stats"))
+    with pytest.raises(Refused) as refused:
+        observe._known_flags(ServerOptions(model="org/m", flags={flag: 1}), IMAGE, None, node, [])
+    assert refused.value.remedy.startswith(hint)
+
+
+@pytest.mark.parametrize(
     ("state", "current", "previous", "names"),
     [
         ("absent", None, "exited", ["previous"]),
