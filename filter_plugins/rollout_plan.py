@@ -44,6 +44,7 @@ class FilterModule:
             "deploy_steps": steps.plan,
             "rollout_answers": recovery.answers,
             "rollout_failed": play_hosts.failed,
+            "rollout_forgetful_gateways": play_hosts.forgetful_gateways,
             "rollout_gate": gate.closed,
             "rollout_gateway_problems": waves.gateway_problems,
             "rollout_gateways": play_hosts.gateways_of,

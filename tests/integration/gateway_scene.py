@@ -182,10 +182,10 @@ class Echo(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, name: str, *models: str, key: str = "") -> None:
+    def __init__(self, name: str, *models: str, key: str = "", port: int = 0) -> None:
         self.name, self.models, self.key = name, models, key
         self.delay, self.status, self.chats = 0.0, 200, 0
-        super().__init__(("127.0.0.1", 0), EchoAnswer)
+        super().__init__(("127.0.0.1", port), EchoAnswer)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, *_: Any) -> None:

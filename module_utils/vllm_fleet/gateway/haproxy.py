@@ -24,6 +24,7 @@ TIMEOUT = 5.0
 TOTALS = ("FRONTEND", "BACKEND")
 # Lines of a map that are given at a time: the smallest buffer has 16 kB, a line of many models perhaps 1 kB.
 CHUNK = 10
+_UP = "UP"  # with the checks that failed behind it, while these are too few
 
 
 class SocketError(Exception):
@@ -129,6 +130,40 @@ def _place(path: str, backend: str, server: str) -> tuple[str, int]:
         if row.get("srv_name") == server:
             return row["srv_addr"], _number(row.get("srv_port"))
     raise SocketError(f"has no server {backend}/{server}")
+
+
+def admit(path: str, server: str, timeout: float) -> tuple[bool, str | None]:
+    """Have HAProxy send requests to a server again: whether that was a change, and the backend that has it UP.
+
+    In every backend that has it; one with open requests goes on with them. No backend (None) has it UP after
+    ``timeout`` s; with 0 that is not waited for (an empty name). Raises SocketError when HAProxy cannot be asked or has
+    no such server.
+    """
+    before = _entries(path, server)
+    if not before:
+        raise SocketError(f"has no server {server}")
+    for entry in before:
+        where = f"{entry.backend}/{entry.name}"
+        if entry.status.startswith(_UP):
+            continue
+        # On-marked-down ends what is open.
+        if not entry.sessions:
+            ask(path, f"set server {where} health down")
+        ask(path, f"set server {where} state ready")
+    changed = not any(entry.status.startswith(_UP) for entry in before)
+    end = time.monotonic() + timeout
+    while timeout > 0:
+        up = [entry.backend for entry in _entries(path, server) if entry.status.startswith(_UP)]
+        if up:
+            return changed, up[0]
+        if time.monotonic() >= end:
+            return changed, None
+        time.sleep(0.1)
+    return changed, ""
+
+
+def _entries(path: str, server: str) -> list[Server]:
+    return [entry for entry in servers(ask(path, "show stat")) if entry.name == server]
 
 
 def map_text(path: str, name: str) -> str | None:
