@@ -103,6 +103,7 @@ def render(
     places = {"socket": "haproxy.sock", "state_path": "state", "keys_path": "keys.map"}
     common |= {f"__gateway_{name}": str(folder / place) for name, place in places.items()}
     common["__gateway_alias_path"] = str(ROLE / "files" / "vllm-fleet-alias.lua")
+    common["__gateway_usage_path"] = str(ROLE / "files" / "vllm-fleet-usage.lua")
     files_of = [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")]
     made = {"name": "Render", "hosts": "gateway", "gather_facts": False, "become": False}
     (folder / "play.yml").write_text(json.dumps([{**made, "vars_files": files_of, "tasks": tasks}]))
@@ -185,6 +186,8 @@ class Echo(http.server.ThreadingHTTPServer):
     def __init__(self, name: str, *models: str, key: str = "") -> None:
         self.name, self.models, self.key = name, models, key
         self.delay, self.status, self.chats = 0.0, 200, 0
+        #: Chunks of its next answers, instead of what reached it.
+        self.parts: list[str] = []
         super().__init__(("127.0.0.1", 0), EchoAnswer)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -230,7 +233,11 @@ class EchoAnswer(http.server.BaseHTTPRequestHandler):
                 "model": self.headers["x-vllm-model"],
             }
             told["sha256"] = hashlib.sha256(body).hexdigest()
-            self.say(self.server.status, told)
+            told["usage"] = {"prompt_tokens": 11, "total_tokens": 18, "completion_tokens": 7, "details": {"cached": 1}}
+            if self.server.parts:
+                self.stream(self.server.parts)
+            else:
+                self.say(self.server.status, told)
 
     do_POST = do_DELETE = do_GET
 
@@ -242,6 +249,14 @@ class EchoAnswer(http.server.BaseHTTPRequestHandler):
             parts.append(self.rfile.read(size))
             self.rfile.readline()
         return b"".join(parts)
+
+    def stream(self, parts: list[str]) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for part in parts:
+            self.wfile.write(f"{len(part.encode()):x}\r\n{part}\r\n".encode())
+        self.wfile.write(b"0\r\n\r\n")
 
     def say(self, status: int, told: Any) -> None:
         text = json.dumps(told).encode()
