@@ -88,6 +88,11 @@ def seconds(day: str, more: int = 0) -> int:
     return int((begins + datetime.timedelta(more)).timestamp())
 
 
+def date(number: int) -> str:
+    """Return the day that is ``number`` days after the first of 1970, UTC."""
+    return (datetime.date(1970, 1, 1) + datetime.timedelta(number)).isoformat()
+
+
 @contextlib.contextmanager
 def journal(*words: str) -> Iterator[Iterator[bytes]]:
     """Lines of journalctl as they come; it ends with the block."""
@@ -119,7 +124,7 @@ def main() -> None:
         with journal(*of_service) as lines:
             first = next(lines, b"")
         with journal(f"--since=@{since}", f"--until=@{until}", *of_service) as lines:
-            found = usage.read_journal(lines)
+            found = usage.read_journal(lines, date)
     except OSError as error:
         module.fail_json(msg=f"journalctl cannot be run: {error.strerror or error}. Accounts are read from journald.")
     begins = int(json.loads(first)["__REALTIME_TIMESTAMP"]) / 1e6 if first.strip() else None

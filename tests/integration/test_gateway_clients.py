@@ -298,7 +298,9 @@ def test_tokens_of_streams_and_large_answers_are_read_and_clients_write_nothing(
         echoes["n3"].parts = []
     assert not any("secret" in line for line in found)
     read = [usage.read_line(line) for line in found]
-    assert [one and (one["key"], one["model"], one["with_tokens"], one["tokens_in"], one["tokens_out"]) for one in read] == [
+    assert [
+        one and (one["key"], one["model"], one["with_tokens"], one["tokens_in"], one["tokens_out"]) for one in read
+    ] == [
         ("all", "acme/large", 1, 21, 3),
         ("all", "acme/large", 0, 0, 0),
         ("all", "acme/large", 1, 21, 3),

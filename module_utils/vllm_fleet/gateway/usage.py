@@ -7,11 +7,10 @@ from the gateways to the controller and are added there.
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,7 +23,6 @@ LINE = re.compile(
 # Other lines of HAProxy are no requests: servers that went up or down, its start, errors of a connection.
 REQUEST = re.compile(r"\S+:\d+ \[\d\d/\w{3}/\d{4}:")
 NONE = "(none)"
-EPOCH = datetime.date(1970, 1, 1)
 #: Classes of times for each tenfold: two that are side by side differ by a fifth.
 CLASSES = 12
 COUNTS = ("requests", "errors", "hung_up", "bytes_in", "bytes_out", "with_tokens", "tokens_in", "tokens_out")
@@ -89,10 +87,11 @@ def read_line(message: str) -> dict[str, Any] | None:
     return one
 
 
-def read_journal(lines: Iterable[str | bytes]) -> dict[str, Any]:
+def read_journal(lines: Iterable[str | bytes], date: Callable[[int], str]) -> dict[str, Any]:
     """Return `rows` of what ``lines`` say (of `journalctl --output=json`), and how many lines are `unreadable`.
 
-    A row is a Sum with its `day` (UTC, when the request ended), `key` and `model`.
+    ``date`` writes a number of days since 1970 as 2026-11-01. A row is a Sum with its `day` (UTC, when
+    the request ended), `key` and `model`.
     """
     sums: dict[tuple[str, str, str], Sum] = {}
     days: dict[int, str] = {}
@@ -109,8 +108,9 @@ def read_journal(lines: Iterable[str | bytes]) -> dict[str, Any]:
             unreadable += not isinstance(message, str) or bool(REQUEST.match(message))
             continue
         number = second // 86400
-        day = days.setdefault(number, (EPOCH + datetime.timedelta(number)).isoformat())
-        sums.setdefault((day, one["key"], one["model"]), Sum()).add(one)
+        if number not in days:
+            days[number] = date(number)
+        sums.setdefault((days[number], one["key"], one["model"]), Sum()).add(one)
     return {"rows": rows(sums), "unreadable": unreadable}
 
 

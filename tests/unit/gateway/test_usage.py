@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Any
 
@@ -15,6 +16,10 @@ HEAD = "192.0.2.7:51234 [29/Mar/2026:02:30:00.123] front-all-models~ acme_large/
 
 def line(braces: str, status: int = 200, end: str = "--", path: str = "/v1/chat/completions", head: str = HEAD) -> str:
     return f"{head} 0/0/1/20/340 {status} 150 2048 {end} 3/2/1/1/0 0/0 {{{braces}}} POST {path}"
+
+
+def date(number: int) -> str:
+    return (datetime.date(1970, 1, 1) + datetime.timedelta(number)).isoformat()
 
 
 def entry(message: Any, second: int) -> bytes:
@@ -75,7 +80,8 @@ def test_days_are_utc_and_broken_lines_are_counted() -> None:
             b'["a list"]\n',
             b'{"MESSAGE": "x"}\n',
             b"\n",
-        ]
+        ],
+        date,
     )
     assert [(row["day"], row["requests"], row["with_tokens"], row["tokens_out"]) for row in found["rows"]] == [
         ("2026-03-28", 1, 1, 2),
@@ -87,7 +93,7 @@ def test_days_are_utc_and_broken_lines_are_counted() -> None:
 
 def test_gateways_add_up_and_times_are_near() -> None:
     parts = [
-        usage.read_journal(entry(line(f"app|m|{first}|1|2"), 0) for first in range(start, 1000, 2))["rows"]
+        usage.read_journal((entry(line(f"app|m|{first}|1|2"), 0) for first in range(start, 1000, 2)), date)["rows"]
         for start in (0, 1)
     ]
     (row,) = usage.together([json.loads(json.dumps(part)) for part in parts])
