@@ -36,7 +36,8 @@ WIDTH = 40
 
 def rows_of(gateways: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of all gateways as one list; ``gateways`` are results of gateway_usage."""
-    return together(found.get("rows") or [] for found in gateways.values())
+    rows: list[dict[str, Any]] = together(found.get("rows") or [] for found in gateways.values())
+    return rows
 
 
 def lines(gateways: Mapping[str, Mapping[str, Any]], since: str, until: str) -> list[str]:
