@@ -13,12 +13,12 @@ description:
   - Reads the lines that HAProxy's service wrote to the journal, one after the other.
   - This module does not modify state.
 options:
-  since:
+  first_day:
     description:
       - First day, such as C(2026-11-01), UTC.
     type: str
     required: true
-  until:
+  last_day:
     description:
       - Last day, UTC.
     type: str
@@ -45,8 +45,8 @@ author:
 EXAMPLES = r"""
 - name: Get who used what in November
   gateway_usage:
-    since: "2026-11-01"
-    until: "2026-11-30"
+    first_day: "2026-11-01"
+    last_day: "2026-11-30"
   register: usage
 """
 
@@ -107,17 +107,17 @@ def main() -> None:
     """Read, add up, report."""
     module = AnsibleModule(
         argument_spec={
-            "since": {"type": "str", "required": True},
-            "until": {"type": "str", "required": True},
+            "first_day": {"type": "str", "required": True},
+            "last_day": {"type": "str", "required": True},
             "unit": {"type": "str", "default": "haproxy.service"},
         },
         supports_check_mode=True,
     )
     asked = module.params
     try:
-        since, until = seconds(asked["since"]), seconds(asked["until"], 1)
+        since, until = seconds(asked["first_day"]), seconds(asked["last_day"], 1)
     except ValueError:
-        module.fail_json(msg=f"{asked['since']} to {asked['until']} are no days: give them as 2026-11-01.")
+        module.fail_json(msg=f"{asked['first_day']} to {asked['last_day']} are no days: give them as 2026-11-01.")
     # Fields that journald itself writes: another program cannot write in the name of the service.
     of_service = (f"_SYSTEMD_UNIT={asked['unit']}", "SYSLOG_IDENTIFIER=haproxy")
     try:
