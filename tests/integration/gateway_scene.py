@@ -182,10 +182,10 @@ class Echo(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, name: str, *models: str, key: str = "") -> None:
+    def __init__(self, name: str, *models: str, key: str = "", bind: str = "127.0.0.1") -> None:
         self.name, self.models, self.key = name, models, key
         self.delay, self.status, self.chats = 0.0, 200, 0
-        super().__init__(("127.0.0.1", 0), EchoAnswer)
+        super().__init__((bind, 0), EchoAnswer)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, *_: Any) -> None:
@@ -197,7 +197,7 @@ class Echo(http.server.ThreadingHTTPServer):
         given = {
             "vllm_server_model": self.models[0],
             "vllm_server_port": self.server_port,
-            "vllm_server_bind": "127.0.0.1",
+            "vllm_server_bind": self.server_address[0],
         }
         given["vllm_server_args"] = {
             "served-model-name": list(self.models),

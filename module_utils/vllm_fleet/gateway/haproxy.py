@@ -24,6 +24,8 @@ TIMEOUT = 5.0
 TOTALS = ("FRONTEND", "BACKEND")
 # Lines of a map that are given at a time: the smallest buffer has 16 kB, a line of many models perhaps 1 kB.
 CHUNK = 10
+# What the configuration of the role gateway calls itself, before its version.
+DESCRIPTION, VERSION = "vllm-fleet ", "@version@"
 
 
 class SocketError(Exception):
@@ -174,6 +176,14 @@ def sums(contents: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def versioned(text: str) -> str:
+    """Return a configuration with its own version in it, where it has VERSION: ten digits of a sum of all but the
+    addresses of servers, which differ between gateways and change in waves.
+    """
+    same = re.sub(r"(?m)^(    server \S+) \S+", r"\1", text)
+    return text.replace(VERSION, hashlib.sha256(same.encode("utf-8", "surrogateescape")).hexdigest()[:10])
+
+
 def survey(
     path: str,
     program: str,
@@ -204,6 +214,8 @@ def survey(
         **found,
         "running": True,
         "version": about.get("Version", ""),
+        # Whatever else an administrator may have written there is no version.
+        "configuration": about.get("description", "").removeprefix(DESCRIPTION),
         "stale": _older(about.get("Pid", ""), files),
         "servers": [server.as_dict() for server in servers(stats)],
     }

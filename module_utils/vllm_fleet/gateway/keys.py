@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..vllm.host_variables import LOOPBACK, WILDCARDS
 from .fronts import asked
 
 # Without the separators of the map and of HAProxy's command line.
@@ -106,3 +107,21 @@ def changes(before: str, after: str) -> list[str]:
 
 def _entries(text: str) -> dict[str, str]:
     return {line.partition(" ")[0]: line.partition(" ")[2] for line in text.splitlines()}
+
+
+def doors(
+    hostvars: Mapping[str, Any], fronts: Iterable[Mapping[str, Any]], keys: Sequence[Mapping[str, Any]], bind: str
+) -> list[dict[str, Any]]:
+    """Return where a gateway listens, as `host` and `port` on itself, with a `key` that must open it.
+
+    The key is empty where a front has a pool that is open to all.
+    """
+    host = LOOPBACK if bind in ("*", *WILDCARDS) and bind != "::" else {"::": "::1"}.get(bind, bind)
+    found = []
+    for front in fronts:
+        names = {name for pool in front["pools"] for name in asked(pool)}
+        fitting = [entry["key"] for entry in keys if not entry.get("models") or names.intersection(entry["models"])]
+        own = [hostvars[pool["head"]].get("vllm_server_api_key") for pool in front["pools"]]
+        key = next(iter(fitting if keys else own), "") if front["closed"] else ""
+        found.append({"host": host, "port": front["port"], "key": str(key)})
+    return found

@@ -30,6 +30,7 @@ ALSO_KNOWN = frozenset(
         "deploy_steps",
         "docker_engine_become",
         "docker_engine_result",
+        "gateway_look",
         "gateway_ready",
         "gateway_result",
         "gateway_status",

@@ -10,7 +10,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.gateway import fronts, haproxy, keys, pools, servers
+from ansible.module_utils.vllm_fleet.gateway import fronts, haproxy, keys, pools, servers, vip
 from ansible.module_utils.vllm_fleet.rollout import messages
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 
@@ -56,7 +56,12 @@ class FilterModule:
             "gateway_path_pattern": fronts.path_pattern,
             "gateway_place": pools.place,
             "gateway_pools": pools.pools_behind,
+            "gateway_doors": keys.doors,
+            "gateway_standing": vip.standing,
             "gateway_status_changed": servers.status_changed,
             "gateway_sums": haproxy.sums,
             "gateway_verification_urls": servers.verification_urls,
+            "gateway_versioned": haproxy.versioned,
+            "gateway_vip": vip.described,
+            "gateway_vip_not_on_host": vip.not_on_host,
         }
