@@ -43,7 +43,10 @@ def test_what_is_wrong_stands_under_the_table():
     }
     other["vip"] = {"wanted": "10.0.0.9/24", "running": False, "holds": False}
     found = gateways.lines({"gw1": one, "gw2": other, "gw3": {"skipped": True, "changed": False}})
-    assert " ".join(found[1].replace(gateways.DASH, "-").split()) == "gw1 3.0.11 running 1 of 1 0 0 5b0f24a1c9 12 days left checked none"
+    assert (
+        " ".join(found[1].replace(gateways.DASH, "-").split())
+        == "gw1 3.0.11 running 1 of 1 0 0 5b0f24a1c9 12 days left checked none"
+    )
     assert ("expired  " in found[2], "wrong" in found[2], "removed" in found[3]) == (True, True, True)
     assert found[4:] == [
         "gw1 and gw2 have different configurations: run deploy.yml without --limit.",

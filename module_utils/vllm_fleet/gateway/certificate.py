@@ -12,6 +12,7 @@ import ssl
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .haproxy import SocketError, ask
 
@@ -66,7 +67,7 @@ def examine(path: str) -> Certificate:
     )
 
 
-def _greet(client: ssl.SSLContext, server: ssl.SSLContext) -> dict[str, object]:
+def _greet(client: ssl.SSLContext, server: ssl.SSLContext) -> dict[str, Any]:
     """A TLS handshake in memory; the certificate as the client sees it."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     one, other = client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True)
@@ -76,7 +77,7 @@ def _greet(client: ssl.SSLContext, server: ssl.SSLContext) -> dict[str, object]:
                 side.do_handshake()
             except ssl.SSLWantReadError:
                 continue
-    return one.getpeercert() or {}
+    return dict(one.getpeercert() or {})
 
 
 def _reason(error: ssl.SSLError) -> str:

@@ -35,6 +35,7 @@ def _status(host: str, port: int, key: str, tls: bool) -> int | str:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # It is this machine's own port, and its certificate is for another name.
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    connection: http.client.HTTPConnection
     if tls:
         connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=context)
     else:
