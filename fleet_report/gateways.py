@@ -1,17 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the gateways said of themselves to one table. Pure."""
+"""What the gateways said of themselves to one table, and what a run did to each. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fleet_report.summary import table
-from fleet_report.words import DASH, clip, count
+from fleet_report.words import DASH, clip, count, natural
 
 HEAD = ["GATEWAY", "HAPROXY", "STATE", "UP", "REQUESTS", "WAITING", "CONFIGURATION", "CERTIFICATE", "KEYS", "OUT"]
 #: Characters of a reason in the table.
 WIDTH = 90
+#: What a changed task of the role gateway is about: by its module, else by its file. Of an installation it is what
+#: differed of its files.
+_SUBJECTS = {
+    "gateway_certificate": "certificate",
+    "gateway_keys": "clients' keys",
+    "package": "package",
+    "remove": "removed",
+    "remove_vip": "shared address",
+    "vip": "shared address",
+}
+_FILES = {
+    "vllm-fleet.cfg": "configuration",
+    "vllm-fleet-secrets.cfg": "servers' keys",
+    "vllm-fleet-keys.map": "clients' keys",
+}
+
+
+def rows(
+    run: Mapping[str, Any], results: Iterable[Mapping[str, Any]], tasks: Mapping[Any, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Give a row for each gateway that the role gateway was run on: `name`, `outcome` and what `changed`.
+
+    ``run``, ``results`` and ``tasks`` are as build.build has them.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    differing: dict[str, list[str]] = {}
+    for one in results:
+        task = tasks[one["task"]]
+        module, host = task["action"].rpartition(".")[2], one["host"]
+        if task.get("role") != "gateway":
+            continue
+        if module == "gateway_info" and task.get("file") in ("main", "remove"):
+            found.setdefault(host, {"name": host, "outcome": "unchanged", "changed": []})
+            differing[host] = [
+                _FILES.get(str(path).rpartition("/")[2], "service") for path in one["data"].get("differing") or []
+            ]
+        if host in found and one["changed"]:
+            subject = _SUBJECTS.get(module) or _SUBJECTS.get(str(task.get("file")))
+            row = found[host]
+            row["outcome"] = "changed"
+            row["changed"] += [
+                what for what in ([subject] if subject else differing[host]) if what not in row["changed"]
+            ]
+    for name, row in found.items():
+        if name in run.get("unreachable", ()):
+            row["outcome"] = "unreachable"
+        elif name in run.get("failed", ()):
+            row["outcome"] = "failed"
+    return sorted(found.values(), key=lambda row: natural(row["name"]))
 
 
 def lines(gateways: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
