@@ -57,10 +57,26 @@ options:
     type: path
   doors:
     description:
-      - Ports to be asked without a key and with one, each with C(host), C(port) and C(key). An empty key is a port that is open to all.
-      - Not shown in any output.
+      - Ports to be asked without a key and with one.
     type: list
     elements: dict
+    options:
+      host:
+        description:
+          - The gateway's own address.
+        type: str
+        required: true
+      port:
+        description:
+          - Where clients ask.
+        type: int
+        required: true
+      key:
+        description:
+          - What must open it. An empty key is a port that is open to all.
+          - Not shown in any output.
+        type: str
+        default: ""
   tls:
     description:
       - Whether O(doors) speak TLS.
@@ -175,7 +191,15 @@ def main() -> None:
                 "options": {"address": {"type": "str", "default": ""}, "files": {"type": "dict", "default": {}}},
             },
             "certificate": {"type": "path"},
-            "doors": {"type": "list", "elements": "dict", "no_log": True},
+            "doors": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "host": {"type": "str", "required": True},
+                    "port": {"type": "int", "required": True},
+                    "key": {"type": "str", "default": "", "no_log": True},
+                },
+            },
             "tls": {"type": "bool", "default": False},
         },
         supports_check_mode=True,

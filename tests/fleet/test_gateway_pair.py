@@ -31,6 +31,13 @@ sys.path.insert(0, str(ROOT / "tests/integration"))
 
 from gateway_scene import Echo, until  # noqa: E402
 
+LOCAL = {
+    "ansible_connection": "local",
+    "ansible_python_interpreter": "/usr/bin/python3",
+    "vllm_image_name": "acme/none",
+    "vllm_image_tag": "1",
+    "vllm_server_name": "gateway-pair",
+}
 KEY = "fleet-key-of-the-servers"
 GATEWAYS = ("gateway1", "gateway2")
 
@@ -103,7 +110,7 @@ class Pair:
             "gateway_drain_timeout": 20,
             **edits,
         }
-        servers = {one.name: {"ansible_connection": "local", **one.host} for one in self.servers}
+        servers = {one.name: {**LOCAL, **one.host} for one in self.servers}
         groups = {"vllm": {"hosts": servers}, "gateway": {"hosts": hosts or {}, "vars": variables}}
         (self.folder / "more.yml").write_text(json.dumps({"all": {"children": groups}}))
         play = {
