@@ -49,6 +49,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+differs:
+  description: Whether HAProxy or the file had something else, for a task that only looks.
+  returned: success
+  type: bool
 ends:
   description: Until when the certificate is valid.
   returned: success
@@ -124,6 +128,7 @@ def main() -> None:
     said = f"{wanted.fingerprint}, valid until {wanted.ends}\n"
     module.exit_json(
         changed=not (known and filed),
+        differs=not (known and filed),
         ends=wanted.ends,
         days_left=wanted.days_left,
         names=list(wanted.names),
