@@ -170,16 +170,21 @@ def test_two_gateways_share_an_address_and_a_second_run_changes_nothing(pair: Pa
     assert pair.ok() == {"gateway1": 0, "gateway2": 0}
 
 
-FREEZE = "kill -STOP $(pidof haproxy)"
-DEATHS: dict[str, Callable[[Fleet, str], Any]] = {
-    "a frozen HAProxy": lambda fleet, name: fleet.exec(name, ["sh", "-c", FREEZE]),
-    "a stopped keepalived": lambda fleet, name: fleet.exec(name, ["systemctl", "stop", "keepalived"]),
-    "a host without power": lambda fleet, name: fleet.off(name),
-}
-BACK: dict[str, Callable[[Fleet, str], Any]] = {
-    "a frozen HAProxy": lambda fleet, name: fleet.exec(name, ["sh", "-c", FREEZE.replace("STOP", "CONT")]),
-    "a stopped keepalived": lambda fleet, name: fleet.exec(name, ["systemctl", "start", "keepalived"]),
-    "a host without power": lambda fleet, name: fleet.on(name),
+#: What happens to a gateway, and what brings it back. systemd would start a killed HAProxy at once, and nothing would move.
+DEATHS: dict[str, tuple[Callable[[Fleet, str], Any], Callable[[Fleet, str], Any]]] = {
+    "a killed HAProxy": (
+        lambda fleet, name: fleet.exec(
+            name, ["sh", "-c", "systemctl mask -q --runtime haproxy; kill -KILL $(pidof haproxy)"]
+        ),
+        lambda fleet, name: fleet.exec(
+            name, ["sh", "-c", "systemctl unmask -q --runtime haproxy; systemctl start haproxy"]
+        ),
+    ),
+    "a stopped keepalived": (
+        lambda fleet, name: fleet.exec(name, ["systemctl", "stop", "keepalived"]),
+        lambda fleet, name: fleet.exec(name, ["systemctl", "start", "keepalived"]),
+    ),
+    "a host without power": (lambda fleet, name: fleet.off(name), lambda fleet, name: fleet.on(name)),
 }
 
 
@@ -205,7 +210,7 @@ def test_a_gateway_dies_under_load(pair: Pair, death: str) -> None:
     for server in pair.servers:
         server.delay = 0.0
     began = time.monotonic()
-    DEATHS[death](pair.fleet, victim)
+    DEATHS[death][0](pair.fleet, victim)
     until(lambda: pair.holders() == [other], "the other one has the address")
     until(lambda: ask(pair.vip, 0.3) == 200, "new connections")
     back = time.monotonic() - began
@@ -222,7 +227,7 @@ def test_a_gateway_dies_under_load(pair: Pair, death: str) -> None:
     assert (others, through_other) == (0, [200] * 4)
     # A command of the test itself takes a part of this.
     assert back < 4.5
-    BACK[death](pair.fleet, victim)
+    DEATHS[death][1](pair.fleet, victim)
     # Who comes back does not take the address again.
     until(lambda: "BACKUP" in state(pair, victim), "it stands by")
     assert pair.holders() == [other]

@@ -246,6 +246,7 @@ class EchoAnswer(http.server.BaseHTTPRequestHandler):
     def say(self, status: int, told: Any) -> None:
         text = json.dumps(told).encode()
         self.send_response(status)
+        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
