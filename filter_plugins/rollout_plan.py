@@ -10,6 +10,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.gateway import vip
 from ansible.module_utils.vllm_fleet.rollout import gate, play_hosts, recovery, replicas, steps, waves
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 
@@ -44,9 +45,11 @@ class FilterModule:
             "deploy_steps": steps.plan,
             "rollout_answers": recovery.answers,
             "rollout_failed": play_hosts.failed,
+            "rollout_forgetful_gateways": play_hosts.forgetful_gateways,
             "rollout_gate": gate.closed,
             "rollout_gateway_problems": waves.gateway_problems,
             "rollout_gateways": play_hosts.gateways_of,
+            "rollout_standing": vip.standing,
             "rollout_hosts": play_hosts.waves,
             "rollout_in_replicas": play_hosts.in_replicas,
             "rollout_leftovers": play_hosts.leftovers,

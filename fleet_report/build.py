@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fleet_report import replicas, timeline
+from fleet_report import gateways, replicas, timeline
 from fleet_report.words import natural
 
 FORMAT = 1
@@ -45,6 +45,7 @@ _PICKED = {
     ),
     "vllm_chat": ("results", "msg"),
     "burnin_report": ("finding",),
+    "gateway_info": ("differing",),
     "vllm_drained": ("drained", "elapsed", "says", "msg"),
 }
 _ANSWER = ("name", "api", "content", "finish_reason", "usage", "ttft", "tokens_per_second", "error")
@@ -90,6 +91,7 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
         "format": FORMAT,
         **{name: value for name, value in run.items() if name not in ("failed", "unreachable", "benchmarks")},
         "nodes": nodes,
+        "gateways": gateways.rows(run, results, tasks),
         # Hosts that are no nodes, such as gateways.
         "failed_elsewhere": sorted({*run.get("failed", ()), *run.get("unreachable", ())} - _names(nodes), key=natural),
         "changing": bool(roles & CHANGING_ROLES) or any(n["started"] for n in nodes),

@@ -48,12 +48,24 @@ def lines(report: Mapping[str, Any], page: str | None = None) -> list[str]:
     if elsewhere and page is None and not told_failures and any(node["started"] for node in nodes):
         return [f"{number(nodes)}, none replaced: {', '.join(elsewhere)} failed (see above)."]
     if report["check_mode"]:
-        return _checked(nodes)
+        return [*_checked(nodes), *_gateways(report)]
     if page is None and not told_failures:
-        return _calm(nodes)
+        return [*_calm(nodes), *_gateways(report)]
     head = f"{number(nodes)} in {duration(report['elapsed'])}: {told(report['outcome'])}"
-    out = [head, *_table(nodes), *_benchmarks(nodes), *told_failures]
+    out = [head, *_table(nodes), *_gateways(report), *_benchmarks(nodes), *told_failures]
     return [*out, f"Report: {page}"] if page else out
+
+
+def _gateways(report: Mapping[str, Any]) -> list[str]:
+    """Say what changed at gateways, in one line for those that changed alike; none where nothing did."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in report.get("gateways") or ():
+        if row["outcome"] != "unchanged":
+            groups.setdefault((row["outcome"], ", ".join(row["changed"])), []).append(row["name"])
+    return [
+        f"{clip(', '.join(names), 60)}: {outcome}{f' ({what})' if what else ''}"
+        for (outcome, what), names in groups.items()
+    ]
 
 
 def _calm(nodes: Sequence[Mapping[str, Any]]) -> list[str]:

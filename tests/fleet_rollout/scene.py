@@ -27,7 +27,7 @@ from fleet import Fleet  # noqa: E402
 
 NODES = ["bookworm", "bookworm", "trixie", "trixie"]
 MODEL = "acme/tiny"
-KEY, TOKEN = "canary-key-7d1f0c52a9", "hf_canaryTokenE81b06c3f4"
+KEY, NEXT, TOKEN = "canary-key-7d1f0c52a9", "canary-next-55a3e1b7d0", "hf_canaryTokenE81b06c3f4"
 # Long enough for everything that is waited for here.
 PATIENCE = 180.0
 

@@ -16,13 +16,13 @@ import pytest
 import standin
 import yaml
 from load import Load
-from scene import ASK, KEY, ROOT, TOKEN, Scene
+from scene import ASK, KEY, NEXT, ROOT, TOKEN, Scene
 
 pytestmark = pytest.mark.engine
 ALL = ["node1", "node2", "node3", "node4"]
-CANARIES = f"{KEY}|{TOKEN}"
+CANARIES = f"{KEY}|{NEXT}|{TOKEN}"
 # As nobody, who sees what the whole world may. Patterns that do not match themselves, for they stand in a command line.
-HIDDEN = "|".join(f"[{word[0]}]{word[1:]}" for word in (KEY, TOKEN))
+HIDDEN = "|".join(f"[{word[0]}]{word[1:]}" for word in (KEY, NEXT, TOKEN))
 SEARCH = f"""
 grep -rIlsE '{HIDDEN}' /etc /var /run /tmp /home /root /opt /srv /usr/local
 for file in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$file; echo; done 2>/dev/null | grep -E '{HIDDEN}'
@@ -57,7 +57,7 @@ class Watch(threading.Thread):
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as counting:
             while not self.ended.wait(0.5):
                 shown = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=False).stdout
-                self.seen |= {line for line in shown.splitlines() if KEY in line or TOKEN in line}
+                self.seen |= {line for line in shown.splitlines() if re.search(CANARIES, line)}
             counts, _ = counting.communicate()
         self.fewest = min(self.fewest, *map(int, counts.split()))
         self.counted = counting.returncode == 0 and bool(counts)
@@ -75,7 +75,8 @@ class Watch(threading.Thread):
 @pytest.fixture
 def load(scene, note):
     """Eight clients with streaming requests for the length of a test; every one of them must get its whole answer."""
-    with Load(scene.url, model="acme/tiny", api_key=KEY, concurrency=8) as clients:
+    key = scene.variables.get("vllm_server_api_key", KEY)
+    with Load(scene.url, model="acme/tiny", api_key=key, concurrency=8) as clients:
         clients.wait_for(16)
         yield clients
         clients.wait_for(16)
@@ -215,21 +216,15 @@ def gateway_whole(scene):
             "rollout_min_available is 4, but 4 of 4 replicas of acme/tiny serve",
         ),
         (
-            ["--check", "--tags", "rollout"],
+            ["--limit", "node3"],
             {"vllm_server_api_key": KEY[::-1]},
-            "node1, node2, node3 and node4 would get another vllm_server_api_key. A gateway sends one key to a pool, and would "
-            "take all servers with the old one for down at once: expected at least 1 of acme/tiny to stay",
+            "node3 would get another key, which gateway1 would not know: this run does not change that gateway. Run "
+            "deploy.yml with both: --limit node3,gateway1",
         ),
-        (["--tags", "rollout"], {"vllm_server_api_key": KEY[::-1]}, "would get another vllm_server_api_key."),
         (
             ["--limit", "gateway1"],
-            {"vllm_server_api_key": KEY[::-1]},
+            {"vllm_server_api_key": KEY[::-1], "gateway_keep_old": False},
             "gateway1 would send requests for acme/tiny to 0 of 4 servers that have them now, expected at least 1",
-        ),
-        (
-            ["--tags", "rollout"],
-            {"vllm_server_args": {"served-model-name": "other"}},
-            "would get another served name, other. A gateway would take all servers with the old one for down at once",
         ),
         (
             ["--limit", "node3"],
@@ -238,7 +233,7 @@ def gateway_whole(scene):
             "both: --limit node3,gateway1. Nothing was touched.",
         ),
     ],
-    ids=["too few", "key, check", "key", "key, gateway alone", "name", "gateway outside the limit"],
+    ids=["too few", "key, gateway outside the limit", "key, at once", "gateway outside the limit"],
 )
 def test_what_cannot_work_is_refused_before_anything_is_touched(scene, load, words, edit, says):
     before, kept, scene.bad = scene.servers(), gateway_whole(scene), True
@@ -416,13 +411,35 @@ def test_an_image_that_one_node_lacks_ends_the_run_before_anything_is_touched(sc
     assert re.search(r"node3 .*image_missing: ", table.output), table.output
 
 
-def test_a_killed_controller_and_a_node_without_power_leave_nothing_that_the_next_run_does_not_mend(scene, load, note):
+def backends(scene):
+    """The pools of the gateway, each with its servers that are up."""
+    table = scene.fleet.exec("gateway1", ["python3", "-c", ASK, "show stat"]).stdout.lstrip("# ")
+    rows = [
+        dict(zip(table.splitlines()[0].split(","), line.split(","), strict=False)) for line in table.splitlines()[1:]
+    ]
+    found = {}
+    for row in rows:
+        if row.get("svname", "").startswith("node"):
+            found.setdefault(row["pxname"], set()).update({row["svname"]} if row["status"].startswith("UP") else set())
+    return found
+
+
+def test_keys_names_balance_and_port_change_over_killed_runs_and_a_node_without_power(scene, load, note):
+    """Clients with the old key and name, and some with the new ones as soon as a server has them."""
     before = scene.servers()
     slow = {"STANDIN_START_SECONDS": "7", "STANDIN_TOKEN_DELAY": "0.02"}
-    run = scene.start(vllm_server_env=slow)
+    # Old clients go on with their name: it stays the second one.
+    args = {"served-model-name": ["acme/next", "acme/tiny"]}
+    new = {
+        "vllm_server_api_key": NEXT,
+        "vllm_server_args": args,
+        "vllm_server_port": 8200,
+        "gateway_balance": "leastconn",
+    }
+    run = scene.start(vllm_server_env=slow, **new)
     run.until(r"\[node1\] starting container")
     run.kill()
-    assert scene.gateway()["node1"] != "UP"
+    assert backends(scene) == {"acme_tiny": {"node2", "node3", "node4"}, "acme_next": set()}
 
     # The run is gone, and so is its lock. It goes on with the canary; then a node and the controller die together.
     # A connection without an answer is given up after six seconds here, not sixty: nobody wants to wait for that.
@@ -430,16 +447,31 @@ def test_a_killed_controller_and_a_node_without_power_leave_nothing_that_the_nex
     run = scene.start(ansible_ssh_args=hasty)
     del scene.variables["ansible_ssh_args"]
     run.until(r"\[node2\] starting container")
-    scene.fleet.off("node2")
-    run.until(r"\[node2\] the node cannot be reached")
-    run.kill()
-    scene.fleet.on("node2")
-    assert "taking over" not in run.output
+    assert backends(scene) == {"acme_tiny": {"node3", "node4"}, "acme_next": {"node1"}}
+    with Load(scene.url, model="acme/next", api_key=NEXT, concurrency=4) as moved:
+        moved.wait_for(8)
+        scene.fleet.off("node2")
+        run.until(r"\[node2\] the node cannot be reached")
+        run.kill()
+        scene.fleet.on("node2")
+        assert "taking over" not in run.output
 
-    run = scene.deploy().ok()
-    assert "3 of 4 replicas" in run.text, run.output
+        # Of the fleet's own key the gateway forgets the old one with the last old server. So these clients move, too.
+        run = scene.start()
+        run.until(r"\[node3\] starting container")
+        load.use(api_key=NEXT)
+        done = run.wait().ok()
+        moved.wait_for(8)
+    note(f"new key and name: {moved.report}")
+    assert moved.report.clean, str(moved.report)
+    assert "3 of 4 replicas" in done.text, done.output
     assert all_up(scene)
+    assert backends(scene) == {"acme_next": set(ALL)}
     assert not set(scene.servers().values()) & set(before.values())
+    keys = scene.fleet.exec("gateway1", ["sh", "-c", f"grep -c -e '{KEY}' /etc/haproxy/vllm-fleet*; true"]).stdout
+    assert set(re.findall(r":(\d+)", keys)) == {"0"}, "the old key is forgotten"
+    again = scene.deploy().ok()
+    assert set(again.recap("changed").values()) == {0}, again.output
 
 
 def test_hooks_and_a_limit_while_ssh_is_cut(scene, load, tmp_path):
@@ -472,15 +504,15 @@ def test_hooks_and_a_limit_while_ssh_is_cut(scene, load, tmp_path):
 def test_a_server_that_an_administrator_keeps_out_is_replaced_and_stays_out(scene, load):
     before, scene.bad = scene.servers(), True
     # MAINT ends what is open.
-    scene.fleet.exec("gateway1", ["python3", "-c", ASK, "set server acme_tiny/node4 state drain"])
+    scene.fleet.exec("gateway1", ["python3", "-c", ASK, "set server acme_next/node4 state drain"])
     scene.until(lambda: scene.gateway("scur")["node4"] == "0", "node4 has nothing open")
-    scene.fleet.exec("gateway1", ["python3", "-c", ASK, "set server acme_tiny/node4 state maint"])
+    scene.fleet.exec("gateway1", ["python3", "-c", ASK, "set server acme_next/node4 state maint"])
     env = {"STANDIN_START_SECONDS": "0.6", "STANDIN_TOKEN_DELAY": "0.02"}
     run = scene.deploy("--limit", "node4", vllm_server_env=env).ok()
     assert "node4 is in state MAINT at gateway1, where it stays" in run.text, run.output
     assert scene.server("node4")["Id"] != before["node4"]
     assert scene.gateway()["node4"] == "MAINT"
-    scene.fleet.exec("gateway1", ["python3", "-c", ASK, "set server acme_tiny/node4 state ready"])
+    scene.fleet.exec("gateway1", ["python3", "-c", ASK, "set server acme_next/node4 state ready"])
     scene.until(lambda: all_up(scene), "all up")
 
 

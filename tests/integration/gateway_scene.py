@@ -103,6 +103,7 @@ def render(
     places = {"socket": "haproxy.sock", "state_path": "state", "keys_path": "keys.map"}
     common |= {f"__gateway_{name}": str(folder / place) for name, place in places.items()}
     common["__gateway_alias_path"] = str(ROLE / "files" / "vllm-fleet-alias.lua")
+    common["__gateway_usage_path"] = str(ROLE / "files" / "vllm-fleet-usage.lua")
     files_of = [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")]
     made = {"name": "Render", "hosts": "gateway", "gather_facts": False, "become": False}
     (folder / "play.yml").write_text(json.dumps([{**made, "vars_files": files_of, "tasks": tasks}]))
@@ -182,10 +183,12 @@ class Echo(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, name: str, *models: str, key: str = "") -> None:
+    def __init__(self, name: str, *models: str, key: str = "", port: int = 0, bind: str = "127.0.0.1") -> None:
         self.name, self.models, self.key = name, models, key
         self.delay, self.status, self.chats = 0.0, 200, 0
-        super().__init__(("127.0.0.1", 0), EchoAnswer)
+        #: Chunks of its next answers, instead of what reached it.
+        self.parts: list[str] = []
+        super().__init__((bind, port), EchoAnswer)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, *_: Any) -> None:
@@ -197,7 +200,7 @@ class Echo(http.server.ThreadingHTTPServer):
         given = {
             "vllm_server_model": self.models[0],
             "vllm_server_port": self.server_port,
-            "vllm_server_bind": "127.0.0.1",
+            "vllm_server_bind": self.server_address[0],
         }
         given["vllm_server_args"] = {
             "served-model-name": list(self.models),
@@ -230,7 +233,11 @@ class EchoAnswer(http.server.BaseHTTPRequestHandler):
                 "model": self.headers["x-vllm-model"],
             }
             told["sha256"] = hashlib.sha256(body).hexdigest()
-            self.say(self.server.status, told)
+            told["usage"] = {"prompt_tokens": 11, "total_tokens": 18, "completion_tokens": 7, "details": {"cached": 1}}
+            if self.server.parts:
+                self.stream(self.server.parts)
+            else:
+                self.say(self.server.status, told)
 
     do_POST = do_DELETE = do_GET
 
@@ -243,9 +250,18 @@ class EchoAnswer(http.server.BaseHTTPRequestHandler):
             self.rfile.readline()
         return b"".join(parts)
 
+    def stream(self, parts: list[str]) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for part in parts:
+            self.wfile.write(f"{len(part.encode()):x}\r\n{part}\r\n".encode())
+        self.wfile.write(b"0\r\n\r\n")
+
     def say(self, status: int, told: Any) -> None:
         text = json.dumps(told).encode()
         self.send_response(status)
+        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)

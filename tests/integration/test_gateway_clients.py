@@ -18,7 +18,7 @@ import pytest
 import standin
 from gateway_scene import PROGRAM, Echo, Gateway, ask, render, running, until
 
-from ansible.module_utils.vllm_fleet.gateway import haproxy, keys
+from ansible.module_utils.vllm_fleet.gateway import haproxy, keys, usage
 
 FLEET = "fleet-key-of-the-servers"
 KEYS: list[dict[str, Any]] = [
@@ -232,7 +232,17 @@ def test_no_key_of_a_client_is_anywhere(gateway: Gateway) -> None:
         assert not any(entry["key"] in text for text in [*texts, words])
 
 
-def test_the_log_says_whose_request_it_was_and_neither_key_nor_prompt(gateway: Gateway) -> None:
+def logged(gateway: Gateway, count: int) -> list[str]:
+    """The next lines of requests, without what syslog has before them."""
+    assert gateway.log
+    found: list[str] = []
+    while len(found) < count:
+        line = gateway.log.recv(65536).decode().strip()
+        found.extend([line.partition("]: ")[2]] * ("} " in line))
+    return found
+
+
+def test_the_log_says_who_used_what_and_neither_key_nor_prompt(gateway: Gateway) -> None:
     assert gateway.log
     gateway.log.setblocking(False)
     with contextlib.suppress(BlockingIOError):
@@ -242,6 +252,60 @@ def test_the_log_says_whose_request_it_was_and_neither_key_nor_prompt(gateway: G
     body = json.dumps({"messages": [{"role": "user", "content": "a secret question"}], "model": "acme/large"}).encode()
     auth = {"Authorization": "Bearer key-of-all"}
     assert ask(gateway.ports["small"], CHAT, "POST", body, **auth)[0] == 200
-    line = next(line for line in iter(lambda: gateway.log.recv(65536).decode(), "") if CHAT in line)  # type: ignore[union-attr]
-    assert "{all|acme/large}" in line
+    (line,) = logged(gateway, 1)
     assert not any(word in line for word in ("key-of-all", "secret", keys.digest("key-of-all")))
+    found = usage.read_line(line)
+    assert found
+    assert {name: found[name] for name in ("key", "model", "tokens_in", "tokens_out", "with_tokens", "errors")} == {
+        "key": "all",
+        "model": "acme/large",
+        "tokens_in": 11,
+        "tokens_out": 7,
+        "with_tokens": 1,
+        "errors": 0,
+    }
+
+
+def test_tokens_of_streams_and_large_answers_are_read_and_clients_write_nothing(
+    gateway: Gateway, echoes: dict[str, Echo]
+) -> None:
+    """A stream's last part and the end of 5 MB name them; what a model or a client says does not."""
+    usual = {"prompt_tokens": 21, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}
+    forged = {"content": '"usage": {"prompt_tokens": 99}'}
+    parts = [
+        {"choices": [forged], "usage": None},
+        *({"choices": [{"n": n}], "usage": None} for n in range(500)),
+    ]
+    answers = {
+        "stream": [f"data: {json.dumps(part)}\n\n" for part in [*parts, {"choices": [], "usage": usual}, "[DONE]"]],
+        "silent": [f"data: {json.dumps(part)}\n\n" for part in [*parts, "[DONE]"]],
+        "large": [json.dumps({"choices": [{**forged, "text": "y" * 5_000_000}], "usage": usual})],
+        "responses": [json.dumps({"usage": {"input_tokens": 21, "output_tokens": 3}, "output": ["x"]})],
+        "nonsense": ['{"usage": {"prompt_tokens": "many", "completion_tokens": -1}}'],
+        "broken": ['{"usage": {"prompt_tokens": 21'],
+    }
+    words = {"x-vllm-model": 'x|y} "POST', "User-Agent": "a\tb{c|1|2|3} GET /"}
+    paths = [f"/v1/chat/{kind}?api_key=secret" for kind in answers]
+    logged(gateway, 0)
+    try:
+        for (_, made), path in zip(answers.items(), paths, strict=True):
+            echoes["n3"].parts = made
+            auth = {"Authorization": "Bearer key-of-all", **words}
+            status, text, _ = ask(gateway.ports["large"], path, "POST", b'{"model": "z|1|2|3} x"}', **auth)
+            assert (status, text) == (200, "".join(made))
+        found = logged(gateway, len(answers))
+    finally:
+        echoes["n3"].parts = []
+    assert not any("secret" in line for line in found)
+    read = [usage.read_line(line) for line in found]
+    assert [
+        one and (one["key"], one["model"], one["with_tokens"], one["tokens_in"], one["tokens_out"]) for one in read
+    ] == [
+        ("all", "acme/large", 1, 21, 3),
+        ("all", "acme/large", 0, 0, 0),
+        ("all", "acme/large", 1, 21, 3),
+        ("all", "acme/large", 1, 21, 3),
+        ("all", "acme/large", 0, 0, 0),
+        ("all", "acme/large", 0, 0, 0),
+    ]
+    assert all(one and sum(one["first"].values()) == 1 for one in read)

@@ -136,7 +136,7 @@ def test_an_unknown_model_is_told_which_are_known(gateway: Gateway) -> None:
     assert (status, head["content-type"], told["error"]["code"]) == (404, "application/json", 404)
     assert told["error"]["message"] == (
         "The model does not exist. Served are: acme/small, little, small-lora, acme/large, chat, large-lora, gpt-5, "
-        "open/gpt, gpt-5-mini, acme/next, chat, next-lora, gpt-5-mini."
+        "open/gpt, gpt-5-mini, acme/next, next-lora."
     )
     assert post(gateway, {"messages": []})[0] == 400
     assert post(gateway, b"no JSON")[0] == 400
@@ -192,9 +192,7 @@ def test_all_models_are_listed(gateway: Gateway) -> None:
         "open/gpt",
         "gpt-5-mini",
         "acme/next",
-        "chat",
         "next-lora",
-        "gpt-5-mini",
     ]
     assert ask(gateway.ports["all"], "/v1/models")[0] == 401
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.machinery
 import importlib.util
 import json
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 import standin
-from gateway_scene import PROGRAM, ROLE, Echo, ask, render, running, until
+from gateway_scene import PROGRAM, ROLE, Echo, Gateway, ask, render, running, until
 
 from ansible.module_utils.vllm_fleet.gateway import haproxy
 
@@ -105,4 +106,91 @@ def test_what_is_written_down_of_servers(helper: Any) -> None:
         "3 pool 2 gone 192.0.2.2 2 0 1 1 17 15 3 2 6 0 0 1 - 8000 - 0 0 - - 0\n\n"
     )
     config = "backend pool\n    server n1 [2001:db8::1]:8100 id 4\nfrontend x\n    server n1 192.0.2.9:1\n"
-    assert helper.states(answer, config) == "1\n3 pool 1 n1 192.0.2.1 2 8 1 1 17 15 3 2 6 0 0 1 - 8100 -\n"
+    # One that is new there begins as down, and an administrator's word holds for it.
+    config += "backend pool:2\n    server n1 [2001:db8::1]:8100 id 4\n    server n9 192.0.2.9:1 id 5\n"
+    new = (
+        "0 pool:2 4 n1 2001:db8::1 0 8 1 1 0 17 2 0 6 0 0 1 - 8100 -\n"
+        "0 pool:2 5 n9 192.0.2.9 0 0 1 1 0 17 2 0 6 0 0 1 - 1 -\n"
+    )
+    assert helper.states("1\n", config) == "1\n"
+    assert helper.states(answer, config) == "1\n3 pool 1 n1 192.0.2.1 2 8 1 1 17 15 3 2 6 0 0 1 - 8100 -\n" + new
+
+
+def test_a_new_key_and_name_over_a_reload_with_servers_replaced_one_by_one(helper: Any, tmp_path: Path) -> None:
+    """Clients with the old key and name, and some with the new ones, until the old pool is forgotten."""
+    port = standin.free_port()
+    # A busy machine answers checks late.
+    given = {"gateway_port": port, "gateway_local_offset": 1, "gateway_stats_port": standin.free_port()}
+    given |= {"gateway_check_timeout": 10, "gateway_check_fall": 4, "gateway_request_timeout": 20}
+    old = [Echo(f"n{number}", "acme/small", key=KEY) for number in (1, 2)]
+    hosts = {one.name: one.host for one in old}
+    render(tmp_path, hosts, **given)
+
+    def again(gateway: Gateway) -> None:
+        """What the next run of the role writes, with the new key and name."""
+        text = base64.b64encode((tmp_path / "secrets.cfg").read_bytes()).decode()
+        seen = [entry.as_dict() for entry in gateway.entries()]
+        wanted = {
+            name: {
+                **host,
+                "vllm_server_api_key": "next",
+                "vllm_server_args": {**host["vllm_server_args"], "served-model-name": ["acme/next", "acme/small"]},
+                "vllm_server_model": "acme/next",
+            }
+            for name, host in hosts.items()
+        }
+        render(tmp_path, wanted, **given, __gateway_secrets_file={"content": text}, __gateway_servers=seen)
+        helper.reload(gateway.process.pid)
+
+    def states(gateway: Gateway) -> dict[str, str]:
+        return {f"{one.backend}/{one.name}": one.status for one in gateway.entries() if one.name in hosts}
+
+    with running(tmp_path, "-W") as gateway, ThreadPoolExecutor(4) as clients:
+
+        def busy(name: str) -> int:
+            return sum(entry.sessions for entry in gateway.entries() if entry.name == name)
+
+        stop, moved = threading.Event(), threading.Event()
+
+        def load(model: str, key: str) -> list[tuple[int, str]]:
+            answers = []
+            while not stop.wait(0.005):
+                key = "next" if moved.is_set() else key
+                body = json.dumps({"model": model, "messages": [{"role": "user", "content": str(len(answers))}]})
+                status, told, _ = ask(
+                    port, "/v1/chat/completions", "POST", body.encode(), Authorization=f"Bearer {key}"
+                )
+                answers.append((status, told))
+            return answers
+
+        runs = [clients.submit(load, "acme/small", KEY) for _ in range(3)]
+        try:
+            again(gateway)
+            assert states(gateway) == {
+                "acme_next/n1": "DOWN",
+                "acme_next/n2": "DOWN",
+                "acme_small/n1": "UP",
+                "acme_small/n2": "UP",
+            }
+            for one in old:
+                for backend in ("acme_small", "acme_next"):
+                    haproxy.ask(gateway.socket, f"set server {backend}/{one.name} state drain")
+                until(lambda name=one.name: not busy(name), "it is idle")
+                one.shutdown()
+                one.server_close()
+                if one is old[-1]:
+                    moved.set()
+                Echo(one.name, "acme/next", "acme/small", key="next", port=one.server_port)
+                assert haproxy.admit(gateway.socket, one.name, 20.0) == (True, "acme_next")
+                if one is old[0]:
+                    again(gateway)
+                    assert states(gateway)["acme_small/n2"] == "UP"
+                    runs.append(clients.submit(load, "acme/next", "next"))
+            again(gateway)
+            assert states(gateway) == {"acme_next/n1": "UP", "acme_next/n2": "UP"}
+        finally:
+            stop.set()
+        answers = [answer for run in runs for answer in run.result()]
+    lost = [answer for answer in answers if answer[0] != 200]
+    print(f"{len(answers)} requests over a new key and name, {len(lost)} lost")
+    assert (lost, len(answers) > 100) == ([], True)

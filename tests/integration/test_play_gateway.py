@@ -19,6 +19,8 @@ from standin import free_port
 MODEL, POOL = "acme/tiny", "acme_tiny"
 SAME = {"actions": [], "confirmed": True, "container": {"status": "running"}}
 EDIT = {**SAME, "actions": ["create", "stop", "keep", "rename", "start"]}
+# An old check is no answer for a new server.
+ADMITTED = [f"set server {POOL}/node1 health down", f"set server {POOL}/node1 state ready"]
 COUNTS = "vllm:num_requests_running {}\nvllm:num_requests_waiting 0\n"
 
 
@@ -43,7 +45,8 @@ class HAProxy(socketserver.ThreadingUnixStreamServer):
             verb, what, server, *more = part.split()
             if (verb, what) in {("set", "server"), ("enable", "server")}:
                 self.said.append(part)
-                self.states[server.partition("/")[2]] = "DRAIN" if more == ["state", "drain"] else "UP"
+                name = server.partition("/")[2]
+                self.states[name] = {"drain": "DRAIN", "down": "DOWN", "ready": "UP"}[more[-1] if more else "ready"]
         return "\n"
 
 
@@ -196,7 +199,7 @@ def test_a_server_is_drained_and_admitted_and_one_in_maintenance_is_left_in_it(p
     run = place.run(
         *roles, {**play.role("gateway", "verify_routing"), "when": "inventory_hostname == 'node2'"}, nodes=2
     ).ok()
-    assert place.haproxy.said == [f"set server {POOL}/node1 state drain", f"enable server {POOL}/node1"]
+    assert place.haproxy.said == [f"set server {POOL}/node1 state drain", *ADMITTED]
     assert place.haproxy.states == {"node1": "UP", "node2": "MAINT"}
     assert "node2 is in state MAINT at gateway1, where it stays" in text(run)
     assert "node1 is in state MAINT" not in text(run)
@@ -259,7 +262,7 @@ def test_an_old_server_that_still_loads_is_left_to_the_gateways_checks(
     }
     known |= {"vllm_server_restore_result": {**running, "confirmed": True}} if restored else {}
     place.run(play.role("rollout", "restore_or_confirm"), known={"node1": known}).ok()
-    assert place.haproxy.said == [f"enable server {POOL}/node1"] * admitted
+    assert place.haproxy.said == ADMITTED * admitted
 
 
 def test_a_wave_does_not_begin_when_a_server_has_died_since_the_plan(place: Place) -> None:

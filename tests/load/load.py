@@ -122,6 +122,10 @@ class Load:
         self.report.elapsed = time.monotonic() - self._began
         return self.report
 
+    def use(self, *, api_key: str) -> None:
+        """Send further requests with another key."""
+        self._headers = {**self._headers, "Authorization": f"Bearer {api_key}"}
+
     @property
     def alive(self) -> bool:
         """Whether a thread still asks."""

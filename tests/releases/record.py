@@ -139,7 +139,7 @@ def record(version: str, name: str, case: Case) -> dict[str, object]:
     models = RELEASES / "models"
     models.mkdir(exist_ok=True)
     env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1", **case.env}
-    if tuple(map(int, version.split(".")[:2])) < (0, 10):  # they end without a word at `nobind`
+    if tuple(map(int, version.split(".")[:2])) < (0, 10):  # 0.9.2 ended without a reason at `nobind`
         env["VLLM_CPU_OMP_THREADS_BIND"] = "0|1" if name == "worker_killed" else "all"
     command = ["docker", "run", "--detach", "--name", container, "--hostname", "node1", "--shm-size", "2g"]
     command += [word for item in env.items() for word in ("--env", "=".join(item))]

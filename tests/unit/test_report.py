@@ -153,6 +153,25 @@ def test_a_gateway_that_fails_before_the_waves_is_no_run_with_nothing_to_change(
     assert report_of(noop(), failed=["node1"])["failed_elsewhere"] == []
 
 
+def test_a_row_for_each_gateway_says_what_changed():
+    run = Run(2)
+    run.play("gateway")
+    found = {"differing": ["/etc/haproxy/vllm-fleet.cfg", "/usr/local/sbin/vllm-fleet-gateway"]}
+    looks = {"gateway1": (1, "ok", found), "gateway2": (1, "ok", {"differing": []})}
+    run.task("Look", "gateway", "gateway_info", looks, file="main")
+    run.task("Write", "gateway", "ansible.builtin.copy", {"gateway1": (1, "ok", {})}, file="install", changed=True)
+    run.task("Keys", "gateway", "gateway_keys", {"gateway1": (1, "ok", {})}, file="install", changed=True)
+    # On behalf of a node: none of the gateway's own.
+    run.task("Admit", "gateway", "haproxy", {"node1": (1, "ok", {})}, file="admit", changed=True)
+    report = report_of(run)
+    assert report["gateways"] == [
+        {"name": "gateway1", "outcome": "changed", "changed": ["configuration", "service", "clients' keys"]},
+        {"name": "gateway2", "outcome": "unchanged", "changed": []},
+    ]
+    failed = report_of(run, failed=["gateway2"])["gateways"]
+    assert [row["outcome"] for row in failed] == ["changed", "failed"]
+
+
 def test_a_node_whose_wave_never_came_is_not_reached():
     run = Run(2)
     run.play("rollout")

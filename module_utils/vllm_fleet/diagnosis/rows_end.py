@@ -46,7 +46,7 @@ ROWS: tuple[Row, ...] = (
                 explain_options.no_attention,
                 r"No valid attention backend found[^\n]*?Reasons?: (?P<why>[^\n]+)",
             ),
-            # libnuma, in the CPU build to 0.9, which ends without another word
+            # libnuma, in the CPU build of 0.9.2, which ends without another word
             on(explain_options.cpu_binding, r"libnuma: Warning: unparseable cpu description [`'](?P<value>[^'\n]*)'"),
             on(
                 explain_options.dtype,  # config/vllm.py

@@ -2,5 +2,5 @@
 """What is in HAProxy, and what should be?
 
 May import: vllm.
-Pure but for: drain, haproxy.
+Pure but for: certificate, door, drain, haproxy, vip_state.
 """

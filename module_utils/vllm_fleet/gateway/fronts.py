@@ -92,11 +92,11 @@ def same_names(pools: Sequence[Mapping[str, Any]], split: Iterable[str] = ()) ->
     """Return which pools cannot be told apart, as sentences: by their backend, or by a name that a request may have and
     that ``split`` does not share out.
     """
-    backends = [pool["name"] for pool in pools]
+    backends = [pool["base"] for pool in pools]
     found = [
-        f"{pool['model']} and another model are both {pool['name']} to HAProxy: give one another served-model-name."
+        f"{pool['model']} and another model are both {pool['base']} to HAProxy: give one another served-model-name."
         for pool in pools
-        if backends.count(pool["name"]) > 1
+        if backends.count(pool["base"]) > 1
     ]
     for number, pool in enumerate(pools):
         for other in pools[:number]:
@@ -114,7 +114,7 @@ def splits(
     pools: Iterable[Mapping[str, Any]], split: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, list[dict[str, Any]]]:
     """Return for each name of ``split`` the pools and the number of a throw from 0 to 99 that each begins below."""
-    by_model = {pool["model"]: pool["name"] for pool in pools}
+    by_model = {pool["model"]: pool["name"] for pool in pools if not pool.get("kept")}
     found: dict[str, list[dict[str, Any]]] = {}
     for name, shares in split.items():
         below = 0
@@ -202,17 +202,20 @@ def odd_paths(paths: Iterable[Any]) -> list[str]:
 
 def listing(pools: Iterable[Mapping[str, Any]]) -> str:
     """Return the answer of /v1/models at an address of several models, as vLLM words it."""
+    roots: dict[str, str] = {}
+    for pool in pools:
+        for name in asked(pool):
+            roots.setdefault(name, pool["model"])
     data = [
-        {"id": name, "object": "model", "created": 0, "owned_by": "vllm", "root": pool["model"], "parent": None}
-        for pool in pools
-        for name in asked(pool)
+        {"id": name, "object": "model", "created": 0, "owned_by": "vllm", "root": root, "parent": None}
+        for name, root in roots.items()
     ]
     return json.dumps({"object": "list", "data": data})
 
 
 def known_models(pools: Iterable[Mapping[str, Any]]) -> str:
     """Return the names that a request may have, for a sentence inside of JSON."""
-    return json.dumps(", ".join(name for pool in pools for name in asked(pool)))[1:-1]
+    return json.dumps(", ".join(dict.fromkeys(name for pool in pools for name in asked(pool))))[1:-1]
 
 
 def form_field(names: Iterable[str]) -> str:

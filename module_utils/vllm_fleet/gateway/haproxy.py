@@ -24,6 +24,9 @@ TIMEOUT = 5.0
 TOTALS = ("FRONTEND", "BACKEND")
 # Lines of a map that are given at a time: the smallest buffer has 16 kB, a line of many models perhaps 1 kB.
 CHUNK = 10
+_UP = "UP"  # with the checks that failed behind it, while these are too few
+# What the configuration of the role gateway calls itself, before its version.
+DESCRIPTION, VERSION = "vllm-fleet ", "@version@"
 
 
 class SocketError(Exception):
@@ -131,6 +134,40 @@ def _place(path: str, backend: str, server: str) -> tuple[str, int]:
     raise SocketError(f"has no server {backend}/{server}")
 
 
+def admit(path: str, server: str, timeout: float) -> tuple[bool, str | None]:
+    """Have HAProxy send requests to a server again: whether that was a change, and the backend that has it UP.
+
+    In every backend that has it; one with open requests goes on with them. No backend (None) has it UP after
+    ``timeout`` s; with 0 that is not waited for (an empty name). Raises SocketError when HAProxy cannot be asked or has
+    no such server.
+    """
+    before = _entries(path, server)
+    if not before:
+        raise SocketError(f"has no server {server}")
+    for entry in before:
+        where = f"{entry.backend}/{entry.name}"
+        if entry.status.startswith(_UP):
+            continue
+        # On-marked-down ends what is open.
+        if not entry.sessions:
+            ask(path, f"set server {where} health down")
+        ask(path, f"set server {where} state ready")
+    changed = not any(entry.status.startswith(_UP) for entry in before)
+    end = time.monotonic() + timeout
+    while timeout > 0:
+        up = [entry.backend for entry in _entries(path, server) if entry.status.startswith(_UP)]
+        if up:
+            return changed, up[0]
+        if time.monotonic() >= end:
+            return changed, None
+        time.sleep(0.1)
+    return changed, ""
+
+
+def _entries(path: str, server: str) -> list[Server]:
+    return [entry for entry in servers(ask(path, "show stat")) if entry.name == server]
+
+
 def map_text(path: str, name: str) -> str | None:
     """Return a map of HAProxy as its file would have it, sorted; None where the process has no such map."""
     answer = ask(path, f"show map {name}")
@@ -174,6 +211,14 @@ def sums(contents: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def versioned(text: str) -> str:
+    """Return a configuration with its own version in it, where it has VERSION: ten digits of a sum of all but the
+    addresses of servers, which differ between gateways and change in waves.
+    """
+    same = re.sub(r"(?m)^(    server \S+) \S+", r"\1", text)
+    return text.replace(VERSION, hashlib.sha256(same.encode("utf-8", "surrogateescape")).hexdigest()[:10])
+
+
 def survey(
     path: str,
     program: str,
@@ -204,6 +249,8 @@ def survey(
         **found,
         "running": True,
         "version": about.get("Version", ""),
+        # Whatever else an administrator may have written there is no version.
+        "configuration": about.get("description", "").removeprefix(DESCRIPTION),
         "stale": _older(about.get("Pid", ""), files),
         "servers": [server.as_dict() for server in servers(stats)],
     }

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..vllm.host_variables import LOOPBACK, WILDCARDS
 from .fronts import asked
 
 # Without the separators of the map and of HAProxy's command line.
@@ -71,23 +72,42 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest().upper()
 
 
-def key_map(hostvars: Mapping[str, Any], pools: Iterable[Mapping[str, Any]], keys: Sequence[Mapping[str, Any]]) -> str:
-    """Return the text of the map. Without ``keys`` each server's own key opens its pool."""
+def key_map(
+    secrets: Mapping[str, str], pools: Sequence[Mapping[str, Any]], keys: Sequence[Mapping[str, Any]], before: str = ""
+) -> str:
+    """Return the text of the map. Without ``keys`` each server's own key opens its pool, and its other generations.
+
+    ``secrets`` are the servers' keys by backend. ``before`` is the map that the gateway has: who could use a generation
+    that is kept goes on to.
+    """
     lines: dict[str, str] = {}
     if keys:
+        could = {key: value.rpartition("|")[2] for key, value in _entries(before).items()}
         for entry in keys:
             limits = [str(int(entry.get(limit) or 0)) for limit in LIMITS]
-            wanted = entry.get("models")
-            may = [pool["name"] for pool in pools if wanted and set(asked(pool)).intersection(wanted)]
+            wanted, held = entry.get("models"), could.get(digest(str(entry["key"])), "")
+            may = [
+                pool["name"]
+                for pool in pools
+                if (wanted and set(asked(pool)).intersection(wanted))
+                or (pool.get("kept") and (held == "*" or f",{pool['name']}," in held))
+            ]
             value = "|".join([str(entry["name"]), *limits, f",{','.join(may)}," if wanted else "*"])
             lines[digest(str(entry["key"]))] = value
     else:
         opened: dict[str, list[str]] = {}
         for pool in pools:
-            if pool["key"]:
-                opened.setdefault(digest(str(hostvars[pool["head"]]["vllm_server_api_key"])), []).append(pool["name"])
-        lines = {key: f"{FLEET}|0|0|,{','.join(names)}," for key, names in opened.items()}
+            if secrets[pool["name"]]:
+                opened.setdefault(digest(secrets[pool["name"]]), []).extend(
+                    other["name"] for other in pools if other is pool or _is_akin(pool, other)
+                )
+        lines = {key: f"{FLEET}|0|0|,{','.join(dict.fromkeys(names))}," for key, names in opened.items()}
     return "".join(f"{key} {value}\n" for key, value in sorted(lines.items()))
+
+
+def _is_akin(pool: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two pools are generations of one: one of them is kept, and they share a name."""
+    return bool(pool.get("kept") or other.get("kept")) and bool(set(asked(pool)).intersection(asked(other)))
 
 
 def changes(before: str, after: str) -> list[str]:
@@ -106,3 +126,21 @@ def changes(before: str, after: str) -> list[str]:
 
 def _entries(text: str) -> dict[str, str]:
     return {line.partition(" ")[0]: line.partition(" ")[2] for line in text.splitlines()}
+
+
+def doors(
+    hostvars: Mapping[str, Any], fronts: Iterable[Mapping[str, Any]], keys: Sequence[Mapping[str, Any]], bind: str
+) -> list[dict[str, Any]]:
+    """Return where a gateway listens, as `host` and `port` on itself, with a `key` that must open it.
+
+    The key is empty where a front has a pool that is open to all.
+    """
+    host = LOOPBACK if bind in ("*", *WILDCARDS) and bind != "::" else {"::": "::1"}.get(bind, bind)
+    found = []
+    for front in fronts:
+        names = {name for pool in front["pools"] for name in asked(pool)}
+        fitting = [entry["key"] for entry in keys if not entry.get("models") or names.intersection(entry["models"])]
+        own = [hostvars[pool["head"]].get("vllm_server_api_key") for pool in front["pools"]]
+        key = next(iter(fitting if keys else own), "") if front["closed"] else ""
+        found.append({"host": host, "port": front["port"], "key": str(key)})
+    return found

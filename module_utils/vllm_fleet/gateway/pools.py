@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..vllm import cli
@@ -19,6 +19,7 @@ from ..vllm.host_variables import (
     truth,
 )
 from . import fronts as listeners
+from . import generations
 from . import keys as clients
 
 # What HAProxy takes as a name (configuration manual, 2.2): letters, digits and these.
@@ -34,10 +35,25 @@ def backend_name(model: str) -> str:
 
 
 def place(hostvars: Mapping[str, Any], hosts: Iterable[str], host: str) -> dict[str, Any]:
-    """Return a host's `backend`, `server` and `model`, and whether it is the `head` of its replica."""
+    """Return a host's `backend` (without its generation), `server` and `model`, and whether it is its replica's `head`.
+
+    `serves` is a name that its container has by now.
+    """
     head = replica_head(hostvars, hosts, host)
-    model = served_names(hostvars[head])[0]
-    return {"backend": backend_name(model), "server": head, "model": model, "head": head == host}
+    model, spec = served_names(hostvars[head])[0], container_spec(hostvars[head]) or {}
+    now = cli.served_names(spec.get("args") or {}, str(spec.get("model") or ""))[0] if spec else model
+    return {
+        "backend": backend_name(model),
+        "server": head,
+        "model": model,
+        "serves": now or model,
+        "head": head == host,
+    }
+
+
+def is_generation(backend: str, base: str) -> bool:
+    """Return whether a backend is a generation of the pool ``base``."""
+    return re.fullmatch(re.escape(base) + r"(:[0-9]+)?", backend) is not None
 
 
 def address_and_port(
@@ -109,7 +125,8 @@ def pools_behind(
     paths: Iterable[str] = (),
     split: Mapping[str, Mapping[str, Any]] | None = None,
     aliases: Mapping[str, Any] | None = None,
-) -> dict[str, list[Any]]:
+    recorded: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
     """Return the pools behind `gateway`, its fronts (see fronts.py) and, as sentences, what is wrong with them.
 
     A pool is the replicas that serve the same model by its `names`, and `adapters` of it; `key` says whether they have
@@ -118,6 +135,8 @@ def pools_behind(
     `also_healthy`. A server stands there at the address and port that it has now, which its wave may change; `known` is
     what the gateway itself has (gateway_info).
     `keys`, `paths`, `split` and `aliases` are gateway_keys, gateway_paths, gateway_split and gateway_aliases.
+    `recorded` are the generations that the gateway has (generations.records); those with servers that are not replaced
+    yet are pools, too, marked `kept`. `secrets` are the servers' keys by backend.
     """
     hosts, known, keys = list(hosts), list(known), list(keys)
     problems: list[str] = []
@@ -141,6 +160,7 @@ def pools_behind(
             names[0],
             {
                 "name": backend_name(names[0]),
+                "base": backend_name(names[0]),
                 "model": names[0],
                 "names": names,
                 "adapters": cli.adapter_names(variables.get("vllm_server_args") or {}),
@@ -157,24 +177,55 @@ def pools_behind(
             )
         pool["servers"].append({"name": host, **address_and_port(variables, hostvars[gateway], problems, known)})
     made = list(pools.values())
+    own = {pool["model"]: str(hostvars[pool["head"]].get("vllm_server_api_key") or "") for pool in made}
+    generations.name_pools(made, recorded, own)
     found = listeners.fronts(made, port, ports, offset, problems)
     problems += [*listeners.same_names(made, split or {}), *listeners.odd_splits(made, split or {})]
     problems += listeners.odd_aliases(made, aliases or {})
-    for front in found:
-        front["splits"] = listeners.splits(front["pools"], split or {})
-        front["aliases"] = listeners.aliases(front["pools"], aliases or {})
     _name_aliases(made, aliases or {})
     _open_pools(made, hostvars, gateway, bind, problems)
     _odd_words(made, hostvars, also_healthy, problems)
     problems += [*clients.problems(keys, made), *listeners.odd_paths(paths)]
     if not hosts:
         problems.append("Group vllm has no hosts, so there is nothing to stand in front of.")
-    for number, pool in enumerate(made, 1):
-        pool["number"] = number
+    secrets = {pool["name"]: own[pool["model"]] for pool in made} | {
+        one["backend"]: one["secret"] for one in recorded if one["backend"] not in {pool["name"] for pool in made}
+    }
+    made += _keep_generations(made, found, recorded, known, hostvars)
+    for front in found:
+        front["splits"] = listeners.splits(front["pools"], split or {})
+        front["aliases"] = listeners.aliases(front["pools"], aliases or {})
+        front["spreads"] = generations.spread(front, secrets, by_client=bool(keys))
+    for pool in made:
         ids = listeners.server_ids(server["name"] for server in pool["servers"])
         for server in pool["servers"]:
             server["id"] = ids[server["name"]]
-    return {"pools": made, "fronts": found, "problems": problems}
+    return {"pools": made, "fronts": found, "problems": problems, "secrets": secrets}
+
+
+def _keep_generations(
+    made: Sequence[dict[str, Any]],
+    fronts: Iterable[dict[str, Any]],
+    recorded: Sequence[Mapping[str, Any]],
+    entries: Iterable[Mapping[str, Any]],
+    hostvars: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Return the generations that have servers yet, and add them to the fronts of the pools that take these over."""
+    seen = generations.Known(recorded, entries)
+    # Of a host without a container nothing is left.
+    hosts = {
+        server["name"]: server
+        for pool in made
+        for server in pool["servers"]
+        if container_spec(hostvars[server["name"]]) != {}
+    }
+    kept = generations.kept(made, recorded, seen, hosts)
+    generations.add_guests(made, seen, hosts)
+    generations.demand([*made, *kept])
+    for front in fronts:
+        here = {pool["name"] for pool in front["pools"]}
+        front["pools"] = [*front["pools"], *(one for one in kept if here.intersection(one["heirs"]))]
+    return kept
 
 
 def _name_aliases(pools: list[dict[str, Any]], aliases: Mapping[str, Any]) -> None:

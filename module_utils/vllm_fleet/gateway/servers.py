@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..vllm.host_variables import bracketed, min_available
-from .pools import address_and_port
+from .pools import address_and_port, is_generation
 
 UP, DRAIN, MAINT = "UP", "DRAIN", "MAINT"  # HAProxy's words
 
@@ -43,34 +43,68 @@ def _numbers(text: str) -> str | None:
 def moved(
     probes: Iterable[Mapping[str, Any]], hostvars: Mapping[str, Any], place: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return the gateways that have a server elsewhere than it serves, with its `address` (or None) and `port`.
+    """Return where gateways have a server elsewhere than it serves: `gateway`, `backend`, `address` (or None), `port`.
 
     A name keeps its address.
     """
     found = []
     for probe in probes:
         for entry in probe.get("servers") or []:
-            if (entry["backend"], entry["name"]) != (place["backend"], place["server"]) or not entry.get("address"):
+            if entry["name"] != place["server"] or not entry.get("address"):
                 continue
             here = address_and_port(hostvars[place["server"]], hostvars[probe["item"]], [])
             address, (host, _, port) = _numbers(here["address"]), entry["address"].rpartition(":")
             if (address or _numbers(host), str(here["port"])) != (_numbers(host), port):
-                found.append({"gateway": probe["item"], "address": address, "port": here["port"]})
+                new = {"backend": entry["backend"], "address": address, "port": here["port"]}
+                found.append({"gateway": probe["item"], **new})
     return found
 
 
+def entries(
+    probes: Iterable[Mapping[str, Any]],
+    place: Mapping[str, Any],
+    without: Iterable[str] = (),
+    *,
+    by_its_model: bool = False,
+) -> list[dict[str, str]]:
+    """Return the `gateway` and `backend` of each entry of a server, but for the gateways in ``without``.
+
+    ``by_its_model``: of a gateway that does not know the server by its model none but that one, which is not found.
+    """
+    found, without = [], list(without)
+    for probe in probes:
+        if probe["item"] in without:
+            continue
+        here = [one["backend"] for one in probe.get("servers") or [] if one["name"] == place["server"]]
+        if not here or (by_its_model and not any(is_generation(backend, place["backend"]) for backend in here)):
+            here = [place["backend"]]
+        found += [{"gateway": probe["item"], "backend": backend} for backend in here]
+    return found
+
+
+def up_in(admissions: Iterable[Mapping[str, Any]], gateway: str) -> str:
+    """Return the backend in which a gateway has admitted a server; empty where it is not known."""
+    return next((str(one.get("backend") or "") for one in admissions if one.get("item") == gateway), "")
+
+
 def verification_urls(pools: Iterable[Mapping[str, Any]], seen: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the servers that get requests now: `pool`, `server`, and the `url` that lists its models."""
+    """Return the servers that get requests now: `pool`, `server`, the `url` that lists its models.
+
+    One `stays` whatever it answers, because its old pool does.
+    """
+    seen, pools = list(seen), list(pools)
     up = {entry["name"] for entry in seen if str(entry["status"]).startswith(UP)}
+    stays = {server["name"] for pool in pools for server in pool["servers"] if pool.get("kept") or server.get("guest")}
     return [
         {
             "pool": pool["name"],
             "server": server["name"],
             "url": f"http://{bracketed(server['address'])}:{server['port']}/v1/models",
+            "stays": server["name"] in stays,
         }
         for pool in pools
         for server in pool["servers"]
-        if server["name"] in up
+        if server["name"] in up and not pool.get("kept") and not server.get("guest")
     ]
 
 
@@ -88,7 +122,9 @@ def losses(
     found = []
     answers, also = list(answers), list(also)
     for pool in pools:
-        names = [server["name"] for server in pool["servers"]]
+        if pool.get("kept"):
+            continue
+        names = [server["name"] for server in pool["servers"] if not server.get("guest")]
         keep = min_available(hostvars, names)
         mine = [answer for answer in answers if answer["item"]["pool"] == pool["name"]]
         key = [answer["item"]["server"] for answer in mine if answer.get("status") in (401, 403)]
@@ -117,8 +153,12 @@ def status_changed(answer: Mapping[str, Any]) -> bool:
 
 def entry_of(probe: Mapping[str, Any], place: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return what a gateway has of a server, None where it does not know it."""
-    wanted = (place["backend"], place["server"])
-    return next((one for one in probe.get("servers") or [] if (one["backend"], one["name"]) == wanted), None)
+    found = [
+        one
+        for one in probe.get("servers") or []
+        if one["name"] == place["server"] and is_generation(one["backend"], place["backend"])
+    ]
+    return found[-1] if found else None
 
 
 def kept_out(probes: Iterable[Mapping[str, Any]], server: str) -> list[str]:

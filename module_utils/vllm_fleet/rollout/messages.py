@@ -10,10 +10,10 @@ from ..gateway.servers import Loss, entry_of
 from .replicas import Replica
 
 MANY = 6  # names in a list before the rest is counted
-#: What helps where the clients need another key or name at the same moment as the servers.
+#: What helps where a gateway has no record of what its servers have, or is to forget it.
 _MOVE = (
-    "bring the new ones up as a second pool with a port of its own and move the clients (docs/gateway.md), or accept "
-    "the gap with -e rollout_min_available=0."
+    "run deploy.yml once without that change, so that the gateway can keep the old key or name beside the new one "
+    "(docs/gateway.md; gateway_keep_old must be true), or accept the gap with -e rollout_min_available=0."
 )
 
 
@@ -114,24 +114,14 @@ def half_a_replica(hosts: Iterable[str], inside: Iterable[str]) -> str:
     return f"{names(hosts)} are one replica, and this run is limited to {names(inside)}: name all of them with --limit."
 
 
-def gap(why: str, replicas: Iterable[str], pool: str, keep: int, stay: int) -> str:
-    """Refuse another key or name (``why``) with which the gateways would lose too many of a pool at once."""
-    what, remedy = {
-        "key": (
-            f"{names(replicas)} would get another vllm_server_api_key. A gateway sends one key to a pool, and would "
-            "take all servers with the old one for down at once",
-            "",
-        ),
-        "name": (
-            f"{names(replicas)} would get another served name, {pool}. A gateway would take all servers with the old "
-            "one for down at once",
-            "name the old one in gateway_also_healthy for this run, ",
-        ),
-    }[why]
+def gateway_outside(gateways: Sequence[str], what: str, replicas: Sequence[Replica]) -> str:
+    """Refuse another key or other names (``what``) that gateways outside of the run would not know."""
+    hosts = ",".join(host for replica in replicas for host in replica.hosts)
     return (
-        f"{what}: expected at least {keep} of {pool} to stay (rollout_min_available), {stay} would. Clients "
-        f"need the new {why} at the same moment: {remedy}{_MOVE} No server was replaced and no gateway was changed."
-    )
+        f"{names(replica.label for replica in replicas)} would get another {what}, which {names(gateways)} would not "
+        f"know: this run does not change that gateway. Run deploy.yml with both: --limit {hosts},{','.join(gateways)}; "
+        "a rollback across it is a deployment of the old values. No server was replaced."
+    ).replace("another served names", "other served names")
 
 
 def gateway_loses(gateway: str, loss: Loss) -> str:
@@ -191,9 +181,10 @@ def stuck(pool: str, keep: int, serving: Sequence[str], members: int) -> str:
 def not_drained(host: str, silent: Sequence[Mapping[str, Any]]) -> str:
     """Return which gateways did not drain a server, by their answers (of community.general.haproxy) without a state."""
     reasons = dict.fromkeys(str(answer.get("msg", "no message")).strip() for answer in silent)
+    gateways = " and ".join(dict.fromkeys(str(answer["item"]["gateway"]) for answer in silent))
     return (
         f"{host} was not drained and nothing of it was stopped, because "
-        f"{' and '.join(str(answer['item']) for answer in silent)} did not do it ({'; '.join(reasons)}). Start that "
+        f"{gateways} did not do it ({'; '.join(reasons)}). Start that "
         "host or its HAProxy (systemctl status haproxy), or take it out of group gateway, and run again. If a gateway "
         "does not know the server by this model yet, run deploy.yml with the gateway in --limit, too."
     )

@@ -89,6 +89,11 @@ def _ready(hostvars: Mapping[str, Any], gateways: Iterable[str]) -> bool:
     )
 
 
+def forgetful_gateways(hostvars: Mapping[str, Any], gateways: Iterable[str]) -> list[str]:
+    """Return the gateways of this run that have old keys or names beside the new ones."""
+    return [gateway for gateway in gateways if _fact(hostvars, gateway, "gateway_keeps")] or NOBODY
+
+
 def leftovers(hostvars: Mapping[str, Any], gateways: Iterable[str]) -> list[str]:
     """Return the hosts whose servers are not replaced and may have been left drained."""
     plan = _plan(hostvars)

@@ -52,6 +52,10 @@ def pool_of(variables: Mapping[str, Any]) -> str:
     return host_variables.served_names(variables)[0]
 
 
+#: Where a server stands in several backends (its key or names change), the first of these is its state.
+_STATES = (MAINT, UP, DRAIN)
+
+
 def gateway_states(hostvars: Mapping[str, Any], gateways: Iterable[str], server: str) -> set[str]:
     """Return a server's states at the gateways of this run: HAProxy's first word, UP, DOWN, DRAIN, MAINT.
 
@@ -59,10 +63,12 @@ def gateway_states(hostvars: Mapping[str, Any], gateways: Iterable[str], server:
     """
     found = set()
     for gateway in gateways:
+        here = set()
         for entry in (hostvars[gateway].get("gateway_result") or {}).get("servers") or []:
             if entry.get("name") == server:
                 words = str(entry.get("status")).split()
-                found.add("DOWN" if words[0] == MAINT and words[1:] else words[0])
+                here.add("DOWN" if words[0] == MAINT and words[1:] else words[0])
+        found |= {next(state for state in (*_STATES, *here) if state in here)} if here else set()
     return found
 
 

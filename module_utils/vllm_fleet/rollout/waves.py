@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..gateway.pools import backend_name
+from ..gateway.pools import backend_name, is_generation
 from ..gateway.servers import DRAIN
 from ..preflight import inventory
 from ..vllm import cli, host_variables
@@ -25,7 +25,6 @@ from .replicas import (
     replicas_of,
 )
 
-SERVED_NAME = "served-model-name"
 _COUNT = re.compile(r"[0-9]+")
 
 
@@ -147,8 +146,8 @@ def judge(scene: Scene, limits: Limits, found: Found) -> list[str]:
     if problems:
         return problems
     changed = [host for replica in found.replicas if replica.change for host in replica.hosts]
-    return gaps(scene.hostvars, found.replicas, scene.gateways) + gateway_problems(
-        scene.hostvars, scene.fleet, changed, scene.gateways
+    return gateway_problems(scene.hostvars, scene.fleet, changed, scene.gateways) or ignorant(
+        scene.hostvars, found.replicas, scene.gateways
     )
 
 
@@ -166,40 +165,26 @@ def _odd_settings(scene: Scene, limits: Limits) -> list[str]:
     ]
 
 
-def gaps(hostvars: Mapping[str, Any], replicas: list[Replica], gateways: list[str]) -> list[str]:
-    """Return which pools would lose too many at once, because the gateways know one key and one name a pool."""
-    lost = [
-        (replica, why)
-        for replica in replicas
-        if gateways and replica.change and replica.serves
-        for why in [_lost_from_sight(hostvars, replica, gateways)]
-        if why
-    ]
-    problems = []
-    for pool, why in dict.fromkeys((replica.pool, why) for replica, why in lost):
-        going = [replica for replica, _ in lost if replica.pool == pool]
-        stay = [replica for replica in replicas if replica.pool == pool and replica.serves and replica not in going]
-        keep = min_available(hostvars, replicas, pool)
-        if len(stay) < keep:
-            named = [replica.label for replica, cause in lost if (replica.pool, cause) == (pool, why)]
-            problems.append(messages.gap(why, named, pool, keep, len(stay)))
-    return problems
+def ignorant(hostvars: Mapping[str, Any], replicas: list[Replica], gateways: list[str]) -> list[str]:
+    """Return which gateways outside of the run would not know a new key or name of a server, as sentences."""
+    outside = [gateway for gateway in gateways if not hostvars[gateway].get("gateway_takes_part")]
+    changed: dict[str, list[Replica]] = {}
+    for replica in replicas if outside else ():
+        if replica.change and (what := _new_to_gateways(hostvars, replica)):
+            changed.setdefault(what, []).append(replica)
+    return [messages.gateway_outside(outside, what, members) for what, members in changed.items()]
 
 
-def _lost_from_sight(hostvars: Mapping[str, Any], replica: Replica, gateways: Iterable[str]) -> str:
-    """Return `key` or `name` where a gateway with what is described takes a serving replica for down; else ""."""
+def _new_to_gateways(hostvars: Mapping[str, Any], replica: Replica) -> str:
+    """Return `key` or `served names` where a server gets others than its gateways have of it; else ""."""
     found = planned(hostvars[replica.head])
     changed = {one["name"]: one.get("current") for one in found.get("differences") or []}
     # A server without a key does not look at the one it is sent.
     if changed.get("env.VLLM_API_KEY") is not None:
         return "key"
-    if not changed.keys() & {"model", f"args.{SERVED_NAME}"}:
-        return ""
-    also = [set(hostvars[gateway].get("gateway_also_healthy") or []) for gateway in gateways]
     spec = host_variables.container_spec(hostvars[replica.head]) or {}
-    then = cli.served_names(spec.get("args", {}), str(spec.get("model") or ""))
-    known = {*host_variables.served_names(hostvars[replica.head]), *set.intersection(*also)}
-    return "" if known.intersection(then) else "name"
+    has = cli.served_names(spec.get("args", {}), str(spec.get("model") or "")) if spec else []
+    return "served names" if has and set(has) != set(host_variables.served_names(hostvars[replica.head])) else ""
 
 
 def gateway_problems(
@@ -225,8 +210,12 @@ def gateway_problems(
         elif not probe["running"]:
             problems.append(messages.gateway_stopped(gateway, str(probe.get("reason") or "does not answer")))
         else:
-            there = {(entry.get("backend"), entry.get("name")) for entry in probe.get("servers") or []}
-            missing = [one for one in replicas if (backend_name(one.pool), one.head) not in there]
+            there = [(str(entry.get("backend")), entry.get("name")) for entry in probe.get("servers") or []]
+            missing = [
+                one
+                for one in replicas
+                if not any(name == one.head and is_generation(at, backend_name(one.pool)) for at, name in there)
+            ]
             if missing:
                 problems.append(messages.gateway_ignorant(gateway, missing))
     return problems

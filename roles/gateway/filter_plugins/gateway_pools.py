@@ -10,7 +10,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.gateway import fronts, haproxy, keys, pools, servers
+from ansible.module_utils.vllm_fleet.gateway import fronts, generations, haproxy, keys, pools, servers, vip
 from ansible.module_utils.vllm_fleet.rollout import messages
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 
@@ -36,13 +36,21 @@ def gateway_not_drained(answers: Iterable[Mapping[str, Any]], host: str) -> str:
     return messages.not_drained(host, [answer for answer in answers if "state_after" not in answer])
 
 
+def kept_pools(made: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the pools that are there for servers with an old key or name, or for those that move to another pool."""
+    return [pool["name"] for pool in made if pool.get("kept") or any(one.get("guest") for one in pool["servers"])]
+
+
 class FilterModule:
     """Ansible's way to find filters."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
+            "gateway_entries": servers.entries,
             "gateway_key_map": keys.key_map,
+            "gateway_key_variable": generations.variable,
+            "gateway_kept_pools": kept_pools,
             "gateway_kept_out": servers.kept_out,
             "gateway_local_url": pools.local_url,
             "gateway_losses": gateway_losses,
@@ -55,8 +63,17 @@ class FilterModule:
             "gateway_own_url": host_variables.own_url,
             "gateway_path_pattern": fronts.path_pattern,
             "gateway_place": pools.place,
+            "gateway_quoted_key": generations.quoted,
+            "gateway_record": generations.record,
+            "gateway_records": generations.records,
             "gateway_pools": pools.pools_behind,
+            "gateway_doors": keys.doors,
+            "gateway_standing": vip.standing,
             "gateway_status_changed": servers.status_changed,
+            "gateway_up_in": servers.up_in,
             "gateway_sums": haproxy.sums,
             "gateway_verification_urls": servers.verification_urls,
+            "gateway_versioned": haproxy.versioned,
+            "gateway_vip": vip.described,
+            "gateway_vip_not_on_host": vip.not_on_host,
         }

@@ -30,8 +30,8 @@ CLASSES = {
     "port_taken": "port_taken",
     "worker_killed": "engine_died",
 }
-#: To 0.9 vLLM has the same words for a model that is not in the cache and for one that does not exist.
-SAME_WORDS = ("vllm-0.8.5.post2-cpu", "vllm-0.9.2.post2-cpu")
+#: vLLM 0.9 has the same words for a model that is not in the cache and for one that does not exist.
+SAME_WORDS = ("vllm-0.9.2.post2-cpu",)
 RECORDED: list[tuple[Path, dict[str, Any]]] = [
     (index.with_name(f"{name}.log"), ended)
     for index in sorted(FIXTURES.glob("vllm-*-cpu/cases.yml"))

@@ -11,7 +11,8 @@ from ansible.module_utils.vllm_fleet.gateway import fronts
 
 
 def pool(model, *names, closed=True):
-    return {"name": model.replace("/", "_"), "model": model, "names": [model, *names], "closed": closed}
+    base = model.replace("/", "_")
+    return {"name": base, "base": base, "model": model, "names": [model, *names], "closed": closed}
 
 
 def made(*pools, ports=None):

@@ -14,7 +14,7 @@ POOLS = [
     {"name": "large", "names": ["large"], "key": True, "head": "n2"},
     {"name": "open", "names": ["open"], "key": False, "head": "n3"},
 ]
-HOSTVARS = {"n1": {"vllm_server_api_key": "k"}, "n2": {"vllm_server_api_key": "k"}, "n3": {}}
+SECRETS = {"org_small": "k", "large": "k", "open": ""}
 
 
 def sha(text: str) -> str:
@@ -23,7 +23,7 @@ def sha(text: str) -> str:
 
 def test_a_map_has_a_line_for_each_key_by_its_hash():
     text = keys.key_map(
-        HOSTVARS,
+        SECRETS,
         POOLS,
         [
             {"name": "a", "key": "one"},
@@ -35,13 +35,13 @@ def test_a_map_has_a_line_for_each_key_by_its_hash():
 
 
 def test_without_keys_each_servers_key_opens_its_pool():
-    assert keys.key_map(HOSTVARS, POOLS, []) == f"{sha('k')} fleet|0|0|,org_small,large,\n"
-    two = {**HOSTVARS, "n2": {"vllm_server_api_key": 17}}
+    assert keys.key_map(SECRETS, POOLS, []) == f"{sha('k')} fleet|0|0|,org_small,large,\n"
+    two = {**SECRETS, "large": "17"}
     assert set(keys.key_map(two, POOLS, []).splitlines()) == {
         f"{sha('k')} fleet|0|0|,org_small,",
         f"{sha('17')} fleet|0|0|,large,",
     }
-    assert keys.key_map({}, POOLS[2:], []) == ""
+    assert keys.key_map(SECRETS, POOLS[2:], []) == ""
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,20 @@ def test_changes_are_said_by_name():
     after = keys.key_map({}, POOLS, [{"name": "a", "key": "1", "concurrent": 2}, {"name": "c", "key": "3"}])
     assert keys.changes(before, after) == ["a: a|0|2|* instead of a|0|0|*", "b: removed", "c: added"]
     assert keys.changes(before, before) == []
+
+
+def test_while_a_key_changes_both_open_both_generations():
+    old = {**POOLS[0], "name": "org_small:2", "kept": True}
+    text = keys.key_map({**SECRETS, "org_small:2": "old"}, [*POOLS, old], [])
+    assert set(text.splitlines()) == {
+        f"{sha('k')} fleet|0|0|,org_small,org_small:2,large,",
+        f"{sha('old')} fleet|0|0|,org_small,org_small:2,",
+    }
+
+
+def test_who_could_use_an_old_generation_goes_on_to():
+    old = {"name": "before", "names": ["before"], "kept": True}
+    before = f"{sha('1')} a|0|0|,before,\n{sha('2')} b|0|0|,large,\n"
+    given = [{"name": name, "key": key, "models": ["large"]} for name, key in (("a", "1"), ("b", "2"))]
+    text = keys.key_map(SECRETS, [*POOLS, old], given, before)
+    assert set(text.splitlines()) == {f"{sha('1')} a|0|0|,large,before,", f"{sha('2')} b|0|0|,large,"}

@@ -57,7 +57,7 @@ def test_hosts_of_one_replica_are_one_server():
     assert [server["name"] for server in found["pools"][0]["servers"]] == ["n1", "n3"]
     hostvars = {name: host(name, vllm_server_replica="a") for name in ("n1", "n2")}
     place = pools.place(hostvars, ["n1", "n2"], "n2")
-    assert place == {"backend": "org_m", "server": "n1", "model": "org/m", "head": False}
+    assert place == {"backend": "org_m", "server": "n1", "model": "org/m", "serves": "org/m", "head": False}
 
 
 def test_pools_of_two_models_have_ports_of_their_own():
@@ -196,9 +196,13 @@ def test_gateways_are_told_where_they_look_elsewhere():
         seen_at("gw3"),
         {"item": "gw4", "unreachable": True},
     ]
-    assert servers.moved(looks, hostvars, place) == [{"gateway": "gw2", "address": "192.0.2.1", "port": 8100}]
+    assert servers.moved(looks, hostvars, place) == [
+        {"gateway": "gw2", "backend": "org_m", "address": "192.0.2.1", "port": 8100}
+    ]
     hostvars["n1"]["ansible_host"] = "n1.example.org"
-    assert servers.moved(looks[:2], hostvars, place) == [{"gateway": "gw2", "address": None, "port": 8100}]
+    assert servers.moved(looks[:2], hostvars, place) == [
+        {"gateway": "gw2", "backend": "org_m", "address": None, "port": 8100}
+    ]
 
 
 @pytest.mark.parametrize(

@@ -50,3 +50,15 @@ def test_sums_are_of_the_bytes_that_a_file_has():
         "/a": hashlib.sha256(b"\xc3\xa9\n").hexdigest(),
         "/b": hashlib.sha256(b"").hexdigest(),
     }
+
+
+def test_in_which_backends_a_server_is_drained():
+    def look(gateway, *backends):
+        return {"item": gateway, "servers": [{"backend": one, "name": "n1"} for one in backends]}
+
+    place = {"backend": "new", "server": "n1"}
+    looks = [look("g1", "old", "new:2"), look("g2", "old"), look("g3"), {"item": "g4", "unreachable": True}]
+    found = [(one["gateway"], one["backend"]) for one in servers.entries(looks, place, ["g4"])]
+    assert found == [("g1", "old"), ("g1", "new:2"), ("g2", "old"), ("g3", "new")]
+    found = [(one["gateway"], one["backend"]) for one in servers.entries(looks, place, by_its_model=True)]
+    assert found == [("g1", "old"), ("g1", "new:2"), ("g2", "new"), ("g3", "new"), ("g4", "new")]

@@ -1,0 +1,67 @@
+-- SPDX-License-Identifier: Apache-2.0
+-- Of vllm-fleet, role gateway. Looks on while an answer goes by, for the line of the log: when its first byte came, and
+-- the tokens that its end names. It decides nothing: what it cannot read is not in the log, and the answer goes on.
+
+-- Bytes of an answer that are kept: `usage` stands at its end.
+local KEPT = 4096
+
+local Usage = {id = "usage", flags = filter.FLT_CFG_FL_HTX}
+Usage.__index = Usage
+
+-- An error in a filter would end the answer.
+local function careful(step)
+  return function(...)
+    pcall(step, ...)
+  end
+end
+
+local function milliseconds()
+  local now = core.now()
+  return now.sec * 1000 + now.usec // 1000
+end
+
+function Usage:new()
+  return setmetatable({tail = ""}, Usage)
+end
+
+Usage.start_analyze = careful(function(self, txn, channel)
+  if channel:is_resp() then
+    filter.register_data_filter(self, channel)
+  end
+end)
+
+-- A request's comes after its body was read and its server's pool was chosen.
+Usage.http_headers = careful(function(self, txn, message)
+  if not message.channel:is_resp() then
+    self.began = milliseconds()
+  end
+end)
+
+Usage.http_payload = careful(function(self, txn, message)
+  local part = message:body()
+  if type(part) ~= "string" or #part == 0 then
+    return
+  end
+  if self.began and not self.seen then
+    self.seen = true
+    txn:set_var("txn.first", milliseconds() - self.began)
+  end
+  self.tail = (self.tail .. part):sub(-KEPT)
+end)
+
+-- Quotes in what a model says have a backslash, so a model cannot write this. The last one counts: a stream may have many.
+Usage.http_end = careful(function(self, txn, message)
+  local found = message.channel:is_resp() and self.tail:match('.*"usage": *(%b{})')
+  for name, words in pairs({tokens_in = {"prompt_tokens", "input_tokens"}, tokens_out = {"completion_tokens", "output_tokens"}}) do
+    for _, word in ipairs(words) do
+      local count = found and found:match('"' .. word .. '": *(%d+)')
+      if count then
+        txn:set_var("txn." .. name, count)
+      end
+    end
+  end
+end)
+
+core.register_filter("vllm-fleet-usage", Usage, function(made)
+  return made
+end)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Old and new pools side by side: what a gateway records, which pools are kept, who gets what."""
+
+from __future__ import annotations
+
+import pytest
+from test_pools import find, host
+
+from ansible.module_utils.vllm_fleet.gateway import generations
+
+OLD = {"backend": "org_m", "model": "org/m", "names": ["org/m"], "adapters": [], "secret": "k"}
+
+
+def seen(*rows):
+    return [{"backend": backend, "name": name, "status": status} for backend, name, status in rows]
+
+
+UP = seen(("org_m", "n1", "UP"), ("org_m", "n2", "UP"))
+
+
+def after(*rows, recorded=(OLD,), **more):
+    return find(host("n1", **more), host("n2", **more), recorded=list(recorded), known=seen(*rows) if rows else UP)
+
+
+@pytest.mark.parametrize("secret", ["", "plain", "100% o'clock %% ''", "none-such"])
+def test_a_record_is_read_as_it_was_written(secret):
+    pool = {**OLD, "name": "org_m", "names": ["org/m", "a'b"]}
+    text = f"global\n    # {generations.record(pool)}\n    setenv {generations.variable('org_m')} '"
+    found = generations.records(f"{text}{generations.quoted(secret)}'\n")
+    assert found == [{**OLD, "names": ["org/m", "a'b"], "secret": secret}]
+    assert generations.records("# by hand\nglobal\n    setenv VLLM_FLEET_KEY_1 'k'\n") == []
+
+
+def test_what_is_described_keeps_its_name():
+    assert [pool["name"] for pool in after()["pools"]] == ["org_m"]
+    assert [pool["name"] for pool in after(recorded=[{**OLD, "backend": "org_m:2"}])["pools"]] == ["org_m:2"]
+    # A server without a key takes any.
+    assert [pool["name"] for pool in after(recorded=[{**OLD, "secret": ""}])["pools"]] == ["org_m"]
+
+
+def test_a_new_key_has_a_pool_beside_the_old_one():
+    found = after(vllm_server_api_key="new")
+    new, old = found["pools"]
+    assert (new["name"], old["name"], old["heirs"], old["closed"]) == ("org_m:2", "org_m", ["org_m:2"], True)
+    assert found["secrets"] == {"org_m:2": "new", "org_m": "k"}
+    assert found["fronts"][0]["spreads"] == [{"new": "org_m:2", "old": "org_m", "fresh": []}]
+    assert [one["name"] for one in old["servers"]] == ["n1", "n2"]
+    assert found["problems"] == []
+    assert "'k'" not in str(found["pools"])
+
+
+BOTH = [{**OLD, "backend": "org_m:2", "secret": "new"}, OLD]
+
+
+@pytest.mark.parametrize(
+    ("n1", "n2", "kept"),
+    [
+        (("DOWN", "UP"), ("UP", "DOWN"), ["n2"]),
+        (("DOWN", "UP"), ("DOWN", "DOWN"), ["n2"]),  # it may come back with the old one
+        (("DRAIN", "UP"), ("DOWN", "DRAIN"), ["n2"]),
+        (("DOWN", "UP"), ("DRAIN", "UP 1/3"), []),
+    ],
+    ids=["half way", "dead", "killed", "done"],
+)
+def test_an_old_pool_goes_with_its_last_server(n1, n2, kept):
+    rows = [(backend, "n1", state) for backend, state in zip(("org_m", "org_m:2"), n1, strict=True)]
+    rows += [(backend, "n2", state) for backend, state in zip(("org_m", "org_m:2"), n2, strict=True)]
+    pools = after(*rows, recorded=BOTH, vllm_server_api_key="new")["pools"]
+    assert [one["name"] for pool in pools[1:] for one in pool["servers"]] == kept
+    assert pools[0]["name"] == "org_m:2"
+
+
+def test_names_are_told_apart_by_the_check():
+    found = after(vllm_server_args={"served-model-name": ["org/m", "more"]})
+    new, old = found["pools"]
+    assert (new["demands"], old["demands"]) == (["more"], [])
+    assert found["fronts"][0]["spreads"] == [{"new": "org_m:2", "old": "org_m", "fresh": ["more"]}]
+    found = after(vllm_server_args={"served-model-name": "next"})
+    assert [pool["name"] for pool in found["pools"]] == ["next", "org_m"]
+    # What names no model may go to either.
+    assert found["fronts"][0]["spreads"] == [{"new": "next", "old": "org_m", "fresh": ["next"]}]
+    # With another key, too, the clients of one are not those of the other.
+    assert (
+        after(vllm_server_args={"served-model-name": "next"}, vllm_server_api_key="new")["fronts"][0]["spreads"] == []
+    )
+
+
+def test_a_server_that_is_to_move_stays_where_it_is():
+    hosts = [host("n1"), host("n2", vllm_server_model="org/b")]
+    first, second = find(*hosts, recorded=[OLD], known=UP)["pools"]
+    assert [one["name"] for one in first["servers"]] == ["n1", "n2"]
+    assert (first["name"], second["name"]) == ("org_m", "org_b")
+
+
+def test_a_model_cannot_take_the_name_of_the_configurations_own_sections():
+    (pool,) = find(host("n1", vllm_server_model="vllm-fleet-keys"))["pools"]
+    assert pool["name"] == "vllm-fleet-keys:2"
