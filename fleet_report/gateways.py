@@ -45,9 +45,8 @@ def rows(
             continue
         if module == "gateway_info" and task.get("file") in ("main", "remove"):
             found.setdefault(host, {"name": host, "outcome": "unchanged", "changed": []})
-            differing[host] = [
-                _FILES.get(str(path).rpartition("/")[2], "service") for path in one["data"].get("differing") or []
-            ]
+            names = (str(path).rpartition("/")[2] for path in one["data"].get("differing") or [])
+            differing[host] = list(dict.fromkeys(_FILES.get(name, "service") for name in names))
         if host in found and one["changed"]:
             subject = _SUBJECTS.get(module) or _SUBJECTS.get(str(task.get("file")))
             row = found[host]

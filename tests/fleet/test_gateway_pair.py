@@ -163,6 +163,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 
 def test_two_gateways_share_an_address_and_a_second_run_changes_nothing(pair: Pair) -> None:
+    said = pair.play("--limit", "gateway1")
+    assert (pair.code, "by another list of gateways than gateway2" in said) == (2, True), said
     changed = pair.ok()
     assert all(changed.values()), changed
     until(lambda: len(pair.holders()) == 1, "one has the address")

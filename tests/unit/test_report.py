@@ -156,7 +156,8 @@ def test_a_gateway_that_fails_before_the_waves_is_no_run_with_nothing_to_change(
 def test_a_row_for_each_gateway_says_what_changed():
     run = Run(2)
     run.play("gateway")
-    found = {"differing": ["/etc/haproxy/vllm-fleet.cfg", "/usr/local/sbin/vllm-fleet-gateway"]}
+    service = ["/usr/local/sbin/vllm-fleet-gateway", "/etc/systemd/system/haproxy.service.d/vllm-fleet.conf"]
+    found = {"differing": ["/etc/haproxy/vllm-fleet.cfg", *service]}
     looks = {"gateway1": (1, "ok", found), "gateway2": (1, "ok", {"differing": []})}
     run.task("Look", "gateway", "gateway_info", looks, file="main")
     run.task("Write", "gateway", "ansible.builtin.copy", {"gateway1": (1, "ok", {})}, file="install", changed=True)

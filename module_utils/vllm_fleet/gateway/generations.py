@@ -62,6 +62,8 @@ class Known:
         mine = [one for one in entries if one["backend"] in self.serves]
         self.has = {(one["backend"], one["name"]) for one in mine}
         self.up = {(one["backend"], one["name"]) for one in mine if str(one["status"]).startswith("UP")}
+        #: HAProxy does not run, or has none of these: nobody can say that a generation is not needed any more.
+        self.silent = not mine
 
     def needs(self, backend: str, server: str) -> bool:
         """Return whether a server may still be of a generation: it has there what it has nowhere else, or is down."""
@@ -104,7 +106,7 @@ def kept(
     described = {pool["name"] for pool in pools}
     found = []
     for one in recorded:
-        servers = [host for name, host in hosts.items() if known.needs(one["backend"], name)]
+        servers = [host for name, host in hosts.items() if known.silent or known.needs(one["backend"], name)]
         if one["backend"] in described or not servers:
             continue
         names = {server["name"] for server in servers}
@@ -114,7 +116,8 @@ def kept(
                 "name": one["backend"],
                 **{what: one[what] for what in ("model", "names", "adapters")},
                 "key": bool(one["secret"]),
-                "closed": any(pool["closed"] for pool in heirs),
+                "closed": any(pool["closed"] for pool in heirs)
+                or (bool(one["secret"]) and not any(pool["model"] == one["model"] for pool in heirs)),
                 "heirs": [pool["name"] for pool in heirs],
                 "kept": True,
                 "servers": [dict(server) for server in servers],
@@ -139,7 +142,7 @@ def demand(pools: Sequence[dict[str, Any]]) -> None:
     for pool in pools:
         mine = set(served(pool))
         akin = [set(served(other)) for other in pools if other is not pool and mine.intersection(served(other))]
-        generations = any(one.get("kept") for one in pools)
+        generations = any(one.get("kept") or any(server.get("guest") for server in one["servers"]) for one in pools)
         pool["demands"] = sorted(set().union(*(mine - other for other in akin))) if generations else []
 
 
@@ -151,7 +154,7 @@ def spread(front: Mapping[str, Any], secrets: Mapping[str, str], by_client: bool
     found = []
     for new in front["pools"]:
         for old in front["pools"]:
-            if new.get("kept") or not old.get("kept"):
+            if new.get("kept") or new["name"] not in old.get("heirs", ()):
                 continue
             same_clients = by_client or secrets[new["name"]] == secrets[old["name"]]
             nameless = front["default"] == new["name"] and new["name"] in old["heirs"] and same_clients

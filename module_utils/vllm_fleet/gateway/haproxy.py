@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from . import generations
+
 # The socket is local and its process never busy for long; a stopped process accepts and does not answer.
 TIMEOUT = 5.0
 # Lines of the CSV that are totals, not servers.
@@ -211,11 +213,18 @@ def sums(contents: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def versioned(text: str) -> str:
+def versioned(text: str, pools: Iterable[Mapping[str, Any]] = ()) -> str:
     """Return a configuration with its own version in it, where it has VERSION: ten digits of a sum of all but the
     addresses of servers, which differ between gateways and change in waves.
+
+    Nor is it the number at the end of a backend's name: that tells how many changes a gateway has gone through.
     """
     same = re.sub(r"(?m)^(    server \S+) \S+", r"\1", text)
+    for pool in pools:
+        name, base = pool["name"], pool.get("base", pool["name"])
+        if name != base:
+            same = re.sub(rf"(?<![\w.:-]){re.escape(name)}(?![\w.:-])", base, same)
+            same = same.replace(generations.variable(name), generations.variable(base))
     return text.replace(VERSION, hashlib.sha256(same.encode("utf-8", "surrogateescape")).hexdigest()[:10])
 
 

@@ -107,7 +107,12 @@ def key_map(
 
 def _is_akin(pool: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two pools are generations of one: one of them is kept, and they share a name."""
-    return bool(pool.get("kept") or other.get("kept")) and bool(set(asked(pool)).intersection(asked(other)))
+    one, two = ({each["name"], *each.get("heirs", ())} for each in (pool, other))
+    return (
+        bool(pool.get("kept") or other.get("kept"))
+        and bool(one & two)
+        and bool(set(asked(pool)).intersection(asked(other)))
+    )
 
 
 def changes(before: str, after: str) -> list[str]:

@@ -126,6 +126,7 @@ def pools_behind(
     split: Mapping[str, Mapping[str, Any]] | None = None,
     aliases: Mapping[str, Any] | None = None,
     recorded: Sequence[Mapping[str, Any]] = (),
+    keep_old: bool = True,
 ) -> dict[str, Any]:
     """Return the pools behind `gateway`, its fronts (see fronts.py) and, as sentences, what is wrong with them.
 
@@ -136,7 +137,7 @@ def pools_behind(
     what the gateway itself has (gateway_info).
     `keys`, `paths`, `split` and `aliases` are gateway_keys, gateway_paths, gateway_split and gateway_aliases.
     `recorded` are the generations that the gateway has (generations.records); those with servers that are not replaced
-    yet are pools, too, marked `kept`. `secrets` are the servers' keys by backend.
+    yet are pools, too, marked `kept`, unless `keep_old` is false. `secrets` are the servers' keys by backend.
     """
     hosts, known, keys = list(hosts), list(known), list(keys)
     problems: list[str] = []
@@ -191,7 +192,8 @@ def pools_behind(
     secrets = {pool["name"]: own[pool["model"]] for pool in made} | {
         one["backend"]: one["secret"] for one in recorded if one["backend"] not in {pool["name"] for pool in made}
     }
-    made += _keep_generations(made, found, recorded, known, hostvars)
+    made += _keep_generations(made, found, recorded if keep_old else [], known, hostvars)
+    _name_aliases(made, aliases or {})
     for front in found:
         front["splits"] = listeners.splits(front["pools"], split or {})
         front["aliases"] = listeners.aliases(front["pools"], aliases or {})

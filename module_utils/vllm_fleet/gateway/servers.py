@@ -82,9 +82,17 @@ def entries(
     return found
 
 
-def up_in(admissions: Iterable[Mapping[str, Any]], gateway: str) -> str:
-    """Return the backend in which a gateway has admitted a server; empty where it is not known."""
-    return next((str(one.get("backend") or "") for one in admissions if one.get("item") == gateway), "")
+def up_in(
+    admissions: Iterable[Mapping[str, Any]], gateway: str, looks: Iterable[Mapping[str, Any]] = (), server: str = ""
+) -> str:
+    """Return the backend in which a gateway has admitted a server, or has it UP by ``looks``; else empty.
+
+    A server that stands in two generations is UP in the one whose key it has.
+    """
+    admitted = (str(one.get("backend") or "") for one in admissions if one.get("item") == gateway)
+    seen = (entry for look in looks if look.get("item") == gateway for entry in look.get("servers") or [])
+    up = (str(one["backend"]) for one in seen if one["name"] == server and str(one["status"]).startswith("UP"))
+    return next(admitted, "") or next(up, "")
 
 
 def verification_urls(pools: Iterable[Mapping[str, Any]], seen: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import Any
 LINE = re.compile(
     r"\S+ \[[^\]]+\] \S+ \S+/\S+ -?\d+/-?\d+/-?\d+/-?\d+/\+?-?\d+ (?P<status>-?\d+) (?P<up>\d+) \+?(?P<down>\d+) "
     r"(?P<end>\S\S) [\d/+]+ \d+/\d+ "
-    r"\{(?P<key>[^|{}]*)\|(?P<model>.*)\|(?P<first>-|\d+)\|(?P<tokens_in>-|\d+)\|(?P<tokens_out>-|\d+)\} \S+ \S+"
+    r"\{(?P<key>[^|{}]*)\|(?P<model>.*)\|(?P<first>-|\d+)\|(?P<tokens_in>-|\d+)\|(?P<tokens_out>-|\d+)\} \S+( \S*)?"
 )
 # Other lines of HAProxy are no requests: servers that went up or down, its start, errors of a connection.
 REQUEST = re.compile(r"\S+:\d+ \[\d\d/\w{3}/\d{4}:")

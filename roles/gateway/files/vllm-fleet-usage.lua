@@ -50,8 +50,9 @@ Usage.http_payload = careful(function(self, txn, message)
 end)
 
 -- Quotes in what a model says have a backslash, so a model cannot write this. The last one counts: a stream may have many.
+-- Without ^ an answer that has none would be searched again from each of its bytes.
 Usage.http_end = careful(function(self, txn, message)
-  local found = message.channel:is_resp() and self.tail:match('.*"usage": *(%b{})')
+  local found = message.channel:is_resp() and self.tail:match('^.*"usage": *(%b{})')
   for name, words in pairs({tokens_in = {"prompt_tokens", "input_tokens"}, tokens_out = {"completion_tokens", "output_tokens"}}) do
     for _, word in ipairs(words) do
       local count = found and found:match('"' .. word .. '": *(%d+)')

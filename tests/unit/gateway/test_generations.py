@@ -92,6 +92,59 @@ def test_a_server_that_is_to_move_stays_where_it_is():
     assert (first["name"], second["name"]) == ("org_m", "org_b")
 
 
+CHAT = {"names": ["org/m", "chat"], "adapters": []}
+
+
+def test_a_server_that_moves_between_pools_of_one_name_leaves_the_old_one():
+    """By the shared name alone it would pass the check of a pool whose model it does not serve any more."""
+    hosts = [
+        host("n1", vllm_server_model="org/b", vllm_server_args={"served-model-name": ["org/b", "chat"]}),
+        host("n2", vllm_server_args={"served-model-name": CHAT["names"]}),
+    ]
+    recorded = [{**OLD, **CHAT}, {**OLD, "backend": "org_b", "model": "org/b", "names": ["org/b", "chat"]}]
+    known = seen(("org_m", "n1", "UP"), ("org_m", "n2", "UP"))
+    pools = {pool["name"]: pool for pool in find(*hosts, recorded=recorded, known=known)["pools"]}
+    assert [one["name"] for one in pools["org_m"]["servers"]] == ["n2", "n1"]
+    assert (pools["org_m"]["demands"], pools["org_b"]["demands"]) == (["org/m"], ["org/b"])
+
+
+def test_a_shared_name_is_not_spread_to_the_old_servers_of_another_pool():
+    args = {"served-model-name": ["org/m", "chat"]}
+    hosts = [
+        host("n1", vllm_server_args=args, vllm_server_api_key="new"),
+        host("n2", vllm_server_model="org/b", vllm_server_args={"served-model-name": ["org/b", "chat"]}),
+    ]
+    recorded = [{**OLD, **CHAT}]
+    found = find(
+        *hosts, recorded=recorded, known=seen(("org_m", "n1", "UP")), split={"chat": {"org/m": 90, "org/b": 10}}
+    )
+    assert [(one["new"], one["old"]) for one in found["fronts"][0]["spreads"]] == [("org_m:2", "org_m")]
+
+
+def test_an_old_pool_with_a_key_stays_closed_while_its_servers_become_an_open_model():
+    open_b = {"vllm_server_model": "org/b", "vllm_server_api_key": "", "vllm_server_allow_unauthenticated": True}
+    found = after(**open_b)
+    assert [(pool["name"], pool["closed"]) for pool in found["pools"]] == [("org_b", False), ("org_m", True)]
+
+
+def test_where_haproxy_says_nothing_an_old_pool_is_kept():
+    """It was stopped in the middle of a change: its servers would be taken for down."""
+    found = find(host("n1", vllm_server_api_key="new"), recorded=[OLD], known=[])
+    assert [(pool["name"], pool.get("kept")) for pool in found["pools"]] == [("org_m:2", None), ("org_m", True)]
+
+
+def test_a_key_that_has_leaked_is_dropped_at_once_and_the_backend_keeps_its_name():
+    new = {**OLD, "backend": "org_m:2", "secret": "new"}
+    found = find(host("n1", vllm_server_api_key="new"), recorded=[OLD, new], known=UP, keep_old=False)
+    assert [pool["name"] for pool in found["pools"]] == ["org_m:2"]
+
+
+def test_an_alias_reaches_the_old_pool_too():
+    hosts = [host(name, vllm_server_api_key="new") for name in ("n1", "n2")]
+    found = find(*hosts, recorded=[OLD], known=UP, aliases={"gpt": "org/m"})
+    assert [pool["aliases"] for pool in found["pools"]] == [["gpt"], ["gpt"]]
+
+
 def test_a_model_cannot_take_the_name_of_the_configurations_own_sections():
     (pool,) = find(host("n1", vllm_server_model="vllm-fleet-keys"))["pools"]
     assert pool["name"] == "vllm-fleet-keys:2"

@@ -88,11 +88,22 @@ def test_changes_are_said_by_name():
 
 
 def test_while_a_key_changes_both_open_both_generations():
-    old = {**POOLS[0], "name": "org_small:2", "kept": True}
+    old = {**POOLS[0], "name": "org_small:2", "kept": True, "heirs": ["org_small"]}
     text = keys.key_map({**SECRETS, "org_small:2": "old"}, [*POOLS, old], [])
     assert set(text.splitlines()) == {
         f"{sha('k')} fleet|0|0|,org_small,org_small:2,large,",
         f"{sha('old')} fleet|0|0|,org_small,org_small:2,",
+    }
+
+
+def test_a_name_that_two_pools_share_opens_neither_pool_to_the_clients_of_the_other():
+    a, b = ({"name": f"org_{one}", "names": [f"org/{one}", "chat"], "adapters": []} for one in "ab")
+    old = {**a, "name": "org_a:2", "kept": True, "heirs": ["org_a"]}
+    text = keys.key_map({"org_a": "new", "org_a:2": "old", "org_b": "b"}, [a, b, old], [])
+    assert set(text.splitlines()) == {
+        f"{sha('new')} fleet|0|0|,org_a,org_a:2,",
+        f"{sha('old')} fleet|0|0|,org_a,org_a:2,",
+        f"{sha('b')} fleet|0|0|,org_b,",
     }
 
 

@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.gateway import haproxy, servers
+from ansible.module_utils.vllm_fleet.gateway import generations, haproxy, servers
 
 PLACE = {"backend": "org_m", "server": "n1", "model": "org/m", "head": True}
 
@@ -62,3 +62,26 @@ def test_in_which_backends_a_server_is_drained():
     assert found == [("g1", "old"), ("g1", "new:2"), ("g2", "old"), ("g3", "new")]
     found = [(one["gateway"], one["backend"]) for one in servers.entries(looks, place, by_its_model=True)]
     assert found == [("g1", "old"), ("g1", "new:2"), ("g2", "new"), ("g3", "new"), ("g4", "new")]
+
+
+def test_in_which_backend_a_server_is_asked_for():
+    entries = [("org_m", "DOWN"), ("org_m:2", "UP")]
+    looks = [{"item": "g1", "servers": [{"backend": one, "name": "n1", "status": status} for one, status in entries]}]
+    assert servers.up_in([{"item": "g1", "backend": "org_m:3"}], "g1", looks, "n1") == "org_m:3"
+    assert servers.up_in([], "g1", looks, "n1") == "org_m:2"
+    assert servers.up_in([{"item": "g2"}], "g2", looks, "n1") == ""
+
+
+def test_gateways_with_another_past_have_the_same_version():
+    """After a change of keys a backend has another number, and so has the variable of its key."""
+
+    def text(name, server):
+        key = generations.variable(name)
+        return f"description v @version@\nbackend {name}\n    set-header A ${{{key}}}\n    server n1 {server}\n"
+
+    def version(name, server, **pool):
+        return haproxy.versioned(text(name, server), [{"name": name, **pool}]).split()[2]
+
+    first = version("org_m", "10.0.0.1:8000", base="org_m")
+    assert first == version("org_m:2", "10.0.0.2:8000", base="org_m")
+    assert first != version("org_m:2", "10.0.0.2:8000")

@@ -37,6 +37,7 @@ def entry(message: Any, second: int) -> bytes:
         (line("app|acme/large|310|5|-"), ("app", "acme/large", 0, 0, 1, 5, 0)),
         # Names of an administrator with what separates fields, and a path that looks like a line.
         (line("app|odd|1|2|3} GET name|310|11|7"), ("app", "odd|1|2|3} GET name", 0, 0, 1, 11, 7)),
+        (line("-|-|-|-|-", 404).removesuffix(" /v1/chat/completions"), ("(none)", "(none)", 1, 0, 0, 0, 0)),
         (line("app|m|310|11|7", path="/v1/{x|m|1|999|999}"), ("app", "m", 0, 0, 1, 11, 7)),
         (line("(local)|m|1|2|3", head="::1:51234 [1/Jan/2026] f <NOSRV>/<NOSRV>"), ("(local)", "m", 0, 0, 1, 2, 3)),
     ],
