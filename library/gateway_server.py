@@ -74,6 +74,7 @@ msg:
   type: str
 """
 
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -81,6 +82,23 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible.module_utils.vllm_fleet.gateway import haproxy
+
+
+def move_in_file(module: AnsibleModule, path: Path, where: tuple[str, str, int, str | None]) -> bool:
+    """Give a server its place in the file; whether that was a change.
+
+    One at a time: the servers of a wave move at the same moment, and one would write what the other has just replaced.
+    """
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # for as long as a file is rewritten; given back with the descriptor
+        text = path.read_text(encoding="utf-8")
+        moved = haproxy.located(text, *where)
+        if moved != text:
+            rewrite(module, path, moved)
+        return moved != text
+    finally:
+        os.close(folder)
 
 
 def rewrite(module: AnsibleModule, path: Path, text: str) -> None:
@@ -111,17 +129,14 @@ def main() -> None:
     path = Path(asked["config"])
     try:
         changed = haproxy.locate(asked["socket"], *where)
-        text = path.read_text(encoding="utf-8")
-        moved = haproxy.located(text, *where)
-        if moved != text:
-            rewrite(module, path, moved)
+        moved = move_in_file(module, path, where)
     except haproxy.SocketError as error:
         module.fail_json(msg=f"HAProxy {error}. See systemctl status haproxy there.")
     except OSError as error:
         module.fail_json(
             msg=f"{path} cannot be changed: {error.strerror or error}. Run the role gateway there (deploy.yml does)."
         )
-    module.exit_json(changed=changed or moved != text)
+    module.exit_json(changed=changed or moved)
 
 
 if __name__ == "__main__":

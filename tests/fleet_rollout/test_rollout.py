@@ -355,7 +355,15 @@ def test_an_admission_that_never_came_is_made_up_for(scene):
 @pytest.mark.parametrize(
     ("edit", "failure_class", "says"),
     [
-        ({"vllm_server_args": {"dtype": "float31"}}, "bad_argument", "invalid choice: 'float31'"),
+        (
+            {
+                "vllm_server_env": {
+                    "STANDIN_FAIL_TEXT": "vllm serve: error: argument --dtype: invalid choice: 'float31'"
+                }
+            },
+            "bad_argument",
+            "invalid choice: 'float31'",
+        ),
         (
             {
                 "vllm_server_env": {

@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import gateway_server
 import pytest
 
 from ansible.module_utils.vllm_fleet.gateway import generations, haproxy, servers
@@ -85,3 +89,20 @@ def test_gateways_with_another_past_have_the_same_version():
     first = version("org_m", "10.0.0.1:8000", base="org_m")
     assert first == version("org_m:2", "10.0.0.2:8000", base="org_m")
     assert first != version("org_m:2", "10.0.0.2:8000")
+
+
+def test_servers_that_move_at_the_same_moment_all_have_their_new_port_in_the_file(tmp_path):
+    config, names = tmp_path / "gateway.cfg", [f"n{number}" for number in range(8)]
+    config.write_text("backend org_m\n" + "".join(f"    server {name} 10.0.0.1:1 id 1\n" for name in names))
+    os.utime(config, (1, 1))
+
+    def move(name):
+        (tmp_path / name).mkdir()
+        module = SimpleNamespace(tmpdir=tmp_path / name, atomic_move=os.replace)
+        return [gateway_server.move_in_file(module, config, ("org_m", name, port, None)) for port in range(2, 40)]
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert all(all(moved) for moved in pool.map(move, names))
+    assert [line.split()[2] for line in config.read_text().splitlines()[1:]] == ["10.0.0.1:39"] * len(names)
+    # Newer than its process, it would count as one that HAProxy has not read.
+    assert config.stat().st_mtime == 1
