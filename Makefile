@@ -33,7 +33,7 @@ deploy: $(VENV)/controller ## Deploy the fleet of INVENTORY: driver, image, weig
 preflight: $(VENV)/controller ## Check the fleet of INVENTORY by reading only: would a deployment be refused?
 	scripts/preflight -i $(INVENTORY) $(ARGS)
 
-test: $(VENV)/test ## Run lint and all tests but the real fleet's; installs what it needs, an hour and a quarter
+test: $(VENV)/test ## Run lint and all tests but the real fleet's; installs what it needs, an hour
 	scripts/test
 
 unit: $(VENV)/test ## Run the unit tests, under a minute
