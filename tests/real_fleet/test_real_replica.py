@@ -3,37 +3,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from pathlib import Path
 
 import pytest
-from real_nodes import CACHE, IMAGE, TREE, RealNodes
+from real_nodes import IMAGE, TREE, RealNodes
 from replica_fleet import Replica
+from tiny_model import make_model
 
 pytestmark = pytest.mark.engine
 NODES = ("node1", "node2")
 MODEL = "/models/tiny"
-#: 4 layers and 8 heads, which 2 ranks divide. The weights are vLLM's own random ones (--load-format dummy).
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 1024,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": True,
-    "torch_dtype": "float32",
-    "vocab_size": 49152,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 ARGS = {
     "tensor-parallel-size": 2,
     "dtype": "float32",
@@ -42,16 +21,6 @@ ARGS = {
     "load-format": "dummy",
 }
 ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-
-
-def make_model(folder: Path) -> None:
-    """A config of its own and the tokenizer of the model that the project's seed has."""
-    (snapshot,) = (CACHE / "seed/hub/models--HuggingFaceTB--SmolLM2-135M-Instruct/snapshots").iterdir()
-    folder.mkdir()
-    for path in snapshot.iterdir():
-        if path.suffix in (".json", ".jinja", ".txt") and path.name != "config.json":
-            shutil.copy(path, folder / path.name)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
 
 
 @pytest.fixture(scope="module")

@@ -23,34 +23,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import yaml
 from release_tree import CACHE, RELEASES, ROOT, TREE, lock_of, make_image, make_lock, make_tree, run
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+from tiny_model import make_model
 
 FIXTURES = ROOT / "tests/fixtures"
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 #: As models/smollm2-135m-instruct.yml has it for a CPU.
 ARGS = ["--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"]
-#: Two workers: 8 heads are divided by 2, those of the real model are not. The weights are vLLM's own random ones.
-TINY = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 1024,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": True,
-    "torch_dtype": "float32",
-    "vocab_size": 49152,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 #: Seconds until a server must be ready, or gone.
 DEADLINE = 600.0
 
@@ -86,16 +70,6 @@ CASES = {
         ["/models/tiny", *ARGS, "--tensor-parallel-size", "2", "--load-format", "dummy"], then=kill_worker
     ),
 }
-
-
-def make_tiny(folder: Path) -> None:
-    """A configuration of its own and the real model's tokenizer."""
-    (snapshot,) = (CACHE / "seed/hub/models--HuggingFaceTB--SmolLM2-135M-Instruct/snapshots").iterdir()
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in snapshot.iterdir():
-        if path.suffix in (".json", ".jinja", ".txt") and path.name != "config.json":
-            shutil.copy(path, folder / path.name)
-    (folder / "config.json").write_text(json.dumps(TINY))
 
 
 def state(container: str) -> tuple[bool, int, str]:
@@ -192,7 +166,7 @@ def record_all(version: str, names: list[str]) -> None:
     folder = FIXTURES / f"vllm-{version}-cpu"
     folder.mkdir(exist_ok=True)
     if not names or "worker_killed" in names:
-        make_tiny(RELEASES / "models/tiny")
+        make_model(RELEASES / "models/tiny")
     index = folder / "cases.yml"
     if not (folder / "README.md").exists():
         write_readme(version)

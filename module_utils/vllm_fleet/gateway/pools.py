@@ -193,6 +193,7 @@ def pools_behind(
         one["backend"]: one["secret"] for one in recorded if one["backend"] not in {pool["name"] for pool in made}
     }
     made += _keep_generations(made, found, recorded if keep_old else [], known, hostvars)
+    # Those above were for what is checked of the described pools; an alias may mean a kept one, too.
     _name_aliases(made, aliases or {})
     for front in found:
         front["splits"] = listeners.splits(front["pools"], split or {})
