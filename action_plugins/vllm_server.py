@@ -74,7 +74,7 @@ class ActionModule(ActionBase):
         replica = args.get("replica") or {}
         several = replica.get("size", 1) > 1
         # For a table of the fleet every node answers for itself, also where a partner is out of reach.
-        own = args.get("mode") == "status" or args.get("state", "started") not in ("started", "restored")
+        own = args.get("mode") == "status" or args.get("state", "started") not in ("started", "restored", "restarted")
         if several and not own:
             answer = self._with_partners(host, replica, args, variables)
         else:

@@ -46,7 +46,7 @@ _OWN = frozenset(
 #: and of those that drain and admit have in common.
 _MARKS = {"draining": "drain", "admitting": "admit"}
 _ACTIONS = {"vllm_drained": "drain", "vllm_chat": "verify", "reboot": "boot"}
-_STATES = {"restored": "restore", "started": "load", "stopped": "down", "absent": "down"}
+_STATES = {"restored": "restore", "started": "load", "restarted": "load", "stopped": "down", "absent": "down"}
 #: Stretches that are closer to each other than this are one, where they are of the same phase.
 _JOIN = 0.3
 

@@ -29,10 +29,12 @@ options:
       - V(stopped) stops it and keeps it.
       - V(absent) removes it and its predecessor. Caches and logs stay.
       - V(restored) puts the predecessor back, if the started server is wrong.
+      - V(restarted) stops the container of that name and starts it again, as it is, with at most O(stop_timeout) to end,
+        and watches it until it is ready.
       - V(confirmed) notes that the running server was verified from outside. Until then its predecessor counts as the
         better one.
     type: str
-    choices: [started, stopped, absent, restored, confirmed]
+    choices: [started, stopped, absent, restored, restarted, confirmed]
     default: started
   mode:
     description:
@@ -253,7 +255,7 @@ attributes:
     description: Shows only what differs; secrets as keyed fingerprints.
   idempotent:
     support: full
-    description: O(state=restored) is not, each call goes back once.
+    description: O(state=restored) and O(state=restarted) are not, each call goes back or restarts once.
 requirements:
   - Docker engine 20.10 or newer
   - python3-docker 5.0 or newer

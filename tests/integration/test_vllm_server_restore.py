@@ -550,3 +550,65 @@ def test_a_killed_controller_leaves_no_second_run(server):
     result = server.ready(**options)
     assert (result["changed"], result["actions"]) == (False, [])
     assert server.id(PREVIOUS) == old
+
+
+# --- restarted on request ---
+
+
+def hang(server):
+    """Stop the server's processes as they are: its port stays open and nothing answers."""
+    server.client.api.kill(server.id(), signal="SIGSTOP")
+
+
+def test_restarted_on_request(server):
+    made = server.ready(**release(1))["container"]["id"]
+    server.run(state="confirmed")
+    started = server.inspect()["State"]["StartedAt"]
+    hang(server)
+    check = server.check(state="restarted")
+    assert server.inspect()["State"]["StartedAt"] == started
+    # As the watchdog calls it: it knows the name, and no more of what the server was started with.
+    result = server.run(state="restarted", image=None, model=None, port=8000, stop_timeout=1)
+    assert not result.get("failed"), result.get("msg")
+    assert facts(check) == facts(result)
+    assert result["actions"] == ["stop", "start"]
+    assert result["differences"] == [{"name": "state", "current": "running", "desired": "restarted"}]
+    assert (server.id(), result["confirmed"]) == (made, True)
+    assert server.inspect()["State"]["StartedAt"] != started
+    assert server.served()["data"]
+
+
+def test_a_stopped_server_is_started_by_a_restart(server):
+    server.ready(**release(1))
+    server.run(state="stopped")
+    result = server.run(state="restarted", image=None, model=None)
+    assert (result["actions"], server.running()) == (["start"], [server.name])
+
+
+def test_a_restart_in_slices_goes_on_where_it_was(server):
+    server.ready(**release(1, env={"STANDIN_START_SECONDS": 1.5}))
+    bare = {"state": "restarted", "image": None, "model": None, "port": 8000, "stop_timeout": 1}
+    result = server.run(slice_seconds=0.4, **bare)
+    assert result["pending"]
+    while result.get("pending"):
+        result = server.run(slice_seconds=0.4, token=result["token"], **bare)
+    assert not result.get("failed"), result.get("msg")
+    assert result["actions"] == ["stop", "start"]
+    assert server.served()["data"]
+
+
+def test_a_good_server_that_does_not_come_back_after_a_restart_is_diagnosed_and_kept(server, tmp_path):
+    # Fails from its second start on, as with weights that were lost meanwhile.
+    script = 'if [ -e /state/again ]; then echo "OSError: [Errno 28] No space left on device" >&2; exit 1; fi; touch /state/again; exec vllm serve "$@"'
+    given = {"entrypoint": ["sh", "-c", script, "sh"], "volumes": [f"{tmp_path}:/state"], "restart_policy": "no"}
+    made = server.ready(**release(1, **given))["container"]["id"]
+    server.run(state="confirmed")
+    result = server.run(state="restarted", image=None, model=None, stop_timeout=1)
+    assert result["failed"]
+    assert result["failure"]["class"] == "disk_full"
+    assert server.id() == made, "it is still the best there is"
+
+
+def test_nothing_to_restart(server):
+    result = server.run(state="restarted")
+    assert result["failed"] and "there is no container" in result["msg"]

@@ -64,6 +64,10 @@ class NothingToRestore(ValueError):
     """``state: restored`` was asked for and no previous container exists."""
 
 
+class NothingToRestart(ValueError):
+    """``state: restarted`` was asked for and there is no container."""
+
+
 def left_over(container: Inspected | None, server: str) -> bool:
     """Whether a container named ``<server>.next`` is what a killed run left; any other belongs to someone else."""
     if container is None or not never_started(container):
@@ -84,7 +88,7 @@ def make(
     *,
     left: bool = False,
 ) -> Plan:
-    """Plan ``state`` (started, stopped, absent, restored, confirmed).
+    """Plan ``state`` (started, stopped, absent, restored, restarted, confirmed).
 
     ``found`` are the differences of ``current`` from the desired container (without its running state), ``restoring``
     the id of a container that an interrupted ``restored`` was to bring back. ``left``: a killed run left a new
@@ -113,14 +117,22 @@ def _make(
         actions += [*_stop_previous(previous), *(["remove_previous"] if previous else [])]
         return Plan(tuple(actions), watch=False)
     if state == "restored":
-        if previous is None and current is not None and current.id == restoring:
-            return Plan(_start(current), watch=True)
-        if previous is None:
-            raise NothingToRestore
-        return Plan((*_stop(current), *(("remove",) if current else ()), "unkeep", "start"), watch=True)
+        return _restored(current, previous, restoring)
+    if state == "restarted":
+        if current is None:
+            raise NothingToRestart
+        return Plan((*_stop_previous(previous), *_stop(current), "start"), watch=True)
     if state == "confirmed":
         return Plan((), watch=False)
     raise ValueError(f"unknown state {state!r}")
+
+
+def _restored(current: Existing | None, previous: Existing | None, restoring: str | None) -> Plan:
+    if previous is None and current is not None and current.id == restoring:
+        return Plan(_start(current), watch=True)
+    if previous is None:
+        raise NothingToRestore
+    return Plan((*_stop(current), *(("remove",) if current else ()), "unkeep", "start"), watch=True)
 
 
 def _started(found: Sequence[Difference], current: Existing | None, previous: Existing | None) -> Plan:

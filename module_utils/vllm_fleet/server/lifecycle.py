@@ -85,6 +85,9 @@ class Lifecycle:
         if seen.state == "confirmed":
             return self._confirm(seen)
         self._note_restoring(seen)
+        if seen.state == "restarted":
+            # One that hangs finishes no request, so its own stop timeout would only be waited for.
+            self.change.grace = self.context.options.stop_timeout
         try:
             current = self._apply(seen.plan.actions, seen)
         except (EngineError, OSError) as exc:
@@ -162,7 +165,8 @@ class Lifecycle:
         """Watch until a verdict or the end of the slice, and do what follows."""
         state, options = self.state, self.context.options
         state.current = ident(current)
-        where = endpoint.of_container(current) if state.phase == "restore" else endpoint.of_options(options)
+        described = state.phase == "start" and options.state == "started"
+        where = endpoint.of_options(options) if described else endpoint.of_container(current)
         outcome = Watch(
             self.context.engine,
             ident(current),

@@ -142,6 +142,10 @@ def _without_spec(
             f"there is no container {name}{PREVIOUS_SUFFIX} to restore",
             "deploy a release that works (state: started); nothing was touched",
         ) from None
+    except plan.NothingToRestart:
+        raise Refused(
+            FailureClass.UNKNOWN, f"there is no container {name} to restart", "deploy one first (state: started)"
+        ) from None
     if state == "confirmed" and not running(current):
         raise Refused(
             FailureClass.UNKNOWN, f"there is no running container {name} to confirm", "start it first (state: started)"
@@ -149,7 +153,7 @@ def _without_spec(
     found = []
     if made.actions:
         status = str(current["State"].get("Status")) if current else "absent"
-        wanted = {"stopped": "exited", "absent": "absent", "restored": "running"}[state]
+        wanted = {"stopped": "exited", "absent": "absent", "restored": "running"}.get(state, state)
         if status != wanted and (current or state != "stopped"):  # where there is none, none will be
             found.append(Difference("state", status, wanted))
         if "remove_previous" in made.actions and previous:

@@ -19,7 +19,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "name": {"type": "str", "default": "vllm"},
     "state": {
         "type": "str",
-        "choices": ["started", "stopped", "absent", "restored", "confirmed"],
+        "choices": ["started", "stopped", "absent", "restored", "restarted", "confirmed"],
         "default": "started",
     },
     "mode": {"type": "str", "choices": ["deploy", "plan", "status"], "default": "deploy"},

@@ -66,6 +66,9 @@ def test_a_container_is_unused_where_a_killed_run_created_it(state, labels, unus
         ("absent", [], None, None, (), False),
         ("restored", [], box(), box("p", running=False), ("stop", "remove", "unkeep", "start"), True),
         ("restored", [], None, box("p", running=False), ("unkeep", "start"), True),
+        ("restarted", [], box(), box("p", running=False), ("stop", "start"), True),
+        ("restarted", [], box(running=False), None, ("start",), True),
+        ("restarted", [], box(), box("p"), ("stop_previous", "stop", "start"), True),
         ("confirmed", [], box(), None, (), False),
     ],
 )  # fmt: skip
@@ -120,6 +123,11 @@ def test_an_interrupted_restore_is_carried_on():
 def test_nothing_to_restore_is_said():
     with pytest.raises(plan.NothingToRestore):
         plan.make("restored", [], box(), None)
+
+
+def test_nothing_to_restart_is_said():
+    with pytest.raises(plan.NothingToRestart):
+        plan.make("restarted", [], None, box("p"))
 
 
 @pytest.mark.parametrize(
