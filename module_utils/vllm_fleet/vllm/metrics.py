@@ -2,7 +2,7 @@
 """Prometheus text -> how busy a vLLM server is. Pure: text in, counts out.
 
 Names as vLLM 0.32.0 exports them (vllm/v1/metrics/loggers.py). Every engine of a server with data parallelism has
-series of its own, with the label `engine`; what is asked here is the whole server's, so series are summed.
+series of its own, with the label `engine`: `load` sums them up, `engines` keeps them apart.
 """
 
 from __future__ import annotations
@@ -16,6 +16,22 @@ RUNNING = "vllm:num_requests_running"
 WAITING = "vllm:num_requests_waiting"
 # Grow while the engine works, whatever it works on: a long prefill yields no token for many steps.
 PROGRESS = ("vllm:iteration_tokens_total_count", "vllm:generation_tokens_total", "vllm:prompt_tokens_total")
+
+#: What moves only when an engine hands out the result of a step: vLLM's API server sets all of these where it reads an
+#: engine's outputs, and nowhere else (v1/engine/async_llm.py, `output_handler`; read in 0.9.2 to 0.32.0), so they stand
+#: still when the engine does: the numbers of requests, too. Some names of older releases have `gpu_` in them.
+ENGINE_SERIES = (
+    RUNNING,
+    WAITING,
+    *PROGRESS,
+    "vllm:kv_cache_usage_perc",
+    "vllm:gpu_cache_usage_perc",
+    "vllm:num_preemptions_total",
+    "vllm:prefix_cache_queries_total",
+    "vllm:gpu_prefix_cache_queries_total",
+)
+SLEEP = "vllm:engine_sleep_state"
+_WANTED = (*ENGINE_SERIES, SLEEP)
 
 # name{labels} value [timestamp]; a label's value may hold any character, quotes and backslashes escaped.
 _SAMPLE = re.compile(
@@ -47,6 +63,53 @@ def samples(text: str) -> Iterator[tuple[str, float]]:
             yield match["name"], float(match["value"])
         except ValueError:
             continue
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """One engine: its requests, whether it was put to sleep, and a `signature` that each of its steps changes."""
+
+    running: int
+    waiting: int
+    asleep: bool
+    signature: tuple[tuple[str, float], ...]
+
+    @property
+    def requests(self) -> int:
+        """Everything that waits for an answer, as far as the engine has said so."""
+        return self.running + self.waiting
+
+
+def engines(text: str) -> dict[str, EngineLoad]:
+    """Return what a /metrics page says of each engine by its label `engine`; empty for a page without vLLM's gauges."""
+    sums: dict[str, dict[str, float]] = {}
+    asleep: set[str] = set()
+    for line in text.splitlines():
+        # A page has a thousand lines and is read every few seconds for ever; nearly all of them are of no interest.
+        if not line.startswith(_WANTED):
+            continue
+        match = _SAMPLE.fullmatch(line.strip())
+        if match is None or match["name"] not in _WANTED:
+            continue
+        try:
+            value = float(match["value"])
+        except ValueError:
+            continue
+        found = re.search(r'[{,]engine="((?:[^"\\]|\\.)*)"', line)
+        engine = found[1] if found else ""
+        if match["name"] == SLEEP:
+            if 'sleep_state="awake"' in line and value == 0:
+                asleep.add(engine)
+        elif math.isfinite(value):
+            own = sums.setdefault(engine, {})
+            own[match["name"]] = own.get(match["name"], 0.0) + value
+    return {
+        engine: EngineLoad(
+            math.ceil(own[RUNNING]), math.ceil(own.get(WAITING, 0.0)), engine in asleep, tuple(sorted(own.items()))
+        )
+        for engine, own in sums.items()
+        if RUNNING in own
+    }
 
 
 def load(text: str) -> Load:

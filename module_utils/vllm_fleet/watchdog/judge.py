@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does the server work, or does it hang? Pure: times come in as seconds of one monotonic clock.
+
+A hung engine answers /health with 200 for ever, and the numbers of running and waiting requests stay what they were
+when it stopped: requests that come later are not among them. So a silent engine is asked for one token, whatever the
+page says. Its answer moves the same series as any other step. Under a long queue the request waits like all others,
+and there the queue moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..vllm.metrics import EngineLoad
+
+#: Part of the silence after which an engine is asked for a token, and the container's log is read.
+DOUBT = 0.5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be thought of a server now, and what would help to know more.
+
+    ``kind`` is ``moving``, ``silent`` or ``hung``; ``why`` is one sentence without the full stop, of a hung one.
+    ``ask`` is the engine that is to be asked for one token, None for nobody; ``look``: whether the log is to be read.
+    """
+
+    kind: str
+    why: str = ""
+    ask: str | None = None
+    look: bool = False
+
+
+@dataclass
+class _Engine:
+    """One engine: its latest load, when it last gave a sign of life, when it was asked since, and what came of that."""
+
+    load: EngineLoad | None
+    sign: float
+    asked: float | None = None
+
+    def moved(self, now: float) -> None:
+        self.sign, self.asked = max(self.sign, now), None
+
+
+class Judge:
+    """Judges one start of one server. ``silence``: seconds without a sign of life after which it counts as hung."""
+
+    def __init__(self, silence: float, now: float) -> None:
+        """Begin at ``now``: what was before counts for nothing."""
+        self.silence = silence
+        self._engines: dict[str, _Engine] = {}
+        self._page = now
+        self._begun = now
+
+    @property
+    def several(self) -> bool:
+        """Whether the server has several engines (data parallelism), so that a request must name one."""
+        return len(self._engines) > 1
+
+    @property
+    def asleep(self) -> bool:
+        """Whether somebody put an engine to sleep."""
+        return any(engine.load is not None and engine.load.asleep for engine in self._engines.values())
+
+    def page(self, now: float, engines: Mapping[str, EngineLoad] | None) -> None:
+        """Take in a /metrics page; None where none came, empty where it has no series of vLLM (--disable-log-stats)."""
+        if engines is None:
+            return
+        self._page = now
+        for label in self._engines.keys() - set(engines or {"": None}):
+            del self._engines[label]
+        for label, load in engines.items():
+            known = self._engines.get(label)
+            if known is None:
+                self._engines[label] = _Engine(load, now)
+                continue
+            if known.load is None or known.load.signature != load.signature:
+                known.moved(now)
+            known.load = load
+        if not engines:
+            self._engines.setdefault("", _Engine(None, now))
+
+    def asking(self, now: float, label: str) -> None:
+        """Note that an engine is asked for a token."""
+        if label in self._engines:
+            self._engines[label].asked = now
+
+    def answered(self, now: float, label: str) -> None:
+        """Note that the request got its token.
+
+        The page shows which engine gave it: releases before 0.11.1 let a request not choose among several. So with
+        several the answer counts for those without requests alone.
+        """
+        engine = self._engines.get(label)
+        if engine and (not self.several or not _busy(engine)):
+            engine.moved(now)
+
+    def refused(self, now: float, label: str) -> None:
+        """Note that the request was turned away: a model without completions, a full queue. No engine was asked.
+
+        An engine without requests cannot be judged then.
+        """
+        engine = self._engines.get(label)
+        if engine and not _busy(engine):
+            engine.moved(now)
+
+    def logged(self, at: float, label: str | None) -> None:
+        """Note that a process of an engine wrote a line at ``at``; None where the line does not say which engine."""
+        for name, engine in self._engines.items():
+            if label in (None, name) and at > engine.sign:
+                engine.moved(at)
+
+    def silent(self, now: float) -> float:
+        """Seconds since the last sign of life of the engine that has been silent for the longest time."""
+        return max((now - engine.sign for engine in self._engines.values()), default=0.0)
+
+    def verdict(self, now: float) -> Verdict:
+        """Return what is to be thought of the server at ``now``."""
+        if now - self._page >= self.silence:
+            return Verdict("hung", f"/metrics has not answered for {now - self._page:.0f} s, while the container runs")
+        if now > self._page:
+            return Verdict("silent")
+        ask, look = None, False
+        for label, engine in sorted(self._engines.items(), key=lambda pair: pair[1].sign):
+            quiet = now - engine.sign
+            if quiet < self.silence * DOUBT:
+                continue
+            # However long the watchdog itself was kept from looking: an engine has its time to answer.
+            if quiet >= self.silence and engine.asked is not None and now - engine.asked >= self.silence * DOUBT:
+                return Verdict("hung", self._why(label, engine, now))
+            look = look or _busy(engine) or engine.asked is not None
+            if ask is None and engine.asked is None:
+                ask = label
+        return Verdict("silent" if ask is not None or look else "moving", ask=ask, look=look)
+
+    def _why(self, label: str, engine: _Engine, now: float) -> str:
+        who = f"engine {label}" if self.several else "the engine"
+        load, quiet = engine.load, now - engine.sign
+        asked = f"a request for one token got no answer in {now - (engine.asked or now):.0f} s"
+        if load is not None and load.requests:
+            asked = f"while {load.running} requests ran and {load.waiting} waited, and {asked}"
+            return f"{who} did nothing for {quiet:.0f} s {asked}"
+        return f"{who} did nothing for {quiet:.0f} s, and {asked}"
+
+
+def _busy(engine: _Engine) -> bool:
+    return engine.load is not None and engine.load.requests > 0

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The watchdog's command line. What only one verb needs is imported by that verb: the resident one has to be small."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import places, settings, words
+
+USAGE = "Finds a server that hangs, and restarts it within limits (docs/watchdog.md)."
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what ``argv`` says, without the program's name; return the exit code."""
+    parser = argparse.ArgumentParser(prog="watchdog", description=USAGE)
+    parser.add_argument("--settings-dir", default=places.SETTINGS, help="folder of the settings' files")
+    parser.add_argument("--run-dir", default=places.RUN, help="folder of the present state")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb, text in (("state", "print what the watchdog of server NAME thinks of it"),):
+        verbs.add_parser(verb, help=text).add_argument("name", metavar="NAME")
+    verbs.add_parser("check", help="check a file of settings").add_argument("file", metavar="FILE")
+    given = parser.parse_args(argv)
+    if given.verb == "check":
+        return _check(Path(given.file))
+    where = places.Places(given.name, given.settings_dir, given.run_dir)
+    return _state(where)
+
+
+def _check(file: Path) -> int:
+    try:
+        found = settings.parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        print(f"{file}: {exc}", file=sys.stderr)
+        return 1
+    print(f"{file}: right, for server {found.name}")
+    return 0
+
+
+def _state(where: places.Places) -> int:
+    try:
+        found = json.loads(where.state.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        print(f"no state of {where.name}: {exc}", file=sys.stderr)
+        return 1
+    print(words.shown(where.name, found))
+    return 0

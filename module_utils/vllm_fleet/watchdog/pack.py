@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The watchdog's program as one file that Python runs: the packages that it needs, always in the same bytes. Pure.
+
+Nothing is compressed: what two releases of zlib make of the same text differs, and then two controllers would replace
+each other's program for ever.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+#: The file that begins everything.
+ENTRY = "watchdog/main.py"
+_START = b"import sys\n\nfrom vllm_fleet.watchdog.main import main\n\nsys.exit(main(sys.argv[1:]))\n"
+#: Time of each member: the first that a zip file can have.
+_WHEN = (1980, 1, 1, 0, 0, 0)
+
+
+def pack(folder: Path) -> bytes:
+    """Return the program out of ``folder``, which holds the packages (module_utils/vllm_fleet). Raises OSError."""
+    members = {f"vllm_fleet/{name}": (folder / name).read_bytes() for name in needed(folder)}
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in sorted({**members, "__main__.py": _START}.items()):
+            member = zipfile.ZipInfo(name, _WHEN)
+            member.create_system, member.external_attr = 3, 0o100644 << 16
+            archive.writestr(member, data)
+    return out.getvalue()
+
+
+def needed(folder: Path) -> list[str]:
+    """Return the files that the program imports, early or late, by their paths below ``folder``, sorted."""
+    found, left = {"__init__.py"}, [ENTRY]
+    while left:
+        name = left.pop()
+        if name not in found:
+            found |= {name, f"{name.partition('/')[0]}/__init__.py"}
+            left += _imports(folder, name)
+    return sorted(found)
+
+
+def _imports(folder: Path, name: str) -> Iterator[str]:
+    """Yield the project's files that one of its files imports: all of its imports are relative."""
+    package = name.partition("/")[0]
+    for node in ast.walk(ast.parse((folder / name).read_bytes())):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        place = folder / package if node.level == 1 else folder
+        for part in (node.module or "").split("."):
+            place = place / part
+        files = [place.with_suffix(".py")] if place.with_suffix(".py").is_file() else []
+        for file in files or [place / f"{alias.name}.py" for alias in node.names]:
+            if file.is_file():
+                yield file.relative_to(folder).as_posix()
