@@ -28,6 +28,11 @@ NODE_PYTHON = "/usr/bin/python3"
 
 def run(runs: int = 20) -> dict[str, Any]:
     """Measure; gives the medians and worst cases in seconds, and the ratio of the medians."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        return _measure(runs, Path(folder))
+
+
+def _measure(runs: int, folder: Path) -> dict[str, Any]:
     import conftest  # noqa: F401, PLC0415  makes module_utils importable
     import docker  # noqa: PLC0415
     import standin  # noqa: PLC0415
@@ -41,7 +46,7 @@ def run(runs: int = 20) -> dict[str, Any]:
         "accelerator": "cpu",
         "port": port,
         "env": {"STANDIN_START_SECONDS": "0.1"},
-        "state_dir": tempfile.mkdtemp(prefix="bench-"),
+        "state_dir": str(folder / "state"),
     }
     theirs = {
         "name": name,
@@ -57,7 +62,7 @@ def run(runs: int = 20) -> dict[str, Any]:
     }
     try:
         _play([tasks["vllm_server"]])  # the server that both then find as wanted
-        packages = {key: _package(task) for key, task in tasks.items()}
+        packages = {key: _package(task, folder / key) for key, task in tasks.items()}
         times: dict[str, list[float]] = {key: [] for key in packages}
         for _ in range(runs):
             for key, package in packages.items():
@@ -102,17 +107,16 @@ def _play(tasks: list[dict[str, Any]], **environ: str) -> str:
     return done.stdout
 
 
-def _package(task: dict[str, Any]) -> Path:
-    """Have Ansible pack a module with its arguments and keep the package."""
-    folder = tempfile.mkdtemp(prefix="bench-")
+def _package(task: dict[str, Any], folder: Path) -> Path:
+    """Have Ansible pack a module with its arguments, and keep the package in ``folder``."""
     _play(
         [task],
         ANSIBLE_KEEP_REMOTE_FILES="1",
         ANSIBLE_PIPELINING="0",
         ANSIBLE_SSH_PIPELINING="0",
-        ANSIBLE_REMOTE_TMP=folder,
+        ANSIBLE_REMOTE_TMP=str(folder),
     )
-    return next(Path(folder).rglob("AnsiballZ_*.py"))
+    return next(folder.rglob("AnsiballZ_*.py"))
 
 
 def _once(package: Path) -> float:

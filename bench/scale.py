@@ -6,6 +6,7 @@ as much to do as with as many machines. For each number of hosts: the first depl
 one flag of all servers changed, nothing to change with one node off.
 
     python bench/scale.py 4 16 64 200
+    python bench/scale.py 4 --ready-after 5
 
 Prints a table, writes bench/results/scale.json and draws docs/images/scale.svg (``--picture``).
 """
@@ -34,6 +35,8 @@ NODES = ["bookworm", "bookworm", "trixie", "trixie"]
 #: Seconds between two looks at the memory of the controller's processes.
 SAMPLE = 0.25
 FIRST_PORT = 18000
+#: Seconds from the start of a stand-in's container until it is ready.
+READY_AFTER = 1.0
 
 
 class Watched:
@@ -89,9 +92,14 @@ class Watched:
 class Bench:
     """A fleet of four nodes with as many servers as asked for, one inventory host each."""
 
-    def __init__(self, folder: Path, fleet: Any, image: str, identity: str, seed: Any) -> None:
-        """Take the running fleet, the image that its nodes have, and the cache on this machine with the model."""
-        self.folder, self.fleet, self.seed = folder, fleet, seed
+    def __init__(
+        self, folder: Path, fleet: Any, image: str, identity: str, seed: Any, *, ready_after: float = READY_AFTER
+    ) -> None:
+        """Take the running fleet, the image that its nodes have, and the cache on this machine with the model.
+
+        A server is ready ``ready_after`` seconds after its container's start.
+        """
+        self.folder, self.fleet, self.seed, self.ready_after = folder, fleet, seed, ready_after
         self.image, self.identity = image, identity
 
     def inventory(self, hosts: int) -> Path:
@@ -113,7 +121,7 @@ class Bench:
                 "vllm_server_revision": self.seed.commit,
                 "vllm_server_accelerator": "cpu",
                 "vllm_server_args": {"max-model-len": 512},
-                "vllm_server_env": {"STANDIN_START_SECONDS": "1"},
+                "vllm_server_env": {"STANDIN_START_SECONDS": str(self.ready_after)},
                 "vllm_image_source": "archive",
                 "vllm_image_archive": "/nowhere.tar",
                 "vllm_image_expected_id": self.identity,
@@ -191,7 +199,7 @@ class Bench:
         return rows
 
 
-def run(sizes: list[int]) -> dict[str, Any]:
+def run(sizes: list[int], ready_after: float = READY_AFTER) -> dict[str, Any]:
     """Measure each number of hosts on one fleet."""
     import docker  # noqa: PLC0415
     import standin  # noqa: PLC0415
@@ -206,7 +214,7 @@ def run(sizes: list[int]) -> dict[str, Any]:
     try:
         fleet.up(folder / "fleet", NODES)
         fleet.load([image])
-        bench = Bench(folder, fleet, image, engine.images.get(image).id, seed)
+        bench = Bench(folder, fleet, image, engine.images.get(image).id, seed, ready_after=ready_after)
         bench.prepare()
         return {str(hosts): bench.measure(hosts) for hosts in sizes}
     finally:
@@ -233,9 +241,10 @@ def main() -> None:
     """Measure, show, keep."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("hosts", nargs="*", type=int, default=[4, 16, 64, 200])
+    parser.add_argument("--ready-after", type=float, default=READY_AFTER, metavar="SECONDS", help="of a server's start")
     parser.add_argument("--picture", action="store_true", help="draw docs/images/scale.svg")
     options = parser.parse_args()
-    results = run(options.hosts)
+    results = run(options.hosts, options.ready_after)
     folder = ROOT / "bench" / "results"
     folder.mkdir(exist_ok=True)
     (folder / "scale.json").write_text(json.dumps(results, indent=2) + "\n")

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import getpass
 import json
+import multiprocessing
 import os
 import platform
 import secrets
@@ -16,9 +18,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible import context
+from ansible import constants, context
+from ansible.executor.module_common import modify_module
 from ansible.plugins.callback import CallbackBase
-from ansible.plugins.loader import action_loader, filter_loader, lookup_loader, test_loader
+from ansible.plugins.loader import action_loader, filter_loader, lookup_loader, module_loader, test_loader
 
 DOCUMENTATION = r"""
 name: vllm_fleet_report
@@ -81,6 +84,8 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_start(self, playbook: Any) -> None:
         """Remember which playbook it is."""
         self._playbook, self._basedir = str(playbook._file_name), str(playbook._basedir)
+        if _probes_nodes(playbook):
+            _build_ahead("node_probe")
         _load_for_workers()
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
@@ -259,8 +264,45 @@ def _load_for_workers() -> None:
     for name in ("env", "file", "template", "vars"):
         lookup_loader.get(f"ansible.builtin.{name}", class_only=True)
     lookup_loader.get("vllm_fleet_options", class_only=True)
-    gc.collect()
     gc.freeze()
+
+
+def _probes_nodes(playbook: Any) -> bool:
+    """Return whether a playbook has the task that probes the nodes."""
+
+    def actions(blocks: Iterable[Any]) -> Iterable[str]:
+        for one in blocks:
+            yield from actions(one.block) if hasattr(one, "block") else (build.module_of(one.action),)
+
+    return any(
+        "preflight_host" in actions(play.tasks) or any(role.get_name() == "preflight" for role in play.get_roles())
+        for play in playbook.get_plays()
+    )
+
+
+def _build_ahead(module: str) -> None:
+    """Have Ansible build a module's archive in a process of its own while this one goes on.
+
+    The first worker would build it, at half a second of a processor, and all others would wait for it. It is put where
+    the workers look, by Ansible's own function and under its own lock. Where that fails, the first worker builds it.
+    """
+    multiprocessing.get_context("fork").Process(target=_build_archive, args=(module,), daemon=True).start()
+
+
+def _build_archive(module: str) -> None:
+    # What it would say is said by the worker that needs the archive.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    # Ansible comes to the node's interpreter when the archive is there.
+    with contextlib.suppress(Exception):
+        modify_module(
+            module_name=module,
+            module_path=module_loader.find_plugin(module),
+            module_args={},
+            templar=None,
+            module_compression=constants.config.get_config_value("DEFAULT_MODULE_COMPRESSION"),
+        )
 
 
 def _short(path: Path) -> str:

@@ -14,6 +14,7 @@ import json
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +23,11 @@ from urllib.parse import quote, urlencode
 DEFAULT_SOCKET = "/var/run/docker.sock"
 #: Docker Hub's key in the client's configuration is older than the registry protocol.
 _HUB_KEY = "https://index.docker.io/v1/"
+
+#: Seconds after which a registry that has not answered, or whose engine gave up on it, counts as silent.
+SILENCE = 5.0
+#: What was said of registries that were silent, by socket and reference.
+_silent: dict[tuple[str, str], DockerUnavailable | DockerRefused] = {}
 
 
 class DockerUnavailable(Exception):
@@ -180,11 +186,21 @@ class DockerApi:
             raise DockerRefused(data.get("message", "") if isinstance(data, dict) else f"HTTP {status}")
 
     def registry_digest(self, ref: str) -> str:
-        """Ask the registry, through the engine, which digest ``name:tag`` stands for now. Raises DockerRefused."""
-        headers = auth_header(ref)
-        status, data, _ = self._call("GET", f"/distribution/{quote(ref, safe='/:@')}/json", headers)
-        if status != http.client.OK:
-            raise DockerRefused(data.get("message", "") if isinstance(data, dict) else f"HTTP {status}")
+        """Ask the registry, through the engine, which digest ``name:tag`` stands for now. Raises DockerRefused.
+
+        A silent one is waited for once in a process, where several probes may have the same question.
+        """
+        if (self._path, ref) in _silent:
+            raise _silent[self._path, ref]
+        began = time.monotonic()
+        try:
+            status, data, _ = self._call("GET", f"/distribution/{quote(ref, safe='/:@')}/json", auth_header(ref))
+            if status != http.client.OK:
+                raise DockerRefused(data.get("message", "") if isinstance(data, dict) else f"HTTP {status}")
+        except (DockerRefused, DockerUnavailable) as exc:
+            if time.monotonic() - began >= min(SILENCE, self._timeout or SILENCE):
+                _silent[self._path, ref] = exc
+            raise
         return str(data["Descriptor"]["digest"])
 
 
