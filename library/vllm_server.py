@@ -451,12 +451,13 @@ token:
   returned: with RV(pending)
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.validation import check_type_dict
 
-from ansible.module_utils.vllm_fleet.replica.rank_lifecycle import RankLifecycle, Step
 from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle, perform
 from ansible.module_utils.vllm_fleet.server.options import SPEC, secrets
 
@@ -477,16 +478,22 @@ class Module(AnsibleModule):
         self.no_log_values.update(self.hidden())
 
 
+def _rank(step: dict[str, Any]) -> Callable[..., Lifecycle]:
+    # Most servers are no part of a replica, and do not read its files.
+    from ansible.module_utils.vllm_fleet.replica.rank_lifecycle import RankLifecycle, Step  # noqa: PLC0415
+
+    return partial(RankLifecycle, step=Step.from_params(step))
+
+
 def main() -> None:
     """Run the module."""
     module = Module(**SPEC, supports_check_mode=True)
     params = module.params
-    step = params["replica_step"]
     result = perform(
         params,
         check_mode=module.check_mode,
         secrets=module.hidden(),
-        kind=partial(RankLifecycle, step=Step.from_params(step)) if step else Lifecycle,
+        kind=_rank(params["replica_step"]) if params["replica_step"] else Lifecycle,
     )
     if module._verbosity < 1:  # the lines are for -v; without it they would only make the answer longer
         result.pop("log_lines", None)

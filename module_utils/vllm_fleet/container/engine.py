@@ -21,6 +21,8 @@ from .spec import LABEL_ASKED_UTILIZATION, LABEL_IMAGE_ID, LABEL_MANAGED, LABEL_
 
 #: Seconds that one call to the engine may take; a stop adds the container's own stop timeout.
 CALL_TIMEOUT = 60
+#: Seconds that an engine may take to come back.
+ENGINE_RETRY_TIMEOUT = 60.0
 
 
 class EngineUnavailable(Exception):

@@ -12,7 +12,7 @@ from typing import Any
 from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container.inspected import Inspected, command_line, environment
-from ..container.spec import LABEL_ASKED_UTILIZATION, UTILIZATION, Spec, utilization_of, with_utilization
+from ..container.spec import UTILIZATION, Spec, utilization_of, with_utilization
 from ..host import gpu, gpu_memory
 from ..models import checkpoint, placement
 from ..vllm import cli
@@ -40,20 +40,6 @@ def utilization(options: ServerOptions) -> float | None:
         return None
     value = options.flags.get(UTILIZATION)
     return gpu_memory.DEFAULT_UTILIZATION if value is None else float(str(value))
-
-
-def lowered_before(options: ServerOptions, made: Spec, container: Inspected | None) -> Spec:
-    """Return the desired container with the share that policy ``fit`` lowered it to, where ``container`` is the result.
-
-    It stays with that share until something else is asked for: a server is not restarted because memory came free.
-    """
-    if not options.rocm or options.gpu_memory_policy != "fit" or container is None:
-        return made
-    config = container.get("Config") or {}
-    if (config.get("Labels") or {}).get(LABEL_ASKED_UTILIZATION) != utilization_of(made.command):
-        return made
-    has = utilization_of(config.get("Cmd") or [])
-    return made if has in ("default", utilization_of(made.command)) else with_utilization(made, float(has))
 
 
 def gpus(options: ServerOptions, names: Mapping[str, str] | None = None) -> tuple[list[gpu.Gpu], bool]:

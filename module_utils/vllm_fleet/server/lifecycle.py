@@ -6,24 +6,26 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..common.failure import Failure, FailureClass
 from ..common.refused import Refused
-from ..container.engine import Engine, EngineError, EngineUnavailable
+from ..container.engine import ENGINE_RETRY_TIMEOUT, Engine, EngineError, EngineUnavailable
 from ..container.inspected import Inspected, environment, ident, running
 from ..container.plan import Plan, Trust, left_over
 from ..weights import layout
-from . import checks, endpoint, observe, recover, release, result
-from .change import Change
+from . import endpoint, observe, recover, release, result
 from .observe import Observation
 from .options import ServerOptions
 from .outcome import Limits, Outcome, Token
 from .release_store import Releases
 from .run import RunContext, RunState, boottime
 from .state import LockTaken, unwritable
-from .watch import ENGINE_RETRY_TIMEOUT, Watch
+
+if TYPE_CHECKING:
+    from .change import Change
 
 #: Seconds to wait for another module run on the same container: the slice of a run whose connection was lost.
 LOCK_WAIT = 45.0
@@ -50,8 +52,19 @@ class Lifecycle:
         """Nothing happens yet. ``token`` is that of a slice before; for the rest see RunContext."""
         self.state = RunState.from_token(token) if token else RunState()
         self.context = RunContext(options, engine, host, check_mode, slice_seconds, secrets, after_action, self.state)
-        self.change = Change(self.context)
         self.resumed = bool(token)
+
+    @cached_property
+    def change(self) -> Change:
+        """Return what carries out actions.
+
+        A run with nothing to change costs a node little more than its imports, so the files that act are read here: all
+        of them before anything is touched.
+        """
+        from . import checks, watch  # noqa: F401, PLC0415
+        from .change import Change  # noqa: PLC0415
+
+        return Change(self.context)
 
     def run(self) -> Result:
         """Do it. Never raises for what can be foreseen: a refusal is a result with ``failed`` and ``failure``."""
@@ -77,6 +90,8 @@ class Lifecycle:
         self.state.notes += seen.notes
         self.state.plan_to(seen)
         if seen.state == "started" and "start" in seen.plan.actions and seen.spec:
+            from . import checks  # noqa: PLC0415  see change
+
             seen = checks.before_stop(self.context, seen, seen.spec)
             self.state.plan_to(seen)
         if self.context.check_mode:
@@ -165,6 +180,8 @@ class Lifecycle:
         """Watch until a verdict or the end of the slice, and do what follows."""
         state, options = self.state, self.context.options
         state.current = ident(current)
+        from .watch import Watch  # noqa: PLC0415  see change
+
         described = state.phase == "start" and options.state == "started"
         where = endpoint.of_options(options) if described else endpoint.of_container(current)
         outcome = Watch(

@@ -18,12 +18,12 @@ from ..container.engine import Engine
 from ..container.fields import NodeFacts
 from ..container.inspected import Inspected, ident, running
 from ..container.plan import NEXT_SUFFIX, PREVIOUS_SUFFIX, Existing, Plan, Trust
-from ..container.spec import Image, Spec
+from ..container.spec import LABEL_ASKED_UTILIZATION, Image, Spec, utilization_of, with_utilization
 from ..diagnosis import flags as vllm_flags
 from ..vllm import cli, readiness
 from ..vllm import ranks as node_ranks
 from ..weights import layout
-from . import endpoint, gpu_gate
+from . import endpoint
 from .options import ServerOptions
 from .state import NodeState
 
@@ -96,7 +96,7 @@ def gather(options: ServerOptions, engine: Engine, node: NodeState, *, check_mod
             found.append(Difference("previous", "running", "exited"))
         return [*found, *_left_over(made)], made
 
-    lowered = gpu_gate.lowered_before(options, wanted, current)
+    lowered = _lowered_before(options, wanted, current)
     found, made = judge(lowered)
     if "create" in made.actions:
         found, made = judge(wanted)
@@ -309,3 +309,17 @@ def suggest_model(model: str, cache: str | None) -> str:
         return ""
     near = layout.nearest(model, layout.known_repos(Path(cache)))
     return f"; in the cache there is {', '.join(near)}" if near else ""
+
+
+def _lowered_before(options: ServerOptions, made: Spec, container: Inspected | None) -> Spec:
+    """Return the desired container with the share that policy ``fit`` lowered it to, where ``container`` is the result.
+
+    It stays with that share until something else is asked for: a server is not restarted because memory came free.
+    """
+    if not options.rocm or options.gpu_memory_policy != "fit" or container is None:
+        return made
+    config = container.get("Config") or {}
+    if (config.get("Labels") or {}).get(LABEL_ASKED_UTILIZATION) != utilization_of(made.command):
+        return made
+    has = utilization_of(config.get("Cmd") or [])
+    return made if has in ("default", utilization_of(made.command)) else with_utilization(made, float(has))

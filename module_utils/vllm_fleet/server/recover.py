@@ -11,11 +11,9 @@ from ..container import plan, refusal
 from ..container.engine import EngineError
 from ..container.inspected import Inspected, ident, names, running
 from ..container.plan import Plan, Trust
-from . import gpu_gate
 from .observe import Observation
 from .outcome import Outcome
 from .run import RunContext
-from .watch import epoch
 
 #: Seconds that a server which hangs or serves the wrong thing has to end, before the old one takes its place.
 FAILED_GRACE = 5
@@ -65,6 +63,7 @@ def diagnose(context: RunContext, outcome: Outcome, log: str, *, one_start: bool
     """Turn an outcome into the failure that the user reads. ``one_start``: the log holds no other start."""
     # Imported here: a run with nothing to diagnose, as nearly every run is, does not pay for the table.
     from ..diagnosis import diagnose as diagnosis  # noqa: PLC0415
+    from . import gpu_gate  # noqa: PLC0415
 
     options = context.options
     named: dict[str, str] = {}
@@ -127,6 +126,8 @@ def span_of_start(context: RunContext, current: Inspected, outcome: Outcome) -> 
 
     Notes its exit code in ``outcome``.
     """
+    from .watch import epoch  # noqa: PLC0415  loaded by the watch, which went before
+
     begun = epoch(outcome.token.started_at if outcome.token else str(current["State"]["StartedAt"]))
     if not begun:
         return None, None

@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..container.engine import EngineError
+from ..container.engine import ENGINE_RETRY_TIMEOUT, EngineError
 from ..vllm import readiness
 from ..vllm.endpoint import Endpoint
 from ..vllm.log import LogReader
@@ -39,8 +39,7 @@ PROBE_ECHOES = (b"GET /health", b"GET /v1/models")
 LONGEST_SLEEP = 60.0
 #: Seconds to wait for the rest of the log after a death; Docker closes the stream when the process is gone.
 LOG_GRACE = 2.0
-#: Seconds that a Docker engine may take to come back, and between two looks whether it has (growing).
-ENGINE_RETRY_TIMEOUT = 60.0
+#: Seconds between two looks whether the Docker engine is back (growing).
 ENGINE_POLL = 0.2
 #: Seconds that a slice goes on after news, so that two quick stages come in one call.
 NEWS_GRACE = 0.5
