@@ -84,8 +84,8 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_start(self, playbook: Any) -> None:
         """Remember which playbook it is."""
         self._playbook, self._basedir = str(playbook._file_name), str(playbook._basedir)
-        if _probes_nodes(playbook):
-            _build_ahead("node_probe")
+        if module := _probing_module(playbook):
+            _build_ahead(module)
         _load_for_workers()
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
@@ -267,17 +267,18 @@ def _load_for_workers() -> None:
     gc.freeze()
 
 
-def _probes_nodes(playbook: Any) -> bool:
-    """Return whether a playbook has the task that probes the nodes."""
+def _probing_module(playbook: Any) -> str | None:
+    """Return the module by which a playbook probes the nodes (see the action preflight_host); None where none does."""
 
-    def actions(blocks: Iterable[Any]) -> Iterable[str]:
+    def tasks(blocks: Iterable[Any]) -> Iterable[Any]:
         for one in blocks:
-            yield from actions(one.block) if hasattr(one, "block") else (build.module_of(one.action),)
+            yield from tasks(one.block) if hasattr(one, "block") else (one,)
 
-    return any(
-        "preflight_host" in actions(play.tasks) or any(role.get_name() == "preflight" for role in play.get_roles())
-        for play in playbook.get_plays()
-    )
+    for play in playbook.get_plays():
+        for task in tasks(play.tasks):
+            if build.module_of(task.action) == "preflight_host":
+                return "node_probe" if "preflight_ask" in task.get_vars() else "preflight_host"
+    return None
 
 
 def _build_ahead(module: str) -> None:

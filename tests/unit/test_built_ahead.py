@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The archive of the probe's module is where Ansible's workers look for it, and only where a playbook probes nodes."""
+"""The archive of the module that probes the nodes is where Ansible's workers look for it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ spec.loader.exec_module(report)
 loader = DataLoader()
 known = VariableManager(loader, InventoryManager(loader, ["node1,"]))
 for name in ("../deploy", "preflight", "usage"):
-    print(name, report._probes_nodes(Playbook.load(f"playbooks/{name}.yml", known, loader)))
+    print(name, report._probing_module(Playbook.load(f"playbooks/{name}.yml", known, loader)))
 report._build_ahead("node_probe")
 for child in multiprocessing.active_children():
     child.join()
@@ -41,5 +41,5 @@ def test_the_archive_is_built_where_nodes_are_probed() -> None:
     )
     assert done.returncode == 0, done.stderr
     *probing, files = done.stdout.splitlines()
-    assert probing == ["../deploy True", "preflight True", "usage False"]
+    assert probing == ["../deploy node_probe", "preflight preflight_host", "usage None"]
     assert files == "['ansible.legacy.node_probe-ZIP_DEFLATED-none']"

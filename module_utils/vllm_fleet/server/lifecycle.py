@@ -174,6 +174,8 @@ class Lifecycle:
         return done
 
     def _apply(self, actions: tuple[str, ...], seen: Observation) -> Inspected | None:
+        if not actions:
+            return self.context.engine.container(seen.current_id) if seen.current_id else None
         return self.change.apply(actions, seen)
 
     def _watch(self, current: Inspected) -> Result:
