@@ -104,6 +104,30 @@ class DockerApi:
         found: dict[str, Any] | None = self._ask("GET", f"/containers/{quote(name, safe='')}/json")
         return found
 
+    def processes(self, name: str) -> list[int]:
+        """Process ids (the node's) of a running container; empty when it does not run."""
+        try:
+            found = self._ask("GET", f"/containers/{quote(name, safe='')}/top?ps_args=-eo+pid") or {}
+        except DockerRefused:
+            return []
+        return [int(row[0]) for row in found.get("Processes") or [] if row and str(row[0]).isdigit()]
+
+    def log_tail(self, name: str, lines: int, limit: int) -> bytes:
+        """Return a container's last ``lines`` of both streams, with time stamps, and of that the last ``limit`` bytes.
+
+        Raises DockerRefused, DockerUnavailable.
+        """
+        query = urlencode({"stdout": 1, "stderr": 1, "timestamps": 1, "tail": lines})
+        with self._connected() as connection:
+            connection.request("GET", f"/containers/{quote(name, safe='')}/logs?{query}")
+            response = connection.getresponse()
+            if response.status >= http.client.BAD_REQUEST:
+                raise DockerRefused(_message(response.read()) or f"HTTP {response.status}")
+            kind, kept = response.getheader("Content-Type") or "", b""
+            for piece in _pieces(response, multiplexed="raw" not in kind or "multiplexed" in kind):
+                kept = (kept + piece)[-limit:]
+        return kept
+
     def images_with_label(self, label: str) -> list[str]:
         """Ids of the images that carry ``label`` (``key=value``), newest first."""
         query = urlencode({"filters": json.dumps({"label": [label]})})
@@ -202,6 +226,22 @@ class DockerApi:
                 _silent[self._path, ref] = exc
             raise
         return str(data["Descriptor"]["digest"])
+
+
+def _pieces(response: IO[bytes], *, multiplexed: bool) -> Iterator[bytes]:
+    """Yield the output in an answer of Docker. Without a terminal each piece has a head: stream, 3 zeros, length.
+
+    Engines before 20.10.18 name no type of the answer, so the first head decides. Source: Docker's API, "attach".
+    """
+    head = response.read(8)
+    if not (multiplexed and head[:1] in (b"\0", b"\1", b"\2") and head[1:4] == b"\0\0\0"):
+        while head:
+            yield head
+            head = response.read(1 << 16)
+        return
+    while len(head) == 8:
+        yield response.read(int.from_bytes(head[4:], "big"))
+        head = response.read(8)
 
 
 def _message(body: bytes) -> str:

@@ -87,7 +87,8 @@ def same_root(served: object, wanted: str) -> bool:
     return folder in str(served)
 
 
-def _connection(endpoint: Endpoint, timeout: float) -> http.client.HTTPConnection:
+def connection(endpoint: Endpoint, timeout: float) -> http.client.HTTPConnection:
+    """Return a connection to the server, not yet made; ``timeout`` in seconds for each wait."""
     if not endpoint.tls:
         return http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=timeout)
     import ssl  # noqa: PLC0415  only a server of other make speaks HTTPS by itself
@@ -98,11 +99,11 @@ def _connection(endpoint: Endpoint, timeout: float) -> http.client.HTTPConnectio
 
 
 def _get(endpoint: Endpoint, path: str, timeout: float) -> tuple[int, bytes]:
-    connection = _connection(endpoint, timeout)
+    asked = connection(endpoint, timeout)
     try:
         headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
-        connection.request("GET", path, headers=headers)
-        response = connection.getresponse()
+        asked.request("GET", path, headers=headers)
+        response = asked.getresponse()
         return response.status, response.read(1 << 20)
     finally:
-        connection.close()
+        asked.close()

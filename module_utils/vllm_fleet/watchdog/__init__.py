@@ -2,5 +2,5 @@
 """Does a server still work between two runs, and what is to be done when it does not?
 
 May import: common, container, server, vllm.
-Pure.
+Pure but for: agent, ask, evidence, journal, main, others, resident, restart.
 """

@@ -34,14 +34,16 @@ class Verdict:
 
 @dataclass
 class _Engine:
-    """One engine: its latest load, when it last gave a sign of life, when it was asked since, and what came of that."""
+    """One engine: its load, its last sign of life, since when it is asked, and whether a request is on its way."""
 
     load: EngineLoad | None
     sign: float
     asked: float | None = None
+    open: bool = False
+    alive: bool = False
 
     def moved(self, now: float) -> None:
-        self.sign, self.asked = max(self.sign, now), None
+        self.sign, self.asked, self.open, self.alive = max(self.sign, now), None, False, True
 
 
 class Judge:
@@ -60,6 +62,11 @@ class Judge:
         return len(self._engines) > 1
 
     @property
+    def alive(self) -> bool:
+        """Whether each engine has given a sign of life since the beginning."""
+        return bool(self._engines) and all(engine.alive for engine in self._engines.values())
+
+    @property
     def asleep(self) -> bool:
         """Whether somebody put an engine to sleep."""
         return any(engine.load is not None and engine.load.asleep for engine in self._engines.values())
@@ -69,7 +76,7 @@ class Judge:
         if engines is None:
             return
         self._page = now
-        for label in self._engines.keys() - set(engines or {"": None}):
+        for label in self._engines.keys() - set(engines or [""]):
             del self._engines[label]
         for label, load in engines.items():
             known = self._engines.get(label)
@@ -84,26 +91,24 @@ class Judge:
 
     def asking(self, now: float, label: str) -> None:
         """Note that an engine is asked for a token."""
-        if label in self._engines:
-            self._engines[label].asked = now
+        engine = self._engines.get(label)
+        if engine:
+            engine.open = True
+            engine.asked = now if engine.asked is None else engine.asked
 
-    def answered(self, now: float, label: str) -> None:
-        """Note that the request got its token.
+    def answer(self, now: float, label: str, answer: str) -> None:
+        """Note what became of the request: ``token``, ``refused`` or ``none``.
 
-        The page shows which engine gave it: releases before 0.11.1 let a request not choose among several. So with
-        several the answer counts for those without requests alone.
+        With several engines a token counts for one without requests alone: which of them gave it, the page shows, for
+        releases before 0.11.1 let a request not choose. One that the server turns away (a model without completions, a
+        full queue) reached no engine, and an idle one cannot be judged then.
         """
         engine = self._engines.get(label)
-        if engine and (not self.several or not _busy(engine)):
-            engine.moved(now)
-
-    def refused(self, now: float, label: str) -> None:
-        """Note that the request was turned away: a model without completions, a full queue. No engine was asked.
-
-        An engine without requests cannot be judged then.
-        """
-        engine = self._engines.get(label)
-        if engine and not _busy(engine):
+        if engine is None:
+            return
+        if answer == "none":
+            engine.open = False  # it is asked once more
+        elif not _busy(engine) or (answer == "token" and not self.several):
             engine.moved(now)
 
     def logged(self, at: float, label: str | None) -> None:
@@ -111,10 +116,6 @@ class Judge:
         for name, engine in self._engines.items():
             if label in (None, name) and at > engine.sign:
                 engine.moved(at)
-
-    def silent(self, now: float) -> float:
-        """Seconds since the last sign of life of the engine that has been silent for the longest time."""
-        return max((now - engine.sign for engine in self._engines.values()), default=0.0)
 
     def verdict(self, now: float) -> Verdict:
         """Return what is to be thought of the server at ``now``."""
@@ -131,7 +132,7 @@ class Judge:
             if quiet >= self.silence and engine.asked is not None and now - engine.asked >= self.silence * DOUBT:
                 return Verdict("hung", self._why(label, engine, now))
             look = look or _busy(engine) or engine.asked is not None
-            if ask is None and engine.asked is None:
+            if ask is None and not engine.open:
                 ask = label
         return Verdict("silent" if ask is not None or look else "moving", ask=ask, look=look)
 

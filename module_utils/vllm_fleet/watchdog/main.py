@@ -11,6 +11,12 @@ from pathlib import Path
 
 from . import places, settings, words
 
+VERBS = {
+    "run": "watch server NAME until SIGTERM",
+    "restart": "restart server NAME, whose watchdog has found it hung; called by `run`",
+    "evidence": "keep as evidence what server NAME does now; called by `run`",
+    "state": "print what the watchdog of server NAME thinks of it",
+}
 USAGE = "Finds a server that hangs, and restarts it within limits (docs/watchdog.md)."
 
 
@@ -20,14 +26,33 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--settings-dir", default=places.SETTINGS, help="folder of the settings' files")
     parser.add_argument("--run-dir", default=places.RUN, help="folder of the present state")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb, text in (("state", "print what the watchdog of server NAME thinks of it"),):
+    for verb, text in VERBS.items():
         verbs.add_parser(verb, help=text).add_argument("name", metavar="NAME")
     verbs.add_parser("check", help="check a file of settings").add_argument("file", metavar="FILE")
     given = parser.parse_args(argv)
     if given.verb == "check":
         return _check(Path(given.file))
     where = places.Places(given.name, given.settings_dir, given.run_dir)
-    return _state(where)
+    if given.verb == "state":
+        return _state(where)
+    try:
+        return _run(where) if given.verb == "run" else _second_half(where, given.verb)
+    except (OSError, ValueError) as exc:
+        print(f"{where.name}: {exc}", file=sys.stderr)
+        return 1
+
+
+def _run(where: places.Places) -> int:
+    from .resident import Resident  # noqa: PLC0415
+
+    program = [sys.executable, sys.argv[0]]
+    return Resident(where, program).run()
+
+
+def _second_half(where: places.Places, verb: str) -> int:
+    from . import restart  # noqa: PLC0415
+
+    return restart.main(where, verb)
 
 
 def _check(file: Path) -> int:

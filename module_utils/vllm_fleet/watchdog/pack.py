@@ -34,22 +34,25 @@ def pack(folder: Path) -> bytes:
 
 def needed(folder: Path) -> list[str]:
     """Return the files that the program imports, early or late, by their paths below ``folder``, sorted."""
-    found, left = {"__init__.py"}, [ENTRY]
+    found: set[str] = set()
+    left = ["__init__.py", ENTRY]
     while left:
         name = left.pop()
         if name not in found:
-            found |= {name, f"{name.partition('/')[0]}/__init__.py"}
+            found.add(name)
             left += _imports(folder, name)
+            if "/" in name:
+                left.append(f"{name.partition('/')[0]}/__init__.py")
     return sorted(found)
 
 
 def _imports(folder: Path, name: str) -> Iterator[str]:
     """Yield the project's files that one of its files imports: all of its imports are relative."""
-    package = name.partition("/")[0]
+    here = (folder / name).parent
     for node in ast.walk(ast.parse((folder / name).read_bytes())):
         if not isinstance(node, ast.ImportFrom) or not node.level:
             continue
-        place = folder / package if node.level == 1 else folder
+        place = here if node.level == 1 else here.parent
         for part in (node.module or "").split("."):
             place = place / part
         files = [place.with_suffix(".py")] if place.with_suffix(".py").is_file() else []

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..vllm.chat_options import DEFAULTS, EXPECT, REQUEST_SPEC, build_requests
+from ..vllm.chat_options import DEFAULTS, REQUEST_SPEC, build_requests
 from ..vllm.chat_request import ChatRequest
 from ..vllm.endpoint import Endpoint
 
@@ -129,7 +129,7 @@ def verification(settings: Settings, endpoint: Endpoint) -> list[ChatRequest]:
     for one in settings.requests:
         own = {key: value for key, value in one.items() if value is not None}
         if "expect" in own:
-            known = {name: option["default"] for name, option in EXPECT["options"].items()}
+            known = {name: option["default"] for name, option in REQUEST_SPEC["expect"]["options"].items()}
             own["expect"] = {**known, **{key: value for key, value in own["expect"].items() if value is not None}}
         requests.append(own)
     names = endpoint.names

@@ -36,6 +36,7 @@ class Behaviour:
     token_delay: float = 0.0
     drop_stream: str = ""
     hang_request: str = ""
+    control: bool = False
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Behaviour:

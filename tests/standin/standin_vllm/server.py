@@ -63,8 +63,26 @@ class Traffic:
         self._changed = threading.Condition()
         self._slots = slots
         self._abort = False
-        self.running = self.waiting = self.finished = self.prompt_tokens = self.generation_tokens = 0
+        self.running = self.waiting = self.finished = self.prompt_tokens = self.generation_tokens = self.steps = 0
         self.draining = False
+        self._shown: dict[str, int] | None = None
+
+    @property
+    def shown(self) -> dict[str, int]:
+        """What /metrics shows; of an engine that was stopped, what it showed then."""
+        names = ("running", "waiting", "finished", "prompt_tokens", "generation_tokens", "steps")
+        return self._shown or {name: getattr(self, name) for name in names}
+
+    def stop(self) -> None:
+        """Stand still, as an engine process after SIGSTOP: nothing moves, and the HTTP side goes on."""
+        with self._changed:
+            self._shown = self.shown
+
+    def go_on(self) -> None:
+        """Move again, as after SIGCONT."""
+        with self._changed:
+            self._shown = None
+            self._changed.notify_all()
 
     @contextmanager
     def request(self, client: socket.socket) -> Iterator[None]:
@@ -91,13 +109,21 @@ class Traffic:
 
     def _wait_for(self, client: socket.socket, true: Callable[[], bool], seconds: float | None) -> None:
         end = None if seconds is None else time.monotonic() + seconds
-        while not (self._abort or true() or _left(client)):
-            left = LOOK if end is None else min(LOOK, end - time.monotonic())
+        while not (self._abort or _left(client)):
+            if self._shown is None and true():
+                return
+            left = LOOK if end is None or self._shown else min(LOOK, end - time.monotonic())
             if left <= 0:
                 return
             self._changed.wait(left)
-        if not true():
+        if self._shown or not true():
             raise AbortedError
+
+    def count_token(self) -> None:
+        """Count one token of an answer, and the step that made it."""
+        with self._changed:
+            self.generation_tokens += 1
+            self.steps += 1
 
     def drain(self, seconds: float) -> None:
         """Wait for the running requests, at most `seconds`, then abort what is left."""
@@ -197,6 +223,10 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/ping":
             self.do_GET()
             return
+        if self.server.behaviour.control and path in ("/standin/stop", "/standin/go_on"):
+            self.server.traffic.stop() if path.endswith("stop") else self.server.traffic.go_on()
+            self._send(200, b"", None)
+            return
         if not self._authorised():
             return
         if path not in ("/v1/chat/completions", "/v1/completions", "/invocations"):
@@ -228,6 +258,7 @@ class Handler(BaseHTTPRequestHandler):
         if not completion.stream:
             for _ in completion.words:
                 server.traffic.pause(self.connection, behaviour.token_delay)
+                server.traffic.count_token()
             body = json.dumps(completion.whole()).encode()
             if behaviour.drop_stream:
                 self._send(200, body[: len(body) // 2], "application/json", length=len(body))
@@ -236,7 +267,6 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, body, "application/json")
         else:
             self._stream(completion)
-        server.traffic.generation_tokens += len(completion.words)
 
     def _stream(self, completion: Completion) -> None:
         behaviour, traffic = self.server.behaviour, self.server.traffic
@@ -253,6 +283,8 @@ class Handler(BaseHTTPRequestHandler):
             if number > half and behaviour.hang_request == "stream":
                 traffic.pause(self.connection, None)
             traffic.pause(self.connection, behaviour.token_delay)
+            if completion.first <= number < completion.first + len(completion.words):
+                traffic.count_token()
         self._event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")
 
@@ -293,19 +325,25 @@ class Handler(BaseHTTPRequestHandler):
         }
 
     def _metrics(self) -> str:
-        traffic = self.server.traffic
+        shown = self.server.traffic.shown
         rows = (
-            ("num_requests_running", "gauge", "Number of requests in model execution batches.", traffic.running),
-            ("num_requests_waiting", "gauge", "Number of requests waiting to be processed.", traffic.waiting),
+            ("num_requests_running", "gauge", "Number of requests in model execution batches.", shown["running"]),
+            ("num_requests_waiting", "gauge", "Number of requests waiting to be processed.", shown["waiting"]),
             (
                 "kv_cache_usage_perc",
                 "gauge",
                 "KV-cache usage. 1 means 100 percent usage.",
-                min(1, traffic.running / 100),
+                min(1, shown["running"] / 100),
             ),
-            ("prompt_tokens_total", "counter", "Number of prefill tokens processed.", traffic.prompt_tokens),
-            ("generation_tokens_total", "counter", "Number of generation tokens processed.", traffic.generation_tokens),
-            ("request_success_total", "counter", "Count of successfully processed requests.", traffic.finished),
+            ("prompt_tokens_total", "counter", "Number of prefill tokens processed.", shown["prompt_tokens"]),
+            (
+                "generation_tokens_total",
+                "counter",
+                "Number of generation tokens processed.",
+                shown["generation_tokens"],
+            ),
+            ("request_success_total", "counter", "Count of successfully processed requests.", shown["finished"]),
+            ("iteration_tokens_total_count", "counter", "Steps of the engine.", shown["steps"]),
         )
         label = f'{{engine="0",model_name="{self.server.names[0]}"}}'
         return "".join(
@@ -376,6 +414,8 @@ class Completion:
         self.words = everything[:limit]
         self.finish_reason = "length" if len(everything) >= limit else "stop"
         self.stream = bool(request.get("stream"))
+        #: Number of the event with the first word.
+        self.first = 1 if chat else 0
         self._with_usage = bool((request.get("stream_options") or {}).get("include_usage"))
         self._chat = chat
         self._head = {

@@ -413,5 +413,5 @@ def test_a_server_that_wants_another_key(monkeypatch, names, status, ready, lock
 
 @pytest.mark.parametrize("tls", [True, False])
 def test_a_server_that_speaks_https_is_asked_so(tls):
-    connection = readiness._connection(Endpoint("127.0.0.1", 1, (), tls=tls), 1.0)
+    connection = readiness.connection(Endpoint("127.0.0.1", 1, (), tls=tls), 1.0)
     assert isinstance(connection, http.client.HTTPSConnection) is tls

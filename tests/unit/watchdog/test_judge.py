@@ -55,10 +55,8 @@ class Story:
             if verdict.ask is not None:
                 self.asked.append(verdict.ask)
                 self.judge.asking(self.now, verdict.ask)
-                if answers == "token":
-                    self.judge.answered(self.now, verdict.ask)
-                elif answers == "refused":
-                    self.judge.refused(self.now, verdict.ask)
+                if answers:
+                    self.judge.answer(self.now, verdict.ask, answers)
             if verdict.kind == "hung":
                 return verdict
         return verdict
@@ -173,6 +171,15 @@ def test_a_watchdog_that_could_not_look_for_a_long_time_asks_before_it_judges():
     story.now += 500
     assert story.during(50, page((0, 0, 5, 5))).kind == "silent"
     assert story.during(30, page((0, 0, 6, 6))).kind == "moving"
+
+
+def test_a_request_that_failed_is_sent_again_and_the_engine_that_goes_on_is_alive():
+    story = Story()
+    story.during(900, page((0, 0, 5, 5)), answers="none")
+    assert len(story.asked) > 5
+    assert not story.judge.alive
+    story.during(10, page((0, 0, 6, 6)))
+    assert story.judge.alive
 
 
 def test_engines_that_sleep_are_seen():

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a hung server does, kept before it is ended: nobody can ask it afterwards.
+
+Everything is bounded in time and size, and what cannot be had is passed over. Values of secrets are taken out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..container.api import DockerApi, DockerRefused, DockerUnavailable
+from ..container.inspected import Inspected, command_line, environment, ident
+from ..container.spec import is_secret
+from ..server import endpoint, gpu_gate
+from ..server.options import ServerOptions
+from ..vllm import cli, readiness
+from ..vllm.log import scrub
+
+#: Bytes and lines of the log's end, and bytes of any other file.
+LOG_BYTES, LOG_LINES, FILE_BYTES = 1_000_000, 20_000, 1_000_000
+#: Seconds for a page, for all stacks together, and between the two looks at the processes.
+PAGE_TIMEOUT, STACKS_TIMEOUT, BETWEEN = 3.0, 10.0, 2.0
+#: Processes that are looked at; a server has some tens.
+PROCESSES = 200
+#: Files of vLLM's own watchdog that are kept, the newest ones.
+DUMPS = 8
+
+
+def secrets_of(container: Inspected) -> tuple[str, ...]:
+    """Return the secrets that a container was given."""
+    found = {value for name, value in environment(container).items() if is_secret(name)}
+    key = cli.first(cli.started(command_line(container)).command.flags.get("api-key"))
+    return tuple(found | ({key} if key else set()))
+
+
+def collect(docker: DockerApi, container: Inspected, folder: Path) -> list[str]:
+    """Keep what there is in ``folder``; return the names of the files."""
+    secrets = secrets_of(container)
+
+    def keep(name: str, make: Callable[[], str]) -> None:
+        with contextlib.suppress(OSError, ValueError, KeyError, DockerRefused, DockerUnavailable):
+            text = make()
+            if text:
+                handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as out:
+                    out.write(scrub(text, secrets))
+
+    place = endpoint.of_container(container)
+    pids = docker.processes(ident(container))[:PROCESSES]
+
+    def page() -> str:
+        return readiness.page(place, "/metrics", PAGE_TIMEOUT) if place else ""
+
+    def log() -> str:
+        return docker.log_tail(ident(container), LOG_LINES, LOG_BYTES).decode(errors="replace")
+
+    keep("metrics-1.txt", page)
+    begun = time.monotonic()
+    keep("processes-1.txt", lambda: _processes(pids))
+    keep("log.txt", log)
+    keep("container.json", lambda: json.dumps({**container["State"], "pids": pids}, indent=1))
+    keep("gpus.json", lambda: _gpus(container))
+    keep("stacks.txt", lambda: _stacks(pids))
+    for number, dump in enumerate(_dumps(container, pids)):
+        keep(f"vllm-watchdog-{number}.txt", lambda dump=dump: _read(dump, FILE_BYTES))  # type: ignore[misc]
+    # The difference of the two shows who computes and who waits; there is no event to wait for.
+    time.sleep(max(0.0, BETWEEN - (time.monotonic() - begun)))
+    keep("processes-2.txt", lambda: _processes(pids))
+    keep("metrics-2.txt", page)
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _processes(pids: Sequence[int]) -> str:
+    """Return a paragraph for each process: its name, state, what it waits for in the kernel, and its CPU time."""
+    tick = os.sysconf("SC_CLK_TCK")
+    parts = []
+    for pid in pids:
+        place = Path(f"/proc/{pid}")
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            name, _, rest = (place / "stat").read_text().rpartition(")")
+            fields = rest.split()
+            cpu = (int(fields[11]) + int(fields[12])) / tick
+            lines = [f"pid {pid} {name.partition('(')[2]}: state {fields[0]}, {cpu:.2f} s of CPU, {fields[17]} threads"]
+            for what in ("wchan", "syscall", "stack"):
+                found = _read(place / what, 4096).strip()
+                lines += [f"  {what}: {line}" for line in found.splitlines()]
+            parts.append("\n".join(lines))
+    return "\n".join(parts) + "\n" if parts else ""
+
+
+def _stacks(pids: Sequence[int]) -> str:
+    """Return what `py-spy dump` says of each process of Python, where the node has py-spy."""
+    program = shutil.which("py-spy")
+    if not program:
+        return ""
+    deadline, parts = time.monotonic() + STACKS_TIMEOUT, []
+    for pid in pids:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            parts.append("there was no time for the others\n")
+            break
+        command = [program, "dump", "--nonblocking", "--pid", str(pid)]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(command, capture_output=True, timeout=left, check=False)
+            if done.returncode == 0:
+                parts.append(done.stdout[:FILE_BYTES].decode(errors="replace"))
+    return "\n".join(parts)
+
+
+def _dumps(container: Inspected, pids: Sequence[int]) -> Iterator[Path]:
+    """Yield the newest files that vLLM's own watchdog left (--watchdog-config with dump_dir, vLLM since 0.33)."""
+    flags = cli.started(command_line(container)).command.flags
+    folder: Any = cli.first(flags.get("watchdog-config.dump_dir"))
+    if not folder:
+        with contextlib.suppress(ValueError, AttributeError):
+            folder = json.loads(cli.first(flags.get("watchdog-config")) or "{}").get("dump_dir")
+    if not isinstance(folder, str) or not folder.startswith("/") or ".." in folder or not pids:
+        return
+    with contextlib.suppress(OSError):
+        inside = Path(f"/proc/{min(pids)}/root{folder}")
+        files = [path for path in inside.iterdir() if path.is_file() and not path.is_symlink()]
+        yield from sorted(files, key=lambda path: path.stat().st_mtime)[-DUMPS:]
+
+
+def _gpus(container: Inspected) -> str:
+    options, _ = gpu_gate.demand_of(container, ServerOptions.from_params({}))
+    found = gpu_gate.gpus_as_dicts(options)
+    return json.dumps(found, indent=1, default=str) if found else ""
+
+
+def _read(path: Path, limit: int) -> str:
+    """Return the end of a file; a link is not followed, for a container could lead it anywhere."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        size = os.fstat(handle).st_size
+        if size > limit:
+            file.seek(size - limit)
+        return file.read(limit).decode(errors="replace")
