@@ -28,6 +28,7 @@ class FilterModule:
         return {
             "vllm_answers": chat_options.build_lines,
             "vllm_in_home": vllm_in_home,
+            "vllm_repair": verification.repair,
             "vllm_restored": verification.after_wrong_answers,
             "vllm_will_change": verification.will_change,
         }

@@ -197,7 +197,7 @@ def _collect(seen: _Seen, one: Mapping[str, Any], task: Mapping[str, Any], begin
         seen.answers, seen.right = said, one["status"] == "ok"
     if one.get("asked"):
         seen.stretches.append({"phase": "check", "from": begin, "to": end})
-    elif module == "vllm_server" and (state or "started") == "started":
+    elif module == "vllm_server" and (state or "started") in ("started", "restarted"):
         parts, gap = timeline.server_stretches(begin, end, one["data"])
         if seen.stopped is not None and "start" in (one["data"].get("actions") or []):
             gap, seen.stopped = [seen.stopped, end], None
@@ -221,7 +221,7 @@ def _downtime(seen: _Seen, down: Sequence[Sequence[float]]) -> float | None:
     """Seconds without a server: as the node measured them, unless a restore or a reboot added to them."""
     if not down:
         return None
-    measured = seen.data("started", "asked").get("downtime")
+    measured = seen.data("restarted", "started", "asked").get("downtime")
     if measured is not None and not seen.restored and "stopped" not in seen.last:
         return float(measured)
     return round(sum(to - at for at, to in down), 3)
@@ -230,16 +230,18 @@ def _downtime(seen: _Seen, down: Sequence[Sequence[float]]) -> float | None:
 def _server(seen: _Seen, *, check_mode: bool) -> dict[str, Any]:
     """What vllm_server did or would do."""
     started, confirmed = seen.data("started", "asked"), seen.data("confirmed")
-    changed = bool(seen.last.get("started", {}).get("changed"))
+    # A server that was restarted is as described afterwards, so what the restart did is what the run did.
+    did = seen.data("restarted") or started
+    changed = any(seen.last.get(state, {}).get("changed") for state in ("started", "restarted"))
     release = confirmed.get("release") or started.get("release") or (seen.restored or {}).get("data", {}).get("release")
     return {
         "started": "started" in seen.last or "asked" in seen.last,
         "changed": changed or bool(seen.restored),
         "release": release,
         "previous": confirmed.get("previous_release"),
-        **{name: started.get(name) or [] for name in ("differences", "actions", "notes", "stages")},
+        **{name: did.get(name) or [] for name in ("differences", "actions", "notes", "stages")},
         "unstaged": check_mode and changed and not started.get("actions"),
-        "ready": _ready(started),
+        "ready": _ready(did),
     }
 
 
@@ -315,7 +317,8 @@ def _node_outcome(
         back = (started or {}).get("data", {}).get("rolled_back") or (restored and _went_back(restored))
         return "restored" if back else "failed"
     if started:
-        return _deed(started["data"].get("actions") or []) if started["changed"] else "unchanged"
+        deed = _deed(started["data"].get("actions") or []) if started["changed"] else "unchanged"
+        return "restarted" if (last.get("restarted") or {}).get("changed") else deed
     if "asked" in last:
         return "untouched" if last["asked"]["data"].get("actions") else "unchanged"
     if host in (run.get("benchmarks") or {}):

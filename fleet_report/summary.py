@@ -16,6 +16,7 @@ OUTCOMES = {
     "restored": "failed and restored",
     "deployed": "deployed",
     "replaced": "replaced",
+    "restarted": "restarted",
     "started": "started",
     "updated": "updated",
     "stopped": "stopped",

@@ -320,6 +320,14 @@ results:
   returned: when a request was sent
   type: list
   elements: dict
+engine:
+  description:
+    - What a second request, for one token, and the server's metrics say after a request without an answer. V(answers), V(busy)
+      (late again, while the engine's counters move), V(hung) (late again, and they stand still), V(failing) (an error again);
+      empty where it is not known.
+  returned: on failure
+  type: str
+  sample: hung
 msg:
   description: The first failed check in one sentence, and what to do next.
   returned: on failure

@@ -36,6 +36,9 @@ options:
     type: str
     choices: [started, stopped, absent, restored, restarted, confirmed]
     default: started
+  because:
+    description: Why the server is restarted, for O(state=restarted). It is among RV(notes), and so in the report.
+    type: str
   mode:
     description:
       - V(deploy) does what O(state) says.

@@ -340,6 +340,27 @@ def test_a_reboot_counts_as_time_without_a_server():
     assert "reboots</span>" in page.render(report)
 
 
+def test_a_server_that_was_restarted_is_told_with_the_reason():
+    run = Run(1)
+    run.play("vllm_server")
+    data = {
+        "actions": ["stop", "start"],
+        "differences": [{"name": "state", "current": "running", "desired": "restarted"}],
+        "downtime": 100.4,
+        "stages": [*STAGES[:-1], {"stage": "ready", "at": 100.0}],
+        "notes": ["restarted because its engine did no step"],
+    }
+    one, same = {"node1": (101.0, "ok", data)}, {"node1": (0.3, "ok", {"actions": [], "differences": []})}
+    run.task("Restart the server", "vllm_server", "vllm_server", one, state="restarted", changed=True, file="restart")
+    run.task("Ensure the server runs and is ready", "vllm_server", "vllm_server", same, state="started")
+    report = report_of(run)
+    first = node(report, "node1")
+    assert (first["outcome"], first["changed"], first["downtime"]) == ("restarted", True, 100.4)
+    assert first["notes"] == data["notes"]
+    assert "restarted because its engine did no step" in page.render(report)
+    assert "1 restarted" in "\n".join(terminal.lines(report, "page.html"))
+
+
 def test_a_burn_in_stands_on_the_page():
     run = Run(2)
     run.play("burnin")

@@ -59,6 +59,14 @@ def pending(first: Mapping[str, str]) -> str:
     )
 
 
+def repairs(reasons: Mapping[str, str]) -> str:
+    """Return which servers are mended although they are as described; reasons by replica."""
+    return "".join(
+        f" {names(labels)} {'is' if len(labels) == 1 else 'are'} mended first, because {why}."
+        for why, labels in _by_value(reasons)
+    )
+
+
 def reboots(planned: Mapping[str, str], waiting: Mapping[str, str]) -> str:
     """Return which nodes are rebooted in their wave and which wait for their user to allow it; reasons by host."""
     said = [f" {names(hosts)} will be drained and rebooted in that wave: {why}." for why, hosts in _by_value(planned)]

@@ -30,6 +30,8 @@ class Replica:
     pending: dict[str, str] = field(default_factory=dict)
     #: Why a node of it has to be rebooted in its wave, by host.
     reboots: dict[str, str] = field(default_factory=dict)
+    #: Why it is mended in its wave although it is as described: it gives no answer.
+    repair: str = ""
 
     @property
     def head(self) -> str:
@@ -141,7 +143,7 @@ def replicas_of(
         states = gateway_states(hostvars, gateways, replica.head)
         replica.kept_out = states == {MAINT}
         left = admits and DRAIN in states and not replica.change and bool(play.intersection(replica.hosts))
-        if states and UP not in states and not left:
+        if (states and UP not in states and not left) or replica.repair:
             replica.serves = False
     return list(found.values())
 
@@ -159,7 +161,9 @@ def _add_host(
     first = pending_artifact(found, hostvars[host]) if check_mode else ""
     if first:
         replica.pending[host] = first
+    replica.repair = replica.repair or str((hostvars[host].get("vllm_server_repair") or {}).get("because") or "")
     replica.change = replica.change or bool(found.get("actions") or first) or not confirmed or bool(replica.reboots)
+    replica.change = replica.change or bool(replica.repair)
     # One that was never verified is drained, unless a gateway sends it requests all the same.
     replica.serves = (
         replica.serves and running and (confirmed or UP in gateway_states(hostvars, gateways, replica.head))

@@ -79,9 +79,10 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
     """Return who is replaced, when.
 
     ``hosts`` are in the order of the waves, ``serial`` counts hosts of each wave, ``waves`` names replicas by their
-    heads; ``play`` and ``wrong`` are the hosts of the run and those that failed their verification. ``admit`` are heads
-    that need nothing but to be admitted, ``leftovers`` those to visit for it, ``reboot`` the hosts that are rebooted in
-    their wave; ``problems`` are sentences, with any of them nothing is done. ``says`` is the plan in words.
+    heads; ``play`` and ``wrong`` are the hosts of the run and those that failed their verification. ``repair`` are
+    heads that are mended because they give no answer, ``admit`` heads that need nothing but to be admitted,
+    ``leftovers`` those to visit for it, ``reboot`` the hosts that are rebooted in their wave; ``problems`` are
+    sentences, with any of them nothing is done. ``says`` is the plan in words.
     """
     found = collect(scene, check_mode=check_mode)
     problems = judge(scene, limits, found)
@@ -103,11 +104,13 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
         "play": scene.play,
         "wrong": found.wrong,
         "reboot": list(reboots),
+        "repair": [replica.head for replica in change if replica.repair],
         "problems": problems,
         "says": messages.plan(
             waves, same, total=len([one for one in found.replicas if set(one.hosts) & set(scene.play)])
         )
         + messages.pending({host: what for replica in change for host, what in replica.pending.items()})
+        + messages.repairs({replica.label: replica.repair for replica in change if replica.repair})
         + messages.reboots(reboots, _waiting(scene)),
     }
 

@@ -103,6 +103,8 @@ class Lifecycle:
         if seen.state == "restarted":
             # One that hangs finishes no request, so its own stop timeout would only be waited for.
             self.change.grace = self.context.options.stop_timeout
+            if self.context.options.because:
+                self.state.notes.append(f"restarted because {self.context.options.because}")
         try:
             current = self._apply(seen.plan.actions, seen)
         except (EngineError, OSError) as exc:

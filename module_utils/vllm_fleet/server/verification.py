@@ -21,6 +21,35 @@ def will_change(result: Mapping[str, Any], mode: str, tags: Collection[str], *, 
     return check_mode and bool(result.get("changed"))
 
 
+def repair(
+    chat: Mapping[str, Any], result: Mapping[str, Any], mode: str, tags: Collection[str], *, ranks: int
+) -> dict[str, Any]:
+    """Return how a wave mends a server that is as described, was good before, and gave no answer to a plan.
+
+    ``chat`` is what vllm_chat returned, ``tags`` are those of the run, ``ranks`` counts the server's nodes. Returns
+    `restart` (whether it is stopped first) and `because` (a sentence without its end); empty where the plan fails over
+    it: a wrong answer has its reason in what is described, a busy server is late, and ranks are started together.
+    """
+    waves = mode == "plan" and bool({"all", "rollout"}.intersection(tags))
+    if not waves or ranks > 1 or not result.get("confirmed") or result.get("actions"):
+        return {}
+    errors = {one.get("error") for one in chat.get("results") or []}
+    if errors & _NOBODY_LISTENS:
+        return {"restart": False, "because": "it does not listen, although its container runs"}
+    why = _BROKEN.get(str(chat.get("engine") or ""))
+    return {"restart": True, "because": why} if why else {}
+
+
+#: Errors of vllm_chat where a container runs and its server is not there: it loads, or dies again and again. Docker's
+#: proxy of a published port closes or resets what nobody takes.
+_NOBODY_LISTENS = frozenset({"refused", "reset", "closed"})
+#: Why a server is restarted, by what vllm_chat found of its engine.
+_BROKEN = {
+    "hung": "it gave no answer within vllm_server_verify_timeout, nor to a second request, and its engine did no step",
+    "failing": "its engine ended two requests with an error",
+}
+
+
 def after_wrong_answers(restored: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """Return what serves after a server answered wrongly; ``restored`` is what vllm_server returned on the way back."""
     if restored.get("skipped"):

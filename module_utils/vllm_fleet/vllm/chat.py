@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from . import motion
 from .chat_options import build_message, build_result
 from .chat_request import (
     NOT_OPENAI,
@@ -229,11 +230,18 @@ def chat(request: ChatRequest, clock: Callable[[], float] = time.monotonic) -> C
 
 
 def probe(requests: Sequence[ChatRequest], *, many: bool) -> dict[str, Any]:
-    """Send the requests and return the module's result, of a failure too. ``many``: each check names its request."""
+    """Send the requests and return the module's result, of a failure too. ``many``: each check names its request.
+
+    A server that gave no answer is asked once more, for one token, and its counters are looked at (see motion).
+    """
     results = chat_all(requests)
     result = build_result(results, many=many)
     message = build_message(results, len(requests))
-    return {**result, "failed": True, "msg": message} if message else result
+    if not message:
+        return result
+    silent = next((n for n, one in enumerate(results) if motion.worth_a_look(one.error)), None)
+    engine = motion.look(requests[silent], chat) if silent is not None else ""
+    return {**result, "failed": True, "msg": f"{message} {motion.SAYS.get(engine, '')}".rstrip(), "engine": engine}
 
 
 def chat_all(requests: Sequence[ChatRequest]) -> list[ChatResult]:

@@ -49,6 +49,13 @@ def seen(**states):
         (fleet(EDIT), {}, [["node1"]]),
         # What does not serve comes first: nothing is lost with it.
         (fleet(EDIT, EDIT, DEAD, HALF), {}, [["node3"], ["node4"], ["node1", "node2"]]),
+        # Nor with what gives no answer, as described as it is.
+        (
+            fleet(EDIT, EDIT, SAME, SAME)
+            | {"node4": {**fleet(SAME)["node1"], "vllm_server_repair": {"because": "it hangs"}}},
+            {},
+            [["node4"], ["node1"], ["node2"]],
+        ),
         # One stays, although the wave would take all.
         (fleet(EDIT, EDIT, EDIT), {"waves": ["100%"]}, [["node1", "node2"], ["node3"]]),
         (

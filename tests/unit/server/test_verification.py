@@ -48,3 +48,37 @@ BACK = {"container": {"status": "running"}}
 )
 def test_what_serves_after_wrong_answers(restored, result, says):
     assert verification.after_wrong_answers(restored, result).startswith(says)
+
+
+def chat(engine="", error="timeout_idle"):
+    """What vllm_chat returned of a request that failed."""
+    return {"failed": True, "engine": engine, "results": [{"error": error}]}
+
+
+@pytest.mark.parametrize(
+    ("said", "more", "restart"),
+    [
+        (chat("hung"), {}, True),
+        (chat("failing", "http_status"), {}, True),
+        # It loads, or dies again and again: the watch of its wave finds out which.
+        (chat("", "refused"), {}, False),
+        (chat("", "reset"), {}, False),
+        # Late is no reason, and neither is a wrong answer.
+        (chat("busy"), {}, None),
+        (chat("answers"), {}, None),
+        (chat("", None), {}, None),
+        # Nothing follows that could mend it.
+        (chat("hung"), {"mode": "deploy"}, None),
+        (chat("hung"), {"tags": ["verify"]}, None),
+        (chat("hung"), {"tags": ["rollout", "verify"]}, True),
+        # It is replaced anyhow, or was never good.
+        (chat("hung"), {"result": {**SAME, "actions": ["start"]}}, None),
+        (chat("hung"), {"result": {**SAME, "confirmed": False}}, None),
+        (chat("hung"), {"ranks": 2}, None),
+    ],
+)
+def test_a_server_without_an_answer_is_mended_by_its_wave(said, more, restart):
+    call = {"result": SAME, "mode": "plan", "tags": ["all"], "ranks": 1, **more}
+    found = verification.repair(said, call["result"], call["mode"], call["tags"], ranks=call["ranks"])
+    assert found.get("restart") is restart
+    assert bool(found.get("because")) is (restart is not None)
