@@ -49,6 +49,8 @@ _PICKED = {
     "vllm_drained": ("drained", "elapsed", "says", "msg"),
 }
 _ANSWER = ("name", "api", "content", "finish_reason", "usage", "ttft", "tokens_per_second", "error")
+#: What a run would do to a server that gives no answer.
+_RESTART = {"name": "state", "current": "running", "desired": "restarted"}
 _FAILURE = ("class", "cause", "evidence", "remedy", "exit_code", "host")
 
 
@@ -60,8 +62,12 @@ def module_of(action: str) -> str:
 def picked(action: str, result: Mapping[str, Any], *, failed: bool) -> dict[str, Any]:
     """Take from a module's result what a report shows; of other modules only what a failure says."""
     if module_of(action) == "set_fact":
-        mark = ((result.get("ansible_facts") or {}).get("rollout_outcome") or {}).get("state")
-        return {"mark": mark} if mark else {}
+        facts = result.get("ansible_facts") or {}
+        noted = {
+            "mark": (facts.get("rollout_outcome") or {}).get("state"),
+            "repair": (facts.get("vllm_server_repair") or {}).get("because"),
+        }
+        return {name: value for name, value in noted.items() if value}
     names = _PICKED.get(module_of(action), ())
     kept = {name: result[name] for name in names if result.get(name) is not None}
     if failed:
@@ -144,6 +150,8 @@ class _Seen:
     #: Since when a server is stopped for a reboot: the host is without one until the next start.
     stopped: float | None = None
     mark: str | None = None
+    #: Why a server that is as described is restarted, or would be.
+    repair: str | None = None
 
     def data(self, *names: str) -> Mapping[str, Any]:
         """Return the data of the first of these results that is there; empty without any."""
@@ -208,6 +216,7 @@ def _collect(seen: _Seen, one: Mapping[str, Any], task: Mapping[str, Any], begin
             seen.stopped = begin
         seen.stretches.append({"phase": timeline.phase_of(task, state, seen.mark), "from": begin, "to": end})
     seen.mark = one["data"].get("mark", seen.mark)
+    seen.repair = one["data"].get("repair", seen.repair)
 
 
 def _down(seen: _Seen) -> list[list[float]]:
@@ -232,7 +241,9 @@ def _server(seen: _Seen, *, check_mode: bool) -> dict[str, Any]:
     started, confirmed = seen.data("started", "asked"), seen.data("confirmed")
     # A server that was restarted is as described afterwards, so what the restart did is what the run did.
     did = seen.data("restarted") or started
-    changed = any(seen.last.get(state, {}).get("changed") for state in ("started", "restarted"))
+    if check_mode and seen.repair and not started.get("actions"):
+        did = {"differences": [_RESTART], "actions": ["start"], "notes": [f"restarted because {seen.repair}"]}
+    changed = did is not started or any(seen.last.get(state, {}).get("changed") for state in ("started", "restarted"))
     release = confirmed.get("release") or started.get("release") or (seen.restored or {}).get("data", {}).get("release")
     return {
         "started": "started" in seen.last or "asked" in seen.last,
@@ -240,7 +251,7 @@ def _server(seen: _Seen, *, check_mode: bool) -> dict[str, Any]:
         "release": release,
         "previous": confirmed.get("previous_release"),
         **{name: did.get(name) or [] for name in ("differences", "actions", "notes", "stages")},
-        "unstaged": check_mode and changed and not started.get("actions"),
+        "unstaged": check_mode and changed and not did.get("actions"),
         "ready": _ready(did),
     }
 

@@ -358,6 +358,7 @@ def test_a_server_that_hangs_is_restarted_and_no_other_is_touched(scene):
     scene.fleet.exec("node3", ["docker", "kill", "-s", "STOP", "vllm"])
     check = scene.deploy("--tags", "rollout", "--check", "-e", "vllm_server_verify_timeout=4").ok()
     assert "node3 is mended first, because it gave no answer" in check.text, check.output
+    assert "Check: 1 of 4 nodes would change. node3: state" in check.text, check.output
     assert {node: scene.server(node)["State"]["StartedAt"] for node in ALL} == started
     began = time.monotonic()
     run = scene.deploy("--tags", "rollout", "-e", "vllm_server_verify_timeout=4").ok()

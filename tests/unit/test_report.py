@@ -361,6 +361,17 @@ def test_a_server_that_was_restarted_is_told_with_the_reason():
     assert "1 restarted" in "\n".join(terminal.lines(report, "page.html"))
 
 
+def test_a_check_run_says_which_server_would_be_restarted():
+    run = Run(1)
+    run.play("vllm_server")
+    asked = {"node1": (0.3, "ok", {"actions": [], "differences": []})}
+    run.task("Ensure the server runs and is ready", "vllm_server", "vllm_server", asked, asked=True)
+    noted = {"node1": (0.1, "ok", {"repair": "its engine did no step"})}
+    run.task("Record how it is mended", "vllm_server", "ansible.builtin.set_fact", noted, file="verify")
+    told = "\n".join(terminal.lines(report_of(run, check_mode=True)))
+    assert told == "Check: 1 of 1 node would change.\n  node1: state"
+
+
 def test_a_burn_in_stands_on_the_page():
     run = Run(2)
     run.play("burnin")
