@@ -117,6 +117,10 @@ reason:
   returned: when not running
   type: str
   sample: "does not run: no process listens on /run/haproxy/vllm-fleet.sock"
+memory:
+  description: Bytes of the machine's memory.
+  returned: always
+  type: int
 version:
   description: HAProxy's version.
   returned: when running

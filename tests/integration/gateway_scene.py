@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real HAProxy with the role's configuration on this machine, in front of servers of this machine."""
+"""Real HAProxys with the role's configuration on this machine, in front of servers of this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import hashlib
 import http.client
 import http.server
 import json
-import os
+import random
 import socket
 import subprocess
 import threading
@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import haproxy_program
 import play
 import standin
 
 from ansible.module_utils.vllm_fleet.gateway import drain, haproxy
 
 ROLE = play.ROOT / "roles" / "gateway"
-PROGRAM = os.environ.get("VLLM_FLEET_HAPROXY", "/usr/sbin/haproxy")
+PROGRAM = haproxy_program.HERE
 # Of this machine's administrator and this distribution's user; a test has neither.
 FOREIGN = ("    log ", "    chroot ", "    user ", "    group ")
 FILES = {"gateway.cfg.j2": "gateway.cfg", "secrets.cfg.j2": "secrets.cfg"}
@@ -39,6 +40,11 @@ class Gateway:
     ports: Mapping[str, int] = field(default_factory=dict)
     servers: Mapping[str, standin.Standin] = field(default_factory=dict)
     log: socket.socket | None = None
+
+    @property
+    def pid(self) -> str:
+        """Process id of the worker."""
+        return haproxy.info(haproxy.ask(self.socket, "show info"))["Pid"]
 
     @property
     def socket(self) -> str:
@@ -69,6 +75,18 @@ def until(true: Callable[[], Any], what: str, seconds: float = 20.0) -> float:
     return time.monotonic() - began
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody holds, each with the next one; none that the kernel gives to a connection meanwhile."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(10_000, 32_000, 2)  # noqa: S311
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("", port))
+            other.bind(("", port + 1))
+            found.extend([port] * (port not in found))
+    return found
+
+
 def render(
     folder: Path,
     hosts: Mapping[str, Any],
@@ -84,7 +102,8 @@ def render(
         "gateway_bind": "127.0.0.1",
         "gateway_request_timeout": 2,
         "gateway_check_interval": 1,
-        "gateway_check_timeout": 1,
+        # A busy machine answers late, and a server that is down for it is no fault.
+        "gateway_check_timeout": 5,
         "gateway_check_fall": 2,
         **variables,
     }
@@ -92,7 +111,14 @@ def render(
     groups = {"vllm": {"hosts": hosts}, "gateway": {"hosts": {"gateway1": {}}}}
     (folder / "inventory.yml").write_text(json.dumps({"all": {"vars": local, "children": groups}}))
     tasks: list[dict[str, Any]] = [
-        {"name": "Judge", "ansible.builtin.assert": {"that": "__gateway_found.problems == []", "quiet": True}}
+        {
+            "name": "Judge",
+            "ansible.builtin.assert": {
+                "that": "__gateway_found.problems == []",
+                "fail_msg": "{{ __gateway_found.problems }}",
+                "quiet": True,
+            },
+        }
     ]
     contents = {
         f"{{{{ lookup('ansible.builtin.template', '{ROLE}/templates/{name}') }}}}": to for name, to in FILES.items()
@@ -119,31 +145,45 @@ def render(
     config.write_text("\n".join(kept) + "\n")
 
 
-def command(folder: Path) -> list[str]:
-    """What runs HAProxy with the files of a folder."""
-    return [*PROGRAM.split(), "-db", "-f", str(folder / "secrets.cfg"), "-f", str(folder / "gateway.cfg")]
+def command(folder: Path, program: str = "here") -> list[str]:
+    """What runs HAProxy with the files of a folder; ``program`` is one of haproxy_program.PROGRAMS."""
+    files = ["-f", str(folder / "secrets.cfg"), "-f", str(folder / "gateway.cfg")]
+    return [*haproxy_program.words(program, [folder, ROLE / "files"]), "-db", *files]
 
 
-def _up(gateway: Gateway) -> bool:
+def check(folder: Path, program: str = "here") -> str:
+    """Have HAProxy check the files of a folder, which must be good; what it says."""
+    checked = subprocess.run([*command(folder, program), "-c"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    return checked.stderr
+
+
+def _not_up(gateway: Gateway) -> str:
+    """Which servers are not up yet, with their last check; empty when all of them are."""
+    assert gateway.process.poll() is None, (gateway.folder / "said").read_text()
     try:
-        return all(one.status == "UP" and one.check for one in gateway.entries())
-    except haproxy.SocketError:
-        return False
+        return ", ".join(str(one) for one in gateway.entries() if one.status != "UP" or not one.check)
+    except haproxy.SocketError as error:
+        return f"HAProxy {error}"
 
 
 @contextlib.contextmanager
-def running(folder: Path, *words: str, **more: Any) -> Iterator[Gateway]:
+def running(folder: Path, *words: str, program: str = "here", **more: Any) -> Iterator[Gateway]:
     """HAProxy with the files of a folder and more ``words``; all servers are up."""
     (folder / "state").write_text("1\n")
-    checked = subprocess.run([*command(folder), "-c"], capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stderr
     # The lines about logs are taken out for a test.
-    warnings = [line for line in checked.stderr.splitlines() if "WARNING" in line and "log format" not in line]
+    said = check(folder, program).splitlines()
+    warnings = [line for line in said if "WARNING" in line and "log format" not in line]
     assert not warnings, warnings
-    process = subprocess.Popen([*command(folder), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with (folder / "said").open("w") as file:
+        process = subprocess.Popen([*command(folder, program), *words], stdout=file, stderr=file)
     made = Gateway(folder, process, **more)
     try:
-        until(lambda: _up(made), "all servers are up")
+        # Servers come up by their first check that is answered in time; HAProxy asks on until then, or it has ended.
+        began = time.monotonic()
+        while left := _not_up(made):
+            assert time.monotonic() < began + 120, f"never: all servers are up: {left}"
+            time.sleep(0.02)
         yield made
     finally:
         process.terminate()

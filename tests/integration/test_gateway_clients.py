@@ -15,10 +15,10 @@ from typing import Any
 
 import play
 import pytest
-import standin
-from gateway_scene import PROGRAM, Echo, Gateway, ask, render, running, until
+from gateway_scene import PROGRAM, Echo, Gateway, ask, free_ports, render, running, until
+from haproxy_program import PROGRAMS
 
-from ansible.module_utils.vllm_fleet.gateway import haproxy, keys, usage
+from ansible.module_utils.vllm_fleet.gateway import door, haproxy, keys, usage
 
 FLEET = "fleet-key-of-the-servers"
 KEYS: list[dict[str, Any]] = [
@@ -29,6 +29,7 @@ KEYS: list[dict[str, Any]] = [
 ]
 PYTHON = "ansible_python_interpreter=/usr/bin/python3"
 CHAT = "/v1/chat/completions"
+WRONG = 12
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +47,15 @@ def echoes() -> Iterator[dict[str, Echo]]:
 
 
 @pytest.fixture(scope="module")
-def gateway(echoes: dict[str, Echo], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway with a port for each of the two models."""
+def described(
+    echoes: dict[str, Echo], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The files of a gateway with a port for each of the two models, and what a Gateway has of it."""
     folder, log = tmp_path_factory.mktemp("clients"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     log.bind(("127.0.0.1", 0))
     log.settimeout(10)
-    ports = {"small": standin.free_port(), "large": standin.free_port()}
-    while abs(ports["small"] - ports["large"]) == 1:
-        ports["large"] = standin.free_port()
+    *two, stats = free_ports(3)
+    ports = dict(zip(["small", "large"], two, strict=True))
     render(
         folder,
         {name: one.host for name, one in echoes.items()},
@@ -61,13 +63,22 @@ def gateway(echoes: dict[str, Echo], tmp_path_factory: pytest.TempPathFactory) -
         gateway_port=ports["small"],
         gateway_ports={"acme/large": ports["large"]},
         gateway_local_offset=1,
-        gateway_stats_port=standin.free_port(),
+        gateway_stats_port=stats,
         gateway_keys=KEYS,
         gateway_paths=["/tokenize", "/v2/"],
         gateway_source_connections=20,
+        gateway_failed_keys_per_minute=WRONG,
     )
-    with log, running(folder, ports=ports) as made:
-        made.log = log
+    (folder / "keys.map.new").write_text((folder / "keys.map").read_text())
+    with log:
+        yield folder, {"ports": ports, "log": log}
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def gateway(described: tuple[Path, dict[str, Any]], request: pytest.FixtureRequest) -> Iterator[Gateway]:
+    folder, more = described
+    (folder / "keys.map").write_text((folder / "keys.map.new").read_text())
+    with running(folder, program=request.param, **more) as made:
         yield made
 
 
@@ -116,6 +127,41 @@ def test_more_requests_at_a_time_than_a_key_may_have_are_429(gateway: Gateway, e
         echoes["n3"].delay = 0.0
     assert found == [200, 429, 429]
     assert chat(gateway.ports["large"], "key-of-one")[0] == 200, "its place is free again"
+
+
+def test_a_right_key_is_found_right_without_a_request_of_its_client(gateway: Gateway, echoes: dict[str, Echo]) -> None:
+    """As playbooks/status.yml asks: it counts neither for limits nor in the log, and reaches no server."""
+    forget(gateway)
+    chats = sum(one.chats for one in echoes.values())
+    doors = [{"host": "127.0.0.1", "port": port, "key": "key-of-few"} for port in gateway.ports.values()]
+    assert [door.look(doors, tls=False) for _ in range(5)] == [[]] * 5
+    assert sum(one.chats for one in echoes.values()) == chats
+    shown = haproxy.ask(gateway.socket, "show table vllm-fleet-keys")
+    assert [line for line in shown.splitlines() if "key=few " in line and "gpc0_rate(60000)=3" not in line] == [], shown
+    (wrong,) = door.look([{**doors[0], "key": "wrong"}], tls=False)
+    assert wrong.endswith("gives 401 with a right key")
+    assert ask(gateway.ports["small"], "/v1/marks", "POST", b"{}", Authorization="Bearer key-of-all")[0] == 200
+    assert gateway.log
+    lines = []
+    while not lines or " /v1/marks" not in lines[-1]:
+        lines.append(gateway.log.recv(65536).decode())
+    assert not [line for line in lines if "HEAD /v1/models" in line and "{few|" in line], lines
+
+
+def test_a_source_of_many_wrong_keys_is_told_to_wait_and_a_right_key_opens_from_there(gateway: Gateway) -> None:
+    ports = [gateway.ports[name] for name in ("small", "large")]
+    # A request without a key is no wrong key.
+    assert {ask(port, "/v1/models")[0] for port in ports for _ in range(WRONG)} == {401}
+    answers = [chat(ports[number % 2], f"wrong-{number}") for number in range(WRONG + 10)]
+    assert [status for status, _, _ in answers[-5:]] == [429] * 5
+    assert {status for status, _, _ in answers} == {401, 429}
+    assert (answers[-1][1]["error"]["message"], answers[-1][2]["retry-after"]) == (
+        "Too many wrong keys came from this address.",
+        "60",
+    )
+    assert chat(ports[0], "key-of-all")[0] == 200
+    assert ask(ports[0], "/v1/models")[0] == 401
+    haproxy.ask(gateway.socket, "clear table vllm-fleet-sources")
 
 
 def test_paths_that_are_listed_pass_with_a_key(gateway: Gateway) -> None:
@@ -186,7 +232,7 @@ def test_keys_change_under_load_without_a_reload(gateway: Gateway) -> None:
     pools = [{"name": "acme_small", "names": ["acme/small"], "key": True, "head": "n1"}]
     added = [*KEYS, {"name": "new", "key": "key-of-new", "models": ["acme/small"]}]
     after = keys.key_map({}, pools, [entry for entry in added if entry["name"] != "one"])
-    pid = haproxy.info(haproxy.ask(gateway.socket, "show info"))["Pid"]
+    pid = gateway.pid
     stop, lost = threading.Event(), []
 
     def load() -> int:
@@ -212,7 +258,7 @@ def test_keys_change_under_load_without_a_reload(gateway: Gateway) -> None:
     assert chat(gateway.ports["small"], "key-of-one")[0] == 401
     assert (path.read_text(), path.stat().st_mode & 0o777) == (after, 0o600)
     assert haproxy.map_text(gateway.socket, str(path)) == after
-    assert haproxy.info(haproxy.ask(gateway.socket, "show info"))["Pid"] == pid
+    assert gateway.pid == pid
     # What the process lost, such as a map that was changed by hand, is set right again.
     haproxy.ask(gateway.socket, f"clear map {path}")
     assert chat(gateway.ports["small"], "key-of-all")[0] == 401
@@ -227,32 +273,38 @@ def test_keys_change_under_load_without_a_reload(gateway: Gateway) -> None:
 
 def test_no_key_of_a_client_is_anywhere(gateway: Gateway) -> None:
     texts = [(gateway.folder / name).read_text() for name in ("gateway.cfg", "secrets.cfg", "keys.map")]
-    words = Path("/proc", str(gateway.process.pid), "cmdline").read_text()
+    words = Path("/proc", gateway.pid, "cmdline").read_text()
     for entry in KEYS:
         assert not any(entry["key"] in text for text in [*texts, words])
 
 
-def logged(gateway: Gateway, count: int) -> list[str]:
-    """The next lines of requests, without what syslog has before them."""
-    assert gateway.log
-    found: list[str] = []
-    while len(found) < count:
-        line = gateway.log.recv(65536).decode().strip()
-        found.extend([line.partition("]: ")[2]] * ("} " in line))
-    return found
-
-
-def test_the_log_says_who_used_what_and_neither_key_nor_prompt(gateway: Gateway) -> None:
+def forget(gateway: Gateway) -> None:
+    """Read what is there: a full buffer takes no further line."""
     assert gateway.log
     gateway.log.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while gateway.log.recv(65536):
             pass
     gateway.log.settimeout(10)
+
+
+def logged(gateway: Gateway, count: int, path: str) -> list[str]:
+    """The next lines of requests for paths that begin so, without what syslog has before them."""
+    assert gateway.log
+    found: list[str] = []
+    while len(found) < count:
+        line = gateway.log.recv(65536).decode().strip()
+        # Those of requests before may come late.
+        found.extend([line.partition("]: ")[2]] * (f" {path}" in line))
+    return found
+
+
+def test_the_log_says_who_used_what_and_neither_key_nor_prompt(gateway: Gateway) -> None:
+    forget(gateway)
     body = json.dumps({"messages": [{"role": "user", "content": "a secret question"}], "model": "acme/large"}).encode()
     auth = {"Authorization": "Bearer key-of-all"}
-    assert ask(gateway.ports["small"], CHAT, "POST", body, **auth)[0] == 200
-    (line,) = logged(gateway, 1)
+    assert ask(gateway.ports["small"], "/v1/who", "POST", body, **auth)[0] == 200
+    (line,) = logged(gateway, 1, "/v1/who")
     assert not any(word in line for word in ("key-of-all", "secret", keys.digest("key-of-all")))
     found = usage.read_line(line)
     assert found
@@ -285,15 +337,15 @@ def test_tokens_of_streams_and_large_answers_are_read_and_clients_write_nothing(
         "broken": ['{"usage": {"prompt_tokens": 21'],
     }
     words = {"x-vllm-model": 'x|y} "POST', "User-Agent": "a\tb{c|1|2|3} GET /"}
-    paths = [f"/v1/chat/{kind}?api_key=secret" for kind in answers]
-    logged(gateway, 0)
+    paths = [f"/v1/tokens/{kind}?api_key=secret" for kind in answers]
+    forget(gateway)
     try:
         for (_, made), path in zip(answers.items(), paths, strict=True):
             echoes["n3"].parts = made
             auth = {"Authorization": "Bearer key-of-all", **words}
             status, text, _ = ask(gateway.ports["large"], path, "POST", b'{"model": "z|1|2|3} x"}', **auth)
             assert (status, text) == (200, "".join(made))
-        found = logged(gateway, len(answers))
+        found = logged(gateway, len(answers), "/v1/tokens/")
     finally:
         echoes["n3"].parts = []
     assert not any("secret" in line for line in found)

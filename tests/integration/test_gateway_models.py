@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import standin
-from gateway_scene import Echo, Gateway, ask, command, render, running, until
+from gateway_scene import Echo, Gateway, ask, check, free_ports, render, running, until
+from haproxy_program import PROGRAMS
 
 from ansible.module_utils.vllm_fleet.gateway import haproxy
 
@@ -41,11 +40,11 @@ def echoes() -> Iterator[dict[str, Echo]]:
 
 def start(folder: Path, hosts: dict[str, Any], **variables: Any) -> int:
     """Render a gateway in front of them; its port."""
-    port = standin.free_port()
+    port, stats = free_ports(2)
     given: dict[str, Any] = {
         "gateway_port": port,
         "gateway_local_offset": 1,
-        "gateway_stats_port": standin.free_port(),
+        "gateway_stats_port": stats,
         "gateway_split": {"chat": {"acme/large": 80, "acme/next": 20}},
         "gateway_aliases": {"gpt-5": "acme/large", "open/gpt": "acme/large", "gpt-5-mini": "chat"},
         "gateway_queue_limit": 4,
@@ -61,10 +60,16 @@ def hosts_of(echoes: dict[str, Echo]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def gateway(echoes: dict[str, Echo], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def described(echoes: dict[str, Echo], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The files of a gateway in front of them, and its port."""
     folder = tmp_path_factory.mktemp("models")
-    port = start(folder, hosts_of(echoes))
-    with running(folder, ports={"all": port}) as made:
+    return folder, start(folder, hosts_of(echoes))
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def gateway(described: tuple[Path, int], request: pytest.FixtureRequest) -> Iterator[Gateway]:
+    folder, port = described
+    with running(folder, program=request.param, ports={"all": port}) as made:
         yield made
 
 
@@ -141,8 +146,6 @@ def test_an_unknown_model_is_told_which_are_known(gateway: Gateway) -> None:
     assert post(gateway, {"messages": []})[0] == 400
     assert post(gateway, b"no JSON")[0] == 400
     assert ask(gateway.ports["all"], "/v1/responses/resp_1", **AUTH)[0] == 400
-    # What a browser asks before its request; this server knows no such method.
-    assert ask(gateway.ports["all"], CHAT, "OPTIONS")[0] == 501
 
 
 def test_a_slash_may_have_a_backslash(gateway: Gateway) -> None:
@@ -166,8 +169,41 @@ def test_many_models_and_adapters_fit_into_the_configuration(tmp_path: Path) -> 
     }
     hosts["n0"]["vllm_server_args"] = {"lora-modules": [f"adapter-{number}=/x" for number in range(200)]}
     start(tmp_path, hosts, gateway_split={}, gateway_aliases={f"alias {n}": "-0" for n in range(200)})
-    checked = subprocess.run([*command(tmp_path), "-c"], capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stderr
+    for program in PROGRAMS:
+        check(tmp_path, program)
+
+
+def test_models_may_have_the_names_of_the_configurations_own_sections(tmp_path: Path) -> None:
+    names = ["vllm-fleet-keys", "vllm-fleet-sources", "vllm-fleet-statistics", "vllm-fleet-keys:2", "all-models", "x"]
+    names += ["front-x", "front-all-models", "MASTER", "GLOBAL", "defaults", "global"]
+    odd = [
+        "-f",
+        "--",
+        "#",
+        "100%",
+        "$HOME",
+        "${HOME}",
+        "%[env(PATH)]",
+        "a b",
+        "\u4f60\u597d",
+        "\\",
+        "*",
+        ",",
+        "|1|2|,x,",
+        "`id`",
+    ]
+    hosts: dict[str, Any] = {
+        f"n{number}": {
+            "vllm_server_model": name,
+            "vllm_server_port": 8000 + number,
+            "vllm_server_api_key": KEY,
+            "vllm_server_bind": "127.0.0.1",
+        }
+        for number, name in enumerate([*names, *(f"{one}{n}" for n, one in enumerate(odd))])
+    }
+    start(tmp_path, hosts, gateway_split={}, gateway_aliases={}, gateway_ports={"all-models": free_ports(1)[0]})
+    for program in PROGRAMS:
+        check(tmp_path, program)
 
 
 def test_a_header_says_which_model_where_no_body_can(gateway: Gateway) -> None:
@@ -435,16 +471,22 @@ def test_one_model_with_sessions_and_aliases(echoes: dict[str, Echo], tmp_path: 
     few = {name: echoes[name].host for name in sorted(SMALL)}
     aliases = {"gpt-5": "acme/small"}
     port = start(tmp_path, few, gateway_balance="session", gateway_split={}, gateway_aliases=aliases)
-    with running(tmp_path, ports={"all": port}) as other:
-        assert len({alone(other, talk("the same")) for _ in range(12)}) > 1
-        assert len({alone(other, talk(f"text {n}"), **{"x-session-id": "s"}) for n in range(4)}) == 1
-        assert "gpt-5" in [one["id"] for one in json.loads(ask(port, "/v1/models", **AUTH)[1])["data"]]
-        assert post(other, {"prompt": "hi"})[0] == 200
-        echoes["small1"].status, echoes["small1"].chats = 503, 0
-        try:
-            told = [post(other, {"model": "gpt-5"})[1] for _ in range(8)]
-        finally:
-            echoes["small1"].status = 200
-        assert echoes["small1"].chats > 0
-        assert {one["sha256"] for one in told} == {hashlib.sha256(b'{"model": "acme/small"}').hexdigest()}
-        assert "small1" not in {one["server"] for one in told}
+    for program in PROGRAMS:
+        with running(tmp_path, program=program, ports={"all": port}) as other:
+            check_one_model(other, echoes)
+
+
+def check_one_model(other: Gateway, echoes: dict[str, Echo]) -> None:
+    """What one model has to do."""
+    assert len({alone(other, talk("the same")) for _ in range(12)}) > 1
+    assert len({alone(other, talk(f"text {n}"), **{"x-session-id": "s"}) for n in range(4)}) == 1
+    assert "gpt-5" in [one["id"] for one in json.loads(ask(other.ports["all"], "/v1/models", **AUTH)[1])["data"]]
+    assert post(other, {"prompt": "hi"})[0] == 200
+    echoes["small1"].status, echoes["small1"].chats = 503, 0
+    try:
+        told = [post(other, {"model": "gpt-5"})[1] for _ in range(8)]
+    finally:
+        echoes["small1"].status = 200
+    assert echoes["small1"].chats > 0
+    assert {one["sha256"] for one in told} == {hashlib.sha256(b'{"model": "acme/small"}').hexdigest()}
+    assert "small1" not in {one["server"] for one in told}

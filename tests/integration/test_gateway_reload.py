@@ -4,19 +4,24 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import http.client
 import importlib.machinery
 import importlib.util
+import itertools
 import json
 import re
+import shlex
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import haproxy_program
 import pytest
-import standin
-from gateway_scene import PROGRAM, ROLE, Echo, Gateway, ask, render, running, until
+from gateway_scene import PROGRAM, ROLE, Echo, Gateway, ask, free_ports, render, running, until
 
 from ansible.module_utils.vllm_fleet.gateway import haproxy
 
@@ -32,8 +37,18 @@ def helper(tmp_path: Path) -> Any:
     found = importlib.util.module_from_spec(spec)
     loader.exec_module(found)
     found.SOCKET, found.STATE, found.PROGRAM = str(tmp_path / "haproxy.sock"), str(tmp_path / "state"), PROGRAM
+    found.FOLDER = tmp_path
     found.CONFIGURATION = tuple(str(tmp_path / name) for name in ("secrets.cfg", "gateway.cfg"))
     return found
+
+
+def use(helper: Any, program: str) -> None:
+    """Have the helper check configurations with one of PROGRAMS."""
+    script = helper.FOLDER / "haproxy"
+    words = haproxy_program.words(program, [helper.FOLDER, ROLE / "files"])
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    script.chmod(0o700)
+    helper.PROGRAM = str(script)
 
 
 @pytest.fixture
@@ -53,13 +68,13 @@ def chat(port: int, text: str) -> tuple[int, str]:
 
 def test_an_older_configuration_is_taken_over_under_load(helper: Any, echoes: list[Echo], tmp_path: Path) -> None:
     """States of servers stay, ports are those of the file, no request is lost."""
-    port = standin.free_port()
+    port, stats = free_ports(2)
     render(
         tmp_path,
         {one.name: one.host for one in echoes},
         gateway_port=port,
         gateway_local_offset=1,
-        gateway_stats_port=standin.free_port(),
+        gateway_stats_port=stats,
     )
     config = tmp_path / "gateway.cfg"
     new = config.read_text()
@@ -99,6 +114,101 @@ def test_an_older_configuration_is_taken_over_under_load(helper: Any, echoes: li
         until(lambda: chat(port, "again")[0] == 200, "it serves")
 
 
+def form(size: int) -> bytes:
+    """An upload of sound."""
+    parts = [
+        b'form-data; name="model"\r\n\r\nacme/small',
+        b'form-data; name="file"; filename="a.wav"\r\n\r\n' + b"\0" * size,
+    ]
+    return b"".join(b"--B\r\nContent-Disposition: " + part + b"\r\n" for part in parts) + b"--B--\r\n"
+
+
+def said(size: int, **more: Any) -> bytes:
+    """A chat of so many letters."""
+    return json.dumps({"model": "acme/small", "messages": [{"role": "user", "content": "x" * size}], **more}).encode()
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'iVBORw0K' * 20_000}"}}
+SEEN = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, PICTURE]}]
+CHAT = "/v1/chat/completions"
+#: Path, body, and whether it goes in chunks.
+REQUESTS = {
+    "short": (CHAT, said(10), False),
+    "200 kB": (CHAT, said(200_000), False),
+    "5 MB": (CHAT, said(5_000_000), False),
+    "chunks": (CHAT, said(1000), True),
+    "5 MB in chunks": (CHAT, said(5_000_000), True),
+    "a picture": (CHAT, json.dumps({"model": "acme/small", "messages": SEEN}).encode(), False),
+    "embeddings": ("/v1/embeddings", json.dumps({"model": "acme/small", "input": ["a", "b" * 9000]}).encode(), False),
+    "responses": ("/v1/responses", json.dumps({"model": "acme/small", "input": SEEN}).encode(), False),
+    "sound": ("/v1/audio/transcriptions", form(100_000), False),
+    "much sound": ("/v1/audio/translations", form(5_000_000), True),
+}
+
+
+def send(port: int, path: str, body: bytes, *, chunked: bool) -> tuple[int, str]:
+    """Status of an answer, and the sum of the body that arrived."""
+    kind = "multipart/form-data; boundary=B" if "audio" in path else "application/json"
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": kind}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    parts = (body[at : at + 30_000] for at in range(0, len(body), 30_000))
+    try:
+        connection.request("POST", path, parts if chunked else body, headers, encode_chunked=chunked)
+        answer = connection.getresponse()
+        return answer.status, str(json.loads(answer.read()).get("sha256"))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return 0, str(error)
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("program", haproxy_program.PROGRAMS)
+def test_requests_of_all_kinds_over_a_change_of_the_balance(helper: Any, tmp_path: Path, program: str) -> None:
+    """Each arrives whole, by either way to choose a server, and while HAProxy is reloaded."""
+    use(helper, program)
+    port, stats = free_ports(2)
+    made = [Echo("n1", "acme/small", key=KEY), Echo("n2", "acme/small", key=KEY), Echo("big3", "acme/large", key=KEY)]
+    hosts = {one.name: one.host for one in made}
+    given = {
+        "gateway_port": port,
+        "gateway_local_offset": 1,
+        "gateway_stats_port": stats,
+        "gateway_request_timeout": 20,
+    }
+    render(tmp_path, hosts, **given)
+    counts: Counter[str] = Counter()
+    lost: list[tuple[str, int, str]] = []
+    with running(tmp_path, "-W", program=program) as gateway:
+        stop = threading.Event()
+
+        def load() -> None:
+            for name in itertools.cycle(REQUESTS):
+                path, body, chunked = REQUESTS[name]
+                status, found = send(port, path, body, chunked=chunked)
+                lost.extend([(name, status, found)] * ((status, found) != (200, hashlib.sha256(body).hexdigest())))
+                counts[name] += 1
+                if stop.wait(0.1):
+                    return
+
+        with ThreadPoolExecutor(3) as clients:
+            runs = [clients.submit(load) for _ in range(3)]
+            try:
+                render(tmp_path, hosts, **given, gateway_balance="leastconn")
+                assert "balance hash" not in (tmp_path / "gateway.cfg").read_text()
+                helper.reload(gateway.process.pid)
+                enough = sum(counts.values()) + 15
+                until(lambda: sum(counts.values()) > enough, "requests after it", 60)
+            finally:
+                stop.set()
+        for run in runs:
+            run.result()
+    for one in made:
+        one.shutdown()
+        one.server_close()
+    print(f"{sum(counts.values())} requests over a change of the balance, {len(lost)} lost: {dict(counts)}")
+    assert (lost, set(counts)) == ([], set(REQUESTS))
+
+
 def test_what_is_written_down_of_servers(helper: Any) -> None:
     answer = (
         "1\n# be_id be_name srv_id srv_name\n"
@@ -113,14 +223,22 @@ def test_what_is_written_down_of_servers(helper: Any) -> None:
         "0 pool:2 5 n9 192.0.2.9 0 0 1 1 0 17 2 0 6 0 0 1 - 1 -\n"
     )
     assert helper.states("1\n", config) == "1\n"
+    # Without a predecessor: a server of one backend may serve at once, one of two has the key of one of them.
+    assert helper.completed("1\n", config) == (
+        "1\n0 pool 4 n1 2001:db8::1 0 0 1 1 0 17 2 0 6 0 0 1 - 8100 -\n"
+        + new.splitlines(keepends=True)[0].replace(" 0 8 ", " 0 0 ")
+    )
+    said = "1\n3 pool 4 n1 2001:db8::1 2 0 1 1 17 15 3 2 6 0 0 1 - 8100 -\n"
+    assert helper.completed(said, config) == said + new.splitlines(keepends=True)[0].replace(" 0 8 ", " 0 0 ")
+    assert helper.completed("", config).startswith("1\n0 pool 4 n1")
     assert helper.states(answer, config) == "1\n3 pool 1 n1 192.0.2.1 2 8 1 1 17 15 3 2 6 0 0 1 - 8100 -\n" + new
 
 
 def test_a_new_key_and_name_over_a_reload_with_servers_replaced_one_by_one(helper: Any, tmp_path: Path) -> None:
     """Clients with the old key and name, and some with the new ones, until the old pool is forgotten."""
-    port = standin.free_port()
+    port, stats = free_ports(2)
     # A busy machine answers checks late.
-    given = {"gateway_port": port, "gateway_local_offset": 1, "gateway_stats_port": standin.free_port()}
+    given = {"gateway_port": port, "gateway_local_offset": 1, "gateway_stats_port": stats}
     given |= {"gateway_check_timeout": 10, "gateway_check_fall": 4, "gateway_request_timeout": 20}
     old = [Echo(f"n{number}", "acme/small", key=KEY) for number in (1, 2)]
     hosts = {one.name: one.host for one in old}

@@ -16,8 +16,8 @@ from typing import Any
 
 from .fronts import served
 
-#: Names of the configuration's own sections, which no pool may have.
-RESERVED = ("vllm-fleet-keys", "vllm-fleet-sources", "vllm-fleet-statistics")
+#: Names of the configuration's own sections, and front-all-models, which no pool may have.
+RESERVED = ("vllm-fleet-keys", "vllm-fleet-sources", "vllm-fleet-statistics", "all-models")
 _KEY = re.compile(r"\s*setenv (VLLM_FLEET_KEY_\w+) '(.*)'\s*")
 _RECORD = re.compile(r"\s*# (\{.*\})\s*")
 NO_KEY = "none"  # HAProxy sets no variable to nothing

@@ -242,6 +242,7 @@ def survey(
     found: dict[str, Any] = {
         "installed": Path(program).is_file(),
         "differing": [name for name, wanted in files.items() if not Path(name).is_file() or digest(name) != wanted],
+        "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
     }
     try:
         about = info(ask(path, "show info"))

@@ -19,7 +19,7 @@ from ..vllm.host_variables import (
     truth,
 )
 from . import fronts as listeners
-from . import generations
+from . import generations, room
 from . import keys as clients
 
 # What HAProxy takes as a name (configuration manual, 2.2): letters, digits and these.
@@ -240,11 +240,11 @@ def _name_aliases(pools: list[dict[str, Any]], aliases: Mapping[str, Any]) -> No
 def client_problems(
     hostvars: Mapping[str, Any], hosts: Iterable[str], gateway: str, given: Mapping[str, Any]
 ) -> list[str]:
-    """Return what is wrong with the gateway_keys, _paths, _split and _aliases of ``given``, as sentences.
+    """Return what is wrong with the gateway_keys, _paths, _split, _aliases and _buffer_size of ``given``, as sentences.
 
     ``given`` are all variables of the gateway. What may change until its turn, or is a server's, is left out.
     """
-    made = pools_behind(
+    behind = pools_behind(
         hostvars,
         [host for host in hosts if served_names(hostvars[host])[0]],
         gateway,
@@ -252,7 +252,8 @@ def client_problems(
         ports=given["gateway_ports"],
         offset=int(given["gateway_local_offset"]),
         aliases=given["gateway_aliases"],
-    )["pools"]
+    )
+    made = behind["pools"]
     split = given["gateway_split"]
     return [
         *clients.problems(given["gateway_keys"], made),
@@ -260,6 +261,7 @@ def client_problems(
         *listeners.same_names(made, split),
         *listeners.odd_splits(made, split),
         *listeners.odd_aliases(made, given["gateway_aliases"]),
+        *room.problems(int(given["gateway_buffer_size"]), behind["fronts"]),
     ]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..gateway import room
 from ..gateway.pools import backend_name, is_generation
 from ..gateway.servers import DRAIN
 from ..preflight import inventory
@@ -206,6 +207,8 @@ def gateway_problems(
     problems = []
     for gateway in gateways if replicas else ():
         probe = hostvars[gateway].get("gateway_result") or {}
+        cramped = room.too_little_memory(gateway, probe.get("memory") or 0, hostvars[gateway])
+        problems += [cramped] if cramped else []
         if "running" not in probe:
             problems.append(messages.gateway_lost(gateway, str(probe.get("msg") or "no reason was given")))
         elif hostvars[gateway].get("gateway_takes_part"):

@@ -10,7 +10,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.gateway import fronts, generations, haproxy, keys, pools, servers, vip
+from ansible.module_utils.vllm_fleet.gateway import fronts, generations, haproxy, keys, pools, room, servers, vip
 from ansible.module_utils.vllm_fleet.rollout import messages
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 
@@ -68,6 +68,7 @@ class FilterModule:
             "gateway_records": generations.records,
             "gateway_pools": pools.pools_behind,
             "gateway_doors": keys.doors,
+            "gateway_room_problems": room.problems,
             "gateway_standing": vip.standing,
             "gateway_status_changed": servers.status_changed,
             "gateway_up_in": servers.up_in,

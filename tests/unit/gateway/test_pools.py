@@ -241,6 +241,7 @@ def test_what_is_wrong_with_clients_is_known_from_the_inventory():
         "gateway_paths": ["x"],
         "gateway_split": {"chat": {"org/m": 100}},
         "gateway_aliases": {"gpt": "org/x"},
+        "gateway_buffer_size": 8192,
     }
     hostvars = {"n1": host("n1"), "n2": host("n2", vllm_server_model=""), "gw": {"inventory_hostname": "gw"}}
     found = pools.client_problems(hostvars, ["n1", "n2"], "gw", given)
@@ -249,6 +250,7 @@ def test_what_is_wrong_with_clients_is_known_from_the_inventory():
         "gateway_paths",
         "gateway_split:",
         "gateway_aliases:",
+        "gateway_buffer_size",
     ]
     keys = [{"name": "a", "key": "k", "models": ["gpt"]}]
     fine = {
@@ -257,5 +259,6 @@ def test_what_is_wrong_with_clients_is_known_from_the_inventory():
         "gateway_paths": [],
         "gateway_split": {},
         "gateway_aliases": {"gpt": "org/m"},
+        "gateway_buffer_size": 16384,
     }
     assert pools.client_problems(hostvars, ["n1", "n2"], "gw", fine) == []

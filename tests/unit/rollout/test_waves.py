@@ -222,6 +222,9 @@ def test_a_gateway_that_could_not_drain_is_named_before_the_waves():
     assert problem.endswith("--limit node3,gw.")
     assert plan({**hosts, "gw": seen() | {"gateway_takes_part": True}}, gateways=["gw"])["problems"] == []
     apart = [["node1"], ["node1"], ["gw"]]
+    small = {"gw": {"gateway_result": {"running": True, "servers": [], "memory": 1 << 28}, "gateway_takes_part": True}}
+    (problem,) = waves.gateway_problems(hosts | small, *apart)
+    assert problem.startswith("gw has 268 MB of memory, and requests may take 536 MB: gateway_maxconn is 4096")
     gone = {
         "gw": {"gateway_result": {"unreachable": True, "msg": "Task failed: timed out."}, "gateway_takes_part": True}
     }
