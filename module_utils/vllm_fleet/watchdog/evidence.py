@@ -27,7 +27,7 @@ from ..vllm.log import scrub
 #: Bytes and lines of the log's end, and bytes of any other file.
 LOG_BYTES, LOG_LINES, FILE_BYTES = 1_000_000, 20_000, 1_000_000
 #: Seconds for a page, for all stacks together, and between the two looks at the processes.
-PAGE_TIMEOUT, STACKS_TIMEOUT, BETWEEN = 3.0, 10.0, 2.0
+PAGE_TIMEOUT, STACKS_TIMEOUT, BETWEEN = 3.0, 10.0, 1.0
 #: Processes that are looked at; a server has some tens.
 PROCESSES = 200
 #: Files of vLLM's own watchdog that are kept, the newest ones.

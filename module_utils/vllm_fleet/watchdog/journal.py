@@ -6,9 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,6 +61,9 @@ class Journal:
 
     def new_evidence(self) -> Path:
         """Make a folder for evidence, and drop the oldest ones. Raises OSError."""
+        import shutil  # noqa: PLC0415  the half that stays needs neither, and is to be small
+        import tempfile  # noqa: PLC0415
+
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         made = Path(tempfile.mkdtemp(prefix=f"{stamp}-", dir=self.folder))

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 def _run(where: places.Places) -> int:
     from .resident import Resident  # noqa: PLC0415
 
-    program = [sys.executable, sys.argv[0]]
+    program = [sys.executable, "-I", sys.argv[0]]
     return Resident(where, program).run()
 
 

@@ -14,7 +14,7 @@ from ..vllm.endpoint import Endpoint
 
 ACTIONS = ("restart", "drain", "observe")
 #: Seconds that a server which hangs has to end by itself: it finishes no request in any time.
-GRACE = 10
+GRACE = 5
 
 
 @dataclass(frozen=True)
