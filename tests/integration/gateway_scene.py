@@ -168,20 +168,26 @@ def _not_up(gateway: Gateway) -> str:
 
 
 @contextlib.contextmanager
-def running(folder: Path, *words: str, program: str = "here", **more: Any) -> Iterator[Gateway]:
-    """HAProxy with the files of a folder and more ``words``; all servers are up."""
+def running(
+    folder: Path, *words: str, program: str = "here", state: str = "1\n", wait: bool = True, **more: Any
+) -> Iterator[Gateway]:
+    """HAProxy with the files of a folder, what was written down of its servers, and more ``words``.
+
+    All servers are up, unless that is not waited for.
+    """
     (folder / "state").write_text("1\n")
     # The lines about logs are taken out for a test.
     said = check(folder, program).splitlines()
     warnings = [line for line in said if "WARNING" in line and "log format" not in line]
     assert not warnings, warnings
+    (folder / "state").write_text(state)
     with (folder / "said").open("w") as file:
         process = subprocess.Popen([*command(folder, program), *words], stdout=file, stderr=file)
     made = Gateway(folder, process, **more)
     try:
         # Servers come up by their first check that is answered in time; HAProxy asks on until then, or it has ended.
         began = time.monotonic()
-        while left := _not_up(made):
+        while wait and (left := _not_up(made)):
             assert time.monotonic() < began + 120, f"never: all servers are up: {left}"
             time.sleep(0.02)
         yield made

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,18 @@ def test_a_large_body_passes(gateway: Gateway) -> None:
     body = json.dumps({**QUESTION, "filler": "x" * 5_000_000}).encode()
     status, answer, _ = ask(gateway.ports["closed"], "/v1/chat/completions", "POST", body, **PROTECTED)
     assert (status, "Paris" in answer) == (200, True), answer[:200]
+
+
+def test_a_head_that_comes_drop_by_drop_is_cut_off(gateway: Gateway) -> None:
+    with socket.create_connection(("127.0.0.1", gateway.ports["closed"]), timeout=0.2) as client:
+        client.sendall(HEAD.encode() + b"X: ")
+        began, answer = time.monotonic(), b""
+        while not answer:
+            assert time.monotonic() < began + 20, "it is let go on"
+            client.sendall(b"a")
+            with contextlib.suppress(TimeoutError):
+                answer = client.recv(4096)
+    assert (answer.split()[1], time.monotonic() > began + 1) == (b"408", True)
 
 
 def test_a_body_that_never_comes_holds_neither_a_place_nor_a_server(gateway: Gateway) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import importlib.machinery
@@ -232,6 +233,47 @@ def test_what_is_written_down_of_servers(helper: Any) -> None:
     assert helper.completed(said, config) == said + new.splitlines(keepends=True)[0].replace(" 0 8 ", " 0 0 ")
     assert helper.completed("", config).startswith("1\n0 pool 4 n1")
     assert helper.states(answer, config) == "1\n3 pool 1 n1 192.0.2.1 2 8 1 1 17 15 3 2 6 0 0 1 - 8100 -\n" + new
+
+
+def test_a_haproxy_that_died_in_a_change_begins_with_no_server_by_a_wrong_key(helper: Any, tmp_path: Path) -> None:
+    """The run after it knows of no server where it is: it keeps the old pool for all of them."""
+    port, stats = free_ports(2)
+    given = {"gateway_port": port, "gateway_local_offset": 1, "gateway_stats_port": stats}
+    # The second one is replaced already.
+    made = [Echo("n1", "acme/small", key=KEY), Echo("n2", "acme/next", "acme/small", key="next")]
+    old, new = (
+        {one.name: {**one.host, **made[0].host, "vllm_server_port": one.server_port} for one in made} for _ in "ab"
+    )
+    for host in new.values():
+        args = {**host["vllm_server_args"], "served-model-name": ["acme/next", "acme/small"]}
+        host |= {"vllm_server_api_key": "next", "vllm_server_args": args, "vllm_server_model": "acme/next"}
+    render(tmp_path, old, **given)
+    text = base64.b64encode((tmp_path / "secrets.cfg").read_bytes()).decode()
+    render(tmp_path, new, **given, __gateway_secrets_file={"content": text}, __gateway_servers=[])
+    both = {f"{pool}/{one.name}" for pool in ("acme_small", "acme_next") for one in made}
+    asks = [("acme/small", KEY), ("acme/next", "next")]
+    for program in haproxy_program.PROGRAMS:
+        Path(helper.STATE).unlink(missing_ok=True)
+        helper.begin()
+        state, answers = Path(helper.STATE).read_text(), Counter[tuple[str, int]]()
+        with running(tmp_path, program=program, state=state, wait=False) as gateway:
+            until(lambda: Path(helper.SOCKET).exists(), "it runs")
+
+            def served(gateway: Gateway = gateway, answers: Counter[tuple[str, int]] = answers) -> bool:
+                for model, key in asks:
+                    body = json.dumps({"model": model}).encode()
+                    with contextlib.suppress(OSError):  # it does not listen yet
+                        status, _, _ = ask(port, "/v1/chat/completions", "POST", body, Authorization=f"Bearer {key}")
+                        answers[model, status] += 1
+                return all(answers[model, 200] > 20 for model, _ in asks)
+
+            until(served, f"both are served: {answers}")
+            states = {f"{one.backend}/{one.name}": one.status for one in gateway.entries() if one.name in old}
+        assert {status for _, status in answers} <= {200, 503}, answers
+        assert states == {**dict.fromkeys(both, "DOWN"), "acme_small/n1": "UP", "acme_next/n2": "UP"}
+    for one in made:
+        one.shutdown()
+        one.server_close()
 
 
 def test_a_new_key_and_name_over_a_reload_with_servers_replaced_one_by_one(helper: Any, tmp_path: Path) -> None:
