@@ -71,6 +71,26 @@ def _gib(size: str) -> float:
     return float(number) * {"KiB": 2**-20, "MiB": 2**-10, "GiB": 1.0, "TiB": 2**10}.get(unit, 0.0)
 
 
+#: Functions in which a model computes, or gets its KV cache: its weights are there already.
+_COMPUTES = re.compile(
+    r" in (?:_?dummy_run|profile\w*|determine_available_memory|capture\w*|execute_model|compile_or_warm_up_model"
+    r"|_?(?:initialize|allocate)_kv_cache\w*)$"
+)
+#: What ROCm and RCCL themselves take of a GPU beside PyTorch's memory, in GiB.
+_BESIDE_PYTORCH = 4.0
+
+
+def _held_by_others(case: Case) -> float:
+    """GiB of the GPU that are neither free nor this process's, by PyTorch's words; 0 where it does not say."""
+    own = re.search(
+        r"Of the allocated memory ([\d.]+ \w+) is allocated by PyTorch, and ([\d.]+ \w+) is reserved", case.text
+    )
+    if not own or not case.get("total"):
+        return 0.0
+    others = _gib(case.get("total")) - _gib(case.get("left")) - _gib(own[1]) - _gib(own[2])
+    return others if others > max(_BESIDE_PYTORCH, _gib(case.get("total")) / 4) else 0.0
+
+
 def out_of_memory(case: Case) -> Words:
     reached = case.run.progress()
     room = ""
@@ -82,7 +102,15 @@ def out_of_memory(case: Case) -> Words:
     other = re.search(r"Process (\d+) has ([\d.]+ \wiB) memory in use", case.text)
     if other:
         room += f", and process {other.group(1)} holds {other.group(2)}"
-    warming = "warming up" in case.text
+    taken = 0.0 if other else _held_by_others(case)
+    if taken:
+        return (
+            f"The model does not fit into what is left of the GPU memory{room}, for about {taken:.0f} GiB of it are "
+            "not this process's",
+            f"Stop what holds it (`ansible {case.context.host or 'HOST'} -m rocm_info` names the processes), and give "
+            "each server its own GPUs",
+        )
+    warming = "warming up" in case.text or any(map(_COMPUTES.search, case.stack))
     if (
         warming
         or reached.facts.weights_gib is not None
@@ -94,6 +122,12 @@ def out_of_memory(case: Case) -> Words:
         )
     ):
         less = floored(case.context.share - 0.05)
+        if re.search(r"vit_attn|/vision|_encoder\b|embed_multimodal", "\n".join(case.stack)):
+            return (
+                f"The weights fit into GPU memory, but the largest images that vLLM has to expect do not{room}",
+                "Choose another backend for images with `vllm_server_args: {mm-encoder-attn-backend: ...}`, limit them "
+                "with limit-mm-per-prompt or mm-processor-kwargs there, or choose a newer image (`vllm_image_tag`)",
+            )
         return (
             f"The weights fit into GPU memory, but the working memory beside them does not{room}",
             f"Compute less at once with {setting(max_num_seqs=128, max_num_batched_tokens=4096)}, or keep more memory "

@@ -47,7 +47,7 @@ def _steps(text: str, context: Context) -> list[str]:
     backend = context.arg("attention-backend")
     if backend and re.search(r"(?i)attention|attn|mla", text):
         steps.append(f"remove attention-backend (now {backend}) from `vllm_server_args`")
-    elif not switch and re.search(r"(?i)/attention/|attn", text):
+    elif not switch and re.search(r"(?i)/attention/|attn|\bblock size\b", text):
         advised = re.search(r"--attention-backend[= ](\w+)", text)  # vLLM's own advice
         other = advised[1] if advised else "ROCM_ATTN" if "triton" in text.lower() else "TRITON_ATTN"
         steps.append(f"choose another backend with {setting(attention_backend=other)}")

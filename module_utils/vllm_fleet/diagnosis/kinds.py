@@ -94,6 +94,10 @@ _NO_KERNEL = (
     r"|could not (?:find|get)|cannot (?:find|select)|must be|only support|is not available|not divisible|ninja build"
     r"|build \S* ?failed"
 )
+_NO_ATTENTION = (
+    r"(?i)\b(?:unsupported|no common|no (?:valid|suitable|compatible)) [^\n:]*\b(?:attention|block size|kv.cache)"
+    r"|\battention\b[^\n:]*\b(?:is|are) not supported"
+)
 _NETWORK = (
     r"(?i)CAS service|Data processing error|ConnectionError|ReadTimeout|ConnectTimeout|IncompleteRead|ChunkedEncoding"
     r"|Consistency check failed|\b(?:429|5\d\d) (?:Client|Server) Error|Max retries exceeded|RemoteDisconnected"
@@ -273,10 +277,14 @@ KINDS: tuple[Kind, ...] = (
         ),
     ),
     Kind(
-        # hipBLAS, rocBLAS and MIOpen: PyTorch's own operators call them
         FailureClass.KERNEL_UNSUPPORTED,
         explain_kernels.unsupported,
-        (Sign(words=r"HIPBLAS_STATUS_(?!ALLOC)\w+|rocblas_status\w*|miopenStatus\w+|hipErrorNotSupported"),),
+        (
+            # hipBLAS, rocBLAS and MIOpen: PyTorch's own operators call them
+            Sign(words=r"HIPBLAS_STATUS_(?!ALLOC)\w+|rocblas_status\w*|miopenStatus\w+|hipErrorNotSupported"),
+            # the engine itself found two parts of attention that do not go together
+            Sign(type=r"ValueError|NotImplementedError|AssertionError|RuntimeError", words=_NO_ATTENTION),
+        ),
     ),
     Kind(
         FailureClass.COLLECTIVE_INIT,

@@ -76,7 +76,7 @@ ROWS: tuple[Row, ...] = (
                 explain_gpu_memory.out_of_memory,
                 # PyTorch
                 r"(?:HIP|CUDA) out of memory\. Tried to allocate (?P<asked>[\d.]+ \w+)\. GPU (?P<gpu>\d+) has a total "
-                r"capacity of (?P<total>[\d.]+ \w+) of which (?P<left>[\d.]+ \w+) is free",
+                r"capac(?:i)?ty of (?P<total>[\d.]+ \w+) of which (?P<left>[\d.]+ \w+) is free",
                 r"Failed to load model - not enough GPU memory",  # v1/worker/gpu_model_runner.py
                 r"(?:HIP|CUDA) (?:error: )?out of memory|OutOfMemoryError|(?:hip|cuda)ErrorOutOfMemory",
                 r"HSA_STATUS_ERROR_OUT_OF_RESOURCES",

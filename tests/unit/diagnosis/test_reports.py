@@ -25,6 +25,7 @@ WARNINGS = [
     "(raylet) [2026-05-05 10:10:10,000 E 1 1] file_system_monitor.cc:111: /tmp/ray is over 95% full\n",
     "libnuma: Warning: node argument 1 is out of range\n",
     "slurmstepd: error: *** JOB 5930 ON gpu11 CANCELLED AT 2026-05-05T10:10:10 DUE TO TIME LIMIT ***\n",
+    "Traceback (most recent call last):\n  File \"/x/multiprocessing/resource_tracker.py\", line 9, in main\nKeyError: '/psm_1'\n",
     "[2026-05-05 10:10:10,001 E 12 30] core_worker_process.cc:825: Failed to establish connection to the exporter.\n",
 ]
 
@@ -92,6 +93,10 @@ def test_a_report_is_named_as_a_person_named_it(report: dict[str, Any]) -> None:
         ("huggingface/inference-benchmarker#30", "HOME: /tmp/vllm"),
         ("vllm-project/vllm#35547", "VLLM_ENGINE_READY_TIMEOUT_S"),
         ("composed: spec vocab", "Change speculative-config in"),
+        ("vllm-project/vllm#28222", "VLLM_ROCM_USE_AITER_MLA: 0"),
+        ("vllm-project/vllm#54180", "attention-backend: TRITON_ATTN"),
+        ("gpustack/gpustack#4963", "mm-encoder-attn-backend"),
+        ("bentoml/OpenLLM#968", "Stop what holds it"),
     ],
 )
 def test_the_remedy_is_the_one_that_helped(source: str, remedy: str) -> None:
