@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 from ..common.failure import Failure, FailureClass
-from ..vllm.log import Error, parse, scrub, split
+from ..vllm.log import Error, parse, plain, scrub, split
 from . import explain_ends, explain_model, explain_node, explain_unknown, families, reading
 from .case import Case, Context, ExitFacts, Gpu, Holder, Run
 from .patterns import CLASSES, ROWS
@@ -187,7 +187,9 @@ def _different(found: Sequence[Error]) -> Iterable[tuple[Error, list[str]]]:
     """Errors with the texts of their exceptions, each text once: a crash loop says the same a thousand times."""
     seen: dict[str, tuple[Error, list[str]]] = {}
     for error in found:
-        texts = ["\n".join(line[: reading.SEARCHED] for line in lines) for lines in error.exceptions]
+        texts = [
+            "\n".join(line[: reading.SEARCHED] for line in lines)[: reading.SEARCHED_TEXT] for lines in error.exceptions
+        ]
         seen.setdefault("\n".join(texts), (error, texts))
     once = list(seen.values())
     if len(once) > _FIRST_ERRORS + _LAST_ERRORS:
@@ -357,7 +359,10 @@ def _docker_unknown(exit: ExitFacts, context: Context) -> Failure:
 
 
 def _failure(class_: FailureClass, words: Words, evidence: Sequence[str], exit: ExitFacts, context: Context) -> Failure:
-    cause, remedy = (scrub(text, context.secrets).strip().rstrip(".") for text in words)
+    def clean(text: str) -> str:
+        return scrub(plain(text), context.secrets)
+
+    cause, remedy = (clean(text).strip().rstrip(".") for text in words)
     # Secrets go before the cut: half of one would not be known as such.
-    shown = list(dict.fromkeys(reading.short(scrub(line[: reading.SEARCHED], context.secrets)) for line in evidence))
+    shown = list(dict.fromkeys(reading.short(clean(line[: reading.SEARCHED])) for line in evidence))
     return Failure(class_, cause, shown, remedy, exit.exit_code)

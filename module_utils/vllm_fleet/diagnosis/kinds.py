@@ -327,7 +327,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         FailureClass.BAD_ARGUMENT,
         explain_options.refused_by_code,
-        (Sign("config", r"ValueError|AssertionError|NotImplementedError|ValidationError|TypeError", words=r"\w+: \S"),),
+        (Sign("config", r"ValueError|AssertionError|NotImplementedError|ValidationError|TypeError", words=r"\w: \S"),),
     ),
     Kind(
         FailureClass.BAD_ARGUMENT,

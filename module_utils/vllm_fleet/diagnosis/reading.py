@@ -15,8 +15,8 @@ from ..vllm.log import Error, errors, parse
 from ..vllm.startup import Progress
 from .case import Run
 
-#: Characters of a line that are searched, and of one that are shown.
-SEARCHED = 4000
+#: Characters of a line and of an exception's text that are searched, and of a line that are shown.
+SEARCHED, SEARCHED_TEXT = 4000, 12_000
 EVIDENCE_CHARS = 600
 
 #: Lines that only say that another process failed (v1/engine/utils.py, core.py and exceptions.py, v1/utils.py,

@@ -177,7 +177,7 @@ ROWS: tuple[Row, ...] = (
                 # AITER's checks in C++: they abort the process
                 r"\[AITER\] (?P<what>[^\n]*(?:cannot|not support|unsupport|fail|invalid|not found|rror)[^\n]*)",
                 # The same without its frames: ROCm's composable kernels, vLLM's choice of a backend, Triton, LLVM
-                r"(?P<what>[^\n]*(?:does not support this GEMM problem|out of resource: |LLVM ERROR: "
+                r"^(?P<what>[^\n]*(?:does not support this GEMM problem|out of resource: |LLVM ERROR: "
                 r"|MoE backend supports|GPU archs? of |requires gfx\d)[^\n]*)",
             ),
         ),

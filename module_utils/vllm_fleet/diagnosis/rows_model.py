@@ -69,7 +69,7 @@ ROWS: tuple[Row, ...] = (
             on(
                 explain_model.quantisation,
                 r"Unknown quantization method: (?P<method>\w+)",
-                r"(?P<method>\w+) quantization is currently not supported in",
+                r"\b(?P<method>\w+) quantization is currently not supported in",
                 r"[Qq]uantization method (?P<method>\S+) is not supported for the current GPU",
             ),
             on(
@@ -170,7 +170,8 @@ ROWS: tuple[Row, ...] = (
             on(
                 explain_model.no_repo,
                 rf"Repository Not Found for url: {_URL}",
-                r"(?P<repo>[\w./-]+) is not a local folder and is not a valid model identifier",  # transformers
+                # transformers
+                r"(?<![\w./-])(?P<repo>[\w./-]+) is not a local folder and is not a valid model identifier",
                 r"Repository Not Found|is not a valid model identifier",
             ),
             # transformers_utils/config.py

@@ -107,7 +107,7 @@ ROWS: tuple[Row, ...] = (
                 explain_node.host_limits,
                 # RDMA: memory that may not be locked
                 r"(?P<what>(?:Call to )?ibv_\w+[^\n]*[Cc]annot allocate memory)",
-                r"(?P<what>can't start new thread|[^\n]*pthread_create failed[^\n]*|Too many open files)",
+                r"(?P<what>can't start new thread|^[^\n]*pthread_create failed[^\n]*|Too many open files)",
             ),
         ),
         rank=1.4,
@@ -128,7 +128,7 @@ ROWS: tuple[Row, ...] = (
         FailureClass.COMPILE_CACHE,
         "What the compiler kept of an earlier start cannot be used.",
         (
-            on(explain_image.compile_cache, r"(?:\w+: )?(?P<what>[^\n.]*)\.[^\n]*corrupted compilation artifact"),
+            on(explain_image.compile_cache, r"^(?:\w+: )?(?P<what>[^\n.]*)\.[^\n]*corrupted compilation artifact"),
         ),  # vLLM
     ),
 )

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from ..common.failure import Failure, FailureClass
 from ..vllm.log import split
@@ -17,6 +18,8 @@ from . import reading
 from .case import Context, ExitFacts, Run
 from .diagnose import diagnose
 
+#: Bytes of a log's beginning and end that are read: more than MAX_LINES lines of a start have.
+_HEAD, _TAIL, _CHUNK = 8 << 20, 24 << 20, 1 << 20
 _DOCKER = re.compile(r"(?:\S*docker: )?Error response from daemon: (.+)")
 
 
@@ -86,8 +89,33 @@ def _text(log: str) -> str:
 def _json_line(line: str) -> str:
     try:
         return str(json.loads(line)["log"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"{line}\n"
+
+
+def text_of(stream: IO[bytes]) -> str:
+    """Return the beginning and the end of a log as text; memory stays bounded, whatever its size.
+
+    UTF-8, or UTF-16 with its mark, as some shells of other systems write it.
+    """
+    head = stream.read(_HEAD)
+    tail, dropped = bytearray(), False
+    while chunk := stream.read(_CHUNK):
+        tail += chunk
+        if len(tail) > 2 * _TAIL:
+            del tail[:-_TAIL]
+            dropped = True
+    if len(tail) > _TAIL:
+        dropped = True
+        del tail[:-_TAIL]
+    encoding = "utf-16" if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    if not dropped:
+        return (head + tail).decode(encoding, errors="replace")
+    if encoding == "utf-16":
+        encoding = "utf-16-le" if head[:2] == codecs.BOM_UTF16_LE else "utf-16-be"
+    begin, end = (part.decode(encoding, errors="replace") for part in (head, bytes(tail)))
+    # Two half lines must not become one.
+    return begin.removeprefix("\ufeff").rpartition("\n")[0] + "\n" + end.partition("\n")[2]
 
 
 def context_of(lines: Sequence[str]) -> Context:
@@ -98,7 +126,7 @@ def context_of(lines: Sequence[str]) -> Context:
             continue
         try:
             args = ast.literal_eval(found[1])
-        except (SyntaxError, ValueError):  # older releases print objects among the values
+        except (SyntaxError, ValueError, MemoryError, RecursionError):  # older releases print objects among the values
             continue
         plain = {str(name).replace("_", "-"): value for name, value in args.items()}
         model = str(plain.pop("model", "") or plain.get("model-tag", ""))

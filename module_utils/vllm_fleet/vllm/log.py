@@ -37,9 +37,10 @@ HIDDEN = "***"
 # Patterns are compiled when they are first needed, by the re module's cache: most runs of a module need none of them.
 _CONTROL = (
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours and cursor movement (tqdm's \x1b[A)
-    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles
+    r"|\x1b\][^\x07\x1b\r\n]{0,500}(?:\x07|\x1b\\)?"  # titles
     r"|\x1b[@-Z\\-_]?"
-    r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
+    # and characters that a terminal obeys, or that turn the direction of what follows
+    r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
 )
 _ENDS = r"[\r\n]"
 #: A bar that has no line end, and the line of a process that follows it.

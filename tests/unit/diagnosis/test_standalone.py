@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import random
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from test_diagnose import FIXTURES
 
-from ansible.module_utils.vllm_fleet.diagnosis.standalone import context_of, read
+from ansible.module_utils.vllm_fleet.diagnosis import standalone
+from ansible.module_utils.vllm_fleet.diagnosis.standalone import context_of, read, text_of
 
 LOGS = FIXTURES / "failures"
 SCRIPT = FIXTURES.parents[1] / "scripts" / "diagnose"
@@ -57,10 +61,84 @@ def test_the_exit_code_says_whether_it_is_known(words: list[str], code: int, sai
     assert (done.returncode, said in done.stdout) == (code, True), done
 
 
-def test_a_file_that_is_not_there_is_a_wrong_call() -> None:
-    done = call("/none.log")
+@pytest.mark.parametrize(
+    ("words", "text", "said"),
+    [
+        (["/none.log"], "", "/none.log cannot be read: No such file or directory"),
+        (["/tmp"], "", "/tmp cannot be read: Is a directory"),
+        (["-"], " \n", "docker logs vllm 2>&1"),
+        (["-"], "\x1f\x8b\x08", "zcat"),
+    ],
+)
+def test_what_is_no_log_is_a_wrong_call(words: list[str], text: str, said: str) -> None:
+    done = call(*words, text=text)
     assert done.returncode == 2
-    assert "/none.log cannot be read: No such file or directory" in done.stderr
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+def test_a_log_in_another_encoding(encoding: str) -> None:
+    log = "ü\n" + (LOGS / "kernel_mla.log").read_text().replace("…", "...")
+    found = read(text_of(io.BytesIO(log.encode(encoding, errors="replace"))), 1).failure
+    assert found is not None
+    assert found.class_ == "kernel_unsupported"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_of_a_log_of_any_size_the_beginning_and_the_end_are_read(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("_HEAD", 2000), ("_TAIL", 20000), ("_CHUNK", 4000)):
+        monkeypatch.setattr(standalone, name, size)
+    lines = [f"line {number} ü" for number in range(40_000)]
+    kept = text_of(io.BytesIO("\n".join(lines).encode(encoding))).split("\n")
+    assert (kept[0], kept[-1]) == (lines[0], lines[-1])
+    assert 500 < len(kept) < 6000
+    assert set(kept) <= set(lines), "no line is cut, and no two are one"
+    few = "\n".join(lines[:600]).encode(encoding)
+    assert text_of(io.BytesIO(few)).split("\n") == lines[:600]
+
+
+#: What a program, or somebody who may write to its log, may print.
+HOSTILE = {
+    "one line": "A" * 5_000_000 + "\n",
+    "control characters": "\0" * 500_000 + "\x1b[" * 100_000 + "\n",
+    "a title without an end": "\x1b]0;" + "x" * 100_000 + "\n",
+    "no JSON": '{"log":' + "[" * 100_000 + "\n",
+    "nested arguments": "non-default args: {'a': " + "[" * 9000 + "]" * 9000 + "}\n",
+    "a chain": (
+        "RuntimeError: a\n\nDuring handling of the above exception\n\nTraceback (most recent call last):\n" * 5000
+    ),
+    "starts": "(APIServer pid=1) INFO 05-05 10:10:10 [u.py:1] non-default args: {'model': 'a'}\n" * 20_000,
+    "bytes": random.Random(1).randbytes(500_000).decode(errors="replace") + "\n",  # noqa: S311  to be repeatable
+}
+LAST = """Traceback (most recent call last):
+  File "/x/aiter/ops/moe.py", line 1, in run
+RuntimeError: it \u202ereads\u202c \x1b[31mwrong\x9b \x07
+"""
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_nothing_in_a_log_hides_the_reason_or_takes_long(what: str) -> None:
+    began = time.process_time()
+    found = read(HOSTILE[what] + LAST, 1).failure
+    assert time.process_time() - began < 5
+    assert found is not None
+    assert found.class_ == "kernel_unsupported"
+    assert "it reads wrong" in found.cause
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e]", "".join([found.cause, found.remedy, *found.evidence]))
+
+
+@pytest.mark.parametrize(
+    "part", ["a", "A_", "0", "a: ", "hf_a", "--api-key ", "no x ", "please set ", "://", "(", "1 is "]
+)
+def test_the_time_of_an_error_grows_with_its_length_alone(part: str) -> None:
+    """No pattern tries each beginning with each end: 60 different errors, each as long as is searched."""
+    head = 'Traceback (most recent call last):\n  File "/x/y.py", line 1, in run\nValueError: '
+    log = "".join(f"{head}{(part * 4000)[:3900]} {number}\n" for number in range(60))
+    began = time.process_time()
+    assert read(log, 1).failure is not None
+    assert time.process_time() - began < 8
 
 
 def test_the_file_of_docker_and_copied_colours_are_read() -> None:
