@@ -7,13 +7,16 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
+import stat
 import threading
 import time
 import urllib.request
 from pathlib import Path
 
 import pytest
+import trees
 from watchdog_tools import SILENCE, Watched
 
 
@@ -172,3 +175,52 @@ def test_a_server_that_answers_wrongly_after_its_restart_stays_out(watched):
     watched.configure()
     watched.server.client.api.restart(watched.server.id(), timeout=0)
     watched.until("serving")
+
+
+def test_a_node_with_a_sick_gpu_is_in_quarantine_until_it_is_well(watched, tmp_path):
+    tree, log = trees.Tree(tmp_path / "node"), tmp_path / "kmsg"
+    for number in (0, 1):
+        tree.add_gpu(number)
+    log.touch()
+    os.mknod(tmp_path / "kfd", 0o600 | stat.S_IFCHR, os.makedev(1, 3))  # /dev/null by another name
+    watched.server.fixed = {
+        "accelerator": "rocm",
+        "devices": [f"{tmp_path}/kfd:/dev/kfd"],
+        "ulimits": ["nofile=1024"],
+        "sysfs_root": str(tree.sys),
+        "gpu_memory_policy": "off",
+    }
+    watched.roots = ["--sysfs", str(tree.sys), "--kernel-log", str(log)]
+    serving(watched)
+    first = watched.started_at()
+    assert watched.agent() == "up\n"
+    errors = tree.write(tree.device_dir(0) / "ras/umc_err_count", "ue: 1\nce: 4")
+    watched.says("down #quarantine\n")
+    watched.wait(lambda: watched.state.get("quarantine"))
+    assert watched.state["quarantine"] == "GPU 0000:05:00.0 has 1 uncorrectable error of memory or logic"
+    assert (watched.state["state"], watched.started_at()) == ("serving", first), "nothing helps but a reset or a reboot"
+    watched.kill()
+    watched.start()
+    watched.says("down #quarantine\n")
+    errors.write_text("ue: 0\nce: 0\n")
+    watched.says("up\n")
+    with log.open("a") as kernel:
+        kernel.write("3,1,5,-;amdgpu 0000:26:00.0: amdgpu: GPU reset begin!\n")
+        kernel.write("3,2,6,-;amdgpu 0000:26:00.0: amdgpu: GPU reset end with ret = -22\n")
+    watched.says("down #quarantine\n")
+    with log.open("a") as kernel:
+        kernel.write("6,3,7,-;amdgpu 0000:26:00.0: amdgpu: GPU reset(2) succeeded!\n")
+    tree.write(tree.device_dir(1) / "current_link_width", 8)
+    watched.says("up\n")
+    watched.wait(lambda: "gpu" in watched.kinds())
+    shutil.rmtree(tree.device_dir(1))
+    watched.says("down #quarantine\n")
+    watched.wait(lambda: watched.kinds().count("quarantine") == 3)
+    kinds = [kind for kind in watched.kinds() if kind not in ("started", "left_alone")]
+    assert kinds == ["quarantine", "released", "quarantine", "released", "gpu", "quarantine"]
+    said = [event["why"] for event in watched.events if event["kind"] in ("gpu", "quarantine")]
+    assert said[1:] == [
+        "GPU 0000:26:00.0 could not be reset, as the kernel's log says",
+        "the link of GPU 0000:26:00.0 runs at x8 of x16",
+        "GPU 0000:26:00.0 is gone from the PCI bus",
+    ]

@@ -36,6 +36,7 @@ class Watched:
         self.agent_port = standin.free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self.log = server.folder / "watchdog.log"
+        self.roots: list[str] = []
         self.configure()
 
     def configure(self, **changes: Any) -> None:
@@ -60,7 +61,7 @@ class Watched:
 
     def start(self) -> None:
         """Start the program."""
-        places = ["--settings-dir", str(self.settings_dir), "--run-dir", str(self.run_dir)]
+        places = ["--settings-dir", str(self.settings_dir), "--run-dir", str(self.run_dir), *self.roots]
         command = [standin.PYTHON, str(self.program), *places, "run", self.server.name]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -105,6 +106,16 @@ class Watched:
         """What a gateway is told."""
         with socket.create_connection(("127.0.0.1", self.agent_port), timeout=2) as connection:
             return connection.makefile("rb").read().decode()
+
+    def says(self, line: str) -> None:
+        """Wait until the agent, which may have just been started, says so."""
+
+        def so() -> bool:
+            with contextlib.suppress(ConnectionError):
+                return self.agent() == line
+            return False
+
+        self.wait(so)
 
     def wait(self, true: Callable[[], Any], seconds: float = 20.0) -> float:
         """Wait until something is so; return the seconds that it took."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..container.api import DEFAULT_SOCKET, DockerApi, DockerRefused, DockerUnavailable
-from . import amdsmi, gpu, gpu_memory
+from . import amdsmi, gpu, gpu_health, gpu_memory
 from .driver import Driver, driver_allowed, driver_release, module_file, reboot_required
 
 AMD_SMI_TIMEOUT = 60  # s; it queries every GPU one after the other, and a hung GPU hangs it
@@ -344,17 +344,8 @@ def add_counts(gpus: list[dict[str, Any]], sysfs: Path) -> None:
 
 
 def ras_counts(folder: Path) -> amdsmi.Ecc | None:
-    """Sum the counters of a GPU's blocks ("ue: 0", "ce: 3", newer drivers "de: 0"); None where any cannot be read.
-
-    Linux, Documentation/gpu/amdgpu/ras: ras/<block>_err_count.
-    """
-    sums: dict[str, int] = {}
-    try:
-        for path in folder.glob("*_err_count"):
-            for kind, count in re.findall(r"^(ue|ce|de): *(\d+)", path.read_text(encoding="utf-8"), re.MULTILINE):
-                sums[kind] = sums.get(kind, 0) + int(count)
-    except (OSError, ValueError):
-        return None
+    """Return the sums of a GPU's own counters; None where any cannot be read."""
+    sums = gpu_health.ras_counts(folder)
     return amdsmi.Ecc(sums.get("ce"), sums.get("ue"), sums.get("de")) if sums else None
 
 

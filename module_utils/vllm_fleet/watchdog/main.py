@@ -25,6 +25,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="watchdog", description=USAGE)
     parser.add_argument("--settings-dir", default=places.SETTINGS, help="folder of the settings' files")
     parser.add_argument("--run-dir", default=places.RUN, help="folder of the present state")
+    parser.add_argument("--sysfs", default="/sys", help="folder that stands for /sys")
+    parser.add_argument("--kernel-log", default="/dev/kmsg", help="file that stands for the kernel's log")
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, text in VERBS.items():
         verbs.add_parser(verb, help=text).add_argument("name", metavar="NAME")
@@ -32,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if given.verb == "check":
         return _check(Path(given.file))
-    where = places.Places(given.name, given.settings_dir, given.run_dir)
+    where = places.Places(given.name, given.settings_dir, given.run_dir, given.sysfs, given.kernel_log)
     if given.verb == "state":
         return _state(where)
     try:

@@ -17,6 +17,8 @@ class Places:
     name: str
     settings_dir: str = SETTINGS
     run_dir: str = RUN
+    sysfs: str = "/sys"
+    kernel_log: str = "/dev/kmsg"
 
     @property
     def settings(self) -> Path:
@@ -32,6 +34,11 @@ class Places:
     def state(self) -> Path:
         """What the watchdog thinks of the server now."""
         return self.run / "watchdog.json"
+
+    @property
+    def gpus(self) -> Path:
+        """The GPUs that were seen since the boot, of all servers of the node."""
+        return Path(self.run_dir) / "gpus.json"
 
     @property
     def rollout(self) -> Path:

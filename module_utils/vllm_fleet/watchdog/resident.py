@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..container.api import DockerApi, DockerRefused, DockerUnavailable
@@ -21,6 +22,7 @@ from ..server import endpoint
 from ..vllm.endpoint import Endpoint
 from . import ask, settings, signs, words
 from .agent import Agent
+from .gpus import Gpus, used_by
 from .journal import Journal, boottime, read, write_whole
 from .judge import Judge
 from .others import Others
@@ -31,6 +33,8 @@ from .standing import Standing
 DOCKER_TIMEOUT, PAGE_TIMEOUT = 10.0, 10.0
 #: Seconds between two looks at a restart that goes on.
 CHILD_LOOK = 0.5
+#: Every second look is one at the GPUs, too.
+GPUS_EACH = 2
 #: Lines and bytes of a container's log that are looked through for signs of life.
 LINES, LOG_BYTES = 1000, 1 << 18
 #: A restart that is interrupted again and again is given up after so many tries.
@@ -46,6 +50,8 @@ class Resident:
         self.stop = threading.Event()
         self.agent, self.asking = Agent(), ask.Asking()
         self.standing = Standing.of(read(where.state))
+        self._gpus = Gpus(where.gpus, Path(where.sysfs), Path(where.kernel_log))
+        self._gpus_at, self._gpus_said = 0.0, frozenset[str]()
         self._child: subprocess.Popen[bytes] | None = None
         self._verb = ""
         self._tries, self._not_before = 0, 0.0
@@ -92,6 +98,7 @@ class Resident:
                 self._ended(self._child.returncode)
             return
         found, standing = self.docker.container(self.settings.name), self.standing
+        self._look_at_gpus(found)
         if found is None:
             self._begin("absent", f"there is no container {self.settings.name}", None)
         elif ident(found) != standing.container:
@@ -115,6 +122,31 @@ class Resident:
         standing.verify, standing.hung, standing.failure_class, self._tries = verify, "", "", 0
         self._to(state, why)
         self._afresh()
+
+    # -- sick GPUs -------------------------------------------------------------------------------------------------
+
+    def _look_at_gpus(self, found: Inspected | None) -> None:
+        """Keep a server whose GPUs cannot be trusted away from the gateways; say once what is less serious."""
+        now = time.monotonic()
+        if found is None or not used_by(found):
+            self._quarantine("")
+            return
+        if self._gpus_at and now - self._gpus_at < GPUS_EACH * self.settings.interval:
+            return
+        self._gpus_at = now
+        faults = self._gpus.faults()
+        self._quarantine("; ".join(fault.says for fault in faults if fault.serious))
+        light = frozenset(fault.says for fault in faults if not fault.serious)
+        for says in sorted(light - self._gpus_said):
+            self._event("gpu", says)
+        self._gpus_said = light
+
+    def _quarantine(self, why: str) -> None:
+        before, self.standing.quarantine = self.standing.quarantine, why
+        if why and why != before:
+            self._event("quarantine", why)
+        elif before and not why:
+            self._event("released", f"no GPU is sick any more, after: {before}")
 
     # -- left alone ------------------------------------------------------------------------------------------------
 
@@ -244,7 +276,12 @@ class Resident:
         self.where.result.unlink(missing_ok=True)
         self._save()
         self._verb = verb
-        places = ["--settings-dir", self.where.settings_dir, "--run-dir", self.where.run_dir]
+        places = [
+            "--settings-dir",
+            self.where.settings_dir,
+            "--run-dir",
+            self.where.run_dir,
+        ]  # the rest is not its matter
         self._child = subprocess.Popen([*self.program, *places, verb, self.where.name], stdin=subprocess.DEVNULL)
 
     def _ended(self, code: int) -> None:
@@ -310,7 +347,7 @@ class Resident:
         standing = self.standing
         standing.forget(boottime())
         standing.trouble = "; ".join([*self._troubles.values(), *filter(None, [self.journal.trouble])])
-        self.agent.line = words.agent_line(standing.state, self.settings.action)
+        self.agent.line = words.agent_line(standing.state, self.settings.action, standing.quarantine)
         made = standing.as_dict()
         if made == self._saved:
             return

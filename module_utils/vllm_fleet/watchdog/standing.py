@@ -19,7 +19,8 @@ class Standing:
     ``hung``: the start that hung and is to be ended, empty where none is. ``ready``: it was ready once. ``verify``: it
     gets requests again only after verification; ``hold``: not before another start. ``resumed``: its restart was begun
     before, and interrupted. ``begun``: when it was taken out, and ``restarts_boot``, are seconds since boot,
-    ``restarts`` the same since 1970. ``trouble`` is what keeps the watchdog from its work; ``version`` is that of this
+    ``restarts`` the same since 1970. ``trouble`` is what keeps the watchdog from its work; ``quarantine``: why the
+    node's GPUs are not to be trusted, which is independent of the state; ``version`` is that of this
     form.
     """
 
@@ -39,6 +40,7 @@ class Standing:
     restarts_boot: list[float] = field(default_factory=list)
     last_event: dict[str, Any] = field(default_factory=dict)
     trouble: str = ""
+    quarantine: str = ""
     version: int = 1
 
     @classmethod

@@ -13,7 +13,8 @@ STATES = ("starting", "serving", "hung", "restarting", "out", "left_alone", "abs
 DOWN = ("hung", "restarting", "out")
 #: Kinds of events: the watchdog began; it saw a server hang; it kept evidence; it took the server out; it restarts it;
 #: the server is ready and verified; it is not; there were too many restarts; the server is back; it is someone else's
-#: now; the watchdog itself is in trouble.
+#: now; the watchdog itself is in trouble; a GPU is not as it should be; GPUs are so sick that the server is out; they
+#: are well again.
 KINDS = (
     "started",
     "hung",
@@ -26,14 +27,20 @@ KINDS = (
     "back",
     "left_alone",
     "trouble",
+    "gpu",
+    "quarantine",
+    "released",
 )
 
 
-def agent_line(state: str, action: str) -> bytes:
+def agent_line(state: str, action: str, quarantine: str = "") -> bytes:
     """Return what the agent answers to a gateway: ``up`` or ``down`` with the state as the reason.
 
-    With ``observe`` a server is never taken out. Source: HAProxy's agent-check, one line of ASCII.
+    ``quarantine`` is why the node's GPUs cannot be trusted. With ``observe`` a server is never taken out. Source:
+    HAProxy's agent-check, one line of ASCII.
     """
+    if quarantine and action != "observe":
+        return b"down #quarantine\n"
     if state in DOWN and action != "observe":
         return f"down #{state}\n".encode("ascii")
     return b"up\n"
@@ -42,6 +49,8 @@ def agent_line(state: str, action: str) -> bytes:
 def shown(name: str, state: Mapping[str, Any]) -> str:
     """Return a state file's content as lines for a person."""
     lines = [f"{name}: {state.get('state')}: {state.get('why')}"]
+    if state.get("quarantine"):
+        lines.append(f"in quarantine: {state['quarantine']}")
     restarts = state.get("restarts") or []
     lines.append(f"restarts in the last hour: {len(restarts)}")
     last = state.get("last_event") or {}

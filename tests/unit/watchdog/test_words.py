@@ -17,6 +17,8 @@ def test_what_a_gateway_is_told(state):
     for action in ("restart", "drain"):
         assert agent_line(state, action) == (f"down #{state}\n".encode() if down else b"up\n")
     assert agent_line(state, "observe") == b"up\n"
+    assert agent_line(state, "drain", "GPU 0000:05:00.0 is gone") == b"down #quarantine\n"
+    assert agent_line(state, "observe", "GPU 0000:05:00.0 is gone") == b"up\n"
 
 
 def test_settings_are_checked(tmp_path, capsys):

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's GPUs, looked at every few seconds: the driver's counters, and what the kernel logged since the boot."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..container.inspected import Inspected
+from ..host import gpu_health
+from ..host.gpu_health import Fault
+from .journal import read, write_whole
+
+#: Bytes of one record of the kernel's log, and records of one look; a boot writes some thousands.
+RECORD, RECORDS = 8192, 50_000
+#: Device in a container that computes on AMD's GPUs.
+KFD = "/dev/kfd"
+
+
+def used_by(container: Inspected) -> bool:
+    """Whether a container was given AMD's GPUs."""
+    devices = (container.get("HostConfig") or {}).get("Devices") or ()
+    return any(device.get("PathInContainer") == KFD for device in devices)
+
+
+class Gpus:
+    """Looks at the GPUs under ``sysfs`` and reads the ``log`` of the kernel, as /dev/kmsg gives it.
+
+    ``known`` is a file of the GPUs that were seen since the boot, so that one that is gone is missed.
+    """
+
+    def __init__(self, known: Path, sysfs: Path = Path("/sys"), log: Path = Path("/dev/kmsg")) -> None:
+        """Nothing is read yet."""
+        self._known, self._sysfs, self._path = known, sysfs, log
+        self._log: int | None = None
+        self._states: dict[str, str] = {}
+
+    def faults(self) -> list[Fault]:
+        """Look once; return what is wrong, the serious first."""
+        now = gpu_health.read(self._sysfs)
+        known = {str(pci) for pci in read(self._known).get("gpus") or ()}
+        if now.keys() - known:
+            known |= now.keys()
+            write_whole(self._known, {"gpus": sorted(known)})
+        self._states = gpu_health.states(self._new_lines(), self._states)
+        return gpu_health.judge(known, now, self._states)
+
+    def close(self) -> None:
+        """Let go of the kernel's log."""
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
+
+    def _new_lines(self) -> list[str]:
+        """Return what the kernel has logged since the last look; the first look reads all that it still has."""
+        lines: list[str] = []
+        try:
+            if self._log is None:
+                self._log = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
+            for _ in range(RECORDS):
+                try:
+                    record = os.read(self._log, RECORD)
+                except BrokenPipeError:
+                    continue  # the kernel has overwritten what was next
+                if not record:
+                    break
+                lines += record.decode(errors="replace").splitlines()
+        except BlockingIOError:
+            pass  # that was all
+        except OSError:
+            self.close()  # a container's /dev has none: counters are all there is
+        return lines
