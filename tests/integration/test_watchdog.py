@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import threading
 import time
@@ -163,7 +164,24 @@ def test_a_restart_that_is_killed_is_taken_up(watched, tmp_path):
     assert (watched.agent(), watched.state["last_event"]["kind"]) == ("up\n", "back")
 
 
-def test_a_server_that_answers_wrongly_after_its_restart_stays_out(watched):
+def take(port):
+    """Take a port in the moment in which it is free."""
+    deadline = time.monotonic() + 20
+    while True:
+        made = socket.socket()
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # its old connections do not count
+        try:
+            made.bind(("127.0.0.1", port))
+        except OSError:
+            made.close()
+            assert time.monotonic() < deadline, "the port never came free"
+            time.sleep(0.001)
+        else:
+            made.listen()
+            return made
+
+
+def test_a_server_that_answers_wrongly_or_not_at_all_after_its_restart_stays_out(watched):
     serving(watched, verify={"timeout": 10, "requests": [{"prompt": "x", "expect": {"pattern": "Madrid"}}]})
     watched.hang()
     watched.wait(lambda: "failed" in watched.kinds())
@@ -175,6 +193,13 @@ def test_a_server_that_answers_wrongly_after_its_restart_stays_out(watched):
     watched.configure()
     watched.server.client.api.restart(watched.server.id(), timeout=0)
     watched.until("serving")
+    # Why it does not start is found as in a deployment.
+    watched.hang()
+    with take(watched.server.port):
+        watched.wait(lambda: watched.kinds().count("failed") == 2)
+        watched.until("out")
+    assert (watched.events[-1]["class"], watched.state["failure_class"]) == ("port_taken", "port_taken")
+    assert str(watched.server.port) in watched.state["why"]
 
 
 def test_a_node_with_a_sick_gpu_is_in_quarantine_until_it_is_well(watched, tmp_path):

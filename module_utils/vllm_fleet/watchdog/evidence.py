@@ -125,7 +125,11 @@ def _dumps(container: Inspected, pids: Sequence[int]) -> Iterator[Path]:
     if not isinstance(folder, str) or not folder.startswith("/") or ".." in folder or not pids:
         return
     with contextlib.suppress(OSError):
-        inside = Path(f"/proc/{min(pids)}/root{folder}")
+        inside = Path(f"/proc/{min(pids)}/root")
+        for part in Path(folder).parts[1:]:
+            inside /= part
+            if inside.is_symlink():
+                return
         files = [path for path in inside.iterdir() if path.is_file() and not path.is_symlink()]
         yield from sorted(files, key=lambda path: path.stat().st_mtime)[-DUMPS:]
 

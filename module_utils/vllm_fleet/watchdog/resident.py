@@ -189,7 +189,7 @@ class Resident:
         for label, answer in self.asking.answers():
             self.judge.answer(now, label, answer)
         verdict = self.judge.verdict(now)
-        if verdict.look:
+        if verdict.look and self.standing.state not in words.DOWN:
             self._read_log(found, now)
             verdict = self.judge.verdict(now)
         if verdict.ask is not None:
@@ -211,7 +211,10 @@ class Resident:
 
     def _read_log(self, found: Inspected, now: float) -> None:
         """Take what the engines wrote as signs of life, where the clock lets their age be known."""
-        text = self.docker.log_tail(ident(found), LINES, LOG_BYTES).decode(errors="replace")
+        try:
+            text = self.docker.log_tail(ident(found), LINES, LOG_BYTES).decode(errors="replace")
+        except DockerRefused:
+            return  # a log driver that cannot be read from
         for label, stamp in signs.newest(text).items():
             age = time.time() - calendar.timegm(time.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S"))
             # A line from the future was written before the clock was set back.

@@ -115,7 +115,9 @@ class Restart:
             failure = result.get("failure") or {}
             why = str(result.get("msg"))
             self._note("failed", why, seconds=seconds, **{"class": failure.get("class"), "log": result.get("log_file")})
-            raise _Stop("failed", why, **key, **{"class": failure.get("class")})
+            # Where the container never was the good one, the lifecycle has put its predecessor back.
+            outcome = "left_alone" if result.get("rolled_back") else "failed"
+            raise _Stop(outcome, why, **key, **{"class": failure.get("class")})
         wrong = self._verify(container)
         if wrong:
             self._note("failed", wrong, seconds=seconds)
@@ -152,7 +154,9 @@ class Restart:
             self.docker.ping()
             if self.others.locked():
                 raise _Stop("again", "another run came in between")
-            self._free()
+            now, left = self.docker.container(self.settings.name), result.get("container") or {}
+            if now is None or ident(now) != left.get("id"):
+                self._free()  # says who did that
         return result
 
     def _params(self, container: Inspected) -> dict[str, Any]:
