@@ -42,16 +42,20 @@ def secrets_of(container: Inspected) -> tuple[str, ...]:
 
 
 def collect(docker: DockerApi, container: Inspected, folder: Path) -> list[str]:
-    """Keep what there is in ``folder``; return the names of the files."""
+    """Keep what there is in ``folder``; return the names of the files. Raises OSError where nothing can be kept."""
     secrets = secrets_of(container)
+    lost: list[OSError] = []
 
     def keep(name: str, make: Callable[[], str]) -> None:
+        text = ""
         with contextlib.suppress(OSError, ValueError, KeyError, DockerRefused, DockerUnavailable):
             text = make()
+        try:
             if text:
-                handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-                with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as out:
-                    out.write(scrub(text, secrets))
+                _write(folder / name, scrub(text, secrets))
+        except OSError as exc:
+            (folder / name).unlink(missing_ok=True)
+            lost.append(exc)
 
     place = endpoint.of_container(container)
     pids = docker.processes(ident(container))[:PROCESSES]
@@ -75,7 +79,16 @@ def collect(docker: DockerApi, container: Inspected, folder: Path) -> list[str]:
     time.sleep(max(0.0, BETWEEN - (time.monotonic() - begun)))
     keep("processes-2.txt", lambda: _processes(pids))
     keep("metrics-2.txt", page)
-    return sorted(path.name for path in folder.iterdir())
+    kept = sorted(path.name for path in folder.iterdir())
+    if lost and not kept:
+        raise lost[0]
+    return kept
+
+
+def _write(path: Path, text: str) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as out:
+        out.write(text)
 
 
 def _processes(pids: Sequence[int]) -> str:
