@@ -194,6 +194,68 @@ def test_replacement_changed(server, after):
     assert server.id(PREVIOUS) == old
 
 
+# --- a replacement whose next run is refused ---
+
+REFUSED = {"volumes": ["/nowhere/at/all:/data"]}
+
+
+def refused(server, **options):
+    """A run that is refused before it touches anything of its own; check mode says beforehand what it does."""
+    check = server.check(**options, **REFUSED)
+    result = server.run(**options, **REFUSED)
+    assert result["failed"] and "/nowhere/at/all" in result["msg"]
+    assert (check["changed"], check["actions"]) == (result["changed"], result["actions"])
+    return result
+
+
+@pytest.mark.parametrize(
+    ("with_previous", "after", "actions"),
+    [
+        (False, 1, []),
+        (False, 2, ["start", "remove_next"]),
+        (False, 3, ["unkeep", "start", "remove_next"]),
+        (False, 4, ["remove", "unkeep", "start"]),
+        (True, 3, ["start", "remove_next"]),
+        (True, 5, ["remove", "unkeep", "start"]),
+    ],
+)
+def test_replacement_and_then_a_refusal(server, with_previous, after, actions):
+    """The old server comes back: while the mistake is mended, it serves."""
+    old = prepare(server, with_previous=with_previous)
+    with Guard(server, old):
+        killed(server, after, **release(2))
+        result = refused(server, **release(3))
+        assert result["actions"] == actions
+        assert result["rolled_back"] is bool(actions)
+        assert (server.id(), server.running()) == (old, [server.name])
+        server.wait_for_log("Application startup complete")
+        assert server.served()["data"]
+        assert refused(server, **release(3))["actions"] == []
+        server.ready(**release(3))
+    assert server.id(PREVIOUS) == old
+
+
+@pytest.mark.parametrize(("after", "again"), [(1, False), (2, True)])
+def test_a_server_that_a_person_stopped_is_not_started_by_a_refused_run(server, after, again):
+    old = prepare(server, with_previous=False)
+    killed(server, after, **release(2))
+    if again:
+        server.engine.start(old)
+    server.engine.stop(old, 1)
+    assert refused(server, **release(3))["actions"] == []
+    assert server.running() == []
+
+
+def test_a_refusal_that_is_killed_while_it_brings_the_old_server_back(server):
+    old = prepare(server, with_previous=False)
+    killed(server, 4, **release(2))
+    for after in (1, 2):
+        killed(server, after, **release(3), **REFUSED)
+    refused(server, **release(3))
+    assert (server.id(), server.running()) == (old, [server.name])
+    assert facts(server.run(**release(1))) == (False, [], [])
+
+
 # --- a replacement that fails ---
 
 

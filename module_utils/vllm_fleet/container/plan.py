@@ -172,6 +172,20 @@ def _start(current: Existing) -> tuple[str, ...]:
     return () if current.running and not current.paused else ("start",)
 
 
+def bring_back(current: Existing | None, previous: Existing | None, stopped: str) -> Plan:
+    """Plan how a server comes back that a killed run stopped, where no new one was started in its place.
+
+    ``stopped`` is its id. The plan is empty where something runs, or where another hand has been here since.
+    """
+    start: tuple[str, ...] = ()
+    if not (current and current.running) and not (previous and previous.running):
+        if current and current.id == stopped:
+            start = ("start",)
+        elif (current is None or current.unused) and previous and previous.trust is not Trust.FAILED:
+            start = (*(["remove"] if current else []), "unkeep", "start")
+    return Plan(start, watch=bool(start))
+
+
 def on_failure(previous: Existing | None, current: Existing | None) -> Plan:
     """Plan what follows a failed start: the previous container back when it is the better one, else a quiet stop.
 

@@ -82,6 +82,9 @@ class Step:
 class RankLifecycle(Lifecycle):
     """One rank's run, step by step."""
 
+    #: A rank that comes back without its partners serves nobody.
+    _alone = False
+
     def __init__(self, options: ServerOptions, engine: Engine, *, step: Step, **named: Any) -> None:
         """Nothing happens yet; ``named`` as for Lifecycle."""
         if options.headless:

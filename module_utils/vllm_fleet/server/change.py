@@ -67,7 +67,7 @@ class Change:
         elif action == "stop_previous" and there.previous:
             engine.stop(there.previous, options.stop_timeout)
         elif action == "stop" and there.current:
-            self._stop(there.current, seen.current)
+            self._stop(there.current, seen.current, replacing=seen.state in ("started", "restarted"))
         elif action == "keep" and there.current:
             engine.rename(there.current, self.context.previous_name)
             there.previous, there.current = there.current, None
@@ -106,7 +106,11 @@ class Change:
             self.context.engine.remove(container)
             setattr(there, which, None)
 
-    def _stop(self, container: str, info: Inspected | None) -> None:
+    def _stop(self, container: str, info: Inspected | None, *, replacing: bool) -> None:
+        if replacing and info:
+            # Should this run be killed, the next one knows that it was no person who stopped this server.
+            with self.context.remembering():
+                self.context.node.note_stopping((container, str(info["State"]["StartedAt"])))
         own = ((info or {}).get("Config") or {}).get("StopTimeout")
         timeout = int(self.context.options.stop_timeout if own is None else own)
         self.context.state.stopped = boottime()

@@ -37,6 +37,9 @@ Result = dict[str, Any]
 class Lifecycle:
     """Drives one container on one node. ``run`` returns the module's result (``failed`` and ``pending`` included)."""
 
+    #: Whether this node alone makes a server.
+    _alone = True
+
     def __init__(
         self,
         options: ServerOptions,
@@ -44,15 +47,19 @@ class Lifecycle:
         *,
         host: str,
         check_mode: bool = False,
+        asks: bool = False,
         token: Mapping[str, Any] | None = None,
         slice_seconds: float | None = None,
         secrets: tuple[str, ...] = (),
         after_action: Callable[[str], None] | None = None,
     ) -> None:
-        """Nothing happens yet. ``token`` is that of a slice before; for the rest see RunContext."""
+        """Nothing happens yet. ``token`` is that of a slice before; for the rest see RunContext.
+
+        ``asks``: this is a plan, and where it is refused, no run follows.
+        """
         self.state = RunState.from_token(token) if token else RunState()
         self.context = RunContext(options, engine, host, check_mode, slice_seconds, secrets, after_action, self.state)
-        self.resumed = bool(token)
+        self.asks, self.resumed = asks, bool(token)
 
     @cached_property
     def change(self) -> Change:
@@ -70,11 +77,13 @@ class Lifecycle:
         """Do it. Never raises for what can be foreseen: a refusal is a result with ``failed`` and ``failure``."""
         try:
             if self.context.check_mode:
-                return self._fresh()
+                return self._once()
             with self.context.node.lock(LOCK_WAIT):
-                return self._resume() if self.resumed else self._fresh()
-        except Refused as exc:
-            return self._refused_start(exc)
+                done = self._once()
+                if not done.get("pending") and (self.state.actions or not done.get("failed")):
+                    with self.context.remembering():
+                        self.context.node.note_stopping(None)
+                return done
         except LockTaken as exc:
             return self._refused(Refused(FailureClass.UNKNOWN, str(exc), "wait for it to end, then run again"))
         except OSError as exc:
@@ -83,6 +92,13 @@ class Lifecycle:
             self.context.refuse(Refused(FailureClass.UNKNOWN, str(exc), result.ENGINE_REMEDY))
             self.state.changed = bool(self.state.actions)
             return self._result(None, failed=True, msg=self.state.msg)
+
+    def _once(self) -> Result:
+        """Run from the beginning, or take up an earlier slice."""
+        try:
+            return self._resume() if self.resumed else self._fresh()
+        except Refused as exc:
+            return self._refused_start(exc)
 
     def _fresh(self) -> Result:
         """Run from the beginning."""
@@ -273,8 +289,7 @@ class Lifecycle:
         current = context.current()
         wanted = seen.state == "started" and running(seen.current)
         if refused == "create" and running(current) == running(seen.current):
-            stopped = recover.left_stopped(context, left=seen.left is not None)
-            return self._result(current, failed=True, msg=f"{state.msg} {stopped}".rstrip())
+            return self._bring_back() or self._result(current, failed=True, msg=state.msg)
         renamed = refused == "rename" and left_over(current, context.name)  # done, and only the answer was lost
         if renamed or (current is None and wanted and context.previous()):
             return self._put_back(outcome)
@@ -319,13 +334,29 @@ class Lifecycle:
         return self._result(self.context.current(), failed=True, msg=self.state.msg)
 
     def _refused_start(self, exc: Refused) -> Result:
-        """Nothing was touched; what an earlier run left stopped is named, for this run does not start it."""
-        done, context = self._refused(exc), self.context
-        if context.options.state == "started" and not self.resumed:
-            with contextlib.suppress(EngineError):
-                stopped = recover.left_stopped(context, left=context.left() is not None)
-                done["msg"] = f"{done['msg']} {stopped}".rstrip()
-        return done
+        """Nothing was touched; but what an earlier run stopped and did not replace comes back."""
+        if self.context.options.state == "started" and not self.resumed:
+            self.context.refuse(exc)
+            done = self._bring_back()
+            if done:
+                return done
+        return self._refused(exc)
+
+    def _bring_back(self) -> Result | None:
+        """Start the old server again that a killed run had stopped; None where there is none."""
+        state, back = self.state, None
+        with contextlib.suppress(EngineError):
+            back = recover.interrupted(self.context)
+        if back is None:
+            return None
+        if self.asks or not self._alone:
+            state.changed = bool(state.actions)
+            return self._result(back.current, failed=True, msg=f"{state.msg} {recover.by_hand(self.context, back)}")
+        state.msg = f"{state.msg} {recover.BROUGHT_BACK}"
+        if not self.context.check_mode:
+            return self._restore(back)
+        state.actions, state.changed = [*state.actions, *back.plan.actions], True
+        return self._result(back.current, failed=True, msg=state.msg)
 
     def _result(
         self,
@@ -362,6 +393,7 @@ def perform(
         engine,
         host=host,
         check_mode=check_mode or params["mode"] != "deploy",
+        asks=params["mode"] != "deploy",
         token=token,
         slice_seconds=params["watch_slice"],
         secrets=tuple(hidden),

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container import plan, refusal
 from ..container.engine import EngineError
-from ..container.inspected import Inspected, ident, names, running
+from ..container.inspected import Inspected, ident, names
 from ..container.plan import Plan, Trust
 from .observe import Observation
 from .outcome import Outcome
@@ -21,24 +22,42 @@ FAILED_GRACE = 5
 UNTOUCHED = "the server that is there was not touched"
 
 
-def left_stopped(context: RunContext, *, left: bool) -> str:
-    """Return what a killed run left stopped, and how to bring it back, as a sentence; empty where it left nothing.
+#: What is said where a refused run brings back what an earlier one had stopped.
+BROUGHT_BACK = "The old server, which an interrupted run had stopped, is started again."
 
-    ``left``: the killed run also left its new container. This proves that no person stopped the old one.
+
+def interrupted(context: RunContext) -> Observation | None:
+    """Return how the server comes back that a killed run stopped to replace it; None where there is none.
+
+    The node's memory tells such a server from one that a person stopped. Raises EngineError.
     """
-    with contextlib.suppress(EngineError):
-        if not left or running(context.current()):
-            return ""
-        again = f"`docker start {context.name}`"
-        if context.current() is None:
-            if context.previous() is None:
-                return ""
-            again = f"`docker rename {context.previous_name} {context.name} && docker start {context.name}`"
-        return (
-            "The old server is stopped, because an earlier run was interrupted; correct this and run again, or bring "
-            f"it back with {again} on {context.host}."
-        )
-    return ""
+    stopped = context.node.stopping()
+    if stopped is None:
+        return None
+    noted, current, previous = context.engine.container(stopped[0]), context.current(), context.previous()
+    if noted and str(noted["State"]["StartedAt"]) != stopped[1]:
+        return None  # somebody started it since, and may have stopped it too
+    made = plan.bring_back(context.existing(current), context.existing(previous), stopped[0])
+    if not made.actions:
+        return None
+    left = context.left()
+    made = Plan((*made.actions, *(["remove_next"] if left else [])), watch=True)
+    return replace(back_to(context, made, current, previous), left=left)
+
+
+def by_hand(context: RunContext, back: Observation) -> str:
+    """Return as a sentence that the old server is stopped, and the commands that do what ``back`` plans."""
+    name = context.name
+    words = {
+        "remove": f"docker rm {name}",
+        "unkeep": f"docker rename {context.previous_name} {name}",
+        "start": f"docker start {name}",
+    }
+    again = " && ".join(words[action] for action in back.plan.actions if action in words)
+    return (
+        "The old server is stopped, because an earlier run was interrupted; correct this and run again, or bring it "
+        f"back with `{again}` on {context.host}."
+    )
 
 
 def explain(context: RunContext, current: Inspected | None, outcome: Outcome) -> None:

@@ -66,6 +66,19 @@ class NodeState:
             state = {k: v for k, v in self._read(self.folder / "state.json").items() if k != "restoring"}
             self.write(self.folder / "state.json", {**state, **({"restoring": container} if container else {})})
 
+    # -- a server that is stopped to be replaced -------------------------------------------------------------------
+
+    def stopping(self) -> tuple[str, str] | None:
+        """Return which container a run stopped whose end was not seen: its id, and when Docker had started it."""
+        found = self._read(self.folder / "state.json").get("stopping")
+        return (str(found[0]), str(found[1])) if isinstance(found, list) and len(found) == 2 else None
+
+    def note_stopping(self, container: tuple[str, str] | None) -> None:
+        """Note that a container is about to be stopped for another one, or (None) that the run came to its end."""
+        if self.stopping() != container:
+            state = {k: v for k, v in self._read(self.folder / "state.json").items() if k != "stopping"}
+            self.write(self.folder / "state.json", {**state, **({"stopping": [*container]} if container else {})})
+
     # -- secrets' fingerprints ---------------------------------------------------------------------------------
 
     def fingerprint_key(self, *, create: bool) -> bytes:

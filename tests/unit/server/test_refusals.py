@@ -13,7 +13,7 @@ from ansible.module_utils.vllm_fleet.container import plan
 from ansible.module_utils.vllm_fleet.container.engine import EngineError
 from ansible.module_utils.vllm_fleet.container.spec import LABEL_SERVER, Image
 from ansible.module_utils.vllm_fleet.replica.rank_lifecycle import RankLifecycle, Step
-from ansible.module_utils.vllm_fleet.server import lifecycle
+from ansible.module_utils.vllm_fleet.server import lifecycle, recover
 from ansible.module_utils.vllm_fleet.server.observe import Observation
 from ansible.module_utils.vllm_fleet.server.options import ServerOptions
 
@@ -121,30 +121,85 @@ class _Spec:
 REFUSED = Refused(FailureClass.BAD_ARGUMENT, "capabilities: no", "correct it; nothing was touched")
 
 
-@pytest.mark.parametrize(
-    ("containers", "said"),
-    [
-        ({"vllm": "exited", "vllm.next": "created"}, "`docker start vllm` on node7"),
-        (
-            {"vllm.previous": "exited", "vllm.next": "created"},
-            "`docker rename vllm.previous vllm && docker start vllm`",
-        ),
-        # Without the new container beside it, a person may have stopped it.
-        ({"vllm": "exited"}, ""),
-        ({"vllm": "running", "vllm.next": "created"}, ""),
-        ({"vllm.next": "created"}, ""),
-    ],
-)
-def test_a_refusal_says_what_an_interrupted_run_left_stopped(run, containers, said):
-    docker = Docker()
+LEFT = [
+    # What a killed run left, the note of what it stopped, what a refused run does.
+    ({"vllm": "exited", "vllm.next": "created"}, "vllm", ["start", "remove_next"]),
+    ({"vllm.previous": "exited", "vllm.next": "created"}, "vllm.previous", ["unkeep", "start", "remove_next"]),
+    ({"vllm": "created", "vllm.previous": "exited"}, "vllm.previous", ["remove", "unkeep", "start"]),
+    # The one that had the name was the worse one, and is removed already.
+    ({"vllm.previous": "exited", "vllm.next": "created"}, "gone", ["unkeep", "start", "remove_next"]),
+    # Without a note a person may have stopped it.
+    ({"vllm": "exited", "vllm.next": "created"}, "", []),
+    ({"vllm": "running", "vllm.next": "created"}, "vllm", []),
+    ({"vllm": "exited", "vllm.previous": "running"}, "vllm", []),
+    ({"vllm": "exited", "vllm.previous": "exited"}, "vllm.previous", []),
+    ({"vllm.next": "created"}, "gone", []),
+]
+
+
+def left_by_a_killed_run(going, docker, containers, stopped, started="2026-01-01T00:00:00Z"):
     for name, status in containers.items():
         docker.put(name, name, status=status)
-    going = run(docker)
+    if stopped:
+        going.context.node.note_stopping((stopped, started))
     going._fresh = lambda: _raise(REFUSED)
+
+
+@pytest.mark.parametrize(("containers", "stopped", "actions"), LEFT)
+def test_a_refused_run_brings_back_what_a_killed_one_had_stopped(run, containers, stopped, actions):
+    docker = Docker()
+    planned = run(docker)
+    left_by_a_killed_run(planned, docker, containers, stopped)
+    planned.context.check_mode = True
+    before = {name: dict(one["State"]) for name, one in docker.there.items()}
+    predicted = planned.run()
+    assert {name: one["State"] for name, one in docker.there.items()} == before
+    going = run(docker)
+    going._fresh = planned._fresh
     done = going.run()
     assert done["failed"] and "capabilities: no" in done["msg"]
+    assert (recover.BROUGHT_BACK in done["msg"]) == bool(actions)
+    assert (done["actions"], done["changed"]) == (actions, bool(actions))
+    assert (predicted["actions"], predicted["changed"]) == (actions, bool(actions))
+    if actions:
+        assert docker.there["vllm"]["State"]["Running"] and list(docker.there) == ["vllm"]
+        assert going.context.node.stopping() is None
+
+
+def test_a_server_that_somebody_started_since_is_left_as_it_is(run):
+    docker = Docker()
+    going = run(docker)
+    left_by_a_killed_run(going, docker, LEFT[0][0], "vllm", started="2025-12-31T00:00:00Z")
+    done = going.run()
+    assert done["actions"] == [] and not docker.there["vllm"]["State"]["Running"]
+
+
+def test_a_plan_says_the_command_for_no_run_follows_it(run):
+    docker = Docker()
+    going = run(docker)
+    left_by_a_killed_run(going, docker, *LEFT[0][:2])
+    going.asks = going.context.check_mode = True
+    done = going.run()
+    assert "bring it back with `docker start vllm` on node7" in done["msg"]
+    assert (done["actions"], done["changed"]) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("containers", "stopped", "said"),
+    [
+        (*LEFT[0][:2], "`docker start vllm` on node7"),
+        (*LEFT[1][:2], "`docker rename vllm.previous vllm && docker start vllm` on node7"),
+        (*LEFT[2][:2], "`docker rm vllm && docker rename vllm.previous vllm && docker start vllm` on node7"),
+        (*LEFT[4][:2], ""),
+    ],
+)
+def test_a_refused_rank_only_says_how_its_server_comes_back(rank, containers, stopped, said):
+    docker = Docker()
+    going = rank(docker)
+    left_by_a_killed_run(going, docker, containers, stopped)
+    done = going.run()
+    assert done["failed"] and done["actions"] == []
     assert (said in done["msg"]) if said else "is stopped" not in done["msg"]
-    assert done["actions"] == []
 
 
 def test_a_refused_creation_does_not_call_a_stopped_server_untouched(run):
@@ -156,9 +211,11 @@ def test_a_refused_creation_does_not_call_a_stopped_server_untouched(run):
     going = run(docker)
     going.state.actions = ["remove_next"]
     docker.remove("left")
+    going.context.node.note_stopping(("old", "2026-01-01T00:00:00Z"))
     done = going._not_started("create container vllm.next: invalid CapAdd: unknown capability: X", seen)
     assert "capabilities" in done["msg"] and "was not touched" not in done["msg"]
-    assert "`docker start vllm` on node7" in done["msg"]
+    assert recover.BROUGHT_BACK in done["msg"]
+    assert done["actions"] == ["remove_next", "start"] and docker.there["vllm"]["State"]["Running"]
 
 
 FIRST = plan.Plan(("create", "start"), watch=True)

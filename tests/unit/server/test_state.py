@@ -51,6 +51,16 @@ def test_a_restore_is_remembered_until_its_end(tmp_path):
     assert (state.restoring(), state.trust("a")) == (None, Trust.READY)
 
 
+def test_a_stop_is_remembered_until_the_end_of_the_run(tmp_path):
+    state = NodeState(str(tmp_path), "vllm")
+    assert state.stopping() is None
+    state.note_restoring("b")
+    state.note_stopping(("a", "2026-01-01T00:00:00Z"))
+    assert (state.stopping(), state.restoring()) == (("a", "2026-01-01T00:00:00Z"), "b")
+    state.note_stopping(None)
+    assert (state.stopping(), state.restoring()) == (None, "b")
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"ranks": 3}', '{"ranks": {"a": 99}}'])
 def test_a_damaged_memory_knows_nothing_and_is_mended(tmp_path, content):
     state = NodeState(str(tmp_path), "vllm")
