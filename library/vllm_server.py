@@ -156,7 +156,8 @@ options:
     type: list
     elements: str
   volumes:
-    description: More mounts, as C(source:target[:ro]). One that lies in a read-only mount needs its folder there.
+    description: More mounts, as C(source:target[:ro]). One that lies in a read-only mount needs its folder there. Those that
+      hide what the image needs to start are refused.
     type: list
     elements: str
     default: []

@@ -244,6 +244,10 @@ def refusals(server):
             {"volumes": ["/tmp:/etc/hosts"]},
         ),
         "mount in /proc": ("bad_argument", ["no mount in /proc"], {"volumes": ["/tmp:/proc/x"]}),
+        "programs": ("bad_argument", ["volumes: with", "/usr/local/bin"], {"volumes": [f"{empty}:/usr/local/bin"]}),
+        "code": ("bad_argument", ["/opt/vllm-standin"], {"volumes": [f"{empty}:/opt/vllm-standin:ro", "/tmp:/data"]}),
+        "libraries": ("bad_argument", ["at /lib"], {"volumes": [f"{empty}:/lib"]}),
+        "search path": ("bad_argument", ["env: with PATH=/bin:/opt"], {"env": {"PATH": "/bin:/opt"}}),
         "value": ("bad_argument", ["max-model-len: expected a number"], {"args": {"max-model-len": "abc"}}),
         "driver": ("driver_missing", ["/dev/kfd"], {"accelerator": "rocm"}),
         "device": (
@@ -263,6 +267,20 @@ def test_bad_input_is_refused_before_anything_is_touched(serving):
         except Exception as exc:  # noqa: BLE001  collected, to see all of them at once
             wrong.append(f"{name}: {type(exc).__name__}: {exc}")
     assert not wrong, "\n\n".join(wrong)
+
+
+def test_a_mount_that_hides_nothing_that_is_needed_is_taken(server, monkeypatch):
+    """At a place where the image has nothing, nobody asks; at another one the image itself says that it starts."""
+    (server.folder / "patch").mkdir()
+    asked = []
+    real = type(server.engine).run_once
+    monkeypatch.setattr(type(server.engine), "run_once", lambda *a, **k: asked.append(k) or real(*a, **k))
+    server.ready()
+    server.ready(volumes=[f"{server.folder}:/data"])
+    assert len(asked) == 1, "the flags alone"
+    server.ready(volumes=[f"{server.folder}/patch:/usr/local/games", f"{server.folder}:/data"], env={"PYTHONPATH": "/"})
+    assert [volume.target for volume in asked[1]["binds"]] == ["/usr/local/games"]
+    assert asked[1]["env"] == {"PYTHONPATH": "/"}
 
 
 def test_a_port_held_by_a_process_is_named(serving):

@@ -13,10 +13,12 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
 from .api import DockerApi, DockerRefused, DockerUnavailable
+from .mounts import Volume
 from .spec import LABEL_ASKED_UTILIZATION, LABEL_IMAGE_ID, LABEL_MANAGED, LABEL_SERVER, Image, Spec
 
 #: Seconds that one call to the engine may take; a stop adds the container's own stop timeout.
@@ -31,6 +33,19 @@ class EngineUnavailable(Exception):
 
 class EngineError(Exception):
     """The engine refused an action; the text is its own explanation."""
+
+
+#: Exit code of a program that could not be started, as of a shell.
+NOT_STARTED = 127
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended, and the ends of its two streams; ``code`` is None where it was not done in time."""
+
+    code: int | None
+    output: str = ""
+    error: str = ""
 
 
 class Engine:
@@ -326,11 +341,20 @@ class Engine:
         with _errors(f"update container {container}"):
             self._api.update_container(container, restart_policy=_restart_policy(policy))
 
-    def run_once(self, image: Image, words: list[str], *, timeout: float, devices: tuple[str, ...] = ()) -> str | None:
-        """Run a command in a throw-away container without network and give its output.
+    def run_once(
+        self,
+        image: Image,
+        words: list[str],
+        *,
+        timeout: float,
+        devices: tuple[str, ...] = (),
+        binds: Sequence[Volume] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> Ran:
+        """Run a command in a throw-away container without network, for at most ``timeout`` seconds.
 
-        Empty when it failed, None when it did not end in ``timeout`` seconds. Raises EngineError when no container can
-        be made from the image at all: a server's would not be either.
+        ``binds`` are mounted read-only. Raises EngineError when no container can be made from the image at all: a
+        server's would not be either.
         """
         api = self._api
         from docker.errors import APIError  # noqa: PLC0415
@@ -340,23 +364,41 @@ class Engine:
                 image.id,
                 entrypoint=words[:1],
                 command=words[1:],
+                environment=dict(env or {}),
                 labels={LABEL_MANAGED: "probe"},
                 host_config=api.create_host_config(
-                    network_mode="none", devices=[f"{d}:{d}:rwm" for d in devices] or None
+                    network_mode="none",
+                    devices=[f"{d}:{d}:rwm" for d in devices] or None,
+                    binds=[f"{volume.source}:{volume.target}:ro" for volume in binds] or None,
                 ),
             )
         try:
             api.start(made["Id"])
             ended = api.wait(made["Id"], timeout=timeout)
             output: bytes = api.logs(made["Id"], stdout=True, stderr=False)
-        except APIError as exc:
-            return "" if exc.is_client_error() else None  # such as no such program in the image
+            error: bytes = api.logs(made["Id"], stdout=False, stderr=True, tail=200)
+        except APIError as exc:  # such as no such program in the image
+            return Ran(NOT_STARTED, error=_explain(exc)) if exc.is_client_error() else Ran(None)
         except Exception:  # noqa: BLE001  requests' and urllib3's time-outs differ by version; all mean "no answer"
-            return None
+            return Ran(None)
         finally:
             with contextlib.suppress(OSError):
                 api.remove_container(made["Id"], force=True, v=True)
-        return output.decode(errors="replace") if ended.get("StatusCode") == 0 else ""
+        return Ran(int(ended.get("StatusCode", NOT_STARTED)), *(x.decode(errors="replace") for x in (output, error)))
+
+    def holds(self, image: Image, paths: Sequence[str]) -> list[str]:
+        """Return those of ``paths`` at which an image has something. Nothing of it is run. Raises EngineError."""
+        if not paths:
+            return []
+        api = self._api
+        with _errors(f"look into {image.ref}"):
+            made = api.create_container(image.id, entrypoint=["/"], labels={LABEL_MANAGED: "probe"})
+            try:
+                files = f"{api.base_url}/v{api.api_version}/containers/{made['Id']}/archive"
+                asked = [api.head(files, params={"path": path}, timeout=CALL_TIMEOUT) for path in paths]
+            finally:
+                api.remove_container(made["Id"], force=True, v=True)
+        return [path for path, answer in zip(paths, asked, strict=True) if answer.ok]
 
     # -- streams -----------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container.inspected import Inspected, names
-from ..container.mounts import ENGINE_CACHE, normal_path
+from ..container.mounts import ENGINE_CACHE, HF_HOME, normal_path
 from ..container.spec import Spec
 from ..vllm.ranks import GUARD_TARGET
 from . import gpu_gate, observe, preconditions
@@ -19,6 +19,8 @@ from .run import RunContext
 
 #: Seconds for which a port that Docker holds for no running container may be one that is just starting.
 LEAK_RETRY_TIMEOUT = 3.0
+#: Variables that say where a program and its parts are.
+PROGRAM_VARIABLES = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD")
 #: Seconds between two looks at such a port.
 LEAK_RETRY = 0.5
 
@@ -49,7 +51,42 @@ def before_stop(context: RunContext, seen: Observation, spec: Spec) -> Observati
             f"port {options.port} was held by the Docker engine for a container that does not run, so the "
             "engine is restarted; with live-restore the containers of this node go on"
         )
+    _image_still_starts(context, seen, spec)
     return seen
+
+
+def _image_still_starts(context: RunContext, seen: Observation, spec: Spec) -> None:
+    """Refuse mounts and variables with which the image's server cannot even print its help, as it does without them.
+
+    It is tried only where a mount hides something of the image, for it takes as long as vLLM's import.
+    """
+    image, engine = seen.image, context.engine
+    known = context.node.flags(image.id) if image else None
+    if image is None or known is None or not known.flags or "create" not in seen.plan.actions:
+        return
+    # Named volumes would be made by the trial, and labels of SELinux change the node's files.
+    given = [v for v in spec.volumes if v.source.startswith("/") and {"z", "Z"}.isdisjoint(v.mode.split(","))]
+    there = engine.holds(image, [v.target for v in given if v.target not in (HF_HOME, ENGINE_CACHE, GUARD_TARGET)])
+    binds = [volume for volume in given if volume.target in there]
+    env = {name: spec.env[name] for name in PROGRAM_VARIABLES if name in spec.env}
+    if not binds and not env:
+        return
+    entrypoint, devices = observe.help_of(context.options, image)
+    words = [*entrypoint, observe.ASK]
+    ran = engine.run_once(image, words, timeout=observe.HELP_TIMEOUT, devices=devices, binds=binds, env=env)
+    culprits = ", ".join([*(f"{v.source} at {v.target}" for v in binds), *(f"{name}={env[name]}" for name in env)])
+    if ran.code is None:
+        context.state.notes.append(f"whether {image.ref} starts with {culprits} could not be tried in time")
+    elif ran.code != 0:
+        options = [name for name, found in (("volumes", binds), ("env", env)) if found]
+        why = context.scrubbed((ran.error.strip().splitlines() or [f"exit code {ran.code}"])[-1].encode()).decode()
+        raise Refused(
+            FailureClass.BAD_ARGUMENT,
+            f"{' and '.join(options)}: with {culprits} the server of {image.ref} cannot start, as it can without, for "
+            "what it needs is hidden",
+            f"correct {' and '.join(f'vllm_server_{name}' for name in options)}; /data is a place that no image uses",
+            [f"`{' '.join(words)}` says: {why[:500]}"],
+        )
 
 
 def _name_taken(name: str) -> Refused:

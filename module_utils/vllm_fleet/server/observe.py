@@ -29,6 +29,8 @@ from .state import NodeState
 
 #: Seconds that an image may take to print its help; importing vLLM on a busy node takes about 30.
 HELP_TIMEOUT = 180.0
+#: What prints all flags of `vllm serve`; it imports nearly all that a start does.
+ASK = "--help=all"
 #: Flags that every `vllm serve` of the last two years has; an answer without them is not vLLM's help.
 _WELL_KNOWN = frozenset({"max-model-len", "served-model-name", "host", "port"})
 
@@ -217,14 +219,13 @@ def _known_flags(options: ServerOptions, image: Image, engine: Engine, node: Nod
     GPU) is not held against anyone: the flags are then not checked, and a note says so.
     """
     known = node.flags(image.id)
-    entrypoint = cli.entrypoint_for(image.entrypoint, node_ranks.behind_guard(options.entrypoint))
     if known is None:
-        devices = tuple(d for d in fields.ROCM_DEVICES if Path(d).exists())
-        text = engine.run_once(image, [*entrypoint, "--help=all"], timeout=HELP_TIMEOUT, devices=devices)
-        known = cli.read_help(text or "")
+        entrypoint, devices = help_of(options, image)
+        ran = engine.run_once(image, [*entrypoint, ASK], timeout=HELP_TIMEOUT, devices=devices)
+        known = cli.read_help(ran.output if ran.code == 0 else "")
         if not known.flags >= _WELL_KNOWN:
             known = cli.Known()
-        if text is not None:  # None: not in time, which another time it may be
+        if ran.code is not None:  # None: not in time, which another time it may be
             with contextlib.suppress(OSError):  # an unwritable state folder costs the next run the question again
                 node.note_flags(image.id, known)
     if not known.flags:
@@ -245,6 +246,12 @@ def _known_flags(options: ServerOptions, image: Image, engine: Engine, node: Nod
             f"the vLLM in {image.ref} says so in its help; correct vllm_server_args and run again; nothing was touched",
         )
     return known
+
+
+def help_of(options: ServerOptions, image: Image) -> tuple[list[str], tuple[str, ...]]:
+    """Return the program that knows the image's flags, and the devices that it may want to see."""
+    entrypoint = cli.entrypoint_for(image.entrypoint, node_ranks.behind_guard(options.entrypoint))
+    return entrypoint, tuple(d for d in fields.ROCM_DEVICES if Path(d).exists())
 
 
 def _hint(flag: str, known: cli.Known) -> str:

@@ -8,7 +8,7 @@ import requests
 from docker.errors import APIError
 
 from ansible.module_utils.vllm_fleet.container import spec
-from ansible.module_utils.vllm_fleet.container.engine import Engine, EngineError
+from ansible.module_utils.vllm_fleet.container.engine import Engine, EngineError, Ran
 from ansible.module_utils.vllm_fleet.server import recover
 from ansible.module_utils.vllm_fleet.server.options import ServerOptions
 from ansible.module_utils.vllm_fleet.server.outcome import Outcome
@@ -31,11 +31,13 @@ class Api:
         self.call, self.error, self.code = call, error, code
 
     def __getattr__(self, name):
-        answers = {"create_container": {"Id": "c"}, "wait": {"StatusCode": self.code}, "logs": b"--help"}
+        answers = {"create_container": {"Id": "c"}, "wait": {"StatusCode": self.code}}
 
-        def do(*_, **__):
+        def do(*_, **given):
             if name == self.call:
                 raise self.error
+            if name == "logs":
+                return b"--help" if given["stdout"] else b"why"
             return answers.get(name)
 
         return do
@@ -66,11 +68,11 @@ def test_a_diagnosis_goes_without_the_names_of_containers(tmp_path):
 @pytest.mark.parametrize(
     ("api", "answer"),
     [
-        ({}, "--help"),
-        ({"code": 2}, ""),
-        ({"call": "start", "error": refused(400)}, ""),  # no such program in the image
-        ({"call": "start", "error": refused(500)}, None),
-        ({"call": "wait", "error": requests.ReadTimeout("slow")}, None),
+        ({}, Ran(0, "--help", "why")),
+        ({"code": 2}, Ran(2, "--help", "why")),
+        ({"call": "start", "error": refused(400)}, Ran(127, "", "no such thing")),  # no such program in the image
+        ({"call": "start", "error": refused(500)}, Ran(None)),
+        ({"call": "wait", "error": requests.ReadTimeout("slow")}, Ran(None)),
     ],
     ids=["printed", "failed", "no program", "engine", "slow"],
 )

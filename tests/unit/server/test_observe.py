@@ -7,6 +7,7 @@ import pytest
 
 from ansible.module_utils.vllm_fleet.common.refused import Refused
 from ansible.module_utils.vllm_fleet.container import plan, spec
+from ansible.module_utils.vllm_fleet.container.engine import Ran
 from ansible.module_utils.vllm_fleet.server import observe
 from ansible.module_utils.vllm_fleet.server.options import ServerOptions
 from ansible.module_utils.vllm_fleet.server.state import NodeState
@@ -19,7 +20,7 @@ HELP = "--max-model-len --served-model-name --host --port"
 
 @pytest.mark.parametrize(
     ("answer", "noted", "asked_again"),
-    [(HELP, True, False), ("", True, False), ("usage: other", True, False), (None, False, True)],
+    [(Ran(0, HELP), True, False), (Ran(1), True, False), (Ran(0, "usage: x"), True, False), (Ran(None), False, True)],
     ids=["help", "failed", "no help", "too slow"],
 )
 def test_an_image_is_asked_again_only_where_it_was_too_slow(tmp_path, answer, noted, asked_again):
@@ -32,7 +33,7 @@ def test_an_image_is_asked_again_only_where_it_was_too_slow(tmp_path, answer, no
 
     for _ in range(2):
         known = observe._known_flags(OPTIONS, IMAGE, Docker(), node, notes)
-    assert bool(known.flags) is (answer == HELP) is not bool(notes)
+    assert bool(known.flags) is (answer.output == HELP) is not bool(notes)
     assert (node.flags(IMAGE.id) is not None) is noted
     assert len(asked) == (2 if asked_again else 1)
 
