@@ -37,6 +37,12 @@ def environment(container: Inspected) -> dict[str, str]:
     return dict(str(item).partition("=")[::2] for item in (container.get("Config") or {}).get("Env") or [])
 
 
+def mounted_at(container: Inspected | None, target: str) -> str:
+    """Return the node's path that is mounted at ``target``; empty where none is."""
+    mounts = (container or {}).get("Mounts") or []
+    return next((str(mount.get("Source") or "") for mount in mounts if mount.get("Destination") == target), "")
+
+
 def names(containers: Sequence[Inspected]) -> dict[str, str]:
     """Return the names of containers by their ids, from Docker's list."""
     return {str(c["Id"]): str((c.get("Names") or [c["Id"]])[0]).lstrip("/") for c in containers}

@@ -67,6 +67,8 @@ class Context:
     utilization: float | None = None
     gpus: Sequence[Gpu] | None = None
     log_file: str = ""
+    #: The node's folder of the engine's compile caches, where the container has one.
+    engine_cache: str = ""
     secrets: Sequence[str] = field(default=(), repr=False)
 
     def arg(self, name: str) -> object:

@@ -11,7 +11,7 @@ from .phrases import Words, cut, setting, variable
 #: Where the module mounts the folder of the engine's compile caches (container/mounts.py ENGINE_CACHE).
 _INSIDE = "/root/.cache/vllm"
 #: Folders of compilers, as a log names them.
-_FOLDER = r"~?/[^\s'\"]*/(?:torch_compile_cache|\.?triton/cache|inductor)\b"
+_FOLDER = r"~?/[^\s'\"]*/(?:torch_compile_cache|\.?triton/cache|inductor|vllm/triton)\b"
 
 
 def broken(case: Case) -> Words:
@@ -45,9 +45,12 @@ def compile_cache(case: Case) -> Words:
             "run again",
         )
     paths = (match for line in reversed(case.run.lines) if "/" in line and (match := re.search(_FOLDER, line)))
-    path = next((match.group(0) for match in paths), f"{_INSIDE}/torch_compile_cache")
-    where = f"{path} in the container"
-    if path.startswith((_INSIDE, "~")):
+    path = next((match.group(0) for match in paths), _INSIDE)
+    where, ours = f"{path} in the container", path.startswith((_INSIDE, "~"))
+    if ours and case.context.engine_cache:
+        # All of it: what else is in there is made again, too.
+        where = f"{case.context.engine_cache} on the node"
+    elif ours:
         where += " (its folder on the node is in /var/lib/vllm-fleet/engine-cache, `docker inspect` names it)"
     return (
         f"What the compiler kept of an earlier start cannot be used ({what}), and the weights are fine",

@@ -10,7 +10,8 @@ from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container import plan, refusal
 from ..container.engine import EngineError
-from ..container.inspected import Inspected, ident, names
+from ..container.inspected import Inspected, ident, mounted_at, names
+from ..container.mounts import ENGINE_CACHE
 from ..container.plan import Plan, Trust
 from .observe import Observation
 from .outcome import Outcome
@@ -86,6 +87,9 @@ def diagnose(context: RunContext, outcome: Outcome, log: str, *, one_start: bool
 
     options = context.options
     named: dict[str, str] = {}
+    cache = ""
+    with contextlib.suppress(EngineError):
+        cache = mounted_at(context.current(), ENGINE_CACHE)
     if options.rocm:
         with contextlib.suppress(EngineError):  # names are a help to the reader, and what follows is to be done
             named = names(context.engine.running())
@@ -107,6 +111,7 @@ def diagnose(context: RunContext, outcome: Outcome, log: str, *, one_start: bool
         utilization=gpu_gate.utilization(options),
         gpus=diagnosis.gpus_from_info(gpu_gate.gpus_as_dicts(options, named)) or None,
         log_file=context.state.log_file or "",
+        engine_cache=cache,
         secrets=context.secrets,
     )
     context.state.failure = diagnosis.diagnose(log, facts, known, one_start=one_start)

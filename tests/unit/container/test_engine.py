@@ -9,6 +9,7 @@ from docker.errors import APIError
 
 from ansible.module_utils.vllm_fleet.container import spec
 from ansible.module_utils.vllm_fleet.container.engine import Engine, EngineError, Ran
+from ansible.module_utils.vllm_fleet.container.mounts import ENGINE_CACHE
 from ansible.module_utils.vllm_fleet.server import recover
 from ansible.module_utils.vllm_fleet.server.options import ServerOptions
 from ansible.module_utils.vllm_fleet.server.outcome import Outcome
@@ -28,10 +29,10 @@ class Api:
     """Docker's client, in which one call raises and a program ends with ``code``."""
 
     def __init__(self, call="", error=None, code=0):
-        self.call, self.error, self.code = call, error, code
+        self.call, self.error, self.code, self.answers = call, error, code, {}
 
     def __getattr__(self, name):
-        answers = {"create_container": {"Id": "c"}, "wait": {"StatusCode": self.code}}
+        answers = {"create_container": {"Id": "c"}, "wait": {"StatusCode": self.code}, **self.answers}
 
         def do(*_, **given):
             if name == self.call:
@@ -45,7 +46,7 @@ class Api:
 
 def engine(*args, **named):
     made = Engine.__new__(Engine)
-    made._sdk_client = Api(*args, **named)
+    made._sdk_client, made._socket = Api(*args, **named), None
     return made
 
 
@@ -63,6 +64,18 @@ def test_a_diagnosis_goes_without_the_names_of_containers(tmp_path):
     context = RunContext(options, engine("containers", refused(500)), "node7")
     recover.diagnose(context, Outcome("exited", 0.0, exit_code=1), "ValueError: why\n")
     assert "why" in context.state.failure.cause
+
+
+def test_a_diagnosis_names_the_nodes_folder_of_the_compilers_cache(tmp_path):
+    made = engine()
+    made._sdk_client.answers = {
+        "inspect_container": {"Id": "c", "Name": "/vllm", "Mounts": [{"Source": "/srv/c", "Destination": ENGINE_CACHE}]}
+    }
+    context = RunContext(ServerOptions(state_dir=str(tmp_path), rocm=False), made, "node7")
+    log = 'Traceback (most recent call last):\n  File "/x/torch/_inductor/codecache.py", line 1, in load\nEOFError\n'
+    recover.diagnose(context, Outcome("exited", 0.0, exit_code=1), log)
+    assert context.state.failure.class_ == "compile_cache"
+    assert "Remove /srv/c on the node" in context.state.failure.remedy
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ WORD_FOR_WORD = {"name", "image", "model", "revision", "api_key", "hf_token", "a
 OF_A_RUN = {
     *("state", "mode", "verification", "allow_latest", "allow_unauthenticated", "ready_timeout", "stall_timeout"),
     *("gpu_memory_policy", "sysfs_root", "state_dir", "record", "docker_host", "reported_host", "watch_slice"),
-    *("watch_token", "replica", "place", "replica_step"),
+    *("watch_token", "replica", "place", "replica_step", "because"),
 }
 BASE = {"name": "vllm", "image": "vllm:1", "model": "acme/tiny", "allow_unauthenticated": True}
 IMAGE = spec.Image("vllm:1", "sha256:" + "1" * 64, env={"PATH": "/bin"}, labels={"vendor": "x"})
