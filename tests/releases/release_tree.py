@@ -104,13 +104,17 @@ def interpreter() -> str:
 
 
 def take_python(tree: Path, prefix: Path) -> None:
-    """Copy an interpreter with its library and libnuma into the tree, and link the tree's to it."""
+    """Copy an interpreter with its library, headers and libnuma into the tree, and link the tree's to it.
+
+    With two workers, and at a request, PyTorch compiles C++ that includes Python.h.
+    """
     (site,) = tree.glob("lib/python3.*/site-packages")
     name = site.parent.name
     own = tree / "python"
     (own / "bin").mkdir(parents=True)
     leave = shutil.ignore_patterns("test", "site-packages", "__pycache__")
     shutil.copytree(prefix / "lib" / name, own / "lib" / name, symlinks=True, ignore=leave)
+    shutil.copytree(prefix / "include" / name, own / "include" / name)
     shutil.copy2(prefix / "bin" / name, own / "bin" / name)
     for library in [*prefix.glob("lib/libpython*.so*"), *Path("/usr/lib").glob("*/libnuma.so.1")]:
         shutil.copy2(library, own / "lib" / library.name)

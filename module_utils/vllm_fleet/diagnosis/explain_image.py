@@ -27,6 +27,14 @@ def broken(case: Case) -> Words:
             f"{image[0].upper()}{image[1:]} lacks the Python package {name} ({what})",
             f"Choose a newer image (`vllm_image_tag`), or build one from it with {name} installed",
         )
+    header = re.search(r"fatal error: (?P<name>[\w./+-]+): No such file or directory", text)
+    if header:
+        return (
+            f"{image[0].upper()}{image[1:]} lacks {header['name']}, with which PyTorch compiles C++ ({what})",
+            "Choose a newer image (`vllm_image_tag`), or build one from it with "
+            + ("Python's headers" if header["name"] == "Python.h" else "this header")
+            + " installed",
+        )
     remedy = "Choose another image (`vllm_image_tag`), for its parts do not fit each other"
     seen = "\n".join([text, *case.stack])
     if "/aiter/" in seen:

@@ -82,8 +82,8 @@ def no_config(case: Case) -> Words:
     path = case.get("path")
     if not path.startswith(("/", ".", "~")):
         cause, remedy = no_repo(case)
-        # In vLLM 0.9.2 these are also the words of a server that may not download.
-        return cause, f"{remedy} Where the server may not download, check that the model is in its cache"
+        # In vLLM 0.8.5 and 0.9.2 these are also the words of a server that may not download.
+        return cause, f"{remedy}. Where the server may not download, check that the model is in its cache"
     return (
         f"The folder {path} holds no model that vLLM can read (no config.json and no params.json)",
         f"Check what is mounted at {path}, or set `vllm_server_model` to a Hub id",

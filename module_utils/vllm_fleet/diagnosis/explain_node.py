@@ -120,6 +120,12 @@ def host_limits(case: Case) -> Words:
             "Raise the limit with the option `ulimits` (`memlock=-1`), or set `vllm_server_env: {NCCL_IB_DISABLE: 1}` "
             "where the server needs no RDMA",
         )
+    if "numa_migrate_pages" in case.text:
+        return (
+            f"The container may not move its memory to the cores that VLLM_CPU_OMP_THREADS_BIND names ({what})",
+            "Allow it with the option `security_opts` (`seccomp=unconfined`), or bind no cores with "
+            f"{variable(VLLM_CPU_OMP_THREADS_BIND='all')}",
+        )
     return (
         f"The container may not start more threads or processes ({what})",
         "Raise the limit of processes (`docker inspect` shows PidsLimit, `ulimit -u` the user's), and update Docker if "

@@ -29,7 +29,8 @@ WRAPPER = re.compile(
     r"|Process \S+ \(PID: \d+\) died with exit code|Exception occurred while running API servers"
     r"|RuntimeError: cancelled$|Worker failed with error '|died unexpectedly \(exit code: None\)|ActorDiedError"
     r"|Error executing method|Invocation of \S+ method failed|RayWorkerProc|Engine process failed to start"
-    r"|Engine loop has died|MQLLMEngine|ChildProcessError: worker died|\A\d+\Z|^slurmstepd: "
+    r"|Engine loop has died|MQLLMEngine|ChildProcessError: worker died|RuntimeError: Executor failed\.|\A\d+\Z"
+    r"|^slurmstepd: "
     r"|^SystemExit|^(?:asyncio\.exceptions\.)?CancelledError|^KeyboardInterrupt$"
 )
 #: A wrapper counts all the same if it has the signal that ended a process: such a process could not log a reason.

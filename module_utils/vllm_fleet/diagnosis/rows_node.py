@@ -108,6 +108,8 @@ ROWS: tuple[Row, ...] = (
                 # RDMA: memory that may not be locked
                 r"(?P<what>(?:Call to )?ibv_\w+[^\n]*[Cc]annot allocate memory)",
                 r"(?P<what>can't start new thread|^[^\n]*pthread_create failed[^\n]*|Too many open files)",
+                # vLLM 0.8 on a CPU with several workers
+                r"^RuntimeError: (?P<what>numa_migrate_pages failed[^\n]*)",
             ),
         ),
         rank=1.4,

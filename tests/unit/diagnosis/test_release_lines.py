@@ -29,9 +29,10 @@ CLASSES = {
     "context_too_long": "context_too_long",
     "port_taken": "port_taken",
     "worker_killed": "engine_died",
+    "numa_not_permitted": "host_limits",
 }
-#: vLLM 0.9 has the same words for a model that is not in the cache and for one that does not exist.
-SAME_WORDS = ("vllm-0.9.2.post2-cpu",)
+#: vLLM 0.8 and 0.9 have the same words for a model that is not in the cache and for one that does not exist.
+SAME_WORDS = ("vllm-0.8.5.post2-cpu", "vllm-0.9.2.post2-cpu")
 RECORDED: list[tuple[Path, dict[str, Any]]] = [
     (index.with_name(f"{name}.log"), ended)
     for index in sorted(FIXTURES.glob("vllm-*-cpu/cases.yml"))
@@ -80,16 +81,16 @@ def test_a_good_start_of_each_release_has_no_cause_and_all_its_stages(log: Path,
     ]
 
 
-#: Processes before the lines of a logger, by release: none at first, then the engine, then all.
+#: Processes before the lines of a logger, by release: workers at first, then the server and the engine, then all.
 PROCESSES = {
-    "vllm-0.10.2.post2-cpu": {"", "APIServer"},
-    "vllm-0.11.2.post2-cpu": {"", "APIServer"},
-    "vllm-0.14.1-cpu": {"", "APIServer", "EngineCore_DP0"},
-    "vllm-0.19.1-cpu": {"", "APIServer", "EngineCore"},
+    "vllm-0.10.2.post2-cpu": {"", "APIServer", "EngineCore_DP0"},
+    "vllm-0.11.2.post2-cpu": {"", "APIServer", "EngineCore_DP0"},
+    "vllm-0.14.1-cpu": {"", "APIServer", "EngineCore_DP0", "Worker_TP0", "Worker_TP1"},
+    "vllm-0.19.1-cpu": {"", "APIServer", "EngineCore", "Worker", "Worker_TP0", "Worker_TP1"},
     "vllm-0.25.1-cpu": {"", "APIServer", "EngineCore", "Worker"},
     "vllm-0.32.0-cpu": {"APIServer", "EngineCore", "VllmWorker-0", "Worker"},
-    "vllm-0.8.5.post2-cpu": {""},
-    "vllm-0.9.2.post2-cpu": {""},
+    "vllm-0.8.5.post2-cpu": {"", "VllmWorkerProcess"},
+    "vllm-0.9.2.post2-cpu": {"", "VllmWorker"},
 }
 
 
@@ -102,3 +103,30 @@ def test_the_prefix_of_each_release_is_taken_off_every_line(release: str) -> Non
             assert not re.match(r"[(\[]\w[^()\[\]]* pid=|(?:INFO|WARNING|ERROR) \d", head.text), line
             seen |= {head.process} if head.level else set()
     assert seen == PROCESSES[release]
+
+
+#: What 0.9.2 printed on a machine without Python's headers, with `--enforce-eager`; frames between are left out.
+NO_HEADER = """\
+(VllmWorker rank=1 pid=32) ERROR 11-29 13:00:26 [multiproc_executor.py:522] WorkerProc hit an exception.
+(VllmWorker rank=1 pid=32) ERROR 11-29 13:00:26 [multiproc_executor.py:522] Traceback (most recent call last):
+{0}   File "/opt/vllm/lib/python3.11/site-packages/vllm/v1/executor/multiproc_executor.py", line 517, in worker_busy_loop
+{0}     output = func(*args, **kwargs)
+{0}   File "/opt/vllm/lib/python3.11/site-packages/torch/_inductor/cpp_builder.py", line 343, in _run_compile_cmd
+{0}     raise exc.CppCompileError(cmd, output) from e
+{0} torch._dynamo.exc.BackendCompilerFailed: backend='inductor' raised:
+{0} CppCompileError: C++ compile error
+{0}
+{0} Output:
+{0} /tmp/torchinductor_root/ss/cssv.cpp:101:10: fatal error: Python.h: No such file or directory
+{0}   101 | #include <Python.h>
+{0} compilation terminated.
+""".replace("{0}", "(VllmWorker rank=1 pid=32) ERROR 11-29 13:00:26 [multiproc_executor.py:522]")
+
+
+def test_a_header_that_the_compiler_misses_is_named() -> None:
+    found = read(NO_HEADER, 1).failure
+    assert found is not None
+    assert found.class_ == "broken_image"
+    assert "Python.h" in found.cause
+    assert "headers" in found.remedy
+    assert "enforce-eager" not in found.remedy
