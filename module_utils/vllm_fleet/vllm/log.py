@@ -273,7 +273,7 @@ class _Open:
 
 def _warned(lines: Sequence[str], index: int, process: str, pid: str) -> bool:
     """Say whether the line before, of the same process and stream, is another logger's warning."""
-    for line in reversed(lines[max(0, index - 5) : index]):
+    for line in reversed(lines[max(0, index - 50) : index]):
         head = parse(line)
         if (head.process, head.pid, head.level) == (process, pid, ""):
             return re.match(_WARNED, head.text) is not None

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from test_diagnose import CASES, context, read
+from test_diagnose import CASES, HEALTHY, context, read
+from test_reports import REPORTS
 
-from ansible.module_utils.vllm_fleet.diagnosis.diagnose import ExitFacts, diagnose
+from ansible.module_utils.vllm_fleet.diagnosis.diagnose import Context, ExitFacts, diagnose
 from ansible.module_utils.vllm_fleet.vllm import log as logtext
 
 #: Causes are read in these logs; how the others ended is told by more than their text.
@@ -87,6 +88,28 @@ def test_a_hard_log_has_the_same_name_or_none(how: str) -> None:
             if found.class_ not in {case["class"], *less}:
                 others.append((case["name"], number, str(found.class_)))
     assert not others
+
+
+@pytest.mark.parametrize("how", HARD)
+def test_a_hard_report_has_the_same_name_or_none(how: str) -> None:
+    others = []
+    for report in REPORTS:
+        exit, lines = ExitFacts(report["exit_code"]), logtext.split(report["log"])
+        wanted = diagnose("\n".join(lines), exit, Context()).class_
+        less = LESS if how.startswith("cut") else {"unknown"}
+        for number, changed in enumerate(HARD[how](lines)):
+            found = diagnose("\n".join(changed), exit, Context()).class_
+            if found not in {wanted, *less}:
+                others.append((report["source"], number, str(wanted), str(found)))
+    assert not others
+
+
+@pytest.mark.parametrize("how", sorted(set(HARD) - {"cut at every tenth line"}))
+@pytest.mark.parametrize("name", sorted(HEALTHY))
+def test_a_hard_log_of_a_healthy_start_names_no_cause(name: str, how: str) -> None:
+    """One that was ready and is gone is `engine_died`, without a reason."""
+    for changed in HARD[how](logtext.split(read(name))):
+        assert diagnose("\n".join(changed), ExitFacts(1), Context()).class_ in ("unknown", "engine_died")
 
 
 @pytest.mark.parametrize(
