@@ -12,6 +12,8 @@ from pathlib import Path
 
 import distribution
 import fleet_noop
+import gateway
+import gateway_real
 import module_time
 import replica_death
 import watch_latency
@@ -25,6 +27,11 @@ def main() -> None:
     results = {"module_time": module_time.run(runs), "watch_latency": watch_latency.run(runs)}
     fleet = results["fleet"] = fleet_noop.run(max(3, runs // 4))
     deaths = results["replica_death"] = replica_death.run(max(3, runs // 4))
+    balance = results["gateway"] = {"four stand-ins": gateway.run()}
+    try:
+        balance["two real engines (CPU)"] = gateway_real.run()
+    except SystemExit as left_out:
+        print(f"gateway_balance with real engines is left out: {left_out}")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "bench.json").write_text(json.dumps(results, indent=2) + "\n")
     cost = results["module_time"]
@@ -46,6 +53,9 @@ def main() -> None:
     print("A worker of a server over two nodes dies while it starts (s)")
     for name, row in deaths.items():
         print(f"  {name:<56} median {row['median']:6.3f}   worst {row['worst']:6.3f}")
+    for name, rows in balance.items():
+        print(f"gateway_balance in front of {name}, and as ratios to leastconn")
+        gateway.show(rows)
     print("Weights from one node to all others")
     try:
         distribution.main([])

@@ -1,21 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """How often a conversation finds its beginning in a prefix cache, by gateway_balance, and what a gateway costs.
 
-    python bench/gateway.py [CONVERSATIONS [TURNS [SERVER'S CACHE IN CHARACTERS]]]
+    python bench/gateway.py [--real] [CONVERSATIONS [TURNS [SERVER'S CACHE IN CHARACTERS]]]
 
-Each of four stand-ins has a cache of prefixes that forgets the least recently used, computes one prompt at a time and
-streams answers side by side. The role's configuration for each mode, one after the other, stands in front of them. A
-stand-in is no GPU: only ratios within one run mean something.
+Each of four stand-ins has a cache of prefixes as vLLM has it: answers are in it, and what was least recently used is
+forgotten first, a text from its end. It computes one prompt at a time and streams answers side by side. The role's
+configuration for each mode, one after the other, stands in front of them. A stand-in is no GPU: only ratios within one
+run mean something.
+
+Three loads: clients that think between turns; the same with less thought and four times the work for a prompt, which
+is more than the servers can do (saturated); all clients without any pause. People do not make the last one: who asks
+in the moment in which an answer ended finds its own server the least loaded, so leastconn keeps conversations
+together by chance.
+
+With ``--real`` the real vLLM of gateway_real.py is measured as well.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import http.client
 import json
 import multiprocessing
-import os
 import random
 import runpy
 import statistics
@@ -23,18 +31,33 @@ import sys
 import tempfile
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / folder) for folder in ("tests/integration", "tests")]
 
+#: Of a row: what, times what, with how many digits.
+COLUMNS = (("hit", 100, 0), ("ttft_p50_ms", 1, 0), ("ttft_p95_ms", 1, 0), ("makespan_s", 1, 1))
 MODES = ("leastconn", "session", "prefix")
 SERVERS, MODEL, KEY = 4, "bench/model", "key-of-the-bench"
 BLOCK = 64
-#: Seconds that a character costs that is not in the cache, that an answer takes, and between two turns.
-COST, ANSWER, PAUSE = 6e-6, 0.15, (0.2, 1.0)
-SYSTEM_PROMPTS, SYSTEM_SIZE = 3, 6000
+#: Seconds that an answer takes, and its size.
+ANSWER, ANSWER_SIZE = 0.15, 1200
+
+
+@dataclass(frozen=True)
+class Load:
+    """Seconds between two turns, from and to, and those that a character costs that is not in a cache."""
+
+    pause: tuple[float, float]
+    cost: float
+
+
+LOADS = {"calm": Load((0.2, 1.0), 6e-6), "saturated": Load((0.05, 0.2), 24e-6), "at_once": Load((0.0, 0.0), 6e-6)}
 
 
 class Server:
@@ -71,15 +94,19 @@ class Server:
 
     async def chat(self, asked: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         """Compute what is not in the cache, then stream."""
+        if asked.get("max_tokens") == 1:
+            writer.write(b"data: {}\n\ndata: [DONE]\n\n")
+            return
         text = "".join(one["role"] + one["content"] for one in asked["messages"])
-        if asked.get("max_tokens") != 1:
-            async with self.turn:
-                found = self.remember(text)
-                self.asked, self.hit = self.asked + len(text), self.hit + found
-                await asyncio.sleep((len(text) - found) * COST + 0.002)
-        writer.write(b"data: {}\n\n")
+        answer = "".join(random.Random(text).choices("abcdefgh ", k=ANSWER_SIZE))  # noqa: S311
+        async with self.turn:
+            found = self.remember(text)
+            self.asked, self.hit = self.asked + len(text), self.hit + found
+            await asyncio.sleep((len(text) - found) * asked["cost"] + 0.002)
+        writer.write(f"data: {json.dumps({'choices': [{'delta': {'content': answer}}]})}\n\n".encode())
         await writer.drain()
-        await asyncio.sleep(0 if asked.get("max_tokens") == 1 else ANSWER)
+        await asyncio.sleep(ANSWER)
+        self.remember(text + "assistant" + answer)
         writer.write(b"data: [DONE]\n\n")
 
     def remember(self, text: str) -> int:
@@ -89,7 +116,7 @@ class Server:
             chain = hashlib.blake2b(chain + text[at : at + BLOCK].encode(), digest_size=8).digest()
             keys.append(chain)
         hits = next((number for number, key in enumerate(keys) if key not in self.cache), len(keys))
-        for key in keys:
+        for key in reversed(keys):
             self.cache[key] = None
             self.cache.move_to_end(key)
         while len(self.cache) > self.capacity:
@@ -107,51 +134,72 @@ def serve(port: int, capacity: int) -> None:
     asyncio.run(run())
 
 
-async def ask(port: int, messages: list[dict[str, str]], session: str) -> float:
-    """Seconds to the first token of an answer that is read to its end."""
+async def ask(port: int, body: dict[str, Any], session: str = "") -> tuple[float, str]:
+    """Seconds to the first token of a streamed answer, and its text."""
     began = time.monotonic()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    body = json.dumps({"messages": messages, "model": MODEL, "stream": True}).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
+    text = json.dumps({"model": MODEL, "stream": True, **body}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n{session}"
-    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    writer.write(f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text)
     line = await reader.readline()
     if b" 200 " not in line:
         raise RuntimeError(line.decode() + (await reader.read()).decode())
-    await reader.readuntil(b"data: ")
-    first = time.monotonic() - began
-    await reader.read()
+    first, said = 0.0, ""
+    while line := await reader.readline():
+        if line.startswith(b"data: {"):
+            first = first or time.monotonic() - began
+            said += "".join(one["delta"].get("content") or "" for one in json.loads(line[6:])["choices"])
     writer.close()
-    return first
+    return first, said
 
 
-async def talk(port: int, mode: str, conversations: int, turns: int, wait: bool) -> tuple[list[float], float]:
-    """Seconds to first tokens, and of the whole; with ``wait`` clients think between turns, else they do not."""
+@dataclass(frozen=True)
+class Talk:
+    """Conversations at the same time: how many and how long, sizes in characters, and more fields of each request."""
+
+    conversations: int
+    turns: int
+    system_prompts: int = 3
+    system: int = 6000
+    first: int = 900
+    said: int = 600
+
+
+async def talk(port: int, mode: str, plan: Talk, pause: tuple[float, float], **more: Any) -> tuple[list[float], float]:
+    """Seconds to first tokens, ascending, and of the whole; ``pause`` is between turns, ``more`` in each request."""
     dice = random.Random(7)  # noqa: S311
 
     def text(size: int) -> str:
         return "".join(dice.choices("abcdefgh ", k=size))
 
-    shared = [text(SYSTEM_SIZE) for _ in range(SYSTEM_PROMPTS)]
-    plans = [
-        ([text(900), *(text(1800) for _ in range(turns))], [dice.uniform(*PAUSE) for _ in range(turns)])
-        for _ in range(conversations)
-    ]
+    shared = [text(plan.system) for _ in range(plan.system_prompts)]
+    openings = [text(plan.first) for _ in range(plan.conversations)]
     found: list[float] = []
 
     async def client(number: int) -> None:
-        texts, pauses = plans[number]
-        await asyncio.sleep(number * 0.05 if wait else 0)
-        system = {"role": "system", "content": shared[number % SYSTEM_PROMPTS]}
-        messages = [system, {"role": "user", "content": f"{number} {texts[0]}"}]
+        mine = random.Random(number)  # noqa: S311
+        messages = [
+            {"role": "system", "content": shared[number % plan.system_prompts]},
+            {"role": "user", "content": f"{number} {openings[number]}"},
+        ]
         session = f"x-session-id: {number}\r\n" if mode == "session" else ""
-        for said, pause in zip(texts[1:], pauses, strict=True):
-            found.append(await ask(port, messages, session))
-            messages += [{"role": "assistant", "content": said[:1200]}, {"role": "user", "content": said[1200:]}]
-            await asyncio.sleep(pause if wait else 0)
+        await asyncio.sleep(mine.uniform(*pause))
+        for _ in range(plan.turns):
+            first, answer = await ask(port, {"messages": messages, **more}, session)
+            found.append(first)
+            more_text = "".join(mine.choices("abcdefgh ", k=plan.said))
+            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": more_text}]
+            await asyncio.sleep(mine.uniform(*pause))
 
     began = time.monotonic()
-    await asyncio.gather(*(client(number) for number in range(conversations)))
+    await asyncio.gather(*(client(number) for number in range(plan.conversations)))
     return sorted(found), time.monotonic() - began
+
+
+def row(first: list[float], seconds: float, hit: float) -> dict[str, float]:
+    """What one load in one mode came to."""
+    p50, p95 = statistics.median(first), first[int(len(first) * 0.95)]
+    return {"hit": hit, "ttft_p50_ms": 1000 * p50, "ttft_p95_ms": 1000 * p95, "makespan_s": seconds}
 
 
 def counts(ports: list[int]) -> float:
@@ -165,32 +213,38 @@ def counts(ports: list[int]) -> float:
     return sums[1] / sums[0] if sums[0] else 0.0
 
 
-def overhead(gateway: int, direct: int, pid: int, requests: int = 1500) -> tuple[float, float]:
-    """Milliseconds that the gateway adds at p50, and requests for each second of its processor time."""
+def overhead(gateway: int, direct: int, pid: int, requests: int = 1500, clients: int = 8) -> tuple[float, float]:
+    """Milliseconds that the gateway adds at p50 to one request after the other, and requests per second of a core.
+
+    The second is counted while several clients ask at the same time, by the processor time of HAProxy's threads.
+    """
     body = json.dumps({"messages": [{"role": "user", "content": "x" * 2000}], "model": MODEL, "max_tokens": 1})
-    times: dict[int, list[float]] = {gateway: [], direct: []}
-    ticks = _ticks(pid)
-    for number in range(2 * requests):
-        port = (gateway, direct)[number % 2]
+
+    def post(port: int) -> float:
         began = time.monotonic()
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         connection.request("POST", "/v1/chat/completions", body, {"Authorization": f"Bearer {KEY}"})
         connection.getresponse().read()
         connection.close()
-        times[port].append(time.monotonic() - began)
-    used = (_ticks(pid) - ticks) / os.sysconf("SC_CLK_TCK")
-    return 1000 * (statistics.median(times[gateway]) - statistics.median(times[direct])), requests / max(used, 0.01)
+        return time.monotonic() - began
+
+    times = [[post(port) for port in (gateway, direct)] for _ in range(requests // 2)]
+    through, without = (statistics.median(column) for column in zip(*times, strict=True))
+    before = processor_seconds(pid)
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(post, [gateway] * requests))
+    return 1000 * (through - without), requests / (processor_seconds(pid) - before)
 
 
-def _ticks(pid: int) -> int:
-    fields = Path("/proc", str(pid), "stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
+def processor_seconds(pid: int) -> float:
+    """What the threads of a process have computed."""
+    threads = Path("/proc", str(pid), "task").iterdir()
+    return sum(int(thread.joinpath("schedstat").read_text(encoding="ascii").split()[0]) for thread in threads) / 1e9
 
 
 def run(conversations: int = 40, turns: int = 10, capacity: int = 200_000) -> dict[str, Any]:
     """Measure all modes; hit rates, seconds and milliseconds."""
     runpy.run_path(str(ROOT / "tests" / "conftest.py"))  # makes module_utils importable
-    import gateway_scene  # noqa: PLC0415
     import standin  # noqa: PLC0415
 
     ports = [standin.free_port() for _ in range(SERVERS)]
@@ -206,47 +260,66 @@ def run(conversations: int = 40, turns: int = 10, capacity: int = 200_000) -> di
         }
         for number, port in enumerate(ports)
     }
-    rows: dict[str, Any] = {}
+    plan, rows = Talk(conversations, turns), {}
     for mode in MODES:
-        with tempfile.TemporaryDirectory(prefix="bench-") as name:
-            port, folder = standin.free_port(), Path(name)
-            more = {"gateway_port": port, "gateway_local_offset": 1, "gateway_stats_port": standin.free_port()}
-            gateway_scene.render(folder, hosts, gateway_balance=mode, gateway_check_timeout=10, **more)
-            with gateway_scene.running(folder) as gateway:
-                counts(ports)
-                first, _ = asyncio.run(talk(port, mode, conversations, turns, wait=True))
-                hit = counts(ports)
-                _, makespan = asyncio.run(talk(port, mode, conversations, turns, wait=False))
-                counts(ports)
-                added, rate = overhead(port, ports[0], gateway.process.pid)
-        rows[mode] = {
-            "hit": hit,
-            "ttft_p50_ms": 1000 * statistics.median(first),
-            "ttft_p95_ms": 1000 * first[int(len(first) * 0.95)],
-            "makespan_s": makespan,
-            "added_p50_ms": added,
-            "requests_per_core_second": rate,
-        }
+        with gateway(hosts, mode) as (port, pid):
+            rows[mode] = {}
+            counts(ports)
+            for name, load in LOADS.items():
+                first, seconds = asyncio.run(talk(port, mode, plan, load.pause, cost=load.cost))
+                rows[mode][name] = row(first, seconds, counts(ports))
+            added, rate = overhead(port, ports[0], pid)
+            rows[mode]["gateway"] = {"added_p50_ms": added, "requests_per_core_second": rate}
     for server in servers:
         server.terminate()
     return rows
 
 
-def main() -> None:
+@contextlib.contextmanager
+def gateway(hosts: dict[str, Any], mode: str) -> Iterator[tuple[int, int]]:
+    """A gateway in front of ``hosts``: its port, and its process."""
+    import gateway_scene  # noqa: PLC0415
+    import standin  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        port, folder = standin.free_port(), Path(name)
+        more = {"gateway_port": port, "gateway_local_offset": 1, "gateway_stats_port": standin.free_port()}
+        gateway_scene.render(folder, hosts, gateway_balance=mode, gateway_check_timeout=10, **more)
+        with gateway_scene.running(folder) as made:
+            yield port, made.process.pid
+
+
+def show(rows: dict[str, Any]) -> None:
     """Print a table: figures, and as ratios to leastconn."""
-    rows = run(*map(int, sys.argv[1:]))
     base = rows[MODES[0]]
-    print(json.dumps(rows, indent=2))
-    for mode, row in rows.items():
-        ratio = {name: value / base[name] for name, value in row.items()}
+    for load in (name for name in base if name != "gateway"):
+        print(f"{load:10} {'% in a cache':>17} {'first token p50 ms':>17} {'p95 ms':>17} {'makespan s':>17}")
+        for mode in MODES:
+            own, first = rows[mode][load], base[load]
+            cells = [f"{own[name] * by:9.{digits}f} ({own[name] / first[name]:5.2f})" for name, by, digits in COLUMNS]
+            print(f"{mode:10} {' '.join(cells)}")
+    for mode in MODES if "gateway" in base else ():
+        cost = rows[mode]["gateway"]
         print(
-            f"{mode:10} hit {row['hit']:4.0%} ({ratio['hit']:.2f})  "
-            f"first token p50 {row['ttft_p50_ms']:4.0f} ms ({ratio['ttft_p50_ms']:.2f}), "
-            f"p95 {row['ttft_p95_ms']:4.0f} ms ({ratio['ttft_p95_ms']:.2f})  "
-            f"saturated {row['makespan_s']:4.1f} s ({ratio['makespan_s']:.2f})  gateway +{row['added_p50_ms']:.2f} ms, "
-            f"{row['requests_per_core_second']:.0f} requests for a second of processor time"
+            f"{mode:10} gateway +{cost['added_p50_ms']:.2f} ms at p50, "
+            f"{cost['requests_per_core_second']:.0f} requests for a second of processor time"
         )
 
 
+def main(arguments: list[str]) -> dict[str, Any]:
+    """Measure, print, and give what was found."""
+    numbers = [int(word) for word in arguments if word != "--real"]
+    results = {"standins": run(*numbers)}
+    print("In front of four stand-ins")
+    show(results["standins"])
+    if "--real" in arguments:
+        import gateway_real  # noqa: PLC0415
+
+        results["real"] = gateway_real.run()
+        print("In front of two real engines (CPU)")
+        show(results["real"])
+    return results
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -13,6 +13,10 @@ import itertools
 import json
 import re
 import shlex
+import shutil
+import socket
+import ssl
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -79,8 +83,8 @@ def test_an_older_configuration_is_taken_over_under_load(helper: Any, echoes: li
     )
     config = tmp_path / "gateway.cfg"
     new = config.read_text()
-    # As it was before servers had numbers of their own.
-    config.write_text(re.sub(r"(    server .*) id \d+", r"\1", new))
+    # As it was before servers had numbers of their own, and a weight.
+    config.write_text(re.sub(r"(    server .*) id \d+", r"\1", new).replace(" weight 16", ""))
     with running(tmp_path, "-W") as gateway, Echo("n3", "acme/small", key=KEY) as moved:
         haproxy.ask(gateway.socket, "set server acme_small/n1 state drain")
         haproxy.ask(gateway.socket, "set server acme_small/n2 state maint")
@@ -110,6 +114,8 @@ def test_an_older_configuration_is_taken_over_under_load(helper: Any, echoes: li
             "n2": "MAINT",
             "n3": "UP",
         }
+        for one in echoes:
+            assert haproxy.ask(gateway.socket, f"get weight acme_small/{one.name}").startswith("16 (initial 16)")
         assert (tmp_path / "state").read_text() == "1\n"
         haproxy.ask(gateway.socket, "set server acme_small/n1 state ready")
         until(lambda: chat(port, "again")[0] == 200, "it serves")
@@ -354,3 +360,34 @@ def test_a_new_key_and_name_over_a_reload_with_servers_replaced_one_by_one(helpe
     lost = [answer for answer in answers if answer[0] != 200]
     print(f"{len(answers)} requests over a new key and name, {len(lost)} lost")
     assert (lost, len(answers) > 100) == ([], True)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with the openssl program")
+def test_a_client_that_offers_http2_gets_http1_and_a_connection_for_each_request(
+    echoes: list[Echo], tmp_path: Path
+) -> None:
+    """HTTP/2 connections end with GOAWAY at a reload, and common clients then lose what is open on them."""
+    (port, stats), certificate, key = free_ports(2), tmp_path / "both.pem", tmp_path / "key.pem"
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=gateway"
+    subprocess.run(
+        ["openssl", *words.split(), "-keyout", key, "-out", certificate], check=True, stderr=subprocess.DEVNULL
+    )
+    certificate.write_text(certificate.read_text() + key.read_text())
+    given = {"gateway_port": port, "gateway_local_offset": 1, "gateway_stats_port": stats}
+    render(tmp_path, {one.name: one.host for one in echoes}, gateway_certificate=str(certificate), **given)
+    context = ssl.create_default_context(cafile=certificate)
+    context.check_hostname = False
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    body = json.dumps({"messages": [{"role": "user", "content": "hi"}]})
+    request = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    request += f"Content-Length: {len(body)}\r\n\r\n{body}"
+    with (
+        running(tmp_path),
+        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        context.wrap_socket(plain) as client,
+    ):
+        assert client.selected_alpn_protocol() == "http/1.1"
+        client.sendall(request.encode())
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close" in answer.lower()

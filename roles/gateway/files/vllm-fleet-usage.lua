@@ -8,10 +8,16 @@ local KEPT = 4096
 local Usage = {id = "usage", flags = filter.FLT_CFG_FL_HTX}
 Usage.__index = Usage
 
+-- Each as chat and completions name it, and as responses do.
+local TOKENS = {
+  {"txn.tokens_in", '"prompt_tokens": *(%d+)', '"input_tokens": *(%d+)'},
+  {"txn.tokens_out", '"completion_tokens": *(%d+)', '"output_tokens": *(%d+)'},
+}
+
 -- An error in a filter would end the answer.
 local function careful(step)
-  return function(...)
-    pcall(step, ...)
+  return function(self, txn, message)
+    pcall(step, self, txn, message)
   end
 end
 
@@ -24,15 +30,11 @@ function Usage:new()
   return setmetatable({tail = ""}, Usage)
 end
 
-Usage.start_analyze = careful(function(self, txn, channel)
-  if channel:is_resp() then
-    filter.register_data_filter(self, channel)
-  end
-end)
-
 -- A request's comes after its body was read and its server's pool was chosen.
 Usage.http_headers = careful(function(self, txn, message)
-  if not message.channel:is_resp() then
+  if message.channel:is_resp() then
+    filter.register_data_filter(self, message.channel)
+  else
     self.began = milliseconds()
   end
 end)
@@ -46,19 +48,17 @@ Usage.http_payload = careful(function(self, txn, message)
     self.seen = true
     txn:set_var("txn.first", milliseconds() - self.began)
   end
-  self.tail = (self.tail .. part):sub(-KEPT)
+  self.tail = #part < KEPT and (self.tail .. part):sub(-KEPT) or part:sub(-KEPT)
 end)
 
 -- Quotes in what a model says have a backslash, so a model cannot write this. The last one counts: a stream may have many.
 -- Without ^ an answer that has none would be searched again from each of its bytes.
 Usage.http_end = careful(function(self, txn, message)
   local found = message.channel:is_resp() and self.tail:match('^.*"usage": *(%b{})')
-  for name, words in pairs({tokens_in = {"prompt_tokens", "input_tokens"}, tokens_out = {"completion_tokens", "output_tokens"}}) do
-    for _, word in ipairs(words) do
-      local count = found and found:match('"' .. word .. '": *(%d+)')
-      if count then
-        txn:set_var("txn." .. name, count)
-      end
+  for _, names in ipairs(found and TOKENS or {}) do
+    local count = found:match(names[2]) or found:match(names[3])
+    if count then
+      txn:set_var(names[1], count)
     end
   end
 end)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What gateway_balance does for two real vLLM engines (CPU) with prefix caching, as their own metrics count it.
+
+Part of gateway.py --real. Needs the image and the model that `make deploy` leaves. Each engine has half of the cores,
+and a cache that holds somewhat more than half of what all conversations say: what a GPU's cache is to a model's users.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gateway as bench
+
+sys.path.append(str(bench.ROOT / "tests" / "real"))
+
+#: Conversations of 300 to 550 tokens, of which 110 are a system prompt that all share.
+TALK = bench.Talk(conversations=12, turns=4, system_prompts=1, system=200, first=300, said=100)
+#: Seconds between two turns; an engine takes one or two for a prompt that it does not know, so it is saturated.
+PAUSE = (0.5, 2.0)
+#: Blocks of 32 tokens, the smallest on a CPU: room for 8 of the 12 conversations.
+ARGUMENTS = {"enable-prefix-caching": True, "block-size": 32, "num-gpu-blocks-override": 115, "max-num-seqs": 8}
+COUNTERS = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
+
+
+def fetch(port: int, path: str, method: str = "GET") -> str:
+    """What a server answers; RuntimeError for anything but 200."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request(method, path, headers={"Authorization": f"Bearer {bench.KEY}"})
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        if answer.status != 200:
+            raise RuntimeError(f"{method} {path} on port {port}: {answer.status} {text}")
+        return text
+    finally:
+        connection.close()
+
+
+def counters(ports: list[int]) -> list[float]:
+    """Tokens that were looked for in the caches, and that were found, of all servers since their start."""
+    lines = [line.split() for port in ports for line in fetch(port, "/metrics").splitlines() if line[:1] != "#"]
+    return [sum(float(line[-1]) for line in lines if line and line[0].startswith(name)) for name in COUNTERS]
+
+
+def measure(ports: list[int]) -> dict[str, Any]:
+    """All modes in front of these servers, each from empty caches."""
+    from local_inventory import LOCAL  # noqa: PLC0415
+
+    model = LOCAL["vllm_server_model"]
+    given = {"vllm_server_model": model, "vllm_server_bind": "127.0.0.1", "vllm_server_api_key": bench.KEY}
+    hosts = {f"n{number}": {**given, "vllm_server_port": port} for number, port in enumerate(ports)}
+    request = {"model": model, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    for port in ports:  # what is slow only once
+        asyncio.run(bench.ask(port, {**request, "messages": [{"role": "user", "content": "Hello."}]}))
+    rows: dict[str, Any] = {}
+    for mode in bench.MODES:
+        for port in ports:
+            fetch(port, "/reset_prefix_cache", "POST")
+        with bench.gateway(hosts, mode) as (port, _):
+            before = counters(ports)
+            first, seconds = asyncio.run(bench.talk(port, mode, TALK, PAUSE, **request))
+            asked, hit = (after - one for after, one in zip(counters(ports), before, strict=True))
+        rows[mode] = {"saturated": bench.row(first, seconds, hit / asked)}
+    return rows
+
+
+def run() -> dict[str, Any]:
+    """Start two engines, measure, remove them; SystemExit where there is nothing to start."""
+    import docker  # noqa: PLC0415
+    from local_inventory import CACHE, LOCAL, PRESET  # noqa: PLC0415
+    from vllm_server_tools import Server  # noqa: PLC0415
+
+    from ansible.module_utils.vllm_fleet.container.engine import Engine  # noqa: PLC0415
+
+    client = docker.from_env()
+    image = f"{LOCAL['vllm_image_name']}:{LOCAL['vllm_image_tag']}"
+    if not client.images.list(image) or not (CACHE / "seed").is_dir():
+        raise SystemExit(f"no image {image}, or no model in {CACHE / 'seed'}: run `make deploy` first")
+    half = max(1, (os.cpu_count() or 2) // 2)
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        servers = [Server(Engine(), client, image, Path(name, str(number))) for number in range(2)]
+        try:
+            for number, server in enumerate(servers):
+                own = {
+                    "VLLM_CPU_OMP_THREADS_BIND": f"{number * half}-{(number + 1) * half - 1}",
+                    # For /reset_prefix_cache.
+                    "VLLM_SERVER_DEV_MODE": "1",
+                }
+                server.ready(
+                    model=LOCAL["vllm_server_model"],
+                    revision=LOCAL["vllm_server_revision"],
+                    hf_cache=str(CACHE / "seed"),
+                    api_key=bench.KEY,
+                    args={**PRESET["args"], **ARGUMENTS},
+                    env={**{key: str(value) for key, value in PRESET["env"].items()}, **own},
+                    ready_timeout=900.0,
+                    stall_timeout=600.0,
+                )
+            return measure([server.port for server in servers])
+        finally:
+            for server in servers:
+                server.close()
+            client.close()
