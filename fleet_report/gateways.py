@@ -63,7 +63,7 @@ def rows(
 
 
 def lines(gateways: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
-    """Write the table: results of gateway_info by gateway. OUT are servers that get no requests, and their state.
+    """Write the table: results of gateway_info by gateway. OUT are servers that get no requests, and why.
 
     Under it stand the gateways that differ, and what is wrong with keys and with the shared address.
     """
@@ -94,7 +94,7 @@ def _cells(found: Mapping[str, Any]) -> list[str]:
         state = "stopped" if "reason" in found else "removed" if found.get("skipped") else "unreachable"
         return [DASH, state, *[DASH] * 6, clip("gateway_absent" if state == "removed" else why, WIDTH)]
     servers = found.get("servers") or []
-    out = [f"{one['name']} {one['status']}" for one in servers if not str(one["status"]).startswith("UP")]
+    out = [f"{one['name']} {_why(one)}" for one in servers if not str(one["status"]).startswith("UP")]
     return [
         str(found.get("version") or DASH),
         "running",
@@ -106,6 +106,14 @@ def _cells(found: Mapping[str, Any]) -> list[str]:
         DASH if "doors" not in found else "wrong" if found["doors"] else "checked",
         clip(", ".join(out), WIDTH) or "none",
     ]
+
+
+def _why(server: Mapping[str, Any]) -> str:
+    """HAProxy's word for a server that gets no requests, with the reason of the server's watchdog if that is why."""
+    status, said = str(server["status"]), str(server.get("agent") or "")
+    if not (status.startswith("DOWN") and status.endswith("(agent)")) or not said:
+        return status
+    return f"DOWN ({said.removeprefix('down').strip(' ()') or 'its watchdog gives no reason'})"
 
 
 def _days(certificate: Mapping[str, Any]) -> str:

@@ -27,6 +27,8 @@ TOTALS = ("FRONTEND", "BACKEND")
 # Lines of a map that are given at a time: the smallest buffer has 16 kB, a line of many models perhaps 1 kB.
 CHUNK = 10
 _UP = "UP"  # with the checks that failed behind it, while these are too few
+# Behind a status that the server's agent has made; what an agent that does not answer has said.
+_AGENT, NO_ANSWER = "(agent)", "no answer"
 # What the configuration of the role gateway calls itself, before its version.
 DESCRIPTION, VERSION = "vllm-fleet ", "@version@"
 
@@ -40,6 +42,7 @@ class Server:
     """One server of one backend as the gateway sees it.
 
     `check` is the last health check in HAProxy's words, `address` is ADDRESS:PORT, empty while HAProxy has none for it.
+    `agent` is what the server's watchdog said last: `up`, `down` with its reason, NO_ANSWER; empty without one.
     """
 
     backend: str
@@ -51,6 +54,7 @@ class Server:
     check: str
     seconds: int
     address: str = ""
+    agent: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, in JSON's types."""
@@ -95,7 +99,17 @@ def servers(text: str) -> Iterator[Server]:
             check=" ".join(filter(None, words)),
             seconds=_number(row.get("lastchg")),
             address=row.get("addr") or "",
+            agent=_agent(row),
         )
+
+
+def _agent(row: Mapping[str, str]) -> str:
+    """What an agent said: HAProxy shows `via agent : down (reason)`, or why there was no answer."""
+    status = (row.get("agent_status") or "").removeprefix("* ")
+    said = (row.get("last_agt") or row.get("agent_desc") or "").removeprefix("via agent : ")
+    if not status or status in ("INI", "UNK"):  # not asked yet
+        return ""
+    return said if status.startswith("L7") else f"{NO_ANSWER} ({said})"
 
 
 def located(text: str, backend: str, server: str, port: int, address: str | None = None) -> str:
@@ -142,6 +156,8 @@ def admit(path: str, server: str, timeout: float) -> tuple[bool, str | None]:
     In every backend that has it; one with open requests goes on with them. No backend (None) has it UP after
     ``timeout`` s; with 0 that is not waited for (an empty name). Raises SocketError when HAProxy cannot be asked or has
     no such server.
+
+    What a watchdog said of the server before holds only as long as the watchdog goes on to answer.
     """
     before = _entries(path, server)
     if not before:
@@ -153,6 +169,8 @@ def admit(path: str, server: str, timeout: float) -> tuple[bool, str | None]:
         # On-marked-down ends what is open.
         if not entry.sessions:
             ask(path, f"set server {where} health down")
+        if entry.status.endswith(_AGENT) and entry.agent.startswith(NO_ANSWER):
+            ask(path, f"set server {where} agent up")
         ask(path, f"set server {where} state ready")
     changed = not any(entry.status.startswith(_UP) for entry in before)
     end = time.monotonic() + timeout

@@ -12,6 +12,7 @@ from ..vllm import cli
 from ..vllm.host_variables import (
     LOOPBACK,
     WILDCARDS,
+    agent_port,
     container_spec,
     listens_on,
     replica_head,
@@ -134,7 +135,7 @@ def pools_behind(
     one, `closed` whether clients need one. `port` is that of all models, `ports` gives others by model; `offset` leads
     from a port to its listener on loopback. The gateway listens on `bind`, and takes servers that serve one of
     `also_healthy`. A server stands there at the address and port that it has now, which its wave may change; `known` is
-    what the gateway itself has (gateway_info).
+    what the gateway itself has (gateway_info). Its `agent` is the port of its watchdog, 0 without one.
     `keys`, `paths`, `split` and `aliases` are gateway_keys, gateway_paths, gateway_split and gateway_aliases.
     `recorded` are the generations that the gateway has (generations.records); those with servers that are not replaced
     yet are pools, too, marked `kept`, unless `keep_old` is false. `secrets` are the servers' keys by backend.
@@ -176,7 +177,8 @@ def pools_behind(
                 f"{host} and {pool['head']} serve {names[0]} with different keys, so a client could not tell which to "
                 "send: give them the same vllm_server_api_key."
             )
-        pool["servers"].append({"name": host, **address_and_port(variables, hostvars[gateway], problems, known)})
+        at = address_and_port(variables, hostvars[gateway], problems, known)
+        pool["servers"].append({"name": host, **at, "agent": agent_port(variables)})
     made = list(pools.values())
     own = {pool["model"]: str(hostvars[pool["head"]].get("vllm_server_api_key") or "") for pool in made}
     generations.name_pools(made, recorded, own)

@@ -213,6 +213,11 @@ def not_admitted(host: str, gateway: str, probe: Mapping[str, Any], place: Mappi
             f"it has no server {place['backend']}/{place['server']}. Run the role gateway there (deploy.yml does) and "
             "try again."
         )
+    elif str(entry.get("agent") or "").startswith("down"):
+        why = (
+            f"after {timeout} s the server's watchdog still says {entry['agent']}. See playbooks/events.yml, and "
+            f"`systemctl status vllm-fleet-watchdog@*` on {host}."
+        )
     else:
         why = (
             f"after {timeout} s its status is {entry['status']}, the last health check said: {entry['check']}. Compare "

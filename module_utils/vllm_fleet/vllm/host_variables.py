@@ -16,6 +16,8 @@ from . import cli
 PORT = 8000  # default of the role vllm_server
 LOOPBACK = "127.0.0.1"  # likewise
 KEEP = 1  # default of rollout_min_available
+WATCHED = False  # default of the role vllm_watchdog
+AGENT_OFFSET = 10000  # likewise: from a server's port to its watchdog's
 #: Addresses that stand for all of a node.
 WILDCARDS = ("0.0.0.0", "::", "*")  # noqa: S104 - names of what a server may listen on, nothing is bound here
 _TRUE = ("true", "yes", "on", "1", "y", "t")
@@ -61,6 +63,22 @@ def own_url(variables: Mapping[str, Any]) -> str:
     """Return the URL at which a host reaches its own server, as it runs now."""
     bind, port = listens_on(variables)
     return f"http://{bracketed(LOOPBACK if bind in (*WILDCARDS, 'localhost') else bind)}:{port}"
+
+
+def watched(variables: Mapping[str, Any]) -> bool:
+    """Return whether a host's server is to have a watchdog."""
+    return truth(variables.get("vllm_watchdog_enabled", WATCHED))
+
+
+def agent_port(variables: Mapping[str, Any]) -> int:
+    """Return the port at which the watchdog of a host's described server answers gateways; 0 without one."""
+    if not watched(variables):
+        return 0
+    given = variables.get("vllm_watchdog_port")
+    if given not in (None, ""):
+        return int(given)
+    port = int(variables.get("vllm_server_port") or PORT)
+    return port + AGENT_OFFSET if port + AGENT_OFFSET < 65536 else port - AGENT_OFFSET
 
 
 def bracketed(address: str) -> str:
