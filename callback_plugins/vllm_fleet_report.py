@@ -53,6 +53,7 @@ if str(ROOT) not in sys.path:
 import plugin_utils  # noqa: E402, F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.common import probes  # noqa: E402
 from fleet_report import build, page, summary  # noqa: E402  found only with the line above
+from plugin_utils import watchdog_program  # noqa: E402
 
 
 class CallbackModule(CallbackBase):
@@ -86,6 +87,7 @@ class CallbackModule(CallbackBase):
         self._playbook, self._basedir = str(playbook._file_name), str(playbook._basedir)
         if module := _probing_module(playbook):
             _build_ahead(module)
+            watchdog_program.digest()
         _load_for_workers()
 
     def v2_playbook_on_play_start(self, play: Any) -> None:

@@ -43,6 +43,7 @@ class FilterModule:
         return {
             "deploy_hosts": play_hosts.step,
             "deploy_steps": steps.plan,
+            "deploy_watchdogs": play_hosts.watchdogs,
             "rollout_answers": recovery.answers,
             "rollout_failed": play_hosts.failed,
             "rollout_forgetful_gateways": play_hosts.forgetful_gateways,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filters for the tables of playbooks/status.yml and usage.yml; the logic is in fleet_report."""
+"""Filters for the tables of playbooks/status.yml, usage.yml and events.yml; the logic is in fleet_report."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from fleet_report import gateways, status, usage  # noqa: E402  found only with the line above
+import plugin_utils  # noqa: E402, F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.vllm import host_variables  # noqa: E402
+from fleet_report import gateways, status, usage, watchdogs  # noqa: E402  found only with the line above
 
 
 def vllm_status_rows(hostvars: Mapping[str, Any], hosts: Sequence[str]) -> list[dict[str, Any]]:
     """Return the table's rows from what vllm_server returned on each host; one without a result was not asked."""
-    return status.rows({host: hostvars[host].get("vllm_server_result") for host in hosts})
+    watched = {host for host in hosts if host_variables.watched(hostvars[host])}
+    return status.rows({host: hostvars[host].get("vllm_server_result") for host in hosts}, watched)
 
 
 class FilterModule:
@@ -26,6 +29,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name them."""
         return {
+            "vllm_fleet_events": lambda found, since: "\n".join(watchdogs.lines(found, since)),
             "vllm_gateways_table": lambda found: "\n".join(gateways.lines(found)),
             "vllm_gateways_usage": lambda found, since, until: "\n".join(usage.lines(found, since, until)),
             "vllm_gateways_usage_csv": lambda found: usage.csv_text(usage.rows_of(found)),

@@ -3,21 +3,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from fleet_report import replicas
+from fleet_report import replicas, watchdogs
 from fleet_report.summary import table
 from fleet_report.words import DASH, clip, natural
 
-HEAD = ["NODE", "RELEASE", "MODEL", "IMAGE", "STATE", "HEALTH", "RUNNING", "WAITING", "DRIFT"]
+HEAD = ["NODE", "RELEASE", "MODEL", "IMAGE", "STATE", "HEALTH", "RUNNING", "WAITING", "WATCHDOG", "DRIFT"]
 #: Characters of a drift's text in the table.
 WIDTH = 90
 
 
-def row(host: str, looked: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Describe a node from the result of vllm_server in check mode; ``drift`` is empty where all is as it should be."""
-    out: dict[str, Any] = dict.fromkeys(("release", "model", "image", "state", "health", "running", "waiting"))
+#: What the table shows of a server between its node and its drift.
+COLUMNS = ("release", "model", "image", "state", "health", "running", "waiting", "watchdog")
+
+
+def row(host: str, looked: Mapping[str, Any] | None, *, watched: bool = False) -> dict[str, Any]:
+    """Describe a node from the result of vllm_server in check mode; ``drift`` is empty where all is as it should be.
+
+    ``watched``: it is to have a watchdog.
+    """
+    out: dict[str, Any] = dict.fromkeys(COLUMNS)
     out |= {"node": host, "drift": ""}
     if looked is None:
         return {**out, "state": "unknown", "drift": "it was not asked"}
@@ -29,11 +36,13 @@ def row(host: str, looked: Mapping[str, Any] | None) -> dict[str, Any]:
     out |= {"model": spec.get("model"), "image": spec.get("image")}
     out |= {"health": serving.get("health"), "running": serving.get("running"), "waiting": serving.get("waiting")}
     out["release"] = release["release"] if release else None
-    out["drift"] = clip(_drift(looked), WIDTH)
+    watched = watched and not (looked.get("replica") or {}).get("rank")
+    out["watchdog"] = watchdogs.cell(looked.get("watchdog"), wanted=watched)
+    out["drift"] = clip(_drift(looked, watchdogs.drift(looked.get("watchdog"), wanted=watched)), WIDTH)
     return out
 
 
-def _drift(looked: Mapping[str, Any]) -> str:
+def _drift(looked: Mapping[str, Any], watchdog: str) -> str:
     failure = looked.get("failure")
     if looked.get("failed") or failure:
         cause = str((failure or {}).get("cause") or looked.get("msg") or "it could not be asked")
@@ -44,6 +53,8 @@ def _drift(looked: Mapping[str, Any]) -> str:
     serving = _serving(looked)
     if serving.get("health") not in (None, "ready"):
         found.append(f"{serving['health']} ({serving.get('detail')})")
+    if watchdog:
+        found.append(watchdog)
     if found:
         return ", ".join(found)
     if not looked.get("confirmed"):
@@ -63,13 +74,15 @@ def _reason(msg: str) -> str:
     return lines[-1].removeprefix("ssh: ") if lines else "no answer"
 
 
-def rows(results: Mapping[str, Mapping[str, Any] | None]) -> list[dict[str, Any]]:
-    """Describe all servers, node10 after node9; one over several nodes is one row."""
+def rows(
+    results: Mapping[str, Mapping[str, Any] | None], watched: Collection[str] = frozenset()
+) -> list[dict[str, Any]]:
+    """Describe all servers, node10 after node9; one over several nodes is one row. ``watched`` have a watchdog."""
     hosts = sorted(results, key=natural)
     described = [(host, (results[host] or {}).get("replica")) for host in hosts]
     out = []
     for replica, places in replicas.groups(described):
-        members = [row(hosts[place], results[hosts[place]]) for place in places]
+        members = [row(hosts[place], results[hosts[place]], watched=hosts[place] in watched) for place in places]
         out.append(members[0] if replica is None else _one(replica, members))
     return out
 
@@ -91,10 +104,7 @@ def lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """Write the table."""
     out = [HEAD]
     for one in found:
-        cells = [
-            one["node"],
-            *(one[name] for name in ("release", "model", "image", "state", "health", "running", "waiting")),
-        ]
+        cells = [one["node"], *(one[name] for name in COLUMNS)]
         drift = "" if one["state"] == "unreachable" and not one["drift"] else one["drift"] or "none"
         out.append([DASH if cell is None else str(cell) for cell in cells] + [drift])
     return table(out)

@@ -116,6 +116,12 @@ def _vllm_chat() -> Probe:
     )
 
 
+def _vllm_watchdog() -> Probe:
+    from ansible.module_utils.vllm_fleet.watchdog import install
+
+    return Probe(install.SPEC, lambda params: install.perform(params, check_mode=True))
+
+
 #: What can be probed, by the name of the module whose result it is.
 PROBES: dict[str, Callable[[], Probe]] = {
     "preflight_host": _preflight_host,
@@ -124,6 +130,7 @@ PROBES: dict[str, Callable[[], Probe]] = {
     "hf_snapshot": _hf_snapshot,
     "vllm_server": _vllm_server,
     "vllm_chat": _vllm_chat,
+    "vllm_watchdog": _vllm_watchdog,
 }
 
 

@@ -417,6 +417,19 @@ serving:
     detail: {type: str, description: Why it is not ready.}
     running: {type: int, description: Requests that are being computed.}
     waiting: {type: int, description: Requests that wait for a place.}
+watchdog:
+  description: What the server's watchdog thinks of it.
+  type: dict
+  returned: in check mode
+  contains:
+    state:
+      type: str
+      description: >-
+        V(none), V(no systemd), V(stopped), or its own word, V(starting), V(serving), V(hung), V(restarting), V(out), V(left_alone), V(absent).
+    seconds: {type: float, description: Since when.}
+    why: {type: str, description: Why.}
+    restarts: {type: int, description: Restarts within the last hour.}
+    last_event: {type: dict, description: "The last event, C(at), C(kind) and C(why)."}
 not_reached:
   description: Whether the node could not be reached.
   type: bool

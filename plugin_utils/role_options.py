@@ -19,9 +19,9 @@ from ansible.module_utils.vllm_fleet.container import daemon_json
 from ansible.module_utils.vllm_fleet.models import presets
 from ansible.module_utils.vllm_fleet.replica import place
 from ansible.module_utils.vllm_fleet.server import options as server_options
-from ansible.module_utils.vllm_fleet.vllm import cli
+from ansible.module_utils.vllm_fleet.vllm import cli, host_variables
 from ansible.module_utils.vllm_fleet.vllm.ranks import ReplicaError
-from plugin_utils import model_presets
+from plugin_utils import model_presets, watchdog_program
 from plugin_utils.variables import Variables
 
 Options = dict[str, Any]
@@ -192,6 +192,46 @@ def vllm_server_probe(variables: Variables) -> Options:
     return {"module": "vllm_server", "args": server_options.call(args, variables.raw("inventory_hostname"))}
 
 
+# -- vllm_watchdog
+
+
+def vllm_watchdog(variables: Variables) -> Options:
+    """Return the options of vllm_watchdog. A server over several nodes has one watchdog, on its first node."""
+    name, host, hosts = variables["vllm_server_name"], variables.raw("inventory_hostname"), _serving(variables)
+    several = replica_size(variables) > 1
+    worker = several and host_variables.replica_head(variables.raw("hostvars"), hosts, host) != host
+    if worker or not boolean(variables["vllm_watchdog_enabled"]):
+        return {"name": name, "state": "absent"}
+    action, port = variables["vllm_watchdog_action"], host_variables.agent_port(variables)
+    bind = variables["vllm_server_bind"]
+    asked = port and variables.raw("groups").get("gateway")
+    settings = {
+        "name": name,
+        "state_dir": variables["vllm_server_state_dir"],
+        "silence": int(variables["vllm_watchdog_silence"]),
+        # Ranks start together only, which a run does and no node can.
+        "action": "drain" if several and action == "restart" else action,
+        "restarts": int(variables["vllm_watchdog_restarts"]),
+        "agent": {"address": "127.0.0.1" if bind == "localhost" else bind, "port": port} if asked else None,
+        "docker_socket": variables.get("docker_engine_socket", "/var/run/docker.sock"),
+        "ready_timeout": float(variables["vllm_server_ready_timeout"]),
+        "stall_timeout": float(variables["vllm_server_stall_timeout"]),
+        "model": cli.served_names(_server_args(variables), variables["vllm_server_model"])[0],
+        "verify": {
+            "requests": variables["vllm_server_verify"],
+            "timeout": float(variables["vllm_server_verify_timeout"]),
+        },
+    }
+    return {"name": name, "state": "present", "settings": settings}
+
+
+def vllm_watchdog_probe(variables: Variables) -> Options:
+    """Return what a probe asks for the watchdog."""
+    args = vllm_watchdog(variables)
+    program = {"program": watchdog_program.digest()} if args["state"] == "present" else {}
+    return {"module": "vllm_watchdog", "args": {**args, **program}}
+
+
 # -- preflight
 
 
@@ -320,6 +360,7 @@ NAMED: dict[str, Callable[[Variables], Any]] = {
     "vllm_image": vllm_image,
     "vllm_image_probe": vllm_image_probe,
     "vllm_server": vllm_server,
+    "vllm_watchdog": vllm_watchdog,
 }
 
 #: What a probe asks, {module, args}, by the name of the module; empty where its options are not known yet.
@@ -329,6 +370,7 @@ PROBES: dict[str, Callable[[Variables], Options]] = {
     "hf_snapshot": hf_snapshot_probe,
     "vllm_server": vllm_server_probe,
     "vllm_chat": vllm_chat_probe,
+    "vllm_watchdog": vllm_watchdog_probe,
 }
 
 

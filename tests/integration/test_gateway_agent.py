@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import haproxy_program
 import pytest
-import standin
-from gateway_scene import Echo, Gateway, begin, render, running, until
+from gateway_scene import Echo, Gateway, begin, free_ports, render, running, until
 from test_gateway_reload import helper  # noqa: F401 - a fixture
 
 from ansible.module_utils.vllm_fleet.gateway import haproxy
@@ -29,7 +29,7 @@ class Watchdog(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
 
     def __init__(self, port: int = 0) -> None:
-        self.says = "up\n"
+        self.says, self.ended = "up\n", False
         super().__init__(("127.0.0.1", port), Line)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -38,6 +38,7 @@ class Watchdog(socketserver.ThreadingTCPServer):
         return int(self.server_address[1])
 
     def end(self) -> None:
+        self.ended = True
         self.shutdown()
         self.server_close()
 
@@ -51,33 +52,51 @@ class Line(socketserver.StreamRequestHandler):
         self.wfile.write(self.server.says.encode())
 
 
-@pytest.fixture
-def scene(tmp_path: Path) -> Iterator[tuple[Gateway, list[Echo], list[Watchdog], int]]:
-    """Servers n1 and n2 with watchdogs, n3 without, all up."""
+@pytest.fixture(scope="module", params=haproxy_program.PROGRAMS)
+def made(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Gateway, list[Echo], list[Watchdog], int]]:
+    """Servers n1 and n2 with watchdogs, n3 without."""
+    folder = tmp_path_factory.mktemp("agent")
     echoes = [Echo(f"n{number}", "acme/small", key=KEY) for number in (1, 2, 3)]
     dogs = [Watchdog(), Watchdog()]
     hosts: dict[str, Any] = {one.name: one.host for one in echoes}
     for one, dog in zip(echoes, dogs, strict=False):
         hosts[one.name] |= {"vllm_watchdog_enabled": True, "vllm_watchdog_port": dog.port}
-    port = standin.free_port()
+    port, stats = free_ports(2)
     render(
-        tmp_path,
+        folder,
         hosts,
         gateway_port=port,
         gateway_local_offset=1,
-        gateway_stats_port=standin.free_port(),
+        gateway_stats_port=stats,
         gateway_balance="leastconn",
     )
     try:
-        with running(tmp_path, "-W") as gateway:
-            until(lambda: [one.agent for one in entries(gateway)] == ["up", "up", ""], "the watchdogs were asked")
+        with running(folder, "-W", program=request.param) as gateway:
             yield gateway, echoes, dogs, port
     finally:
         for dog in dogs:
-            dog.end()
+            if not dog.ended:
+                dog.end()
         for one in echoes:
             one.shutdown()
             one.server_close()
+
+
+@pytest.fixture
+def scene(made: Any) -> Any:
+    """All are up, and both watchdogs say so."""
+    gateway, echoes, dogs, _ = made
+    for number, dog in enumerate(dogs):
+        if dog.ended:
+            dogs[number] = Watchdog(dog.port)
+        dogs[number].says = "up\n"
+    for one in echoes:
+        one.delay = 0.0
+    until(lambda: [one.agent for one in entries(gateway)] == ["up", "up", ""], "the watchdogs were asked")
+    until(lambda: [one.status for one in entries(gateway)] == ["UP"] * 3, "all are up")
+    return made
 
 
 def entries(gateway: Gateway) -> list[haproxy.Server]:
@@ -145,14 +164,16 @@ def test_a_watchdog_that_does_not_answer_changes_nothing(scene: Any) -> None:
 
 def test_a_reload_keeps_what_the_watchdogs_said(helper: Any, scene: Any) -> None:  # noqa: F811 - the fixture
     gateway, _, dogs, _ = scene
+    helper.SOCKET, helper.STATE = gateway.socket, str(gateway.folder / "state")
+    helper.CONFIGURATION = tuple(str(gateway.folder / name) for name in ("secrets.cfg", "gateway.cfg"))
     dogs[0].says = HUNG
     until(lambda: entry(gateway, "n1").status == "DOWN (agent)", "it is out")
     # What n2's watchdog says has to do with the new process only where that asks the same one.
     dogs[1].says = HUNG
     until(lambda: entry(gateway, "n2").status == "DOWN (agent)", "it is out")
     config = gateway.folder / "gateway.cfg"
-    config.write_text(config.read_text().replace(f"agent-port {dogs[1].port} ", f"agent-port {standin.free_port()} "))
-    helper.reload(gateway.process.pid)
+    config.write_text(config.read_text().replace(f"agent-port {dogs[1].port} ", f"agent-port {free_ports(1)[0]} "))
+    helper.reload(int(Path("/proc", gateway.pid, "stat").read_text().rpartition(")")[2].split()[1]))
     assert entry(gateway, "n1").status == "DOWN (agent)"
     until(lambda: entry(gateway, "n2").status == "UP", "nobody says that it is out")
     assert entry(gateway, "n1").status == "DOWN (agent)"

@@ -22,6 +22,7 @@ REQUESTS = {
     "hf_snapshot": {"state": "verified", "repo_id": REPO, "cache": "/nonexistent/cache"},
     "vllm_server": SERVER,
     "vllm_chat": CHAT,
+    "vllm_watchdog": {"name": "nobody", "state": "absent"},
 }
 
 

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from fleet_report import status
+from fleet_report import status, watchdogs
 
 GOOD = {
     "container": {"status": "running"},
@@ -54,7 +56,7 @@ def test_the_table_has_every_node_in_order():
     lines = status.lines(status.rows({"node10": GOOD, "node9": {**GOOD, "release": None}}))
     assert lines[0].split() == status.HEAD
     assert lines[1].split()[:2] == ["node9", "\u2013"]
-    assert lines[2].split() == ["node10", "7", "acme/tiny", "vllm:1", "running", "ready", "3", "0", "none"]
+    assert lines[2].split() == ["node10", "7", "acme/tiny", "vllm:1", "running", "ready", "3", "0", "\u2013", "none"]
 
 
 PAIR = {"name": "pair", "head": "node1", "hosts": ["node1", "node2"]}
@@ -76,3 +78,68 @@ def test_a_server_over_several_nodes_is_one_row(head, worker, state, drift):
     found = status.rows({"node3": GOOD, "node2": {**WORKER, **NO_PORT, **worker}, "node1": {**HEAD, **head}})
     assert [row["node"] for row in found] == ["pair (node1+node2)", "node3"]
     assert (found[0]["state"], found[0]["health"], found[0]["drift"]) == (state, "ready", drift)
+
+
+NOW = {"state": "serving", "seconds": 70.0, "why": "the engine works", "restarts": 0, "last_event": None}
+BACK = {"at": "2026-11-29T12:31:05Z", "kind": "back", "why": "verified"}
+
+
+@pytest.mark.parametrize(
+    ("watchdog", "wanted", "cell", "drift"),
+    [
+        (None, True, "\u2013", ""),
+        ({"state": "none"}, False, "off", ""),
+        ({"state": "none"}, True, "absent", "no watchdog"),
+        ({"state": "no systemd"}, True, "no systemd", ""),
+        ({"state": "no systemd"}, False, "off", ""),
+        ({"state": "starting"}, True, "starting", ""),
+        (NOW, True, "serving", ""),
+        ({**NOW, "last_event": {**BACK, "kind": "started"}}, True, "serving", ""),
+        ({**NOW, "last_event": BACK}, True, "serving, back 11-29 12:31", ""),
+        ({**NOW, "state": "stopped"}, True, "stopped", "its watchdog does not run"),
+        (
+            {**NOW, "state": "hung", "why": "3 requests, no step for 128 s"},
+            True,
+            "hung 1 m 10 s",
+            "watchdog: 3 requests, no step for 128 s",
+        ),
+        (
+            {**NOW, "state": "out", "last_event": {**BACK, "kind": "limit"}},
+            True,
+            "out 1 m 10 s: limit",
+            "watchdog: the engine works",
+        ),
+        ({**NOW, "state": "left_alone", "seconds": 8.0}, True, "left alone 8 s", ""),
+    ],
+)
+def test_what_a_watchdog_thinks_is_a_column_and_drift_where_it_is_bad(watchdog, wanted, cell, drift):
+    found = status.row("node1", {**GOOD, "watchdog": watchdog}, watched=wanted)
+    assert (found["watchdog"], found["drift"]) == (cell, drift)
+
+
+def test_a_worker_of_a_replica_has_no_watchdog_of_its_own():
+    replica = {"replica": {**PAIR, "rank": 1}}
+    assert status.row("node2", {**GOOD, **replica, "watchdog": {"state": "none"}}, watched=True)["drift"] == ""
+
+
+def test_events_of_all_nodes_are_one_timeline():
+    def event(at, kind, **more):
+        return {"at": f"2026-11-29T12:{at}:05Z", "server": "vllm", "kind": kind, "why": "because", **more}
+
+    found = {
+        "node1": {"events": [event("30", "hung"), event("32", "back", seconds=96.4)], "unreadable": 2},
+        "node2": {"events": [event("31", "failed", evidence="/x/y", **{"class": "gpu_memory_taken"})], "unreadable": 0},
+        "node3": {"unreachable": True, "msg": "no route"},
+    }
+    head, *lines = watchdogs.lines(found, "1h")
+    assert re.split(r"  +", head) == watchdogs.HEAD
+    assert [re.split(r"  +", line) for line in lines[:3]] == [
+        ["2026-11-29 12:30:05", "node1", "vllm", "hung", "because", "\u2013"],
+        ["2026-11-29 12:31:05", "node2", "vllm", "failed (gpu_memory_taken)", "because", "/x/y"],
+        ["2026-11-29 12:32:05", "node1", "vllm", "back", "because (1 m 36 s)", "\u2013"],
+    ]
+    assert lines[3:] == [
+        "node1: 2 lines could not be read.",
+        "node3 did not answer, so its events are missing: no route",
+    ]
+    assert watchdogs.lines({"node1": {"events": []}}, "1h") == ["No events in the last 1h."]

@@ -23,6 +23,9 @@ SECRET = ("api_key",)
 #: What of a module's result must be there and true besides that it neither failed nor would change anything.
 GOOD = {"docker_engine": "right", "vllm_image": "present", "hf_snapshot": "complete", "vllm_chat": "results"}
 
+#: Modules whose work has nothing to do with that of others: what comes after them is probed in any case.
+ASIDE = ("vllm_watchdog",)
+
 Result = dict[str, Any]
 
 
@@ -58,7 +61,7 @@ def run_all(requests: Sequence[Mapping[str, Any]], run: Callable[[str, Mapping[s
         module = request["module"]
         args = request["args"].items()
         results.append(run(module, {k: known.get(v, v) if isinstance(v, str) else v for k, v in args}))
-        if not nothing_to_do(module, results[-1]):
+        if module not in ASIDE and not nothing_to_do(module, results[-1]):
             break
         known |= {result_of(module, key): value for key, value in results[-1].items()}
     return results

@@ -35,6 +35,10 @@ VARIABLES = (
     "hf_cache_path",
     "hf_token",
     "rollout_waves",
+    "vllm_watchdog_enabled",
+    "vllm_watchdog_silence",
+    "vllm_watchdog_restarts",
+    "vllm_watchdog_port",
 )
 
 #: What all hosts of one replica must have in common: they are one server.
@@ -82,6 +86,7 @@ def judge(values: Mapping[str, Any]) -> list[Finding]:
         "vllm_server_args": _utilization,
         "vllm_server_env": _key_in_env,
         "vllm_server_api_key": _key,
+        "vllm_watchdog_silence": _watchdog,
     }
     leans_on = {"vllm_image_tag": "vllm_image_digest", "vllm_server_bind": "vllm_server_api_key"}
     judged = [
@@ -268,6 +273,21 @@ def _around_the_key(bind: str, port: str, values: Mapping[str, Any]) -> Finding:
     got = f"{', '.join(OPEN_PATHS)} and more at port {port}, open to {who} without the key"
     remedy = "let the gateways alone reach the port, by a firewall that looks before Docker does (docs/gateway.md)"
     return Finding("warning", what, wanted, got, remedy)
+
+
+def _watchdog(values: Mapping[str, Any]) -> Finding | None:
+    """Return which number of a watchdog cannot work. That one is no number, the role's specification says."""
+    if not host_variables.watched(values):
+        return None
+    for name, least, most in (("silence", 1, 10**6), ("restarts", 0, 10**6), ("port", 0, 65535)):
+        given = _text(values.get(f"vllm_watchdog_{name}"))
+        if re.fullmatch(r"-?\d+", given) and not least <= int(given) <= most:
+            wanted = f"a number from {least} to {most}"
+            return Finding("refused", f"vllm_watchdog_{name}", wanted, given, "correct the variable")
+    given, server = _text(values.get("vllm_watchdog_port")), _text(values.get("vllm_server_port"))
+    if given and given == (server or str(host_variables.PORT)):
+        return Finding("refused", "vllm_watchdog_port", "a port of its own", f"{given}, the server's", "give another")
+    return None
 
 
 def _port(values: Mapping[str, Any]) -> Finding:

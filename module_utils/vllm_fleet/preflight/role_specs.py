@@ -15,7 +15,10 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ..common.finding import Finding
 
 #: The roles of a deployment whose variables are the user's.
-ROLES = ("preflight", "fleet_lock", "docker_engine", "rocm", "vllm_image", "hf_cache", "vllm_server", "rollout")
+ROLES = (
+    *("preflight", "fleet_lock", "docker_engine", "rocm", "vllm_image", "hf_cache", "vllm_server", "rollout"),
+    "vllm_watchdog",
+)
 
 #: All roles of this project. Beside them may lie somebody else's.
 OWN = (*ROLES, "benchmark", "burnin", "gateway", "rollback", "status", "teardown")
@@ -50,8 +53,10 @@ ALSO_KNOWN = frozenset(
         "vllm_image_id",
         "vllm_image_ref",
         "vllm_image_result",
+        "vllm_server_repair",
         "vllm_server_restore_result",
         "vllm_server_result",
+        "vllm_watchdog_result",
     }
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..common.probes import probed
 from ..vllm.host_variables import replica_name
 from .replicas import outcome
 from .steps import STEPS
@@ -47,6 +48,25 @@ def step(hostvars: Mapping[str, Any], name: str) -> list[str]:
     """Return the hosts of a play of deploy.yml: `refused`, `lock`, or one of steps.STEPS."""
     found = _prepared(hostvars, name)
     return list(found.get("hosts" if name == "lock" else name) or NOBODY)
+
+
+def watchdogs(hostvars: Mapping[str, Any]) -> list[str]:
+    """Return the hosts whose watchdog is to be changed after the waves; none where a step did not come to its end.
+
+    A host without systemd has nothing to change; it is visited, to be told so, where its server was replaced.
+    """
+    found = _prepared(hostvars)
+    visited = {*(found.get("watchdog") or ()), *(_plan(hostvars).get("hosts") or () if found else ())}
+    return [
+        host
+        for host in found.get("hosts") or ()
+        if host in visited and (host in (found.get("watchdog") or ()) or _without_systemd(hostvars, host))
+    ] or NOBODY
+
+
+def _without_systemd(hostvars: Mapping[str, Any], host: str) -> bool:
+    result = probed(_fact(hostvars, host, "ansible_facts"), "vllm_watchdog").get("result") or {}
+    return result.get("systemd") is False and bool(result.get("msg"))
 
 
 def in_replicas(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:

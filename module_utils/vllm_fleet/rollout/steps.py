@@ -22,7 +22,8 @@ def plan(
 ) -> dict[str, list[str]]:
     """Return the hosts that need each step, and under `answered` those whose server needs no visit at all.
 
-    With them go `hosts`, all of the run, and `refused`, those of them that end it. Image and weights concern all hosts
+    With them go `hosts`, all of the run, `refused`, those of them that end it, and `watchdog`, those whose watchdog is
+    not as described; that concerns no server. Image and weights concern all hosts
     as soon as one lacks them: they go from node to node. A server counts as answered only where no node needs any
     step, and not where the user asks for a verification (``verify``).
     """
@@ -38,6 +39,7 @@ def plan(
         "hosts": list(variables),
         "refused": list(refused),
         **steps,
+        "watchdog": [host for host in variables if not _right(facts[host], "vllm_watchdog")],
         "answered": [host for host in variables if quiet and _answered(variables[host], facts[host])],
     }
 

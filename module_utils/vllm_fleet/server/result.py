@@ -13,7 +13,7 @@ from ..container.engine import EngineError
 from ..container.inspected import Inspected, ident, running
 from ..container.plan import Trust
 from ..vllm.log import scrub
-from . import endpoint, release
+from . import endpoint, release, watched
 from .outcome import Outcome
 from .release_store import Releases, standing
 from .run import RunContext, boottime
@@ -70,6 +70,7 @@ def of_run(
     if context.check_mode:
         up = current is not None and running(current)
         result["serving"] = standing(endpoint.of_container(current)) if current and up else None
+        result["watchdog"] = watched.look(context.name)
     if state.failure:
         result["failure"] = state.failure.as_result()
     if failed:

@@ -30,7 +30,9 @@ class Agent:
         if address is None:
             return
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        made = socket.create_server(address, family=family, backlog=BACKLOG)
+        # `::` is all addresses for a server, too, those of IPv4 among them.
+        both = address[0] == "::" and socket.has_dualstack_ipv6()
+        made = socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=both)
         self._socket, self.address = made, address
         threading.Thread(target=self._answer, args=(made,), daemon=True).start()
 

@@ -7,8 +7,8 @@ each other's program for ever.
 
 from __future__ import annotations
 
-import ast
 import io
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +16,9 @@ from pathlib import Path
 #: The file that begins everything.
 ENTRY = "watchdog/main.py"
 _START = b"import sys\n\nfrom vllm_fleet.watchdog.main import main\n\nsys.exit(main(sys.argv[1:]))\n"
+#: A relative import and its names. Not by Python's own parser, which takes ten times as long, in each run.
+_IMPORT = re.compile(r"^[ \t]*from (\.\.?)([\w.]*) import (?:\(([^)]*)\)|([^#\n]+))", re.MULTILINE)
+_NAME = re.compile(r"(?:^|,)\s*(\w+)")
 #: Time of each member: the first that a zip file can have.
 _WHEN = (1980, 1, 1, 0, 0, 0)
 
@@ -48,14 +51,10 @@ def needed(folder: Path) -> list[str]:
 
 def _imports(folder: Path, name: str) -> Iterator[str]:
     """Yield the project's files that one of its files imports: all of its imports are relative."""
-    here = (folder / name).parent
-    for node in ast.walk(ast.parse((folder / name).read_bytes())):
-        if not isinstance(node, ast.ImportFrom) or not node.level:
-            continue
-        place = here if node.level == 1 else here.parent
-        for part in (node.module or "").split("."):
-            place = place / part
+    package = name.rpartition("/")[0]
+    for dots, module, several, one in _IMPORT.findall((folder / name).read_text(encoding="utf-8")):
+        place = Path(folder, package if len(dots) == 1 else "", *module.split("."))
         files = [place.with_suffix(".py")] if place.with_suffix(".py").is_file() else []
-        for file in files or [place / f"{alias.name}.py" for alias in node.names]:
+        for file in files or [place / f"{alias}.py" for alias in _NAME.findall(several or one)]:
             if file.is_file():
                 yield file.relative_to(folder).as_posix()

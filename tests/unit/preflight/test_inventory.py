@@ -189,3 +189,23 @@ def test_hosts_that_are_one_machine(places, refused, words):
     found = inventory.machines(dict(zip("abc", places, strict=False)))
     assert set(found) == set(refused)
     assert all(one.level == "refused" and words in one.got for one in found.values())
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({}, None),
+        ({"vllm_watchdog_silence": 0}, "vllm_watchdog_silence"),
+        ({"vllm_watchdog_restarts": -1}, "vllm_watchdog_restarts"),
+        ({"vllm_watchdog_restarts": 0, "vllm_watchdog_port": 0}, None),
+        ({"vllm_watchdog_port": 70000}, "vllm_watchdog_port"),
+        ({"vllm_watchdog_port": 8000, "vllm_server_port": 8000}, "vllm_watchdog_port"),
+        ({"vllm_watchdog_silence": "soon"}, None),
+        ({"vllm_watchdog_silence": 0, "vllm_watchdog_enabled": False}, None),
+    ],
+)
+def test_numbers_of_a_watchdog(values, what):
+    found = judged(**{"vllm_watchdog_enabled": True, **values})
+    assert [name for name, one in found.items() if name.startswith("vllm_watchdog") and one.level == "refused"] == (
+        [what] if what else []
+    )

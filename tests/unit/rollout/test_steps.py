@@ -16,6 +16,7 @@ FOUND = {
     "vllm_server": SERVER,
     "vllm_chat": {"results": [{}]},
     "rocm": {"changed": False},
+    "vllm_watchdog": {"changed": False, "systemd": True},
 }
 ARGS = {"vllm_image": {"tag": "1"}, "hf_snapshot": {"repo_id": "a/b", "cache": "/c"}}
 
@@ -69,7 +70,17 @@ def test_where_all_is_right_every_server_has_answered():
         ({"vllm_chat": None}, {"answered": ["node1"]}),
         ({"vllm_chat": {"failed": True, "results": [{}]}}, {"answered": ["node1"]}),
         # The module ended before it had looked at anything, or the node has no Python.
-        (dict.fromkeys(FOUND), {step: ["node2"] if step == "engine" else ["node1", "node2"] for step in steps.STEPS}),
+        (
+            dict.fromkeys(FOUND),
+            {
+                **{step: ["node2"] if step == "engine" else ["node1", "node2"] for step in steps.STEPS},
+                "watchdog": ["node2"],
+            },
+        ),
+        # The watchdog concerns no server.
+        ({"vllm_watchdog": {"changed": True}}, {"watchdog": ["node2"], "answered": ["node1", "node2"]}),
+        ({"vllm_watchdog": {"failed": True}}, {"watchdog": ["node2"], "answered": ["node1", "node2"]}),
+        ({"vllm_watchdog": None}, {"watchdog": ["node2"], "answered": ["node1", "node2"]}),
     ],
 )
 def test_what_was_not_found_right_is_visited(found, needs):
@@ -127,4 +138,4 @@ def test_what_a_tag_stands_for_has_to_be_known():
 
 
 def test_a_host_without_facts_needs_everything():
-    assert plan({}) == {key: ["node1"] for key in steps.STEPS}
+    assert plan({}) == {key: ["node1"] for key in (*steps.STEPS, "watchdog")}
