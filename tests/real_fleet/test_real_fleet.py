@@ -5,75 +5,15 @@ asking, measured with vLLM's own benchmark, and taken away.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from load import Load
-from real_nodes import CACHE, IMAGE, TREE, RealNodes
+from real_nodes import RealNodes
+from real_site import KEY, LOCAL, Site
 
 pytestmark = pytest.mark.engine
-ROOT = Path(__file__).resolve().parents[2]
-PLAYBOOK = str(Path(sys.executable).with_name("ansible-playbook"))
-LOCAL = yaml.safe_load((ROOT / "inventory/local/group_vars/vllm.yml").read_text())
-KEY = "a-key-of-this-test"
-
-
-class Site:
-    """The nodes as the user of an inventory has them."""
-
-    def __init__(self, nodes: RealNodes, folder: Path) -> None:
-        """Write the inventory; the first node is the gateway, too."""
-        self.nodes, self.folder, self.reports = nodes, folder, folder / "reports"
-        inventory = yaml.safe_load((nodes.folder / "inventory.yml").read_text())
-        inventory["all"]["children"]["gateway"] = {"hosts": {"node1": {}}}
-        (folder / "inventory.yml").write_text(yaml.safe_dump(inventory))
-        name, _, tag = IMAGE.partition(":")
-        self.variables: dict[str, Any] = {
-            **{name: LOCAL[name] for name in ("vllm_server_model", "vllm_server_revision", "vllm_server_accelerator")},
-            "vllm_server_volumes": [f"{TREE}:{TREE}:ro"],
-            "vllm_server_bind": "0.0.0.0",
-            "vllm_server_api_key": KEY,
-            "vllm_server_ready_timeout": 600,
-            "vllm_server_env": {"VLLM_CPU_OMP_THREADS_BIND": "nobind"},
-            # As from an archive that was loaded before.
-            "vllm_image_source": "archive",
-            "vllm_image_archive": "/nowhere.tar",
-            "vllm_image_name": name,
-            "vllm_image_tag": tag,
-            "vllm_image_expected_id": nodes.image_id,
-            "hf_cache_source": "controller",
-            "hf_cache_controller_path": str(CACHE / "seed"),
-            "hf_cache_distribution": "rsync",
-            "hf_cache_path": "/var/lib/huggingface",
-            "hf_cache_create": True,
-        }
-
-    def play(self, playbook: str, *words: str, **edit: Any) -> str:
-        """Run a playbook that must go well, after an edit."""
-        self.variables |= edit
-        (self.folder / "group_vars").mkdir(exist_ok=True)
-        (self.folder / "group_vars" / "all.yml").write_text(yaml.safe_dump(self.variables))
-        environ = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "COLUMNS": "400"}
-        environ["VLLM_FLEET_REPORTS"] = str(self.reports)
-        command = [PLAYBOOK, "-i", str(self.folder / "inventory.yml"), str(ROOT / playbook), *words]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def report(self) -> dict[str, Any]:
-        """The newest report."""
-        newest = max(self.reports.glob("*/report.json"), key=lambda path: path.stat().st_mtime_ns)
-        found: dict[str, Any] = json.loads(newest.read_text())
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +30,9 @@ def site(real_nodes: RealNodes, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def test_a_change_rolls_through_and_no_request_is_lost(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    url = f"http://{site.nodes.fleet.node('node1').address}:8080"
     # Two cores answer slowly while another server loads on them.
     slow: dict[str, Any] = {"concurrency": 2, "max_tokens": 16, "timeout": 300.0}
-    with Load(url, model=LOCAL["vllm_server_model"], api_key=KEY, **slow) as clients:
+    with Load(site.url, model=LOCAL["vllm_server_model"], api_key=KEY, **slow) as clients:
         clients.wait_for(2, 300)
         said = site.play("deploy.yml", vllm_server_args={"max-model-len": 768})
         clients.wait_for(2, 300)

@@ -5,6 +5,7 @@
     record.py lock 0.9.2 --day 2025-07-10 --torch 2.6.0 --also triton==3.2.0 intel-extension-for-pytorch==2.6.0
     record.py tree 0.9.2             install it
     record.py logs 0.9.2 [CASE...]   one good start and six failures, into tests/fixtures/vllm-0.9.2-cpu
+    record.py flags 0.9.2            the flags that its help names, beside them
     record.py remove 0.9.2           tree and image
 
 Needs Docker, the base image and the model of the local inventory (tests/prepare.yml and scripts/seed_smollm2/seed.py
@@ -28,9 +29,10 @@ from dataclasses import dataclass, field
 import yaml
 from release_tree import CACHE, RELEASES, ROOT, TREE, lock_of, make_image, make_lock, make_tree, run
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "module_utils")]
 
-from tiny_model import make_model
+from tiny_model import make_model  # noqa: E402
+from vllm_fleet.vllm import cli, releases  # noqa: E402 - this program runs without Ansible
 
 FIXTURES = ROOT / "tests/fixtures"
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -164,6 +166,16 @@ def logs(container: str) -> str:
     return run(["sh", "-c", 'exec docker logs "$1" 2>&1', "sh", container])
 
 
+def record_flags(version: str) -> None:
+    """Write the names of all flags in the release's help, one a line."""
+    command = ["docker", "run", "--rm", "--network", "none", "--volume", f"{RELEASES / 'trees' / version}:{TREE}"]
+    words = "--help" if releases.older(version, releases.HELP_ALL_SINCE) else "--help=all"
+    text = run([*command, make_image(version), words])
+    folder = FIXTURES / f"vllm-{version}-cpu"
+    folder.mkdir(exist_ok=True)
+    (folder / "flags.txt").write_text("".join(f"{flag}\n" for flag in sorted(cli.read_help(text).flags)))
+
+
 def write_readme(version: str) -> None:
     """Say beside the logs how they came about."""
     day = time.strftime("%Y-%m-%d")
@@ -194,7 +206,7 @@ def record_all(version: str, names: list[str]) -> None:
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["lock", "tree", "logs", "remove"])
+    parser.add_argument("what", choices=["lock", "tree", "logs", "flags", "remove"])
     parser.add_argument("version")
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--day", help="what PyPI had on that day, YYYY-MM-DD")
@@ -209,6 +221,9 @@ def main() -> None:
     elif asked.what == "logs":
         make_tree(asked.version)
         record_all(asked.version, asked.cases)
+    elif asked.what == "flags":
+        make_tree(asked.version)
+        record_flags(asked.version)
     else:
         shutil.rmtree(RELEASES / "trees" / asked.version, ignore_errors=True)
         run(["docker", "rmi", f"vllm-release:{asked.version}"])

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..common.finding import Finding
 from ..host import gpu_memory
+from ..vllm import releases
 from ..vllm.cli import normalise_args
 from .checkpoint import (
     contexts,
@@ -38,7 +39,6 @@ CPU_RANKS = 8
 _KIND = re.compile(r"\bMI\d{2,3}[A-Z]?", re.IGNORECASE)
 #: vLLM 0.32.0 utils: 32k is 32000, 32K is 32768.
 _SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_VERSION = re.compile(r"^v?(\d+)\.(\d+)(?:\.(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def size(
     # Where something else is refused, the context is not the first thing to mend.
     if not any(one.level == "refused" for one in found):
         found += _context(tokens, asked, usual, exact) or _beyond(asked, limit)
-    found += _version(facts.min_vllm, image_version)
+    found += _version(facts.min_vllm, image_version) + _flags(flags, image_version)
     used = asked or usual
     return Sizing(
         model=facts.model,
@@ -395,20 +395,20 @@ def _beyond(asked: int | None, limit: int | None) -> list[Finding]:
 
 
 def _version(wanted: str, tag: str) -> list[Finding]:
-    have, need = version_of(tag), version_of(wanted)
-    if have is None or need is None or have >= need:
+    if not releases.older(tag, wanted):
         return []
     remedy = "choose a newer image (vllm_image_tag)"
     return [Finding("refused", "vLLM version", f"{wanted} or newer", tag, remedy)]
 
 
-def version_of(tag: str) -> tuple[int, int, int] | None:
-    """Return the vLLM version in an image's tag: v0.31.0, 0.31.0-x, rocm7.14_vllm_0.23.0. None where it has none."""
-    text = tag.rpartition("vllm_")[2] if "vllm_" in tag else tag
-    if text.startswith("rocm"):
-        return None
-    found = _VERSION.match(text)
-    return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
+def _flags(flags: Mapping[str, Any], tag: str) -> list[Finding]:
+    """Return a warning for what a vLLM of this version does not know; a node that has the image asks itself."""
+    newer = releases.newer_flags({flag for flag, value in flags.items() if value is not None}, tag)
+    if not newer:
+        return []
+    got = ", ".join(f"--{flag} (since {since})" for flag, since in newer.items())
+    remedy = "leave out of vllm_server_args what this release does not have, or choose a newer image (vllm_image_tag)"
+    return [Finding("warning", "vLLM flags", f"flags of vLLM {tag}", got, remedy)]
 
 
 def _words(numbers: Iterable[int]) -> str:

@@ -72,7 +72,7 @@ def _image_still_starts(context: RunContext, seen: Observation, spec: Spec) -> N
     if not binds and not env:
         return
     entrypoint, devices = observe.help_of(context.options, image)
-    words = [*entrypoint, observe.ASK]
+    words = [*entrypoint, observe.ask(known)]
     ran = engine.run_once(image, words, timeout=observe.HELP_TIMEOUT, devices=devices, binds=binds, env=env)
     culprits = ", ".join([*(f"{v.source} at {v.target}" for v in binds), *(f"{name}={env[name]}" for name in env)])
     if ran.code is None:

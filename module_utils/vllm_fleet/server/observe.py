@@ -20,7 +20,7 @@ from ..container.inspected import Inspected, ident, running
 from ..container.plan import NEXT_SUFFIX, PREVIOUS_SUFFIX, Existing, Plan, Trust
 from ..container.spec import LABEL_ASKED_UTILIZATION, Image, Spec, utilization_of, with_utilization
 from ..diagnosis import flags as vllm_flags
-from ..vllm import cli, readiness
+from ..vllm import cli, readiness, releases
 from ..vllm import ranks as node_ranks
 from ..weights import layout
 from . import endpoint
@@ -31,6 +31,8 @@ from .state import NodeState
 HELP_TIMEOUT = 180.0
 #: What prints all flags of `vllm serve`; it imports nearly all that a start does.
 ASK = "--help=all"
+#: What does it before 0.11, which takes `all` for a word to look for, or refuses it.
+ASK_OLD = "--help"
 #: Flags that every `vllm serve` of the last two years has; an answer without them is not vLLM's help.
 _WELL_KNOWN = frozenset({"max-model-len", "served-model-name", "host", "port"})
 
@@ -220,24 +222,15 @@ def _known_flags(options: ServerOptions, image: Image, engine: Engine, node: Nod
     """
     known = node.flags(image.id)
     if known is None:
-        entrypoint, devices = help_of(options, image)
-        ran = engine.run_once(image, [*entrypoint, ASK], timeout=HELP_TIMEOUT, devices=devices)
-        known = cli.read_help(ran.output if ran.code == 0 else "")
-        if not known.flags >= _WELL_KNOWN:
-            known = cli.Known()
-        if ran.code is not None:  # None: not in time, which another time it may be
-            with contextlib.suppress(OSError):  # an unwritable state folder costs the next run the question again
-                node.note_flags(image.id, known)
+        known = _asked(options, image, engine, node)
     if not known.flags:
+        _by_tag(options, image)
         notes.append(f"the flags in args were not checked: {image.ref} did not print vLLM's help")
         return known
     unknown = cli.unknown_flags(options.flags, known.flags)
     if unknown:
-        raise Refused(
-            FailureClass.BAD_ARGUMENT,
-            f"args: {', '.join('--' + u for u in unknown)} is not a flag of the vLLM in {image.ref}",
-            f"{_hint(unknown[0], known)} (vllm_server_args); nothing was touched",
-        )
+        why, step = _unknown(unknown, known, image, _release(options, engine, image, unknown))
+        raise Refused(FailureClass.BAD_ARGUMENT, why, f"{step} (vllm_server_args); nothing was touched")
     wrong = cli.wrong_values(options.flags, known)
     if wrong:
         raise Refused(
@@ -245,6 +238,7 @@ def _known_flags(options: ServerOptions, image: Image, engine: Engine, node: Nod
             f"args: {'; '.join(wrong)}",
             f"the vLLM in {image.ref} says so in its help; correct vllm_server_args and run again; nothing was touched",
         )
+    _values(options, image, lambda since: releases.too_old(known.flags, since))
     return known
 
 
@@ -252,6 +246,87 @@ def help_of(options: ServerOptions, image: Image) -> tuple[list[str], tuple[str,
     """Return the program that knows the image's flags, and the devices that it may want to see."""
     entrypoint = cli.entrypoint_for(image.entrypoint, node_ranks.behind_guard(options.entrypoint))
     return entrypoint, tuple(d for d in fields.ROCM_DEVICES if Path(d).exists())
+
+
+def _by_tag(options: ServerOptions, image: Image) -> None:
+    """Refuse what an image that does not answer is too old for by its tag."""
+    tag = "" if "@" in image.ref else image.ref.rpartition("/")[2].partition(":")[2]
+    newer = releases.newer_flags({flag for flag, value in options.flags.items() if value is not None}, tag)
+    if newer:
+        flag, since = next(iter(newer.items()))
+        raise Refused(
+            FailureClass.BAD_ARGUMENT,
+            f"args: vLLM {tag} ({image.ref}) has no {', '.join(f'--{f} (since {s})' for f, s in newer.items())}",
+            f"leave {flag} out, or take an image of vLLM {since} or newer (vllm_server_args); nothing was touched. The "
+            "image does not print its help, so this is by its tag",
+        )
+    _values(options, image, lambda since: releases.older(tag, since))
+
+
+def _values(options: ServerOptions, image: Image, too_old: Callable[[str], bool]) -> None:
+    """Refuse values of the environment that the image's vLLM is too old for."""
+    for name, value, since in releases.newer_values(options.env, too_old):
+        raise Refused(
+            FailureClass.BAD_ARGUMENT,
+            f"env: the vLLM in {image.ref} is too old for {name}: {value} (since {since})",
+            "set another value in vllm_server_env, or take a newer image (vllm_image_tag); nothing was touched",
+        )
+
+
+def _asked(options: ServerOptions, image: Image, engine: Engine, node: NodeState) -> cli.Known:
+    """Return what the image's help says, and keep it; nothing where it says nothing of use."""
+    entrypoint, devices = help_of(options, image)
+    for word in (ASK, ASK_OLD):
+        ran = engine.run_once(image, [*entrypoint, word], timeout=HELP_TIMEOUT, devices=devices)
+        if ran.code is None:  # not in time, which another time it may be
+            return cli.Known()
+        known = cli.read_help(ran.output if ran.code == 0 else "")
+        if known.flags >= _WELL_KNOWN:
+            break
+        known = cli.Known()
+    with contextlib.suppress(OSError):  # an unwritable state folder costs the next run the question again
+        node.note_flags(image.id, known)
+    return known
+
+
+def ask(known: cli.Known) -> str:
+    """Return the word with which the image that has these flags prints all of them."""
+    return ASK_OLD if releases.too_old(known.flags, releases.HELP_ALL_SINCE) else ASK
+
+
+def _release(options: ServerOptions, engine: Engine, image: Image, unknown: list[str]) -> str:
+    """Return the vLLM release in an image as it says itself; empty where it does not, or no flag depends on it."""
+    entrypoint, devices = help_of(options, image)
+    if entrypoint[-1:] != ["serve"] or not any(_came(flag) or vllm_flags.removed(flag) for flag in unknown):
+        return ""
+    ran = engine.run_once(image, [*entrypoint[:-1], "--version"], timeout=HELP_TIMEOUT, devices=devices)
+    words = ran.output.split() if ran.code == 0 else []
+    return next((word for word in reversed(words) if releases.version_of(word)), "").partition("+")[0]
+
+
+def _came(flag: str) -> str:
+    """Return the first release with a flag; empty where it is not known."""
+    return releases.SINCE.get(flag.partition(".")[0].removeprefix("no-"), "")
+
+
+def _unknown(unknown: list[str], known: cli.Known, image: Image, release: str) -> tuple[str, str]:
+    """Say of flags that the image does not know since or until when vLLM has them, and what to write instead."""
+    said = []
+    steps = []
+    for flag in unknown:
+        came, gone = _came(flag), vllm_flags.removed(flag)
+        if came and (releases.older(release, came) or releases.too_old(known.flags, came)):
+            said.append(f"--{flag} (since {came})")
+            steps.append(f"leave {flag} out, or take an image of vLLM {came} or newer")
+        elif gone and gone.release:
+            said.append(f"--{flag} (gone since {gone.release})")
+        else:
+            said.append(f"--{flag}")
+    names = ", ".join(said)
+    if names == ", ".join(f"--{flag}" for flag in unknown):
+        return f"args: {names} is not a flag of the vLLM in {image.ref}", _hint(unknown[0], known)
+    which = f"vLLM {release} ({image.ref})" if release else f"the vLLM in {image.ref}"
+    return f"args: {which} has no {names}", steps[0] if steps else _hint(unknown[0], known)
 
 
 def _hint(flag: str, known: cli.Known) -> str:

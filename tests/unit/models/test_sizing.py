@@ -307,6 +307,15 @@ def test_an_image_older_than_the_model_is_refused(tag, older):
     assert ("vLLM version" in found) is older
 
 
+@pytest.mark.parametrize(("tag", "warned"), [("v0.12.0", True), ("v0.29.0", False), ("nightly", False)])
+def test_flags_that_are_newer_than_the_image_are_a_warning(tag, warned):
+    args = {**RECIPE, "max-num-queued-reqs": 64, "async-scheduling": True, "shutdown-timeout": None}
+    found = {one.what: one.sentence for one in sizing.size(DEEPSEEK, MI300X, args, image_version=tag).findings}
+    assert ("vLLM flags" in found) is warned
+    if warned:
+        assert f"expected flags of vLLM {tag}, found --max-num-queued-reqs (since 0.29); leave" in found["vLLM flags"]
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("AMD Instinct MI300X", "MI300X"), ("AMD Instinct MI355X OAM", "MI355X"), ("mi325x", "MI325X"), ("MI300A", "MI300A"),

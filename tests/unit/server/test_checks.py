@@ -18,7 +18,9 @@ from ansible.module_utils.vllm_fleet.server.run import RunContext
 from ansible.module_utils.vllm_fleet.vllm import cli
 
 IMAGE = Image("vllm:1", "sha256:" + "1" * 64, entrypoint=("vllm", "serve"))
-KNOWN = cli.Known(frozenset({"port"}))
+KNOWN = cli.Known(frozenset({"port", "nnodes"}))
+#: Of vLLM before 0.11, where --help=all is no question.
+OLD = cli.Known(frozenset({"port", "headless"}))
 
 
 class Docker:
@@ -74,6 +76,11 @@ def test_what_is_hidden_is_tried_with_the_variables_of_programs(check):
     asked, notes = check(Ran(0), volumes=(*HIDING, Volume("/a", "/data")), env={"PATH": "/x", "A": "1"})
     assert asked == [(["vllm", "serve", "--help=all"], list(HIDING), {"PATH": "/x"})]
     assert notes == []
+
+
+def test_an_old_release_is_tried_with_the_help_that_it_has(check):
+    asked, _ = check(Ran(0), volumes=HIDING, known=OLD)
+    assert [words for words, *_ in asked] == [["vllm", "serve", "--help"]]
 
 
 def test_an_image_that_does_not_answer_in_time_is_not_refused(check):
