@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import http.server
 import json
 import socketserver
@@ -12,9 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gateway_scene
 import play
 import pytest
 from standin import free_port
+
+from ansible.module_utils.vllm_fleet.gateway import haproxy
 
 MODEL, POOL = "acme/tiny", "acme_tiny"
 SAME = {"actions": [], "confirmed": True, "container": {"status": "running"}}
@@ -285,3 +290,44 @@ def test_weights_that_cannot_be_read_fail_the_node_with_that_reason(place: Place
     run = place.run(planned(["node1"], 1), play.role("rollout"), gateway=False, known=known, **cache).ok()
     assert run.facts["node1"]["state"] == "failed"
     assert "'fast'" in run.facts["node1"]["msg"], run.output
+
+
+def test_an_old_server_that_was_put_back_in_a_change_of_key_and_name_is_admitted_and_asked(place: Place) -> None:
+    """With a real HAProxy. The server has the old key, the old name and the old port; the play knows the new ones."""
+    port, stats = gateway_scene.free_ports(2)
+    given = {"gateway_port": port, "gateway_local_offset": 1, "gateway_stats_port": stats}
+    old = gateway_scene.Echo("node1", MODEL, key="old-key")
+    args = {**old.host["vllm_server_args"], "served-model-name": ["acme/next", MODEL]}
+    new = {"vllm_server_model": "acme/next", "vllm_server_api_key": "new-key", "vllm_server_args": args}
+    gateway_scene.render(place.dir, {"node1": old.host}, **given)
+    record = {"content": base64.b64encode((place.dir / "secrets.cfg").read_bytes()).decode()}
+    more = {"__gateway_secrets_file": record, "__gateway_servers": []}
+    gateway_scene.render(place.dir, {"node1": {**old.host, **new}}, **given, **more)
+    spec = {"model": MODEL, "args": old.host["vllm_server_args"], "bind": "127.0.0.1", "port": old.server_port}
+    failed = {**EDIT, "failed": True, "rolled_back": True, "spec": spec, "failure": {"class": "verification"}}
+    known = {"node1": {"vllm_server_result": failed, "rollout_outcome": {"state": "replacing"}}}
+    place.haproxy.shutdown()
+    place.haproxy.server_close()
+    with gateway_scene.running(place.dir, wait=False) as gateway:
+
+        def states() -> dict[str, str]:
+            with contextlib.suppress(haproxy.SocketError):
+                return {one.backend: one.status for one in gateway.entries() if one.name == "node1"}
+            return {}
+
+        gateway_scene.until(
+            lambda: states() == {"acme_next": "DOWN", POOL: "UP"}, "each pool knows whether it is of it"
+        )
+        for pool in states():
+            haproxy.ask(gateway.socket, f"set server {pool}/node1 state drain")
+        run = place.run(play.role("rollout", "recover"), known=known, vllm_server_port=8300, **given, **new).ok()
+        assert states() == {"acme_next": "DOWN", POOL: "UP"}
+        outcome = run.facts["node1"]
+        assert (outcome["state"], outcome["serving"]) == ("failed", True), run.output
+        assert "could not be admitted" not in text(run)
+        # Asked through the gateway as the server that it is; its word was that it has another key.
+        assert "ok: gateway : Send a request through every gateway to this server [node1]" in run.output, run.output
+        asks = {"Authorization": "Bearer old-key"}
+        assert gateway_scene.ask(port, "/v1/chat/completions", "POST", b'{"model": "acme/tiny"}', **asks)[0] == 200
+    old.shutdown()
+    old.server_close()

@@ -46,7 +46,9 @@ def too_little_memory(gateway: str, memory: int, variables: Mapping[str, Any]) -
         int(variables.get(name, default))
         for name, default in (("gateway_buffer_size", SIZE), ("gateway_maxconn", CONNECTIONS))
     )
-    takes = size * connections * max(len(variables.get("gateway_ports") or {}), 1)
+    ports = variables.get("gateway_ports")
+    # With fewer ports than models there is a common one besides; that is not known here.
+    takes = size * connections * (len(ports) or 1 if isinstance(ports, Mapping) else 1)
     if not memory or takes <= memory:
         return ""
     return (
