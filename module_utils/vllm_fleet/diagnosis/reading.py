@@ -30,7 +30,7 @@ WRAPPER = re.compile(
     r"|RuntimeError: cancelled$|Worker failed with error '|died unexpectedly \(exit code: None\)|ActorDiedError"
     r"|Error executing method|Invocation of \S+ method failed|RayWorkerProc|Engine process failed to start"
     r"|Engine loop has died|MQLLMEngine|ChildProcessError: worker died|RuntimeError: Executor failed\.|\A\d+\Z"
-    r"|^slurmstepd: "
+    r"|RuntimeError: Worker processes are not running|^slurmstepd: "
     r"|^SystemExit|^(?:asyncio\.exceptions\.)?CancelledError|^KeyboardInterrupt$"
 )
 #: A wrapper counts all the same if it has the signal that ended a process: such a process could not log a reason.
@@ -48,7 +48,7 @@ STOPS = "API server: shutdown triggered"
 STOPS_STDERR = "INFO:     Shutting down"
 
 #: How a server's process notices that another one is gone.
-_VANISHED = ("engine core exited unexpectedly", " died unexpectedly")
+_VANISHED = ("engine core exited unexpectedly", " died unexpectedly", " died, exit code: ")
 
 #: Files whose logged tracebacks end their process: executors, engines and workers.
 _FATAL_SOURCES = (

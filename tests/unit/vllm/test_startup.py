@@ -19,6 +19,7 @@ EXPECTED = {
     "ready": "configuring, loading weights 0/1 1/1, allocating kv cache, starting api, ready",
     "terminated_by_sigterm": "configuring, loading weights 0/1 1/1, allocating kv cache, starting api, ready",
     "engine_killed.stdout": "configuring, loading weights, allocating kv cache, starting api",
+    "worker_killed": "configuring, loading weights, allocating kv cache, starting api, ready",
     "engine_killed.stderr": "loading weights 0/1 1/1, starting api, ready",
     "max_model_len_exceeds_config": "configuring",
     "memory_utilization": "configuring",
