@@ -136,6 +136,14 @@ class Judge:
                 ask = label
         return Verdict("silent" if ask is not None or look else "moving", ask=ask, look=look)
 
+    def due(self, now: float) -> float:
+        """Seconds until the verdict may be another one although nothing moves."""
+        half, moments = self.silence * DOUBT, [self._page + self.silence]
+        for engine in self._engines.values():
+            moments += [engine.sign + half, engine.sign + self.silence]
+            moments += [engine.asked + half] if engine.asked is not None else []
+        return min((at - now for at in moments if at > now), default=self.silence)
+
     def _why(self, label: str, engine: _Engine, now: float) -> str:
         who = f"engine {label}" if self.several else "the engine"
         load, quiet = engine.load, now - engine.sign

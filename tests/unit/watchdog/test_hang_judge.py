@@ -182,6 +182,18 @@ def test_a_request_that_failed_is_sent_again_and_the_engine_that_goes_on_is_aliv
     assert story.judge.alive
 
 
+def test_when_to_look_again():
+    story = Story()
+    story.judge.page(1000.0, page((1, 0, 5, 5)))
+    assert story.judge.due(1000.0) == SILENCE / 2
+    assert story.judge.due(1059.0) == pytest.approx(1)
+    story.judge.page(1060.0, page((1, 0, 5, 5)))
+    story.judge.asking(1060.0, "0")
+    assert story.judge.due(1060.0) == SILENCE / 2
+    assert story.judge.due(1119.0) == pytest.approx(1)
+    assert story.judge.due(5000.0) == SILENCE
+
+
 def test_engines_that_sleep_are_seen():
     story = Story()
     story.during(10, page((0, 0, 1, 1), (0, 0, 1, 1), asleep="1"))
