@@ -170,6 +170,12 @@ def test_two_gateways_share_an_address_and_a_second_run_changes_nothing(pair: Pa
     until(lambda: len(pair.holders()) == 1, "one has the address")
     until(lambda: ask(pair.vip, 2) == 200, "it answers")
     assert pair.ok() == {"gateway1": 0, "gateway2": 0}
+    # What is installed and stopped is started again, and check mode says so.
+    (other,) = set(GATEWAYS) - set(pair.holders())
+    pair.fleet.exec(other, ["systemctl", "stop", "keepalived"])
+    would, did = pair.ok("--check"), pair.ok()
+    assert would == did and set(did.values()) == {0, 1}, (would, did)
+    assert did[other] == 1
 
 
 #: What happens to a gateway, and what brings it back. systemd would start a killed HAProxy at once, and nothing would move.
