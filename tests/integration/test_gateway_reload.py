@@ -363,8 +363,9 @@ def test_a_new_key_and_name_over_a_reload_with_servers_replaced_one_by_one(helpe
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with the openssl program")
+@pytest.mark.parametrize("program", haproxy_program.PROGRAMS)
 def test_a_client_that_offers_http2_gets_http1_and_a_connection_for_each_request(
-    echoes: list[Echo], tmp_path: Path
+    echoes: list[Echo], tmp_path: Path, program: str
 ) -> None:
     """HTTP/2 connections end with GOAWAY at a reload, and common clients then lose what is open on them."""
     (port, stats), certificate, key = free_ports(2), tmp_path / "both.pem", tmp_path / "key.pem"
@@ -382,7 +383,7 @@ def test_a_client_that_offers_http2_gets_http1_and_a_connection_for_each_request
     request = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
     request += f"Content-Length: {len(body)}\r\n\r\n{body}"
     with (
-        running(tmp_path),
+        running(tmp_path, program=program),
         socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
         context.wrap_socket(plain) as client,
     ):
