@@ -140,6 +140,7 @@ async def ask(port: int, body: dict[str, Any], session: str = "") -> tuple[float
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
     text = json.dumps({"model": MODEL, "stream": True, **body}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n{session}"
+    head += "Connection: close\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text)
     line = await reader.readline()
     if b" 200 " not in line:

@@ -12,6 +12,7 @@ import http.client
 import os
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,25 +84,29 @@ def run() -> dict[str, Any]:
     if not client.images.list(image) or not (CACHE / "seed").is_dir():
         raise SystemExit(f"no image {image}, or no model in {CACHE / 'seed'}: run `make deploy` first")
     half = max(1, (os.cpu_count() or 2) // 2)
+
+    def start(server: Server, number: int) -> None:
+        own = {
+            "VLLM_CPU_OMP_THREADS_BIND": f"{number * half}-{(number + 1) * half - 1}",
+            # For /reset_prefix_cache.
+            "VLLM_SERVER_DEV_MODE": "1",
+        }
+        server.ready(
+            model=LOCAL["vllm_server_model"],
+            revision=LOCAL["vllm_server_revision"],
+            hf_cache=str(CACHE / "seed"),
+            api_key=bench.KEY,
+            args={**PRESET["args"], **ARGUMENTS},
+            env={**{key: str(value) for key, value in PRESET["env"].items()}, **own},
+            ready_timeout=900.0,
+            stall_timeout=600.0,
+        )
+
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         servers = [Server(Engine(), client, image, Path(name, str(number))) for number in range(2)]
         try:
-            for number, server in enumerate(servers):
-                own = {
-                    "VLLM_CPU_OMP_THREADS_BIND": f"{number * half}-{(number + 1) * half - 1}",
-                    # For /reset_prefix_cache.
-                    "VLLM_SERVER_DEV_MODE": "1",
-                }
-                server.ready(
-                    model=LOCAL["vllm_server_model"],
-                    revision=LOCAL["vllm_server_revision"],
-                    hf_cache=str(CACHE / "seed"),
-                    api_key=bench.KEY,
-                    args={**PRESET["args"], **ARGUMENTS},
-                    env={**{key: str(value) for key, value in PRESET["env"].items()}, **own},
-                    ready_timeout=900.0,
-                    stall_timeout=600.0,
-                )
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(start, servers, range(len(servers))))
             return measure([server.port for server in servers])
         finally:
             for server in servers:
