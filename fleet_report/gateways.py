@@ -111,9 +111,9 @@ def _cells(found: Mapping[str, Any]) -> list[str]:
 def _why(server: Mapping[str, Any]) -> str:
     """HAProxy's word for a server that gets no requests, with the reason of the server's watchdog if that is why."""
     status, said = str(server["status"]), str(server.get("agent") or "")
-    if not (status.startswith("DOWN") and status.endswith("(agent)")) or not said:
-        return status
-    return f"DOWN ({said.removeprefix('down').strip(' ()') or 'its watchdog gives no reason'})"
+    reason = said.removeprefix("down").strip()
+    reason = reason[1:-1] if reason.startswith("(") else reason
+    return f"DOWN ({reason})" if status.startswith("DOWN") and status.endswith("(agent)") and reason else status
 
 
 def _days(certificate: Mapping[str, Any]) -> str:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fleet_report import gateways
 
 
@@ -55,3 +57,19 @@ def test_what_is_wrong_stands_under_the_table():
         "10.0.0.9/24 is at gw1.",
     ]
     assert gateways.lines({"gw1": one, "gw2": one})[-1] == "10.0.0.9/24 is at gw1 and gw2."
+
+
+@pytest.mark.parametrize(
+    ("status", "agent", "told"),
+    [
+        ("DOWN (agent)", "down (hung)", "n1 DOWN (hung)"),
+        ("DOWN (agent)", "down", "n1 DOWN (agent)"),
+        ("DOWN (agent)", "no answer (Connection refused)", "n1 DOWN (no answer (Connection refused))"),
+        ("DOWN", "up", "n1 DOWN"),
+        ("DRAIN (agent)", "up", "n1 DRAIN (agent)"),
+    ],
+)
+def test_why_a_server_is_out(status, agent, told):
+    one = {"name": "n1", "status": status, "agent": agent, "sessions": 0, "queue": 0}
+    found = gateways.lines({"gw1": {"running": True, "version": "2.6", "servers": [one]}})
+    assert told in found[1]

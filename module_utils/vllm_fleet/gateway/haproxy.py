@@ -104,12 +104,17 @@ def servers(text: str) -> Iterator[Server]:
 
 
 def _agent(row: Mapping[str, str]) -> str:
-    """What an agent said: HAProxy shows `via agent : down (reason)`, or why there was no answer."""
+    """What an agent said: HAProxy shows `via agent : down (reason)`, or why there was no answer.
+
+    While the agent is asked again the words are gone, and only the status is there.
+    """
     status = (row.get("agent_status") or "").removeprefix("* ")
-    said = (row.get("last_agt") or row.get("agent_desc") or "").removeprefix("via agent : ")
     if not status or status in ("INI", "UNK"):  # not asked yet
         return ""
-    return said if status.startswith("L7") else f"{NO_ANSWER} ({said})"
+    said = (row.get("last_agt") or "").removeprefix("via agent : ")
+    if status.startswith("L7"):
+        return said or {"L7OK": "up", "L7STS": "down"}.get(status, row.get("agent_desc") or status)
+    return f"{NO_ANSWER} ({said or row.get('agent_desc') or status})"
 
 
 def located(text: str, backend: str, server: str, port: int, address: str | None = None) -> str:

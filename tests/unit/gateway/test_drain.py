@@ -149,6 +149,25 @@ def test_haproxys_table_is_read_without_its_totals():
     assert (second.name, second.status, second.check) == ("node2", "DRAIN", "L4CON Connection refused, really")
 
 
+@pytest.mark.parametrize(
+    ("status", "said", "agent"),
+    [
+        ("", "", ""),
+        ("INI", "", ""),
+        ("L7OK", "via agent : up", "up"),
+        ("L7STS", '"via agent : down (hung: 3 requests, none moves)"', "down (hung: 3 requests, none moves)"),
+        # It is being asked again.
+        ("* L7STS", "", "down"),
+        ("L7OK", "", "up"),
+        ("L4CON", "Connection refused", "no answer (Connection refused)"),
+        ("* L4TOUT", "", "no answer (L4TOUT)"),
+    ],
+)
+def test_what_a_servers_watchdog_said(status, said, agent):
+    text = f"# pxname,svname,status,agent_status,last_agt,agent_desc\nm,node1,UP,{status},{said},\n"
+    assert next(haproxy.servers(text)).agent == agent
+
+
 CONFIG = """\
 backend a
     server n1 192.0.2.1:8000
