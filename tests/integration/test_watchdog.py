@@ -32,6 +32,8 @@ def serving(watched, *, start=True, env=None, **settings):
     """Bring the server and its watchdog."""
     watched.server.ready(env={"STANDIN_CONTROL": "1", **(env or {})})
     watched.configure(**settings)
+    # An engine's first step may take longer, and is done here.
+    watched.first()
     if start:
         watched.start()
         watched.until("serving")

@@ -155,6 +155,13 @@ class Watched:
         thread.start()
         return thread
 
+    def first(self) -> None:
+        """Let the engine do its first step."""
+        headers = {"Content-Type": "application/json", "Authorization": "Bearer sk-secret-of-the-server"}
+        body = json.dumps({"prompt": "x", "max_tokens": 1}).encode()
+        url = f"http://127.0.0.1:{self.server.port}/v1/completions"
+        urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60).read()
+
     def hang(self) -> None:
         """Stop the stand-in's engine."""
         self.post("/standin/stop")

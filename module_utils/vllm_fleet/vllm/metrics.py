@@ -75,6 +75,12 @@ class EngineLoad:
     signature: tuple[tuple[str, float], ...]
 
     @property
+    def fresh(self) -> bool:
+        """Whether it has not done a single step since its start, as far as its counters show."""
+        steps = [value for name, value in self.signature if name in PROGRESS]
+        return bool(steps) and not any(steps)
+
+    @property
     def requests(self) -> int:
         """Everything that waits for an answer, as far as the engine has said so."""
         return self.running + self.waiting

@@ -16,6 +16,8 @@ from ..vllm.metrics import EngineLoad
 
 #: Part of the silence after which an engine is asked for a token, and the container's log is read.
 DOUBT = 0.5
+#: An engine's first step after its start may take so many silences: it compiles kernels, on AMD's GPUs for minutes.
+FIRST = 5.0
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,11 @@ class Judge:
             if quiet < self.silence * DOUBT:
                 continue
             # However long the watchdog itself was kept from looking: an engine has its time to answer.
-            if quiet >= self.silence and engine.asked is not None and now - engine.asked >= self.silence * DOUBT:
+            if (
+                quiet >= self._silence(engine)
+                and engine.asked is not None
+                and now - engine.asked >= self.silence * DOUBT
+            ):
                 return Verdict("hung", self._why(label, engine, now))
             look = look or _busy(engine) or engine.asked is not None
             if ask is None and not engine.open:
@@ -140,9 +146,13 @@ class Judge:
         """Seconds until the verdict may be another one although nothing moves."""
         half, moments = self.silence * DOUBT, [self._page + self.silence]
         for engine in self._engines.values():
-            moments += [engine.sign + half, engine.sign + self.silence]
+            moments += [engine.sign + half, engine.sign + self._silence(engine)]
             moments += [engine.asked + half] if engine.asked is not None else []
         return min((at - now for at in moments if at > now), default=self.silence)
+
+    def _silence(self, engine: _Engine) -> float:
+        fresh = engine.load is not None and engine.load.fresh
+        return self.silence * (FIRST if fresh else 1.0)
 
     def _why(self, label: str, engine: _Engine, now: float) -> str:
         who = f"engine {label}" if self.several else "the engine"

@@ -182,6 +182,15 @@ def test_a_request_that_failed_is_sent_again_and_the_engine_that_goes_on_is_aliv
     assert story.judge.alive
 
 
+def test_the_first_step_after_a_start_may_take_longer():
+    story = Story()
+    assert story.during(5 * SILENCE - 20, page((4, 24, 0, 0))).kind == "silent"
+    assert story.during(60, page((4, 24, 0, 0))).kind == "hung"
+    story = Story()
+    story.during(400, page((4, 24, 0, 0)))
+    assert story.during(SILENCE + 10, page((4, 24, 1, 0))).kind == "hung"
+
+
 def test_when_to_look_again():
     story = Story()
     story.judge.page(1000.0, page((1, 0, 5, 5)))
