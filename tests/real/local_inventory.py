@@ -11,5 +11,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 LOCAL: dict[str, Any] = yaml.safe_load((ROOT / "inventory/local/group_vars/vllm.yml").read_text())
-PRESET: dict[str, Any] = yaml.safe_load((ROOT / "models/smollm2-135m-instruct.yml").read_text())["accelerators"]["cpu"]
+_MODEL: dict[str, Any] = yaml.safe_load((ROOT / "models/smollm2-135m-instruct.yml").read_text())
+PRESET: dict[str, Any] = _MODEL["accelerators"]["cpu"]
+#: As the watchdog's settings have it.
+PRESET_VERIFY: dict[str, Any] = {"timeout": 120, "requests": _MODEL["verify"]}
 CACHE = Path(os.environ.get("VLLM_FLEET_CACHE") or Path.home() / ".cache/vllm-fleet")
