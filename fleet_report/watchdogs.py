@@ -25,6 +25,8 @@ def cell(found: Mapping[str, Any] | None, *, wanted: bool) -> str:
     if state in ("none", "no systemd"):
         return "off" if not wanted else "absent" if state == "none" else state
     kind = str(last.get("kind") or "")
+    if found.get("quarantine"):
+        return "quarantine"
     if state == "serving":
         return state if kind in QUIET else f"{state}, {kind} {moment(last.get('at'))[5:16]}"
     if state == "stopped" or found.get("seconds") is None:
@@ -36,6 +38,8 @@ def cell(found: Mapping[str, Any] | None, *, wanted: bool) -> str:
 def drift(found: Mapping[str, Any] | None, *, wanted: bool) -> str:
     """Return what is not as it should be; empty where nothing is."""
     state = str((found or {}).get("state") or "")
+    if (found or {}).get("quarantine"):
+        return f"watchdog: {(found or {})['quarantine']}"
     if state in DOWN:
         return f"watchdog: {(found or {}).get('why') or state}"
     if wanted and state in ("none", "stopped"):

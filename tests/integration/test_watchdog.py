@@ -28,9 +28,9 @@ def watched(server):
     made.kill()
 
 
-def serving(watched, *, start=True, env=None, **settings):
+def serving(watched, *, start=True, env=None, args=None, **settings):
     """Bring the server and its watchdog."""
-    watched.server.ready(env={"STANDIN_CONTROL": "1", **(env or {})})
+    watched.server.ready(env={"STANDIN_CONTROL": "1", **(env or {})}, args=args or {})
     watched.configure(**settings)
     # An engine's first step may take longer, and is done here.
     watched.first()
@@ -76,6 +76,19 @@ def test_a_server_that_hangs_while_it_works_is_restarted_verified_and_back(watch
     assert ": state S," in kept["processes-1.txt"] and "Started server process" in kept["log.txt"]
     assert "sk-secret" not in "".join(kept.values()) + watched.log.read_text() + json.dumps(watched.state)
     assert len(watched.state["restarts"]) == 1
+
+
+def test_a_server_without_statistics_is_told_and_left_alone(watched):
+    serving(watched, args={"disable-log-stats": True})
+    first = watched.started_at()
+    watched.hang()
+    watched.wait(lambda: "hung" in watched.kinds())
+    watched.until("left_alone")
+    # As long as it gives no answer it is told once.
+    time.sleep(2 * SILENCE)
+    assert (watched.agent(), watched.started_at()) == ("up\n", first)
+    assert watched.kinds() == ["started", "hung"]
+    assert "its statistics are off" in watched.events[1]["why"]
 
 
 def test_what_is_busy_slow_paused_locked_or_drained_is_left_alone(watched):

@@ -110,6 +110,8 @@ BACK = {"at": "2026-11-29T12:31:05Z", "kind": "back", "why": "verified"}
             "watchdog: the engine works",
         ),
         ({**NOW, "state": "left_alone", "seconds": 8.0}, True, "left alone 8 s", ""),
+        # Whatever else it says: the gateways send nothing.
+        ({**NOW, "quarantine": "GPU 3 is gone"}, True, "quarantine", "watchdog: GPU 3 is gone"),
     ],
 )
 def test_what_a_watchdog_thinks_is_a_column_and_drift_where_it_is_bad(watchdog, wanted, cell, drift):

@@ -18,10 +18,10 @@ CGROUPS = ("sys/fs/cgroup", "sys/fs/cgroup/systemd")
 
 
 def look(name: str, root: Path = Path("/")) -> dict[str, Any]:
-    """Return `state`, `seconds` since when, `why`, the number of `restarts` in the last hour and the `last_event`.
+    """Return `state`, `seconds` since when, `why`, `quarantine` (why GPUs cannot be trusted), `restarts`, `last_event`.
 
-    `state` is `none` without a watchdog, `no systemd` where there can be none, `stopped` where it does not run, else
-    the watchdog's own word.
+    `restarts` counts those of the last hour. `state` is `none` without a watchdog, `no systemd` where there can be
+    none, `stopped` where it does not run, else the watchdog's own word.
     """
     if not (root / BOOTED).is_dir():
         return {"state": "no systemd"}
@@ -37,6 +37,7 @@ def look(name: str, root: Path = Path("/")) -> dict[str, Any]:
         "state": str(found.get("state")) if runs else "stopped",
         "seconds": round(max(0.0, time.time() - since), 1) if isinstance(since, (int, float)) else None,
         "why": str(found.get("trouble") or found.get("why") or ""),
+        "quarantine": str(found.get("quarantine") or "") if runs else "",
         "restarts": len(found.get("restarts") or ()),
         "last_event": {key: str(last.get(key) or "") for key in ("at", "kind", "why")} if last else None,
     }

@@ -26,12 +26,14 @@ class Verdict:
 
     ``kind`` is ``moving``, ``silent`` or ``hung``; ``why`` is one sentence without the full stop, of a hung one.
     ``ask`` is the engine that is to be asked for one token, None for nobody; ``look``: whether the log is to be read.
+    ``blind``: the engine has no series (--disable-log-stats), so that a long queue looks just the same.
     """
 
     kind: str
     why: str = ""
     ask: str | None = None
     look: bool = False
+    blind: bool = False
 
 
 @dataclass
@@ -136,7 +138,7 @@ class Judge:
                 and engine.asked is not None
                 and now - engine.asked >= self.silence * DOUBT
             ):
-                return Verdict("hung", self._why(label, engine, now))
+                return Verdict("hung", self._why(label, engine, now), blind=engine.load is None)
             look = look or _busy(engine) or engine.asked is not None
             if ask is None and not engine.open:
                 ask = label

@@ -24,7 +24,7 @@ from . import ask, settings, signs, words
 from .agent import Agent
 from .gpus import Gpus, used_by
 from .journal import Journal, boottime, read, write_whole
-from .judge import Judge
+from .judge import Judge, Verdict
 from .others import Others
 from .places import Places
 from .standing import Standing
@@ -199,10 +199,18 @@ class Resident:
         if verdict.kind == "moving":
             self._works()
         elif verdict.kind == "hung" and self.standing.state not in words.DOWN:
-            if ask.paused(place, 2.0):
-                self._leave("somebody paused the generation")
-            else:
-                self._act(verdict.why)
+            self._hangs(place, verdict)
+
+    def _hangs(self, place: Endpoint, verdict: Verdict) -> None:
+        """Act on a server that hangs; one that may only be busy must never be restarted."""
+        if ask.paused(place, 2.0):
+            self._leave("somebody paused the generation")
+        elif not verdict.blind:
+            self._act(verdict.why)
+        elif self.standing.state != "left_alone":
+            why = f"{verdict.why}; its statistics are off, so it may be a long queue, and is left alone"
+            self._event("hung", why)
+            self._to("left_alone", why)
 
     def _ask(self, place: Endpoint, label: str, now: float) -> None:
         model = self.settings.model

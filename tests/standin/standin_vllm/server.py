@@ -153,6 +153,7 @@ class Server(ThreadingHTTPServer):
         self.names = [behaviour.serve_model] if behaviour.serve_model else options.served_model_name or [options.model]
         self.keys = options.api_key or [key for key in (os.environ.get("VLLM_API_KEY"),) if key]
         self.traffic = Traffic(options.max_num_seqs)
+        self.statistics = not options.disable_log_stats
         # Not HTTPServer.server_bind: it asks the resolver for the host's full name, which can take seconds.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
@@ -325,6 +326,8 @@ class Handler(BaseHTTPRequestHandler):
         }
 
     def _metrics(self) -> str:
+        if not self.server.statistics:
+            return "# HELP http_requests_total Total number of requests.\nhttp_requests_total 7.0\n"
         shown = self.server.traffic.shown
         rows = (
             ("num_requests_running", "gauge", "Number of requests in model execution batches.", shown["running"]),

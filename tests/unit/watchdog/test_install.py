@@ -188,6 +188,9 @@ def test_the_state_is_looked_for_where_the_watchdog_writes_it(tmp_path):
     found = watched.look("vllm", tmp_path)
     assert (found["state"], found["why"], found["restarts"], found["seconds"] > 1e9) == ("hung", "w", 2, True)
     assert found["last_event"] == {"at": "", "kind": "hung", "why": ""}
+    assert found["quarantine"] == ""
+    state.write_text('{"state": "serving", "quarantine": "GPU 3 is gone"}')
+    assert watched.look("vllm", tmp_path)["quarantine"] == "GPU 3 is gone"
 
 
 GOOD = '{"at": "2026-11-29T12:31:05Z", "server": "vllm", "kind": "hung", "why": "w", "seconds": 3, "more": 1}'
