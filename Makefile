@@ -17,7 +17,7 @@ help: ## Print this help; changes nothing
 	@printf '\n%s\n' 'Variables:'
 	@printf '  %-18s %s\n' \
 	  'INVENTORY' 'the hosts, default inventory/local: this machine without a GPU' \
-	  'ARGS' 'more arguments of ansible-playbook (deploy, preflight) or of bench/bench.py (bench)' \
+	  'ARGS' 'more arguments of ansible-playbook (deploy, preflight); for bench the number of repetitions (20)' \
 	  'PYTHON' 'the Python that .venv is made with, 3.11 or newer, default python3' \
 	  'VLLM_FLEET_CACHE' 'what long tests keep between runs, default ~/.cache/vllm-fleet'
 	@printf '\n%s\n' 'Examples:'

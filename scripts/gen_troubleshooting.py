@@ -44,6 +44,9 @@ Where the page says `vllm_server_args: {name: value}`, the command line says `--
 container's environment variables.
 
 Options that are named without `vllm_server_` are those of the module `vllm_server`.
+
+A server that runs and does not answer is no failed start. [watchdog.md](watchdog.md) says what finds it between two
+runs, [rollout.md](rollout.md#a-server-that-gives-no-answer) what a run does with it.
 """
 
 #: Why it happens, and what to know before doing what the message says; by class.
