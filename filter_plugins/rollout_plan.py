@@ -59,6 +59,8 @@ class FilterModule:
             "rollout_old_loads": recovery.old_loads,
             "rollout_pending_artifact": replicas.pending_artifact,
             "rollout_plan": rollout_plan,
+            "rollout_repair": replicas.repair_of,
+            "rollout_server": host_variables.server_result,
             "rollout_serial": play_hosts.serial,
             "rollout_shortage": gate.shortage,
             "rollout_unplanned": play_hosts.unplanned,

@@ -39,6 +39,11 @@ options:
   because:
     description: Why the server is restarted, for O(state=restarted). It is among RV(notes), and so in the report.
     type: str
+  started_at:
+    description:
+      - The start that is to be ended, for O(state=restarted), as C(container.started_at) of an earlier result. A server
+        that was started since is watched and left as it is.
+    type: str
   mode:
     description:
       - V(deploy) does what O(state) says.

@@ -574,8 +574,15 @@ def test_restarted_on_request(server):
     assert result["actions"] == ["stop", "start"]
     assert result["differences"] == [{"name": "state", "current": "running", "desired": "restarted"}]
     assert (server.id(), result["confirmed"]) == (made, True)
-    assert server.inspect()["State"]["StartedAt"] != started
+    now = server.inspect()["State"]["StartedAt"]
+    assert now != started
     assert server.served()["data"]
+    # Somebody was quicker than this run.
+    late = server.run(state="restarted", image=None, model=None, started_at=started)
+    assert (late["actions"], late["changed"], late.get("failed", False)) == ([], False, False)
+    assert server.inspect()["State"]["StartedAt"] == now
+    again = server.run(state="restarted", image=None, model=None, started_at=now, stop_timeout=1)
+    assert again["actions"] == ["stop", "start"]
 
 
 def test_a_stopped_server_is_started_by_a_restart(server):

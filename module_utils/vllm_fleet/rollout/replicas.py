@@ -32,6 +32,8 @@ class Replica:
     reboots: dict[str, str] = field(default_factory=dict)
     #: Why it is mended in its wave although it is as described: it gives no answer.
     repair: str = ""
+    #: Whether no request to it ever ends: it serves nobody, and nobody waits for its requests.
+    silent: bool = False
 
     @property
     def head(self) -> str:
@@ -78,6 +80,23 @@ def planned(variables: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what vllm_server would do on a host; empty where it could not be asked or refused."""
     found = host_variables.server_result(variables)
     return {} if found.get("failed") or found.get("skipped") or "actions" not in found else found
+
+
+def repair_of(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return how a wave mends a host's server that is as described: `restart`, `silent`, `because`; empty for none.
+
+    The plan found that it gives no answer (server/verification.repair), or its own watchdog keeps it out of the
+    gateways, whatever it answers: it comes back when it was started anew and is verified, and not before.
+    """
+    noted: Mapping[str, Any] = variables.get("vllm_server_repair") or {}
+    found = planned(variables)
+    watchdog = found.get("watchdog") or {}
+    if noted or host_variables.replica_name(variables) or watchdog.get("state") != "out":
+        return noted
+    if not found.get("confirmed") or found.get("actions"):
+        return {}
+    why = str(watchdog.get("why") or "too many restarts").rstrip(".")
+    return {"restart": True, "silent": True, "because": f"its watchdog keeps it out of the gateways ({why})"}
 
 
 def outcome(variables: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -143,7 +162,7 @@ def replicas_of(
         states = gateway_states(hostvars, gateways, replica.head)
         replica.kept_out = states == {MAINT}
         left = admits and DRAIN in states and not replica.change and bool(play.intersection(replica.hosts))
-        if (states and UP not in states and not left) or replica.repair:
+        if (states and UP not in states and not left) or replica.silent:
             replica.serves = False
     return list(found.values())
 
@@ -161,7 +180,9 @@ def _add_host(
     first = pending_artifact(found, hostvars[host]) if check_mode else ""
     if first:
         replica.pending[host] = first
-    replica.repair = replica.repair or str((hostvars[host].get("vllm_server_repair") or {}).get("because") or "")
+    mend = repair_of(hostvars[host])
+    replica.repair = replica.repair or str(mend.get("because") or "")
+    replica.silent = replica.silent or bool(mend.get("silent"))
     replica.change = replica.change or bool(found.get("actions") or first) or not confirmed or bool(replica.reboots)
     replica.change = replica.change or bool(replica.repair)
     # One that was never verified is drained, unless a gateway sends it requests all the same.

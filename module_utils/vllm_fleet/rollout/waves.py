@@ -67,7 +67,9 @@ class Found:
     @property
     def change(self) -> list[Replica]:
         """Those that are replaced. What does not serve comes first: it costs nothing. Else the inventory's order."""
-        return sorted((one for one in self.replicas if one.change), key=lambda replica: replica.serves)
+        return sorted(
+            (one for one in self.replicas if one.change), key=lambda replica: (replica.serves, not replica.repair)
+        )
 
 
 def sizes(waves: Any, replicas: int) -> list[int]:
@@ -106,6 +108,7 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
         "wrong": found.wrong,
         "reboot": list(reboots),
         "repair": [replica.head for replica in change if replica.repair],
+        "silent": [replica.head for replica in change if replica.silent],
         "problems": problems,
         "says": messages.plan(
             waves, same, total=len([one for one in found.replicas if set(one.hosts) & set(scene.play)])

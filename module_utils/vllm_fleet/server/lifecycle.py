@@ -116,7 +116,7 @@ class Lifecycle:
         if seen.state == "confirmed":
             return self._confirm(seen)
         self._note_restoring(seen)
-        if seen.state == "restarted":
+        if seen.state == "restarted" and seen.plan.actions:
             # One that hangs finishes no request, so its own stop timeout would only be waited for.
             self.change.grace = self.context.options.stop_timeout
             if self.context.options.because:

@@ -74,6 +74,9 @@ def gather(options: ServerOptions, engine: Engine, node: NodeState, *, check_mod
     next_ = engine.container(name + NEXT_SUFFIX)
     left = next_ if plan.left_over(next_, name) else None
     previous_trust = node.trust(ident(previous)) if previous else Trust.UNKNOWN
+    if state == "restarted" and current and options.started_at not in ("", str(current["State"]["StartedAt"])):
+        # Somebody was quicker: it is ended by nobody twice.
+        return Observation(name, state, current, previous, Plan((), watch=True))
     if state != "started":
         trust = node.trust(ident(current)) if current else Trust.UNKNOWN
         trusts = (trust, previous_trust)

@@ -23,6 +23,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "default": "started",
     },
     "because": {"type": "str"},
+    "started_at": {"type": "str"},
     "mode": {"type": "str", "choices": ["deploy", "plan", "status"], "default": "deploy"},
     "verification": {"type": "dict", "no_log": True},  # holds a key
     "image": {"type": "str"},
@@ -75,7 +76,7 @@ class ServerOptions(ContainerOptions):
     """What the container is made of, and what the run is to do with it. Timeouts are seconds.
 
     ``record`` is what a release's record takes from the run; None where nothing is to be recorded. ``because`` is why a
-    server is restarted.
+    server is restarted, ``started_at`` which start of it.
     """
 
     state: str = "started"
@@ -87,12 +88,13 @@ class ServerOptions(ContainerOptions):
     state_dir: str = DEFAULT_STATE_DIR
     record: Mapping[str, Any] | None = None
     because: str = ""
+    started_at: str = ""
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> ServerOptions:
         """Return the options out of the module's ``params``; what is missing or null has the module's default."""
         fields = container_fields(params)
-        for name in ("state", "because", "gpu_memory_policy", "sysfs_root", "state_dir"):
+        for name in ("state", "because", "started_at", "gpu_memory_policy", "sysfs_root", "state_dir"):
             if params.get(name) is not None:
                 fields[name] = str(params[name])
         for name in ("ready_timeout", "stall_timeout"):

@@ -27,17 +27,19 @@ def repair(
     """Return how a wave mends a server that is as described, was good before, and gave no answer to a plan.
 
     ``chat`` is what vllm_chat returned, ``tags`` are those of the run, ``ranks`` counts the server's nodes. Returns
-    `restart` (whether it is stopped first) and `because` (a sentence without its end); empty where the plan fails over
-    it: a wrong answer has its reason in what is described, a busy server is late, and ranks are started together.
+    `restart` (whether it is stopped first), `silent` (whether no request to it ever ends, so that none is waited for)
+    and `because` (a sentence without its end); empty where the plan fails over it: a wrong answer has its reason in
+    what is described, a busy server is late, and ranks are started together.
     """
     waves = mode == "plan" and bool({"all", "rollout"}.intersection(tags))
     if not waves or ranks > 1 or not result.get("confirmed") or result.get("actions"):
         return {}
     errors = {one.get("error") for one in chat.get("results") or []}
     if errors & _NOBODY_LISTENS:
-        return {"restart": False, "because": "it does not listen, although its container runs"}
-    why = _BROKEN.get(str(chat.get("engine") or ""))
-    return {"restart": True, "because": why} if why else {}
+        return {"restart": False, "silent": True, "because": "it does not listen, although its container runs"}
+    engine = str(chat.get("engine") or "")
+    why = _BROKEN.get(engine)
+    return {"restart": True, "silent": engine == "hung", "because": why} if why else {}
 
 
 #: Errors of vllm_chat where a container runs and its server is not there: it loads, or dies again and again. Docker's

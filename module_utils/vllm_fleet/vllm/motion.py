@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether an engine gets on while a request has no answer: busy, hung, or broken.
 
-A hung vLLM answers /health and /v1/models with 200 for ever, because its HTTP process lives. Its counters of steps and
-tokens come from the engine, and stand still (vLLM 0.32.0, vllm/v1/metrics/loggers.py).
+A hung vLLM answers /health and /v1/models with 200 for ever, because its HTTP process lives. The series of its engines
+stand still then. A long prefill moves only the use of the KV cache, so all that a step changes is compared.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 
 from . import metrics
-from .chat_request import ChatError, ChatRequest, ChatResult
+from .chat_request import ChatError, ChatRequest, ChatResult, Expectation
 from .chat_wire import Connection
 
 #: Seconds that the second request may take, one token long. Its counters are read before and after.
@@ -34,21 +35,39 @@ _LATE = ("timeout_idle", "timeout_total", "timeout_connect")
 
 @dataclass(frozen=True)
 class Page:
-    """One reading of /metrics: a number that grows with each step, or that none came in time (``late``)."""
+    """One reading of /metrics: what each step of an engine changes (None: no such series), or that it was ``late``."""
 
-    progress: float | None = None
+    signature: tuple[object, ...] | None = None
     late: bool = False
 
 
 def worth_a_look(error: ChatError | None) -> bool:
-    """Return whether a failed request may mean that the engine hangs or is broken."""
-    return error is not None and error.kind in UNANSWERED and (error.status is None or error.status // 100 == 5)
+    """Return whether a failed request may mean that the engine hangs or is broken.
+
+    With 503 vLLM says that it is busy (--max-num-queued-reqs), and a status below 500 that the request is wrong.
+    """
+    if error is None or error.kind not in UNANSWERED or error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return False
+    return error.status is None or error.status // 100 == 5
 
 
 def look(request: ChatRequest, chat: Callable[[ChatRequest], ChatResult]) -> str:
-    """Ask for one token, and return what the server is: `answers`, `busy`, `hung`, `failing`; empty where unknown."""
+    """Ask for one token, and return what the server is: `answers`, `busy`, `hung`, `failing`; empty where unknown.
+
+    The second request is a plain one: what is wrong with the first may be the request.
+    """
     before = _page(request)
-    second = chat(replace(request, max_tokens=1, timeout=min(SECOND, request.timeout), endpoints=(), max_ttft=None))
+    plain = replace(
+        request,
+        messages=(),
+        prompt="Hi",
+        max_tokens=1,
+        endpoints=(),
+        max_ttft=None,
+        expect=Expectation(),
+        timeout=min(SECOND, request.timeout),
+    )
+    second = chat(plain)
     return judge(before, second.error, _page(request))
 
 
@@ -56,13 +75,14 @@ def judge(before: Page, second: ChatError | None, after: Page) -> str:
     """Return what two pages and the request between them say. Pure."""
     if second is None:
         return "answers"
+    moved = None not in (before.signature, after.signature) and before.signature != after.signature
     if second.kind not in _LATE:
-        return "failing" if worth_a_look(second) else ""
+        return ("busy" if moved else "failing") if worth_a_look(second) else ""
     if before.late and after.late:
         return "hung"
-    if before.progress is None or after.progress is None:
+    if before.signature is None or after.signature is None:
         return ""
-    return "hung" if before.progress == after.progress else "busy"
+    return "busy" if moved else "hung"
 
 
 def _page(request: ChatRequest) -> Page:
@@ -70,8 +90,7 @@ def _page(request: ChatRequest) -> Page:
         with Connection(request.url, PAGE, request.api_key, request.headers, time.monotonic) as connection:
             response = connection.send("GET", "/metrics")
             text = b"".join(connection.chunks(response)).decode("utf-8", "replace")
-        return Page(metrics.load(text).progress) if response.status == 200 else Page()
     except ChatError as error:
         return Page(late=error.kind in _LATE)
-    except ValueError:
-        return Page()
+    loads = metrics.engines(text) if response.status == HTTPStatus.OK else {}
+    return Page(tuple(sorted((name, load.signature) for name, load in loads.items())) or None)

@@ -23,7 +23,16 @@ SEED = 20261129
 WORD_FOR_WORD = {"name", "image", "model", "revision", "api_key", "hf_token", "accelerator"}
 #: Options of a run: the container does not have them.
 OF_A_RUN = {
-    *("state", "mode", "verification", "allow_latest", "allow_unauthenticated", "ready_timeout", "stall_timeout"),
+    *(
+        "state",
+        "started_at",
+        "mode",
+        "verification",
+        "allow_latest",
+        "allow_unauthenticated",
+        "ready_timeout",
+        "stall_timeout",
+    ),
     *("gpu_memory_policy", "sysfs_root", "state_dir", "record", "docker_host", "reported_host", "watch_slice"),
     *("watch_token", "replica", "place", "replica_step", "because"),
 }

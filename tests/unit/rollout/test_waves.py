@@ -13,6 +13,7 @@ SAME = {"actions": [], "confirmed": True, "container": {"status": "running"}}
 EDIT = {**SAME, "actions": ["create", "stop", "keep", "rename", "start"]}
 NONE = {"actions": ["create", "start"], "confirmed": False, "container": None}
 DEAD = {"actions": ["start"], "confirmed": True, "container": {"status": "exited"}}
+OUT = {**SAME, "watchdog": {"state": "out", "why": "it was restarted 3 times"}}
 HALF = {"actions": [], "confirmed": False, "container": {"status": "running"}}
 WAVES = [1, "25%", "100%"]
 
@@ -52,10 +53,20 @@ def seen(**states):
         # Nor with what gives no answer, as described as it is.
         (
             fleet(EDIT, EDIT, SAME, SAME)
-            | {"node4": {**fleet(SAME)["node1"], "vllm_server_repair": {"because": "it hangs"}}},
+            | {"node4": {**fleet(SAME)["node1"], "vllm_server_repair": {"because": "it hangs", "silent": True}}},
             {},
             [["node4"], ["node1"], ["node2"]],
         ),
+        # One whose engine ends requests with errors may still serve others: first of those that serve, and one stays.
+        (
+            fleet(EDIT, SAME, SAME)
+            | {"node3": {**fleet(SAME)["node1"], "vllm_server_repair": {"because": "errors", "silent": False}}},
+            {"waves": ["100%"]},
+            [["node3", "node1"]],
+        ),
+        # A watchdog keeps one out: it answers, and comes back by a restart alone.
+        (fleet(SAME, OUT), {}, [["node2"]]),
+        (fleet(SAME, {**OUT, "actions": ["start"]}), {}, [["node2"]]),
         # One stays, although the wave would take all.
         (fleet(EDIT, EDIT, EDIT), {"waves": ["100%"]}, [["node1", "node2"], ["node3"]]),
         (
@@ -499,3 +510,22 @@ def test_the_verdict_says_how_far_it_came():
         "node2: It sang. Replaced before: node1. The run stopped there, as rollout_max_failures is 0; not touched: node3 and "
         "node4."
     )
+
+
+@pytest.mark.parametrize(
+    ("more", "restart"),
+    [
+        ({"vllm_server_result": OUT}, True),
+        # By preflight's probe, of a server that no task of the plan visits.
+        ({"ansible_facts": {"vllm_fleet_probe_results": [{"module": "vllm_server", "args": {}, "result": OUT}]}}, True),
+        ({"vllm_server_result": {**OUT, "watchdog": {"state": "serving"}}}, None),
+        # It is started anew anyhow, or was never good.
+        ({"vllm_server_result": {**OUT, "actions": ["start"]}}, None),
+        ({"vllm_server_result": {**OUT, "confirmed": False}}, None),
+        ({"vllm_server_result": OUT, "vllm_server_replica": "big"}, None),
+        ({"vllm_server_repair": {"restart": False, "because": "it does not listen"}}, False),
+        ({}, None),
+    ],
+)
+def test_a_server_that_its_watchdog_keeps_out_is_started_anew(more, restart):
+    assert replicas.repair_of(more).get("restart") is restart
