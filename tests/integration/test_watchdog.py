@@ -143,6 +143,11 @@ def test_restarts_are_limited_and_other_actions_end_earlier(watched):
     assert (watched.state["state"], watched.agent(), watched.started_at()) == ("out", "down #out\n", first)
     assert watched.kinds().count("limit") == 1
     assert "it was restarted 1 times within the last hour" in watched.state["why"]
+    # A wave that mends it has drained it, and verifies it itself: the gateways may admit it at once.
+    (watched.run_dir / watched.server.name / "rollout").write_text("")
+    watched.server.run(state="restarted", image=None, model=None, stop_timeout=1)
+    watched.says("up\n")
+    watched.until("left_alone")
 
 
 def test_a_restart_that_is_killed_is_taken_up(watched, tmp_path):

@@ -138,13 +138,13 @@ def _bad_pages(folder: Path) -> int | None:
 
 
 def _slow(folder: Path) -> str:
-    """Return `x8 of x16` or the like; empty where the link is as it should be, or says nothing."""
-    names = ("current_link_width", "max_link_width", "current_link_speed", "max_link_speed")
-    width, most, speed, fastest = (_text(folder / name) for name in names)
-    if not all((width, most, speed, fastest)):
-        return ""
-    words = [f"x{width} of x{most}"] * (width != most) + [f"{speed} of {fastest}"] * (speed != fastest)
-    return ", ".join(words)
+    """Return `x8 of x16` or the like; empty where the link has all its lanes, or says nothing, as virtual functions do.
+
+    Not its speed: links go down when they are idle, and `max_link_speed` is the GPU's own, not the slot's.
+    """
+    width, most = _text(folder / "current_link_width"), _text(folder / "max_link_width")
+    known = width.isdigit() and most.isdigit() and int(width) > 0
+    return f"x{width} of x{most}" if known and int(width) < int(most) else ""
 
 
 def _text(path: Path) -> str:

@@ -77,6 +77,9 @@ def _image_still_starts(context: RunContext, seen: Observation, spec: Spec) -> N
     culprits = ", ".join([*(f"{v.source} at {v.target}" for v in binds), *(f"{name}={env[name]}" for name in env)])
     if ran.code is None:
         context.state.notes.append(f"whether {image.ref} starts with {culprits} could not be tried in time")
+    elif "Read-only file system" in ran.error:
+        # In the trial nothing may change the node's folders.
+        context.state.notes.append(f"whether {image.ref} starts with {culprits} could not be tried: it writes there")
     elif ran.code != 0:
         options = [name for name, found in (("volumes", binds), ("env", env)) if found]
         why = context.scrubbed((ran.error.strip().splitlines() or [f"exit code {ran.code}"])[-1].encode()).decode()

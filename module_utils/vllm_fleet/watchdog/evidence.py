@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from ..vllm.log import scrub
 LOG_BYTES, LOG_LINES, FILE_BYTES = 1_000_000, 20_000, 1_000_000
 #: Seconds for a page, for all stacks together, and between the two looks at the processes.
 PAGE_TIMEOUT, STACKS_TIMEOUT, BETWEEN = 3.0, 10.0, 1.0
+GPUS_TIMEOUT = 10.0
 #: Processes that are looked at; a server has some tens.
 PROCESSES = 200
 #: Files of vLLM's own watchdog that are kept, the newest ones.
@@ -71,7 +73,7 @@ def collect(docker: DockerApi, container: Inspected, folder: Path) -> list[str]:
     keep("processes-1.txt", lambda: _processes(pids))
     keep("log.txt", log)
     keep("container.json", lambda: json.dumps({**container["State"], "pids": pids}, indent=1))
-    keep("gpus.json", lambda: _gpus(container))
+    keep("gpus.json", lambda: _within(GPUS_TIMEOUT, lambda: _gpus(container)))
     keep("stacks.txt", lambda: _stacks(pids))
     for number, dump in enumerate(_dumps(container, pids)):
         keep(f"vllm-watchdog-{number}.txt", lambda dump=dump: _read(dump, FILE_BYTES))  # type: ignore[misc]
@@ -83,6 +85,20 @@ def collect(docker: DockerApi, container: Inspected, folder: Path) -> list[str]:
     if lost and not kept:
         raise lost[0]
     return kept
+
+
+def _within(seconds: float, make: Callable[[], str]) -> str:
+    """Return what ``make`` returns, empty where that takes longer: a driver that is being reset may never answer."""
+    found: list[str] = []
+
+    def work() -> None:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            found.append(make())
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else ""
 
 
 def _write(path: Path, text: str) -> None:

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+import time
 from pathlib import Path
 
 from ..container.inspected import Inspected
@@ -11,6 +14,8 @@ from ..host import gpu_health
 from ..host.gpu_health import Fault
 from .journal import read, write_whole
 
+#: Seconds after which a look is said to be stuck.
+STUCK = 60.0
 #: Bytes of one record of the kernel's log, and records of one look; a boot writes some thousands.
 RECORD, RECORDS = 8192, 50_000
 #: Device in a container that computes on AMD's GPUs.
@@ -34,6 +39,34 @@ class Gpus:
         self._known, self._sysfs, self._path = known, sysfs, log
         self._log: int | None = None
         self._states: dict[str, str] = {}
+        self._thread: threading.Thread | None = None
+        self._begun = 0.0
+        self._found: list[Fault] | None = None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a look has gone on for a minute: a driver that is being reset may not answer for ever."""
+        going = self._thread is not None and self._thread.is_alive()
+        return going and time.monotonic() - self._begun > STUCK
+
+    def latest(self, pause: float) -> list[Fault] | None:
+        """Return what a new look found, None where there is none; begin the next one ``pause`` seconds after the last.
+
+        Each in a thread: the watchdog of a server must not wait for a GPU.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            return None
+        found, self._found = self._found, None
+        now = time.monotonic()
+        if self._thread is None or now - self._begun >= pause:
+            self._begun = now
+            self._thread = threading.Thread(target=self._look, daemon=True)
+            self._thread.start()
+        return found
+
+    def _look(self) -> None:
+        with contextlib.suppress(OSError):
+            self._found = self.faults()
 
     def faults(self) -> list[Fault]:
         """Look once; return what is wrong, the serious first."""

@@ -115,7 +115,7 @@ def perform(params: Mapping[str, Any], *, check_mode: bool, node: Node | None = 
             if present:
                 _install(node, {one.name for one in differences}, settings, Path(params["source"] or ""))
             else:
-                _remove(node, found)
+                _remove(node, node.look())  # another server may have got its watchdog meanwhile
     except (Broken, OSError, subprocess.TimeoutExpired) as exc:
         return {**result, "failed": True, "msg": f"the watchdog of {node.name}: {exc}"}
     return {**result, "needs_program": False}

@@ -58,7 +58,7 @@ class Judge:
         self.silence = silence
         self._engines: dict[str, _Engine] = {}
         self._page = now
-        self._begun = now
+        self._missed: float | None = None  # since when pages do not come
 
     @property
     def several(self) -> bool:
@@ -78,8 +78,11 @@ class Judge:
     def page(self, now: float, engines: Mapping[str, EngineLoad] | None) -> None:
         """Take in a /metrics page; None where none came, empty where it has no series of vLLM (--disable-log-stats)."""
         if engines is None:
+            if self._missed is None:
+                # However long the watchdog itself was kept from looking: a server has its time to answer.
+                self._missed = self._page if now - self._page <= self.silence * DOUBT else now
             return
-        self._page = now
+        self._page, self._missed = now, None
         for label in self._engines.keys() - set(engines or [""]):
             del self._engines[label]
         for label, load in engines.items():
@@ -123,9 +126,10 @@ class Judge:
 
     def verdict(self, now: float) -> Verdict:
         """Return what is to be thought of the server at ``now``."""
-        if now - self._page >= self.silence:
-            return Verdict("hung", f"/metrics has not answered for {now - self._page:.0f} s, while the container runs")
-        if now > self._page:
+        if self._missed is not None:
+            if now - self._missed >= self.silence:
+                why = f"/metrics has not answered for {now - self._missed:.0f} s, while the container runs"
+                return Verdict("hung", why)
             return Verdict("silent")
         ask, look = None, False
         for label, engine in sorted(self._engines.items(), key=lambda pair: pair[1].sign):
@@ -146,7 +150,7 @@ class Judge:
 
     def due(self, now: float) -> float:
         """Seconds until the verdict may be another one although nothing moves."""
-        half, moments = self.silence * DOUBT, [self._page + self.silence]
+        half, moments = self.silence * DOUBT, [(self._missed or self._page) + self.silence]
         for engine in self._engines.values():
             moments += [engine.sign + half, engine.sign + self._silence(engine)]
             moments += [engine.asked + half] if engine.asked is not None else []

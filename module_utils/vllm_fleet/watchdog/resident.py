@@ -51,7 +51,7 @@ class Resident:
         self.agent, self.asking = Agent(), ask.Asking()
         self.standing = Standing.of(read(where.state))
         self._gpus = Gpus(where.gpus, Path(where.sysfs), Path(where.kernel_log))
-        self._gpus_at, self._gpus_said = 0.0, frozenset[str]()
+        self._gpus_said: set[str] = set()
         self._child: subprocess.Popen[bytes] | None = None
         self._verb = ""
         self._tries, self._not_before = 0, 0.0
@@ -109,8 +109,9 @@ class Resident:
             self._resume()
         else:
             if found["State"].get("Running") and found["State"].get("StartedAt") != standing.started_at:
-                # One that the watchdog took out is verified before it gets requests again.
-                verify = standing.state in words.DOWN and self.settings.action == "restart"
+                # One that the watchdog took out is verified before it gets requests again: here, or by who drained it.
+                out = standing.state in words.DOWN and self.settings.action == "restart"
+                verify = out and not self._others.reason(found)
                 self._begin("out" if verify else "starting", "the container was started again", found, verify=verify)
             if not self._left_alone(found):
                 self._judge(found)
@@ -129,19 +130,18 @@ class Resident:
 
     def _look_at_gpus(self, found: Inspected | None) -> None:
         """Keep a server whose GPUs cannot be trusted away from the gateways; say once what is less serious."""
-        now = time.monotonic()
         if found is None or not used_by(found):
             self._quarantine("")
             return
-        if self._gpus_at and now - self._gpus_at < GPUS_EACH * self.settings.interval:
+        faults = self._gpus.latest(GPUS_EACH * self.settings.interval)
+        self._trouble("gpus", "/sys has not answered for a minute: a GPU may be stuck" if self._gpus.stuck else "")
+        if faults is None:
             return
-        self._gpus_at = now
-        faults = self._gpus.faults()
         self._quarantine("; ".join(fault.says for fault in faults if fault.serious))
-        light = frozenset(fault.says for fault in faults if not fault.serious)
+        light = {fault.says for fault in faults if not fault.serious}
         for says in sorted(light - self._gpus_said):
             self._event("gpu", says)
-        self._gpus_said = light
+        self._gpus_said |= light
 
     def _quarantine(self, why: str) -> None:
         before, self.standing.quarantine = self.standing.quarantine, why

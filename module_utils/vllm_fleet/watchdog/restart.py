@@ -7,10 +7,12 @@ that file it was ended from outside, and the next one goes on with what it finds
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import signal
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..container.api import DockerApi, DockerRefused, DockerUnavailable
@@ -19,7 +21,7 @@ from ..server import endpoint
 from ..server.lifecycle import perform
 from ..server.options import ARGUMENTS
 from ..server.run import RunState
-from ..vllm import chat, cli
+from ..vllm import chat, cli, metrics
 from ..vllm.chat_options import build_message
 from . import evidence, settings
 from .journal import Journal, boottime, read, write_whole
@@ -64,6 +66,7 @@ class Restart:
         self.journal = Journal(self.settings.state_dir, self.settings.name)
         self.others = Others(self.settings, where)
         self.event: dict[str, Any] = {}
+        self.folder: Path | None = None
         self.begun = boottime()
 
     def run(self, verb: str) -> dict[str, Any]:
@@ -88,7 +91,7 @@ class Restart:
             return {"outcome": "evidence", "why": "the container does not run"}
         begun = time.monotonic()
         try:
-            folder = self.journal.new_evidence()
+            folder = self.folder = self.journal.new_evidence()
             files = evidence.collect(self.docker, container, folder)
         except OSError as exc:
             self._note("trouble", f"evidence cannot be kept: {exc.strerror or exc}")
@@ -97,9 +100,22 @@ class Restart:
             self._note("evidence", ", ".join(files), evidence=str(folder), seconds=seconds)
         return {"outcome": "evidence", "why": ""}
 
+    def _goes_on(self) -> bool:
+        """Whether the two pages of the evidence show a step. Of several engines another one may have done it."""
+        pages = []
+        for name in ("metrics-1.txt", "metrics-2.txt"):
+            with contextlib.suppress(OSError):
+                pages.append(metrics.engines((self.folder / name).read_text(encoding="utf-8")) if self.folder else {})
+        if len(pages) < len(("before", "after")) or any(len(page) != 1 for page in pages):
+            return False
+        before, after = pages
+        return before.keys() == after.keys() and all(before[name].signature != after[name].signature for name in before)
+
     def _restart(self) -> dict[str, Any]:
         if self.standing.hung and not self.standing.resumed:
             self._evidence()
+            if self._goes_on():
+                raise _Stop("left_alone", "the engine went on while evidence was kept")
         container = self._free()
         token = None
         if running(container) and container["State"].get("StartedAt") != self.standing.hung:

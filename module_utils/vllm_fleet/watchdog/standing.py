@@ -45,11 +45,11 @@ class Standing:
 
     @classmethod
     def of(cls, left: Mapping[str, Any]) -> Standing:
-        """Return what a state file says; a new one where it was written by something else."""
-        known = {one.name for one in fields(cls)}
-        if left.get("state") not in STATES or not known <= set(left):
+        """Return what a state file says, also one of another version; a new one where it is none."""
+        if left.get("state") not in STATES:
             return cls()
-        found = cls(**{name: left[name] for name in known})
+        # What another version did not write is as in the beginning: what it took out stays out all the same.
+        found = cls(**{one.name: left[one.name] for one in fields(cls) if one.name in left})
         if found.state == "hung":
             # Found, and nothing was done yet: it will be found again.
             found.state = "starting"

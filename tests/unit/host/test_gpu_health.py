@@ -36,6 +36,9 @@ def test_what_is_wrong_with_each(tree):
     tree.write(umc, "ue: 2\nce: 7\n")
     tree.write(gfx, "ue: 1\nce: 0\nde: 0\n")
     tree.write(tree.device_dir(1) / "current_link_width", 8)
+    # A virtual function says nothing of its link, and one without work goes slower.
+    tree.write(tree.device_dir(3) / "current_link_width", 0)
+    tree.write(tree.device_dir(4) / "current_link_speed", "2.5 GT/s PCIe")
     tree.write(
         tree.device_dir(2) / "ras/gpu_vram_bad_pages", "0x00001a2b : 0x00001000 : R\n0x00001a2c : 0x00001000 : P\n"
     )

@@ -167,6 +167,18 @@ def test_a_server_without_vllms_series_is_judged_by_its_answers_alone():
     assert not Story().during(900, page((1, 0, 5, 5))).blind
 
 
+def test_a_watchdog_that_could_not_look_for_a_long_time_gives_the_page_its_time():
+    judge = Judge(SILENCE, 0.0)
+    judge.page(5.0, page((0, 0, 5, 5)))
+    judge.page(200.0, None)
+    assert judge.verdict(200.0).kind == "silent"
+    judge.page(300.0, None)
+    assert judge.verdict(319.0).kind == "silent"
+    assert judge.verdict(320.0).kind == "hung"
+    judge.page(321.0, page((0, 0, 5, 5)))
+    assert judge.verdict(321.0).kind != "hung"
+
+
 def test_a_watchdog_that_could_not_look_for_a_long_time_asks_before_it_judges():
     story = Story()
     story.during(20, page((0, 0, 5, 5)))

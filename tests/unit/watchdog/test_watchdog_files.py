@@ -55,7 +55,9 @@ def test_a_standing_goes_from_one_watchdog_to_the_next():
     left = Standing(state="out", why="x", container="c", restarts=[1, 2], restarts_boot=[10.0, 5000.0], hold=True)
     assert Standing.of(json.loads(json.dumps(left.as_dict()))) == left
     assert Standing.of({**left.as_dict(), "state": "hung"}).state == "starting"
-    assert Standing.of({"state": "out"}) == Standing.of({}) == Standing()
+    assert Standing.of({}) == Standing.of({"state": "lost"}) == Standing()
+    # As another version wrote it: what was out stays out.
+    assert Standing.of({"state": "out", "why": "x", "more": 1}) == Standing(state="out", why="x")
     left.forget(5001.0)
     assert (left.restarts, left.restarts_boot) == ([2], [5000.0])
     left.forget(3.0)  # another boot
