@@ -64,11 +64,10 @@ def _check(file: Path) -> int:
     except (OSError, ValueError) as exc:
         print(f"{file}: {exc}", file=sys.stderr)
         return 1
-    if found.action == "restart":
-        # What restarts a server needs it, and to learn that in the night is too late.
-        if importlib.util.find_spec("docker") is None:
-            print(f"{file}: a restart needs Docker's SDK for {sys.executable} (python3-docker)", file=sys.stderr)
-            return 1
+    # What restarts a server needs it, and to learn that in the night is too late.
+    if found.action == "restart" and importlib.util.find_spec("docker") is None:
+        print(f"{file}: a restart needs Docker's SDK for {sys.executable} (python3-docker)", file=sys.stderr)
+        return 1
     print(f"{file}: right, for server {found.name}")
     return 0
 
