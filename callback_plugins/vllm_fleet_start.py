@@ -36,7 +36,7 @@ OLDEST = (2, 19)
 #: What the roles take modules from; requirements.yml has the versions.
 COLLECTIONS = ("ansible.posix", "community.docker", "community.general")
 #: Tags of the playbooks, and Ansible's own words beside them.
-TAGS = ("preflight", "prepare", "stage", "rollout", "verify")
+TAGS = ("preflight", "prepare", "stage", "rollout", "verify", "watchdog")
 OF_ANSIBLE = ("all", "always", "never", "tagged", "untagged")
 
 

@@ -41,7 +41,7 @@ def run(*words: str, here: Path = play.ROOT, **environ: str) -> tuple[int, str]:
         (("playbooks/status.yml", "--tags", "verfy"), "No task has the tag verfy (--tags); the nearest is verify."),
         (
             ("playbooks/status.yml", "--skip-tags", "stage,xyz"),
-            "No task has the tag xyz (--skip-tags); there are preflight, prepare, stage, rollout, verify.",
+            "No task has the tag xyz (--skip-tags); there are preflight, prepare, stage, rollout, verify, watchdog.",
         ),
         (("playbooks/status.yml", "-i", "localhost,"), "The inventory has no host in group vllm; put"),
     ],
