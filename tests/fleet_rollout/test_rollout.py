@@ -413,7 +413,7 @@ def test_a_bad_release_ends_at_the_canary_which_serves_again(scene, load, note, 
     table = scene.deploy("-e", "status_fail_on_drift=true", playbook="playbooks/status.yml").failed()
     (what,) = (f"{name.removeprefix('vllm_server_')}" for name in edit)
     for node in ALL:
-        assert re.search(rf"{node} +\d+ +acme/tiny +\S+ +running +ready +\d+ +\d+ +{what}\.", table.output), (
+        assert re.search(rf"{node} +\d+ +acme/tiny +\S+ +running +ready +\d+ +\d+ +off +{what}\.", table.output), (
             table.output
         )
 

@@ -9,7 +9,7 @@ in each call, so nothing that was compiled can be kept.
 from __future__ import annotations
 
 import sys
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -60,4 +60,6 @@ def install(package: str) -> None:
     archive: Any = sys.modules[package].__loader__
     if hasattr(archive, "archive"):
         importer: Any = Importer(package, archive)
-        sys.meta_path.insert(0, importer)
+        # In front of what it replaces, and behind what somebody else has put before that.
+        before = (number for number, finder in enumerate(sys.meta_path) if finder is PathFinder)
+        sys.meta_path.insert(next(before, 0), importer)
