@@ -356,11 +356,11 @@ def test_a_server_that_hangs_is_restarted_and_no_other_is_touched(scene):
     started = {node: scene.server(node)["State"]["StartedAt"] for node in ALL}
     before = scene.servers()
     scene.fleet.exec("node3", ["docker", "kill", "-s", "STOP", "vllm"])
-    check = scene.deploy("--tags", "rollout", "--check", "-e", "vllm_server_verify_timeout=4").ok()
+    check = scene.deploy("--tags", "rollout", "--check", "-e", "vllm_server_verify_timeout=2").ok()
     assert "node3 is mended first, because it gave no answer" in check.text, check.output
     assert "Check: 1 of 4 nodes would change. node3: state" in check.text, check.output
     assert {node: scene.server(node)["State"]["StartedAt"] for node in ALL} == started
-    run = scene.deploy("--tags", "rollout", "-e", "vllm_server_verify_timeout=4").ok()
+    run = scene.deploy("--tags", "rollout", "-e", "vllm_server_verify_timeout=2").ok()
     assert "node3 is mended first, because it gave no answer" in run.text, run.output
     assert "its engine did no step" in run.text
     assert [host for host, count in run.recap("changed").items() if count] == ["node3"], run.output

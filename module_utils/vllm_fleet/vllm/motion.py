@@ -87,7 +87,8 @@ def judge(before: Page, second: ChatError | None, after: Page) -> str:
 
 def _page(request: ChatRequest) -> Page:
     try:
-        with Connection(request.url, PAGE, request.api_key, request.headers, time.monotonic) as connection:
+        seconds = min(PAGE, request.timeout)
+        with Connection(request.url, seconds, request.api_key, request.headers, time.monotonic) as connection:
             response = connection.send("GET", "/metrics")
             text = b"".join(connection.chunks(response)).decode("utf-8", "replace")
     except ChatError as error:
