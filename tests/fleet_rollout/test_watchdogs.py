@@ -17,6 +17,7 @@ LEFT = "find / -xdev ( -name *watchdog.pyz -o -name vllm-fleet-watchdog* -o -pat
 @pytest.fixture(scope="module")
 def watched(scene: Scene) -> Iterator[Scene]:
     """The fleet with watchdogs, which know after ten seconds that a server hangs."""
+    scene.deploy().ok()  # another story may have ended with a server that was taken away
     before = scene.servers()
     said = scene.deploy(vllm_watchdog_enabled=True, vllm_watchdog_silence=10).ok()
     assert set(scene.nodes) <= {host for host, changed in said.recap("changed").items() if changed}
