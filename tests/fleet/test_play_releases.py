@@ -156,7 +156,7 @@ def test_a_run_ends_with_a_summary_a_page_or_one_line(site, two_releases):
 def test_status_shows_the_fleet_and_its_drift(site, two_releases):
     fine = site.table("-e", "status_fail_on_drift=true")
     image = site.variables["vllm_server_image"]
-    row = ["2", "acme/tiny", image, "running", "ready", "0", "0", "none"]
+    row = ["2", "acme/tiny", image, "running", "ready", "0", "0", "off", "none"]
     assert fine == {"node1": row, "node2": row, "": ["0"]}
     site.variables["vllm_server_args"] = {"max-model-len": 2048}
     site.fleet.exec("node2", ["docker", "stop", "-t", "1", "vllm"])
@@ -330,7 +330,7 @@ def test_teardown_asks_and_keeps_the_records(site, two_releases):
         assert site.running(node) == []
         assert not site.fleet.exec(node, caches).stdout
         assert len(site.records(node)) == {"node1": 6, "node2": 4}[node]
-    assert site.table()["node1"][3:] == ["absent", NONE, NONE, NONE, "no server"]
+    assert site.table()["node1"][3:] == ["absent", NONE, NONE, NONE, "off", "no server"]
     again = site.play(
         "teardown.yml", "-e", "teardown_confirm=yes", "-e", "teardown_remove_records=true", "--limit", "node1"
     )
