@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / folder) for folder in ("tests/integration", "tests")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("tests/integration", "tests/fleet", "tests")]
 
 #: Of a row: what, times what, with how many digits.
 COLUMNS = (("hit", 100, 0), ("ttft_p50_ms", 1, 0), ("ttft_p95_ms", 1, 0), ("makespan_s", 1, 1))

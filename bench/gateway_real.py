@@ -18,7 +18,8 @@ from typing import Any
 
 import gateway as bench
 
-sys.path.append(str(bench.ROOT / "tests" / "real"))
+sys.path += [str(bench.ROOT / "tests" / "real"), str(bench.ROOT)]
+import plugin_utils  # noqa: F401 - finds vllm_fleet
 
 #: Conversations of 300 to 550 tokens, of which 110 are a system prompt that all share.
 TALK = bench.Talk(conversations=12, turns=4, system_prompts=1, system=200, first=300, said=100)
