@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible.module_utils.vllm_fleet.rollout.replicas import repair_of
 from fleet_report import gateways, replicas, timeline
 from fleet_report.words import natural
 
@@ -39,6 +40,8 @@ _PICKED = {
         "previous_release",
         "failure",
         "notes",
+        "confirmed",
+        "watchdog",
         "log_file",
         "replica",
         "msg",
@@ -241,8 +244,9 @@ def _server(seen: _Seen, *, check_mode: bool) -> dict[str, Any]:
     started, confirmed = seen.data("started", "asked"), seen.data("confirmed")
     # A server that was restarted is as described afterwards, so what the restart did is what the run did.
     did = seen.data("restarted") or started
-    if check_mode and seen.repair and not started.get("actions"):
-        did = {"differences": [_RESTART], "actions": ["start"], "notes": [f"restarted because {seen.repair}"]}
+    because = seen.repair or repair_of({"vllm_server_result": started}).get("because")
+    if check_mode and because and not started.get("actions"):
+        did = {"differences": [_RESTART], "actions": ["start"], "notes": [f"restarted because {because}"]}
     changed = did is not started or any(seen.last.get(state, {}).get("changed") for state in ("started", "restarted"))
     release = confirmed.get("release") or started.get("release") or (seen.restored or {}).get("data", {}).get("release")
     return {

@@ -372,6 +372,16 @@ def test_a_check_run_says_which_server_would_be_restarted():
     assert told == "Check: 1 of 1 node would change.\n  node1: state"
 
 
+def test_a_check_run_counts_a_server_that_its_watchdog_keeps_out():
+    run = Run(1)
+    run.play("vllm_server")
+    found = {"actions": [], "differences": [], "confirmed": True, "watchdog": {"state": "out", "why": "3 restarts"}}
+    asked = {"node1": (0.3, "ok", build.picked("vllm_server", found, failed=False))}
+    run.task("Ensure the server runs and is ready", "vllm_server", "vllm_server", asked, asked=True)
+    told = "\n".join(terminal.lines(report_of(run, check_mode=True)))
+    assert told == "Check: 1 of 1 node would change.\n  node1: state"
+
+
 def test_a_burn_in_stands_on_the_page():
     run = Run(2)
     run.play("burnin")

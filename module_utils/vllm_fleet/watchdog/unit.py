@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..container.compare import Difference
+
 PROGRAM = "/usr/local/lib/vllm-fleet/watchdog.pyz"
 PYTHON = "/usr/bin/python3"
 TEMPLATE = "vllm-fleet-watchdog@.service"
@@ -71,19 +73,6 @@ class Found:
     enabled: bool = False
     state: str = "inactive"
     others: bool = False
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Something that is not as wanted."""
-
-    name: str
-    current: Any
-    desired: Any
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        return {"name": self.name, "current": self.current, "desired": self.desired}
 
 
 def missing(found: Found, program: str, settings: Mapping[str, Any]) -> list[Difference]:
