@@ -6,6 +6,7 @@ as much to do as with as many machines. For each number of hosts: the first depl
 one flag of all servers changed, nothing to change with one node off.
 
     python bench/scale.py 4 16 64 200
+    python bench/scale.py 200 --short
     python bench/scale.py 4 --ready-after 5
 
 Prints a table, writes bench/results/scale.json and draws docs/images/scale.svg (``--picture``).
@@ -170,8 +171,11 @@ class Bench:
                 node.name, ["sh", "-c", "docker ps -aq | xargs -r docker rm -f; rm -rf /var/lib/vllm-fleet/*"]
             )
 
-    def measure(self, hosts: int) -> dict[str, dict[str, float]]:
-        """Deploy, deploy again, edit, and deploy with a node off: seconds of wall and processor, bytes of memory."""
+    def measure(self, hosts: int, *, short: bool = False) -> dict[str, dict[str, float]]:
+        """Deploy, deploy again, edit, and deploy with a node off: seconds of wall and processor, bytes of memory.
+
+        ``short`` is the first two alone.
+        """
         rows: dict[str, dict[str, float]] = {}
 
         def keep(what: str, done: Watched, *, code: int = 0, changed: bool | None = None) -> None:
@@ -188,6 +192,9 @@ class Bench:
 
         keep("first deployment", self.deploy(hosts))
         keep("nothing to change", self.deploy(hosts), changed=False)
+        if short:
+            self.empty()
+            return rows
         keep("one flag changed", self.deploy(hosts, vllm_server_args={"max-model-len": 256}))
         self.fleet.off("node4")
         try:
@@ -199,7 +206,7 @@ class Bench:
         return rows
 
 
-def run(sizes: list[int], ready_after: float = READY_AFTER) -> dict[str, Any]:
+def run(sizes: list[int], ready_after: float = READY_AFTER, *, short: bool = False) -> dict[str, Any]:
     """Measure each number of hosts on one fleet."""
     import docker  # noqa: PLC0415
     import standin  # noqa: PLC0415
@@ -216,7 +223,7 @@ def run(sizes: list[int], ready_after: float = READY_AFTER) -> dict[str, Any]:
         fleet.load([image])
         bench = Bench(folder, fleet, image, engine.images.get(image).id, seed, ready_after=ready_after)
         bench.prepare()
-        return {str(hosts): bench.measure(hosts) for hosts in sizes}
+        return {str(hosts): bench.measure(hosts, short=short) for hosts in sizes}
     finally:
         fleet.down()
         shutil.rmtree(folder, ignore_errors=True)
@@ -227,7 +234,9 @@ def picture(results: dict[str, dict[str, dict[str, float]]]) -> str:
     from svg import Series, line_chart  # noqa: PLC0415
 
     kinds = list(next(iter(results.values())))
-    series = [Series(kind, [(float(n), rows[kind]["wall"]) for n, rows in results.items()]) for kind in kinds]
+    series = [
+        Series(kind, [(float(n), rows[kind]["wall"]) for n, rows in results.items() if kind in rows]) for kind in kinds
+    ]
     return line_chart(
         "What a deployment costs",
         "servers on four nodes, stand-ins, machine and nodes share 2 cores",
@@ -242,12 +251,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("hosts", nargs="*", type=int, default=[4, 16, 64, 200])
     parser.add_argument("--ready-after", type=float, default=READY_AFTER, metavar="SECONDS", help="of a server's start")
+    parser.add_argument("--short", action="store_true", help="the first deployment and nothing to change, no more")
     parser.add_argument("--picture", action="store_true", help="draw docs/images/scale.svg")
     options = parser.parse_args()
-    results = run(options.hosts, options.ready_after)
     folder = ROOT / "bench" / "results"
     folder.mkdir(exist_ok=True)
-    (folder / "scale.json").write_text(json.dumps(results, indent=2) + "\n")
+    kept = folder / "scale.json"
+    # With what was measured before, so that a curve need not be of one run. Measure all anew after a change.
+    results = json.loads(kept.read_text()) if kept.exists() else {}
+    results |= run(options.hosts, options.ready_after, short=options.short)
+    results = dict(sorted(results.items(), key=lambda one: int(one[0])))
+    kept.write_text(json.dumps(results, indent=2) + "\n")
     if options.picture:
         images = ROOT / "docs" / "images"
         images.mkdir(exist_ok=True)
