@@ -113,6 +113,8 @@ def _run(
     ]
     environ = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
     environ["ANSIBLE_STDOUT_CALLBACK"] = callback
+    # A user's Python keeps what it compiled.
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
 
 

@@ -155,6 +155,8 @@ class Bench:
         if edit:
             command += ["-e", json.dumps(edit)]
         environ = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+        # A user's Python keeps what it compiled.
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)
         return Watched(command, environ)
 
     def prepare(self) -> None:
