@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -61,9 +62,15 @@ class Watched:
         )
         sampler = threading.Thread(target=self._sample, args=(pid,))
         sampler.start()
-        _, status, usage = os.wait4(pid, 0)
-        self._ended.set()
-        sampler.join()
+        try:
+            _, status, usage = os.wait4(pid, 0)
+        except BaseException:
+            # It is in a session of its own, so that the terminal's Ctrl-C does not reach it.
+            os.killpg(pid, signal.SIGTERM)
+            raise
+        finally:
+            self._ended.set()
+            sampler.join()
         self.wall = time.monotonic() - began
         self.cpu = usage.ru_utime + usage.ru_stime
         self.memory = self._peak
