@@ -76,6 +76,8 @@ class CallbackModule(CallbackBase):
         self._probed: dict[str, dict[str, Any]] = {}
         self._playbook = ""
         self._basedir = ""
+        #: Whether the playbook probes nodes and no play has begun.
+        self._probes = False
 
     def _now(self) -> float:
         return time.monotonic() - self._clock
@@ -86,8 +88,8 @@ class CallbackModule(CallbackBase):
         """Remember which playbook it is."""
         self._playbook, self._basedir = str(playbook._file_name), str(playbook._basedir)
         if module := _probing_module(playbook):
+            self._probes = True
             _build_ahead(module)
-            watchdog_program.digest()
         _load_for_workers()
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
@@ -96,8 +98,17 @@ class CallbackModule(CallbackBase):
         manager = play.get_variable_manager()
         if manager is not None:
             hosts = list(manager.get_vars(play=play).get("ansible_play_hosts_all") or [])
+            self._prepare_watchdog(manager)
         roles = [role.get_name().rpartition(".")[2] for role in play.get_roles()]
         self._events.append({"type": "play", "hosts": hosts, "roles": roles})
+
+    def _prepare_watchdog(self, manager: Any) -> None:
+        """Make the watchdog's program before the workers ask for it, where the servers have one."""
+        group = manager._inventory.groups.get("vllm") if self._probes else None
+        self._probes = False
+        for host in (group.get_hosts() if group else [])[:1]:
+            if manager.get_vars(host=host).get("vllm_watchdog_enabled"):
+                watchdog_program.digest()
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
         """Note a task."""

@@ -39,15 +39,14 @@ def _prepared(hostvars: Mapping[str, Any], step: str = "") -> Mapping[str, Any]:
     for name in (steps.get("hosts") and ("refused", "lock", *STEPS)) or ():
         if name == step:
             return dict(steps)
-        if name not in done and (name == "lock" or steps.get(name)):
+        if name not in done and steps.get(name):
             return {}
     return dict(steps)
 
 
 def step(hostvars: Mapping[str, Any], name: str) -> list[str]:
     """Return the hosts of a play of deploy.yml: `refused`, `lock`, or one of steps.STEPS."""
-    found = _prepared(hostvars, name)
-    return list(found.get("hosts" if name == "lock" else name) or NOBODY)
+    return list(_prepared(hostvars, name).get(name) or NOBODY)
 
 
 def watchdogs(hostvars: Mapping[str, Any]) -> list[str]:

@@ -18,14 +18,20 @@ STEPS = ("engine", "image", "weights")
 
 
 def plan(
-    hostvars: Mapping[str, Any], hosts: Iterable[str], *, refused: Iterable[str] = (), verify: bool = False
+    hostvars: Mapping[str, Any],
+    hosts: Iterable[str],
+    *,
+    refused: Iterable[str] = (),
+    verify: bool = False,
+    gateways: Iterable[str] = (),
 ) -> dict[str, list[str]]:
     """Return the hosts that need each step, and under `answered` those whose server needs no visit at all.
 
-    With them go `hosts`, all of the run, `refused`, those of them that end it, and `watchdog`, those whose watchdog is
-    not as described; that concerns no server. Image and weights concern all hosts
-    as soon as one lacks them: they go from node to node. A server counts as answered only where no node needs any
-    step, and not where the user asks for a verification (``verify``).
+    With them go `hosts`, all of the run, `refused`, those of them that end it, `watchdog`, those whose watchdog is not
+    as described, which concerns no server, and `lock`, those for which the fleet has to be held: all, or none where
+    nothing is to change. What ``gateways`` need is found later. Image and weights concern all hosts as soon as one
+    lacks them: they go from node to node. A server counts as answered only where no node needs any step, and not where
+    the user asks for a verification (``verify``).
     """
     variables = {host: hostvars[host] for host in hosts}
     facts = {host: found.get("ansible_facts") or {} for host, found in variables.items()}
@@ -35,12 +41,16 @@ def plan(
         "weights": _all_or_none(variables, facts, "hf_snapshot", "commit"),
     }
     quiet = not verify and not any(steps.values())
+    watchdog = [host for host in variables if not _right(facts[host], "vllm_watchdog")]
+    answered = [host for host in variables if quiet and _answered(variables[host], facts[host])]
+    changes = len(answered) < len(variables) or watchdog or list(gateways)
     return {
         "hosts": list(variables),
         "refused": list(refused),
+        "lock": list(variables) if changes else [],
         **steps,
-        "watchdog": [host for host in variables if not _right(facts[host], "vllm_watchdog")],
-        "answered": [host for host in variables if quiet and _answered(variables[host], facts[host])],
+        "watchdog": watchdog,
+        "answered": answered,
     }
 
 

@@ -12,6 +12,7 @@ ACCEPTED = {"problems": [], "play": ["node1"], "hosts": ["node1"], "unchanged": 
 STEPS = {
     "hosts": ["node1", "node2"],
     "refused": [],
+    "lock": ["node1", "node2"],
     "engine": ["node2"],
     "image": [],
     "weights": ["node1", "node2"],
@@ -31,6 +32,7 @@ STEPS = {
         # A step that no host needs is passed over.
         ({**STEPS, "engine": []}, ["lock"], {"lock": STEPS["hosts"], "weights": STEPS["hosts"]}),
         ({**STEPS, "engine": [], "weights": []}, ["lock"], {"lock": STEPS["hosts"]}),
+        ({**STEPS, "lock": [], "engine": [], "weights": []}, [], {}),
     ],
 )
 def test_a_step_has_hosts_once_all_before_it_are_done(steps, done, hosts):

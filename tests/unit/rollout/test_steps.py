@@ -35,7 +35,7 @@ def node(found=None, args=None, **variables):
 def plan(*nodes, **options):
     hostvars = {f"node{number}": variables for number, variables in enumerate(nodes, 1)}
     found = steps.plan(hostvars, list(hostvars), **options)
-    return {name: hosts for name, hosts in found.items() if hosts and name != "hosts"}
+    return {name: hosts for name, hosts in found.items() if hosts and name not in ("hosts", "lock")}
 
 
 def test_where_all_is_right_every_server_has_answered():
@@ -43,6 +43,25 @@ def test_where_all_is_right_every_server_has_answered():
     assert plan(node(), node(), verify=True) == {}
     assert plan(node(), refused=["node1"]) == {"refused": ["node1"], "answered": ["node1"]}
     assert steps.plan({"node1": node()}, ["node1"])["hosts"] == ["node1"]
+
+
+@pytest.mark.parametrize(
+    ("second", "options", "held"),
+    [
+        (node(), {}, False),
+        (node(), {"gateways": ["gateway1"]}, True),
+        (node(), {"verify": True}, True),
+        (node({"vllm_watchdog": {"changed": True}}), {}, True),
+        (node({"vllm_server": {**SERVER, "changed": True}}), {}, True),
+        (node({"vllm_chat": None}), {}, True),
+        (node({"vllm_image": {"present": False}}), {}, True),
+        (node({"docker_engine": None}), {}, True),
+        ({"ansible_facts": {}}, {}, True),
+    ],
+)
+def test_the_fleet_is_held_unless_nothing_at_all_is_to_change(second, options, held):
+    found = steps.plan({"node1": node(), "node2": second}, ["node1", "node2"], **options)
+    assert found["lock"] == (["node1", "node2"] if held else [])
 
 
 @pytest.mark.parametrize(
