@@ -77,6 +77,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible.module_utils.vllm_fleet.common import durable
 from ansible.module_utils.vllm_fleet.gateway import certificate
 from ansible.module_utils.vllm_fleet.gateway.haproxy import SocketError
 
@@ -113,8 +114,7 @@ def main() -> None:
             if has and not (known and filed):
                 certificate.replace(socket, str(path), text)
             if not filed:
-                module.atomic_move(str(proof), str(path))
-                path.chmod(0o600)
+                durable.write(path, text.encode("ascii"))
     except certificate.CertificateError as error:
         what = f"gateway_certificate_pem, for {path}," if asked["content"] else str(path)
         module.fail_json(

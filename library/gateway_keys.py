@@ -61,17 +61,14 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible.module_utils.vllm_fleet.common import durable
 from ansible.module_utils.vllm_fleet.gateway import haproxy, keys
 
 
-def write(module: AnsibleModule, path: Path, text: str, keep: bool) -> None:
+def write(path: Path, text: str, keep: bool) -> None:
     """Replace the file whole, readable by root alone; ``keep`` its time, where HAProxy has the content already."""
     was = path.stat() if path.exists() else None
-    new = Path(module.tmpdir, path.name)
-    new.touch(mode=0o600)
-    new.write_text(text, encoding="utf-8")
-    module.atomic_move(str(new), str(path))
-    path.chmod(0o600)
+    durable.write(path, text.encode())
     if was and keep:
         os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
 
@@ -97,7 +94,7 @@ def main() -> None:
             if socket:
                 haproxy.replace_map(socket, str(path), text)
             if filed != text:
-                write(module, path, text, keep=known is not None)
+                write(path, text, keep=known is not None)
     except haproxy.SocketError as error:
         module.fail_json(msg=f"HAProxy {error}. See systemctl status haproxy there.")
     except OSError as error:

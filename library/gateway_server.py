@@ -76,15 +76,15 @@ msg:
 
 import fcntl
 import os
-import shutil
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible.module_utils.vllm_fleet.common import durable
 from ansible.module_utils.vllm_fleet.gateway import haproxy
 
 
-def move_in_file(module: AnsibleModule, path: Path, where: tuple[str, str, int, str | None]) -> bool:
+def move_in_file(path: Path, where: tuple[str, str, int, str | None]) -> bool:
     """Give a server its place in the file; whether that was a change.
 
     One at a time: the servers of a wave move at the same moment, and one would write what the other has just replaced.
@@ -95,19 +95,16 @@ def move_in_file(module: AnsibleModule, path: Path, where: tuple[str, str, int, 
         text = path.read_text(encoding="utf-8")
         moved = haproxy.located(text, *where)
         if moved != text:
-            rewrite(module, path, moved)
+            rewrite(path, moved)
         return moved != text
     finally:
         os.close(folder)
 
 
-def rewrite(module: AnsibleModule, path: Path, text: str) -> None:
+def rewrite(path: Path, text: str) -> None:
     """Replace the file whole, with owner, rights and time of the old one."""
     was = path.stat()
-    new = Path(module.tmpdir, path.name)
-    new.write_text(text, encoding="utf-8")
-    shutil.copymode(path, new)
-    module.atomic_move(str(new), str(path))
+    durable.write(path, text.encode(), was.st_mode & 0o7777, (was.st_uid, was.st_gid))
     # A file that is newer than its process is taken for one that HAProxy has not read; this it knows already.
     os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
 
@@ -129,7 +126,7 @@ def main() -> None:
     path = Path(asked["config"])
     try:
         changed = haproxy.locate(asked["socket"], *where)
-        moved = move_in_file(module, path, where)
+        moved = move_in_file(path, where)
     except haproxy.SocketError as error:
         module.fail_json(msg=f"HAProxy {error}. See systemctl status haproxy there.")
     except OSError as error:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..common import durable
 from . import daemon_json
 from .api import DockerApi, DockerUnavailable
 
@@ -161,9 +162,9 @@ class Dockerd:
         """Keys that a run wrote but left for a restart; void once another dockerd process runs."""
         try:
             left = json.loads(self._pending_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return []
-        return list(left["keys"]) if left["process"] == _identity(self._pid()) else []
+            return [str(key) for key in left["keys"]] if left["process"] == _identity(self._pid()) else []
+        except (OSError, ValueError, KeyError, TypeError):
+            return []  # said again by the next run that leaves something
 
     # -- actions -----------------------------------------------------------------------------------------------
 
@@ -223,7 +224,7 @@ class Dockerd:
         if self._config.exists():
             Path(name).chmod(self._config.stat().st_mode & 0o777)
             shutil.copy2(self._config, f"{self._config}.{time.strftime('%Y-%m-%d@%H:%M:%S')}~")
-        Path(name).replace(self._config)
+        durable.settle(Path(name), self._config)  # an empty one keeps dockerd from starting
 
     def _reload(self, manager: str) -> None:
         wanted = self._configs()[1].get("live-restore")
@@ -319,7 +320,8 @@ class Dockerd:
             raise DockerdFailure(f"systemctl {verb} {unit} failed: {err.strip()}\n{self._evidence('systemd')}")
 
     def _leave_pending(self, keys: list[str]) -> None:
-        self._pending_file.write_text(json.dumps({"keys": keys, "process": _identity(self._pid())}), encoding="utf-8")
+        left = json.dumps({"keys": keys, "process": _identity(self._pid())})
+        durable.write(self._pending_file, left.encode(), 0o644)
 
 
 def _waiting(differences: list[dict[str, Any]]) -> list[str]:

@@ -9,14 +9,13 @@ steps is taken up by any later run.
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..common import durable
 from ..common.failure import Failure
 from ..common.refused import Refused
 from ..container import plan
@@ -295,12 +294,8 @@ def _place_guard(spec: Spec) -> None:
     for volume in spec.volumes:
         if volume.target == GUARD_TARGET:
             path = Path(volume.source)
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            with os.fdopen(handle, "w") as out:
-                out.write(guard_source())
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
+            durable.make_folders(path.parent)
+            durable.write(path, guard_source().encode(), 0o644)
 
 
 def guard_source() -> str:

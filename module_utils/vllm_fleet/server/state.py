@@ -10,12 +10,12 @@ import json
 import os
 import re
 import secrets
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..common import durable
 from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container.plan import Trust
@@ -180,18 +180,8 @@ class NodeState:
 
     @staticmethod
     def _write_bytes(path: Path, data: bytes) -> None:
-        """Write whole or not at all: a run may be killed in the middle."""
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as out:
-                out.write(data)
-                out.flush()
-                os.fsync(out.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        durable.make_folders(path.parent, 0o700)
+        durable.write(path, data)
 
 
 def unwritable(error: OSError, folder: str) -> Refused:

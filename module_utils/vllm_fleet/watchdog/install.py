@@ -9,12 +9,12 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..common import durable
 from . import places, unit
 
 #: Options of the module vllm_watchdog.
@@ -219,16 +219,5 @@ def _digest(path: Path) -> str | None:
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
-    """Write whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        Path(name).chmod(mode)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    durable.make_folders(path.parent)
+    durable.write(path, data, mode)

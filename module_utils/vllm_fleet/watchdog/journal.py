@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..common import durable
+
 #: Bytes of events.jsonl after which it is put aside; one older file is kept.
 ROTATE = 1_000_000
 #: Folders of evidence that are kept.
@@ -80,10 +82,8 @@ def boottime() -> float:
 
 def write_whole(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON whole or not at all. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    part.replace(path)
+    durable.make_folders(path.parent)
+    durable.write(path, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n", 0o644)
 
 
 def read(path: Path) -> dict[str, Any]:

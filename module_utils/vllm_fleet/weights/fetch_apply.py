@@ -13,6 +13,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ..common import durable
 from ..common.meter import Meter
 from . import layout, snapshot
 from .fetch_plan import Plan
@@ -70,7 +71,7 @@ def _write_blob(blobs: Path, entry: Entry, source: Source, owner: tuple[int, int
                 )
             temporary.chmod(FILE_MODE)
             give(temporary, owner)
-            temporary.replace(blob)
+            durable.settle(temporary, blob)  # however it came: later checks look at its size alone
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -88,7 +89,6 @@ def _copy(origin: Path, temporary: Path, blob: str, meter: Meter) -> str:
             while done < count:
                 done += writer.write(buffer[done:count])
             meter.add(count)
-        os.fsync(writer.fileno())  # a rename survives a power cut earlier than the content does
     return str(digest.hexdigest())
 
 
@@ -125,6 +125,9 @@ def write_tree_links_refs(repository: Repository, plan: Plan) -> None:
         write_text(repository.tree(plan.commit), plan.tree, owner)
     for entry in plan.links:
         _write_link(repository, plan.commit, entry, owner)
+    for folder in {(repository.snapshot(plan.commit) / entry.path).parent for entry in plan.links}:
+        with explained(folder), durable.opened(folder) as handle:
+            durable.sync_folder(handle)
     for name in plan.refs:
         write_text(repository.refs / name, plan.commit, owner)
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..common import durable
 from . import layout
 
 FILE_MODE = 0o644
@@ -164,17 +165,8 @@ def explained(path: Path) -> Iterator[None]:
 def write_text(path: Path, text: str, owner: tuple[int, int] | None) -> None:
     """Write a small file as a whole or not at all, and the folders above it; raises FetchError."""
     make_folder(path.parent, owner)
-    temporary = path.with_name(f".{path.name}.tmp")
     with explained(path):
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-            temporary.chmod(FILE_MODE)
-            give(temporary, owner)
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        durable.write(path, text.encode(), FILE_MODE, owner)
 
 
 def allocated_below(folder: Path) -> int:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..common import durable
 from ..common.meter import Meter
 from . import layout, snapshot
 from .fetch_apply import prepare, write_tree_links_refs
@@ -372,3 +373,4 @@ def _check_blob(repository: Repository, entry: Entry, meter: Meter) -> None:
                 "weights_corrupt",
             )
         blob.chmod(FILE_MODE)
+        durable.sync(blob)  # huggingface_hub does not

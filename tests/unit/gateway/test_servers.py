@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import gateway_server
 import pytest
@@ -97,9 +96,7 @@ def test_servers_that_move_at_the_same_moment_all_have_their_new_port_in_the_fil
     os.utime(config, (1, 1))
 
     def move(name):
-        (tmp_path / name).mkdir()
-        module = SimpleNamespace(tmpdir=tmp_path / name, atomic_move=os.replace)
-        return [gateway_server.move_in_file(module, config, ("org_m", name, port, None)) for port in range(2, 40)]
+        return [gateway_server.move_in_file(config, ("org_m", name, port, None)) for port in range(2, 40)]
 
     with ThreadPoolExecutor(len(names)) as pool:
         assert all(all(moved) for moved in pool.map(move, names))
