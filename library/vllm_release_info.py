@@ -89,6 +89,11 @@ target:
   description: The release that a rollback goes to, in short; null when there is none.
   returned: always
   type: dict
+in_doubt:
+  description: Numbers of records that cannot be read and may be the release that O(to) left out means.
+  returned: always
+  type: list
+  elements: int
 image:
   description: The target's image.
   returned: when there is a target
@@ -116,6 +121,7 @@ engine_caches:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible.module_utils.vllm_fleet.common.refused import Refused
 from ansible.module_utils.vllm_fleet.container.engine import Engine, EngineError, EngineUnavailable
 from ansible.module_utils.vllm_fleet.server import release_info
 from ansible.module_utils.vllm_fleet.server.options import DEFAULT_STATE_DIR
@@ -135,6 +141,8 @@ def main() -> None:
     params = module.params
     try:
         result = release_info.gather(Engine(params["docker_host"]), params["name"], params["state_dir"], params["to"])
+    except Refused as exc:
+        module.fail_json(msg=f"{exc}.")
     except (EngineUnavailable, EngineError) as exc:
         module.fail_json(msg=f"{exc}; start the engine (role docker_engine), or run as a user who may use it")
     module.exit_json(**result)

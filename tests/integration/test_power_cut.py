@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a power cut leaves on a real file system: its image is copied while it is mounted, and the copy is mounted.
+"""What a power cut, or a full disk, leaves on a real file system.
+
+For a power cut the image of a file system is copied while it is mounted, and the copy is mounted.
 
 The copy holds what the file system had brought to its disk by then, and its journal. A sync of another file just
 before makes the journal hold every name: a file whose name came before its content is then empty in the copy.
@@ -19,7 +21,10 @@ from fake_hf_cache import COMMIT, REPO, FakeCache, blob_name, model_files
 
 from ansible.module_utils.vllm_fleet.common import durable
 from ansible.module_utils.vllm_fleet.container import dockerd
-from ansible.module_utils.vllm_fleet.container.plan import Trust
+from ansible.module_utils.vllm_fleet.container.plan import Plan, Trust
+from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
+from ansible.module_utils.vllm_fleet.server.observe import Observation
+from ansible.module_utils.vllm_fleet.server.options import ServerOptions
 from ansible.module_utils.vllm_fleet.server.state import NodeState
 from ansible.module_utils.vllm_fleet.watchdog import journal
 from ansible.module_utils.vllm_fleet.weights import fetch, snapshot
@@ -47,6 +52,14 @@ class Disk:
         if done.returncode:
             pytest.skip(f"no file system of its own here: {done.stderr.strip()}")
         self._stack.callback(subprocess.run, ["umount", at], check=True)
+
+    def fill(self) -> None:
+        """Take all that is free, to the last byte."""
+        with (self.at / "filling").open("wb", buffering=0) as file:
+            for size in (1 << 20, 1 << 10, 1):
+                with contextlib.suppress(OSError):
+                    while file.write(b"x" * size):
+                        pass
 
     def cut(self) -> Path:
         """Return what is there after a power cut now."""
@@ -121,3 +134,28 @@ def test_weights_that_a_marker_calls_whole_are_there(disk, tmp_path, move):
     after = Repository(disk.cut() / "cache", REPO)
     assert after.marker(COMMIT).exists()
     assert snapshot.inspect(after, "main", "full").sentence() == result.report.sentence()
+
+
+def test_a_full_disk_keeps_what_is_known_and_hinders_no_way_back(disk):
+    def again():
+        options = ServerOptions(model="org/m", rocm=False, state="restored", state_dir=str(disk.at / "state"))
+        return Lifecycle(options, None, host="node7")
+
+    node = again().context.node
+    with node.lock(1):
+        node.note_trust("good", Trust.CONFIRMED, ("good",))
+    config = disk.at / "daemon.json"
+    config.write_text("{}")
+    disk.fill()
+    before = sorted(path.name for path in disk.at.rglob("*"))
+    with pytest.raises(OSError, match="No space left"):
+        node.note_trust("new", Trust.READY, ("good", "new"))
+    engine = dockerd.Dockerd(dockerd.Settings(config_path=str(config), config={"live-restore": True}))
+    with pytest.raises(OSError, match="No space left"):
+        engine._write("/bin/true")
+    assert (node.trust("good"), config.read_text()) == (Trust.CONFIRMED, "{}")
+    going = again()
+    with node.lock(1):
+        going._note_restoring(Observation("vllm", "restored", {"Id": "good"}, None, Plan((), watch=True)))
+    assert "no space left to write" in going.state.notes[0]
+    assert sorted(path.name for path in disk.at.rglob("*")) == before  # no halves are left

@@ -10,13 +10,34 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 #: What a file system says that cannot sync a folder (some network and user-space ones).
 _CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Unreadable(OSError):
+    """There is a file, and what it says is not known. That is never the same as no file."""
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Return what a file of JSON holds; None where there is no file. Raises Unreadable for all else."""
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Unreadable(error.errno, error.strerror or "cannot be read", str(path)) from error
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(errno.EBADMSG, "is damaged", str(path)) from error
+    if not isinstance(found, dict):
+        raise Unreadable(errno.EBADMSG, "is damaged", str(path))
+    return found
 
 
 def write(path: Path, data: bytes, mode: int = 0o600, owner: tuple[int, int] | None = None) -> None:

@@ -135,7 +135,7 @@ class Dockerd:
             existing = daemon_json.parse(self._config.read_text(encoding="utf-8"))
         except FileNotFoundError:
             existing = {}
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise DockerdFailure(
                 f"{self._config} is not valid JSON: {exc}; mend or remove it, it was left as it is"
             ) from exc
@@ -163,7 +163,7 @@ class Dockerd:
         try:
             left = json.loads(self._pending_file.read_text(encoding="utf-8"))
             return [str(key) for key in left["keys"]] if left["process"] == _identity(self._pid()) else []
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return []  # said again by the next run that leaves something
 
     # -- actions -----------------------------------------------------------------------------------------------
@@ -209,22 +209,25 @@ class Dockerd:
         _, merged = self._configs()
         self._config.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{self._config.name}.", dir=self._config.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(daemon_json.render(merged))
-        Path(name).chmod(0o644)
-        # dockerd learnt to check a file with 23.0; an older one shows its usage for the unknown flag.
-        _, usage, _ = _run([daemon, "--help"])
-        if "--validate" in usage:
-            rc, out, err = _run([daemon, "--validate", "--config-file", name])
-            if rc:
-                Path(name).unlink()
-                raise DockerdFailure(
-                    f"{self._config} was left as it is: dockerd refuses the new one, {(err or out).strip()}"
-                )
-        if self._config.exists():
-            Path(name).chmod(self._config.stat().st_mode & 0o777)
-            shutil.copy2(self._config, f"{self._config}.{time.strftime('%Y-%m-%d@%H:%M:%S')}~")
-        durable.settle(Path(name), self._config)  # an empty one keeps dockerd from starting
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(daemon_json.render(merged))
+            Path(name).chmod(0o644)
+            # dockerd learnt to check a file with 23.0; an older one shows its usage for the unknown flag.
+            _, usage, _ = _run([daemon, "--help"])
+            if "--validate" in usage:
+                rc, out, err = _run([daemon, "--validate", "--config-file", name])
+                if rc:
+                    raise DockerdFailure(
+                        f"{self._config} was left as it is: dockerd refuses the new one, {(err or out).strip()}"
+                    )
+            if self._config.exists():
+                Path(name).chmod(self._config.stat().st_mode & 0o777)
+                shutil.copy2(self._config, f"{self._config}.{time.strftime('%Y-%m-%d@%H:%M:%S')}~")
+            durable.settle(Path(name), self._config)  # an empty one keeps dockerd from starting
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
 
     def _reload(self, manager: str) -> None:
         wanted = self._configs()[1].get("live-restore")

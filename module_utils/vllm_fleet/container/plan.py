@@ -35,7 +35,7 @@ class Existing:
     """A container that is there: Docker's id, whether its process runs, and how good it is known to be.
 
     A ``paused`` one runs too: it holds its port and its memory, and does not answer. An ``unused`` one was created by a
-    run that was killed before it started it.
+    run that was killed before it started it. ``remembered``: the node's memory could be read, or this run made it.
     """
 
     id: str
@@ -43,13 +43,14 @@ class Existing:
     trust: Trust = Trust.UNKNOWN
     paused: bool = False
     unused: bool = False
+    remembered: bool = True
 
     @classmethod
-    def of(cls, container: Inspected, trust: Trust) -> Existing:
+    def of(cls, container: Inspected, trust: Trust, *, remembered: bool = True) -> Existing:
         """Return an inspected container, with what is known of it."""
         paused = bool(container["State"].get("Paused"))
         unused = never_started(container) and bool(_labels(container).get(LABEL_SERVER))
-        return cls(ident(container), running(container), trust, paused, unused)
+        return cls(ident(container), running(container), trust, paused, unused, remembered)
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ class NothingToRestore(ValueError):
 
 class NothingToRestart(ValueError):
     """``state: restarted`` was asked for and there is no container."""
+
+
+class Unsure(ValueError):
+    """One of two containers would have to go, and the node's memory of which is the better one cannot be read."""
 
 
 def left_over(container: Inspected | None, server: str) -> bool:
@@ -154,6 +159,8 @@ def _put_aside(current: Existing, previous: Existing | None) -> tuple[str, ...]:
         return ("remove",)
     if previous is None:
         return ("keep",)
+    if not previous.remembered:
+        raise Unsure
     if previous.trust > current.trust:
         # The current one never got as far as the one that waits (an interrupted or failed change): that one stays.
         return ("remove",)
@@ -191,8 +198,10 @@ def on_failure(previous: Existing | None, current: Existing | None) -> Plan:
 
     Of two that never proved themselves the previous is the better one: it ran before this change. One that is known to
     fail is no better than anything. A container that was itself confirmed and now fails is left to its restart policy:
-    it is still the best there is.
+    it is still the best there is. So is one of which the node's memory cannot be read: no container is removed then.
     """
+    if previous and current and not current.remembered:
+        return Plan((), watch=False)
     useful = previous is not None and previous.trust is not Trust.FAILED
     if useful and previous and (current is None or current.trust <= Trust.UNKNOWN or previous.trust > current.trust):
         stop = ("stop", "remove") if current else ()

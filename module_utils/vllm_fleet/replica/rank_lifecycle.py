@@ -121,7 +121,10 @@ class RankLifecycle(Lifecycle):
             joined = [d for d in found if d.name not in ("state", "previous", "next")]
             current, previous = self.context.existing(seen.current), self.context.existing(seen.previous)
             left = seen.left is not None
-            return [*found, reason], plan.make("started", [*joined, reason], current, previous, left=left)
+            try:
+                return [*found, reason], plan.make("started", [*joined, reason], current, previous, left=left)
+            except plan.Unsure:
+                raise observe.unsure(self.context.name, self.context.node.damage()) from None
         stop = ("stop",) if running(seen.current) else ()
         return [*found, reason], Plan((*own, *stop, "start"), watch=True)
 

@@ -137,7 +137,7 @@ def problems(
     further. ``missing``: secrets of the release's environment that the inventory does not have.
     """
     return [
-        *_no_target(found, to),
+        *(_in_doubt(found) or _no_target(found, to)),
         *([] if again or to is not None else _apart(split, gone_back)),
         *_no_image(found),
         *_no_secrets(found, missing),
@@ -154,6 +154,16 @@ def _no_target(found: Mapping[str, Any], to: int | None) -> list[str]:
         ]
     known = ", ".join(str(release["release"]) for release in found.get("releases") or []) or "none"
     return [f"There is no release {to}, known are {known}."]
+
+
+def _in_doubt(found: Mapping[str, Any]) -> list[str]:
+    numbers = ", ".join(f"{number:06d}.json" for number in found.get("in_doubt") or ())
+    if not numbers:
+        return []
+    return [
+        f"The node's record {numbers} cannot be read, so it is not known which release came before. Choose one with "
+        "-e rollback_to, or remove that record."
+    ]
 
 
 def _apart(split: Mapping[str, Sequence[str]], gone_back: Sequence[str]) -> list[str]:

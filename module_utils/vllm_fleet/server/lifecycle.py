@@ -173,9 +173,11 @@ class Lifecycle:
         if seen.state == "restored":
             self.state.phase = "restore"
             target = seen.previous or seen.current
-            self.context.node.note_restoring(ident(target) if target else None)
+            with self.context.remembering():
+                self.context.node.note_restoring(ident(target) if target else None)
         elif self.state.changed:
-            self.context.node.note_restoring(None)
+            with self.context.remembering():
+                self.context.node.note_restoring(None)
 
     def _confirm(self, seen: Observation) -> Result:
         """Mark the running container as verified from outside; it is then the last good one."""

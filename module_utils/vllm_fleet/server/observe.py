@@ -82,14 +82,20 @@ def gather(options: ServerOptions, engine: Engine, node: NodeState, *, check_mod
         trusts = (trust, previous_trust)
         return _without_spec(name, state, current, previous, trusts, restoring=node.restoring(), left=left)
     wanted, image, notes = desired(options, engine, node)
+    damage = node.damage()
+    if damage:
+        notes.append(f"{damage.filename} cannot be read ({damage.strerror}), so no container is removed")
     redact = compare.fingerprint(node.fingerprint_key(create=not check_mode))
     own = engine.image(str(current["Image"])) if current and current["Image"] != image.id else image
     trust = _trust(current, node)
 
     def judge(candidate: Spec) -> tuple[list[Difference], Plan]:
         found = compare.differences(candidate, image, current, own, redact) if current else []
-        existing = _existing(current, previous, (trust, previous_trust))
-        made = plan.make(state, found, *existing, left=left is not None)
+        existing = _existing(current, previous, (trust, previous_trust), remembered=damage is None)
+        try:
+            made = plan.make(state, found, *existing, left=left is not None)
+        except plan.Unsure:
+            raise unsure(name, damage) from None
         if current is None:
             found = [
                 Difference(key, None, value)
@@ -372,9 +378,24 @@ def bare(name: str, current: Inspected) -> Observation:
 
 
 def _existing(
-    current: Inspected | None, previous: Inspected | None, trusts: tuple[Trust, Trust]
+    current: Inspected | None, previous: Inspected | None, trusts: tuple[Trust, Trust], *, remembered: bool = True
 ) -> tuple[Existing | None, Existing | None]:
-    return Existing.of(current, trusts[0]) if current else None, Existing.of(previous, trusts[1]) if previous else None
+    return (
+        Existing.of(current, trusts[0], remembered=remembered) if current else None,
+        Existing.of(previous, trusts[1], remembered=remembered) if previous else None,
+    )
+
+
+def unsure(name: str, damage: OSError | None) -> Refused:
+    """Return why a server is not replaced: it has two containers, and it is not known which is the good one."""
+    path, why = (damage.filename, damage.strerror) if damage else ("the node's memory", "is damaged")
+    return Refused(
+        FailureClass.UNKNOWN,
+        f"{path} cannot be read ({why}), so it is not known which of {name} and {name}{PREVIOUS_SUFFIX} is the better "
+        "one; both stay and nothing was touched",
+        f"deploy what {name} is now once more (a right answer makes it the better one), or remove the one that is not "
+        f"needed by `docker rm` and move {path} away; then run again",
+    )
 
 
 def _trust(current: Inspected | None, node: NodeState) -> Trust:

@@ -145,6 +145,12 @@ def target(records: Sequence[Record], current: Record | None) -> Record | None:
     return None
 
 
+def in_doubt(unreadable: Sequence[int], goal: Record | None, current: Record | None) -> list[int]:
+    """Return the numbers of the records that cannot be read and may be what a rollback from ``current`` goes to."""
+    low = goal["release"] if goal else 0
+    return [number for number in unreadable if number > low and (current is None or number < current["release"])]
+
+
 def expendable(records: Sequence[Record], current: Record | None, kept: int = KEPT) -> list[int]:
     """Numbers of the records to drop: all but the newest ``kept``, the running one and the rollback's target."""
     back = target(records, current) if current else None

@@ -32,6 +32,7 @@ def gather(engine: Engine, name: str, state_dir: str, to: int | None) -> dict[st
         target = release.target(records, current)
     else:
         target = next((record for record in records if record["release"] == to), None)
+    found["in_doubt"] = release.in_doubt(kept.unreadable(), target, current) if to is None else []
     found["releases"] = [release.summary(record) for record in records]
     found["contents"] = {str(record["release"]): release.common(record) for record in records}
     found["current"] = release.summary(current)

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..common import durable
 from ..container.spec import CONTAINER_PORT
 from ..vllm import metrics, readiness
 from ..vllm.endpoint import Endpoint
@@ -19,6 +20,7 @@ from .release import Record
 from .state import NodeState
 
 FOLDER = "releases"
+_NAME = re.compile(r"[0-9]{6,9}\.json")
 
 
 class Releases:
@@ -32,7 +34,7 @@ class Releases:
     def all(self) -> list[Record]:
         """Every readable record, oldest first. One that is damaged or from a newer version is passed over."""
         found = []
-        for path in sorted(self.folder.glob("[0-9]*.json")):
+        for path in self.files():
             record = self._read(path)
             if record:
                 found.append(record)
@@ -40,7 +42,7 @@ class Releases:
 
     def serving(self, container: str, spec: Mapping[str, Any] | None) -> Record | None:
         """Find the record of a container as it is now. Nearly always the newest file, so the others stay unread."""
-        newest = max(self.folder.glob("[0-9]*.json"), default=None)
+        newest = max(self.files(), default=None)
         record = self._read(newest) if newest else None
         if record and record["container"]["id"] == container:
             return release.serving([record], container, spec)
@@ -60,7 +62,7 @@ class Releases:
         records = self.all()
         known = release.serving(records, str(container["Id"]), spec)
         if known is None:
-            number = 1 + max((int(path.stem) for path in self.folder.glob("[0-9]*.json")), default=0)
+            number = 1 + max((int(path.stem) for path in self.files()), default=0)
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             commit = commit_of(spec)
             made = release.build(number, container, spec, sorted(image_digests), commit, given, now)
@@ -72,13 +74,24 @@ class Releases:
         before = [record for record in records if record["release"] < known["release"]]
         return known, before[-1] if before else None
 
+    def files(self) -> list[Path]:
+        """Return the files of all records, readable or not, oldest first; what else lies there is nobody's."""
+        try:
+            return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def unreadable(self) -> list[int]:
+        """Return the numbers of the records that are there and cannot be read."""
+        return [int(path.stem) for path in self.files() if self._read(path) is None]
+
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.json"
 
     @staticmethod
     def _read(path: Path) -> Record | None:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            record = json.loads(path.read_text())
+        with contextlib.suppress(OSError, KeyError, TypeError):
+            record = durable.read(path) or {}
             if record["format"] <= release.FORMAT and record["container"]["id"] and record["spec"]:
                 return dict(record)
         return None
@@ -94,7 +107,7 @@ def images(state_dir: Path) -> tuple[set[str], list[Path]]:
     silent: list[Path] = []
     for folder in sorted(state_dir.iterdir()) if state_dir.is_dir() else []:
         kept = Releases(NodeState(str(state_dir), folder.name))
-        for path in sorted(kept.folder.glob("*.json")):
+        for path in kept.files():
             record = kept._read(path)
             named = [(record.get("image") or {}).get("id"), record["spec"].get("image_id")] if record else []
             ids = {str(one) for one in named if one}

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..common.failure import Failure, FailureClass
+from ..common.refused import Refused
 from ..container import compare
 from ..container.engine import EngineError
 from ..container.inspected import Inspected, ident, running
@@ -106,7 +107,7 @@ def spec_of(context: RunContext, current: Inspected | None) -> dict[str, Any] | 
     """Return what any container is made of; None where that cannot be read."""
     if current is None:
         return None
-    with contextlib.suppress(EngineError, OSError):
+    with contextlib.suppress(EngineError, OSError, Refused):
         redact = compare.fingerprint(context.node.fingerprint_key(create=not context.check_mode))
         return compare.as_spec(current, context.engine.image(str(current["Image"])), redact)
     return None

@@ -124,7 +124,11 @@ class RunContext:
 
     def existing(self, container: Inspected | None) -> Existing | None:
         """Return a container as a plan wants it, with what the node remembers of it."""
-        return Existing.of(container, self.node.trust(ident(container))) if container else None
+        if container is None:
+            return None
+        own = ident(container) == self.state.current and "create" in self.state.actions
+        remembered = own or self.node.damage() is None
+        return Existing.of(container, self.node.trust(ident(container)), remembered=remembered)
 
     def scrubbed(self, log: bytes) -> bytes:
         """Return a log without secrets."""

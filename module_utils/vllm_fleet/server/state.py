@@ -23,6 +23,7 @@ from ..vllm.cli import Known
 
 #: Logs of failed starts that are kept for each container name.
 KEPT_LOGS = 10
+KEY_BYTES = 32
 
 
 class LockTaken(Exception):
@@ -39,54 +40,75 @@ class NodeState:
 
     # -- trust -------------------------------------------------------------------------------------------------
 
+    def damage(self) -> durable.Unreadable | None:
+        """Return why it cannot be read how good the containers are; None where it can, or nothing was noted yet."""
+        try:
+            _ranks(durable.read(self._file) or {}, self._file)
+        except durable.Unreadable as error:
+            return error
+        return None
+
     def trust(self, container: str) -> Trust:
         """Return how good a container is known to be; nodes have it as `ranks` in a file."""
-        ranks = self._read(self.folder / "state.json").get("ranks")
+        ranks = self._memory().get("ranks")
         number = ranks.get(container, 0) if isinstance(ranks, dict) else 0
         return Trust(number) if number in list(Trust) else Trust.UNKNOWN
 
     def note_trust(self, container: str, trust: Trust, existing: tuple[str, ...]) -> None:
-        """Note how good a container is (that only rises), and forget those that are not in ``existing`` any more."""
-        state = self._read(self.folder / "state.json")
-        old = state.get("ranks")
-        ranks = {k: v for k, v in (old if isinstance(old, dict) else {}).items() if k in existing}
+        """Note how good a container is (that only rises), and forget those that are not in ``existing`` any more.
+
+        What cannot be read is written anew only where nothing is lost by it: with one container, or with one that is
+        now known to be as good as any. Raises Unreadable.
+        """
+        try:
+            state = durable.read(self._file) or {}
+            old = _ranks(state, self._file)
+        except durable.Unreadable:
+            if len(set(existing)) > 1 and trust is not Trust.CONFIRMED:
+                raise
+            state, old = {}, None
+        ranks = {k: v for k, v in (old or {}).items() if k in existing}
         # One that failed is below one of which nothing is known, so only what was noted counts.
         ranks[container] = max(int(trust), int(self.trust(container))) if container in ranks else int(trust)
         if ranks != old:  # nearly every run has nothing new to note
-            self.write(self.folder / "state.json", {**state, "ranks": ranks})
+            self.write(self._file, {**state, "ranks": ranks})
 
     def restoring(self) -> str | None:
         """Which container an interrupted ``state: restored`` was to bring back; None when there is none."""
-        found = self._read(self.folder / "state.json").get("restoring")
+        found = self._memory().get("restoring")
         return str(found) if found else None
 
     def note_restoring(self, container: str | None) -> None:
         """Note the beginning of a restore on request, or (None) its end."""
         if self.restoring() != container:
-            state = {k: v for k, v in self._read(self.folder / "state.json").items() if k != "restoring"}
-            self.write(self.folder / "state.json", {**state, **({"restoring": container} if container else {})})
+            self._note("restoring", container)
 
     # -- a server that is stopped to be replaced -------------------------------------------------------------------
 
     def stopping(self) -> tuple[str, str] | None:
         """Return which container a run stopped whose end was not seen: its id, and when Docker had started it."""
-        found = self._read(self.folder / "state.json").get("stopping")
+        found = self._memory().get("stopping")
         return (str(found[0]), str(found[1])) if isinstance(found, list) and len(found) == 2 else None
 
     def note_stopping(self, container: tuple[str, str] | None) -> None:
         """Note that a container is about to be stopped for another one, or (None) that the run came to its end."""
         if self.stopping() != container:
-            state = {k: v for k, v in self._read(self.folder / "state.json").items() if k != "stopping"}
-            self.write(self.folder / "state.json", {**state, **({"stopping": [*container]} if container else {})})
+            self._note("stopping", [*container] if container else None)
 
     # -- secrets' fingerprints ---------------------------------------------------------------------------------
 
     def fingerprint_key(self, *, create: bool) -> bytes:
         """Return the node's key for fingerprints; without ``create`` an ephemeral one when there is none yet."""
         path = self.root / "fingerprint.key"
-        with contextlib.suppress(OSError):
-            return path.read_bytes()
-        key = secrets.token_bytes(32)
+        with contextlib.suppress(FileNotFoundError):
+            if len(key := path.read_bytes()) != KEY_BYTES:
+                raise Refused(
+                    FailureClass.UNKNOWN,
+                    f"{path} has {len(key)} bytes, expected {KEY_BYTES}: secrets could be guessed from what it makes",
+                    "remove it; the next run makes a new one, and takes secrets of recorded releases for changed",
+                )
+            return key
+        key = secrets.token_bytes(KEY_BYTES)
         if create:
             self._write_bytes(path, key)
         return key
@@ -122,7 +144,9 @@ class NodeState:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         path = self.folder / "logs" / f"{stamp}-{container[:12]}.log"
         self._write_bytes(path, data)
-        for old in sorted(path.parent.glob("*.log"))[:-KEPT_LOGS]:
+        # Not this one, whose time may be the oldest: clocks are set back.
+        others = sorted(old for old in path.parent.glob("*.log") if old != path)
+        for old in others[: max(0, len(others) - KEPT_LOGS + 1)]:
             old.unlink(missing_ok=True)
         return path
 
@@ -159,20 +183,34 @@ class NodeState:
                             f"another run holds {self.folder}/lock ({handle.read().strip() or 'unknown'})"
                         ) from None
                     time.sleep(0.2)  # flock has no timed wait; a signal would end the module
-            handle.truncate(0)
-            handle.write(f"pid {os.getpid()}")
-            handle.flush()
+            with contextlib.suppress(OSError):  # who holds it is a help to the reader; a full disk is no reason to stop
+                os.ftruncate(handle.fileno(), 0)
+                os.write(handle.fileno(), f"pid {os.getpid()}".encode())
             yield
 
     # -- files -------------------------------------------------------------------------------------------------
 
+    @property
+    def _file(self) -> Path:
+        return self.folder / "state.json"
+
+    def _memory(self) -> Mapping[str, Any]:
+        """Return what is noted, nothing where that cannot be read: who would remove something asks for `damage`."""
+        with contextlib.suppress(durable.Unreadable):
+            return durable.read(self._file) or {}
+        return {}
+
+    def _note(self, key: str, value: object) -> None:
+        """Note a value beside the rest, or (None) forget it. Raises Unreadable."""
+        state = {k: v for k, v in (durable.read(self._file) or {}).items() if k != key}
+        self.write(self._file, {**state, **({key: value} if value else {})})
+
     @staticmethod
     def _read(path: Path) -> Mapping[str, Any]:
-        try:
-            found = json.loads(path.read_text())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        """Return what a file holds that is asked for again where it is lost."""
+        with contextlib.suppress(durable.Unreadable):
+            return durable.read(path) or {}
+        return {}
 
     def write(self, path: Path, value: Mapping[str, Any]) -> None:
         """Write JSON whole or not at all, readable by its owner alone."""
@@ -184,9 +222,23 @@ class NodeState:
         durable.write(path, data)
 
 
+def _ranks(state: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+    """Return how good containers were noted to be, None where nothing was. Raises Unreadable."""
+    ranks = state.get("ranks")
+    if ranks is not None and not isinstance(ranks, dict):
+        raise durable.Unreadable(errno.EBADMSG, "is damaged", str(path))
+    return ranks
+
+
 def unwritable(error: OSError, folder: str) -> Refused:
     """Return why a file of the project's ``folder`` on the node cannot be written, and what to do."""
     path = str(error.filename or folder)
+    if isinstance(error, durable.Unreadable):
+        return Refused(
+            FailureClass.UNKNOWN,
+            f"{path} cannot be read ({error.strerror})",
+            "see what is wrong with it and its disk, then move it away and run again",
+        )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Refused(
             FailureClass.DISK_FULL, f"there is no space left to write {path}", "free space on that disk, then run again"

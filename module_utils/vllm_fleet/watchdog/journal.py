@@ -88,8 +88,6 @@ def write_whole(path: Path, value: Mapping[str, Any]) -> None:
 
 def read(path: Path) -> dict[str, Any]:
     """Return what a file of JSON holds; empty where it is not there or is broken."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    with contextlib.suppress(durable.Unreadable):
+        return durable.read(path) or {}
+    return {}

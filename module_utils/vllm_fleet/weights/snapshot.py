@@ -15,6 +15,7 @@ huggingface_hub itself checks neither sizes nor hashes of what it finds there (a
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import os
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..common import durable
 from ..common.meter import Meter
 from .layout import Repository, SnapshotError, check_repo_id, check_revision, is_commit
 from .manifest import (
@@ -179,13 +181,12 @@ def _links_manifest(snapshot: Path, commit: str, report: Report) -> Manifest:
 
 def _read_marker(repository: Repository, commit: str) -> dict[str, dict[str, Any]]:
     """Return {path: {blob, size, mtime_ns}} of a marker, empty when there is none that can be read."""
-    try:
-        data = json.loads(repository.marker(commit).read_bytes())
-        if data["format"] == MARKER_FORMAT and data["commit"] == commit:
-            files: dict[str, dict[str, Any]] = data["files"]
-            return files
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    with contextlib.suppress(durable.Unreadable):
+        data = durable.read(repository.marker(commit)) or {}
+        files = data.get("files")
+        right = data.get("format") == MARKER_FORMAT and data.get("commit") == commit and isinstance(files, dict)
+        if files and right and all(isinstance(one, dict) for one in files.values()):
+            return dict(files)
     return {}
 
 

@@ -15,8 +15,8 @@ CHANGED = [Difference("args.max-model-len", 1024, 512)]
 POLICY = [Difference("restart_policy", "no", "always")]
 
 
-def box(ident="c", *, running=True, trust=Trust.CONFIRMED, unused=False):
-    return Existing(ident, running, trust, unused=unused)
+def box(ident="c", *, running=True, trust=Trust.CONFIRMED, unused=False, remembered=True):
+    return Existing(ident, running, trust, unused=unused, remembered=remembered)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +148,22 @@ def test_nothing_to_restart_is_said():
 )
 def test_after_a_failure(previous, current, actions):
     assert plan.on_failure(previous, current).actions == actions
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("trust", [Trust.UNKNOWN, Trust.READY])  # ready: it answers right now
+def test_where_the_memory_cannot_be_read_both_containers_stay(running, trust):
+    current = box(running=running, trust=trust, remembered=False)
+    previous = box("p", running=False, trust=Trust.UNKNOWN, remembered=False)
+    with pytest.raises(plan.Unsure):
+        plan.make("started", CHANGED, current, previous)
+    assert "remove" not in " ".join(plan.make("started", [], current, previous).actions)
+    assert plan.on_failure(previous, current) == plan.Plan((), watch=False)
+    # One alone is kept in any case, and what this run has made and what never ran is known.
+    assert "keep" in plan.make("started", CHANGED, current, None).actions
+    assert "unkeep" in plan.on_failure(previous, box("new", trust=Trust.UNKNOWN)).actions
+    unused = box("n", running=False, trust=Trust.UNKNOWN, unused=True, remembered=False)
+    assert "remove_previous" not in plan.make("started", CHANGED, unused, previous).actions
 
 
 class World:

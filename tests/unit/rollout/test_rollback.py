@@ -170,3 +170,9 @@ def test_the_variables_of_a_record_have_todays_secrets_and_no_preset(recorded, s
 )
 def test_what_overrides_a_record(wanted, current, names):
     assert rollback.overridden(wanted, current, json.dumps) == names
+
+
+def test_a_rollback_does_not_pass_over_a_record_that_cannot_be_read():
+    found = {"target": {"release": 1}, "in_doubt": [2], "image": {"present": True}}
+    said = rollback.problems(found, {"behind": [], "ahead": []}, [], [])
+    assert len(said) == 1 and said[0].startswith("The node's record 000002.json cannot be read")

@@ -171,6 +171,46 @@ def test_a_damaged_record_is_passed_over_and_its_number_not_used_again(kept):
     assert record["release"] == 3
 
 
+def test_what_lies_beside_the_records_harms_nothing(kept, tmp_path):
+    kept.keep(container("c1"), SPEC, frozenset(), {})
+    for name in ("000001 (copy).json", "9.json", "000001.json~", ".000002.json.part", "notes.txt", "1234567890.json"):
+        (kept.folder / name).write_text("{}")
+    (kept.folder / "old").mkdir()
+    (tmp_path / "a file").write_text("")
+    assert [record["release"] for record in kept.all()] == [1]
+    record, before = kept.keep(container("c2"), {**SPEC, "args": {"n": 2}}, frozenset(), {})
+    assert (record["release"], before["release"], kept.unreadable()) == (2, 1, [])
+    assert kept.serving("c2", None)["release"] == 2
+    assert images(tmp_path) == ({"sha256:aa"}, [])
+
+
+def test_a_record_cut_at_any_length_is_unreadable_and_not_absent(kept):
+    kept.keep(container("c1"), SPEC, frozenset(), {})
+    path = kept.folder / "000001.json"
+    whole = path.read_bytes()
+    for length in range(len(whole.rstrip())):
+        path.write_bytes(whole[:length])
+        assert (kept.all(), kept.unreadable(), kept.serving("c1", None)) == ([], [1], None)
+    path.write_bytes(b"[" * 100_000)
+    assert (kept.all(), kept.unreadable()) == ([], [1])
+
+
+@pytest.mark.parametrize(
+    ("unreadable", "goal", "current", "in_doubt"),
+    [
+        ([2], 1, 3, [2]),  # it may be the one before
+        ([1], 2, 3, []),
+        ([4], 2, 3, []),  # came later than what runs
+        ([2], None, 3, [2]),
+        ([3], 2, None, [3]),  # what runs may be this one
+        ([], 1, 2, []),
+    ],
+)
+def test_a_record_that_cannot_be_read_may_be_where_a_rollback_goes(unreadable, goal, current, in_doubt):
+    found = release.in_doubt(unreadable, made(goal) if goal else None, made(current) if current else None)
+    assert found == in_doubt
+
+
 def test_every_image_of_a_record_is_needed_and_a_record_that_does_not_say_is_told(kept, tmp_path):
     kept.keep(container("c1"), SPEC, frozenset(), {})
     other = Releases(NodeState(str(tmp_path), "second"))

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from ansible.module_utils.vllm_fleet.common.refused import Refused
 from ansible.module_utils.vllm_fleet.container.plan import Trust
 from ansible.module_utils.vllm_fleet.server.state import KEPT_LOGS, LockTaken, NodeState
+from ansible.module_utils.vllm_fleet.vllm.cli import Known
 
 
 def test_looking_creates_nothing(tmp_path):
@@ -69,6 +71,71 @@ def test_a_damaged_memory_knows_nothing_and_is_mended(tmp_path, content):
     assert state.trust("a") is Trust.UNKNOWN
     state.note_trust("a", Trust.READY, ("a",))
     assert state.trust("a") is Trust.READY
+
+
+def cut_at_every_length(path):
+    """Damage a file in each way that a broken write could, then put it back."""
+    whole = path.read_bytes()
+    for length in range(len(whole.rstrip())):
+        path.write_bytes(whole[:length])
+        yield
+    path.write_bytes(whole)
+
+
+def test_a_memory_that_cannot_be_read_is_no_empty_one(tmp_path):
+    state = NodeState(str(tmp_path), "vllm")
+    assert state.damage() is None  # nothing was noted yet
+    state.note_trust("old", Trust.CONFIRMED, ("old",))
+    state.note_trust("new", Trust.READY, ("old", "new"))
+    path, both = tmp_path / "vllm" / "state.json", ("old", "new")
+    for _ in cut_at_every_length(path):
+        left = path.read_bytes()
+        assert (state.trust("old"), state.restoring(), state.stopping()) == (Trust.UNKNOWN, None, None)
+        assert state.damage().filename == str(path)
+        for note in (
+            lambda: state.note_trust("new", Trust.READY, both),
+            lambda: state.note_restoring("new"),
+            lambda: state.note_stopping(("old", "now")),
+        ):
+            with pytest.raises(OSError, match="is damaged"):
+                note()
+        assert path.read_bytes() == left  # what a person may still read is not overwritten
+    assert state.damage() is None
+    path.write_bytes(b"[" * 100_000)
+    assert state.damage()
+    # A right answer settles which one is good.
+    state.note_trust("new", Trust.CONFIRMED, both)
+    assert (state.trust("new"), state.damage()) == (Trust.CONFIRMED, None)
+
+
+def test_what_is_asked_for_again_may_be_damaged(tmp_path):
+    state = NodeState(str(tmp_path), "vllm")
+    state.note_failure("c", {"msg": "why"})
+    state.note_flags("sha256:1", Known(frozenset({"port"})))
+    for _ in cut_at_every_length(tmp_path / "vllm" / "failure.json"):
+        assert state.failure("c") is None
+    for _ in cut_at_every_length(tmp_path / "flags" / "1.json"):
+        assert state.flags("sha256:1") is None
+    assert state.flags("sha256:1") is not None and state.failure("c")["msg"] == "why"
+
+
+def test_a_key_that_is_too_short_makes_no_fingerprints(tmp_path):
+    state = NodeState(str(tmp_path), "vllm")
+    key = state.fingerprint_key(create=True)
+    for length in range(32):
+        (tmp_path / "fingerprint.key").write_bytes(key[:length])
+        for create in (True, False):
+            with pytest.raises(Refused, match=f"has {length} bytes, expected 32"):
+                state.fingerprint_key(create=create)
+
+
+def test_the_newest_log_stays_where_the_clock_was_set_back(tmp_path, monkeypatch):
+    state = NodeState(str(tmp_path), "vllm")
+    for number in range(KEPT_LOGS):
+        state.save_log(b"x", f"{number:012}")
+    monkeypatch.setattr("time.gmtime", lambda: (2001, 1, 1, 0, 0, 0, 0, 1, 0))
+    path = state.save_log(b"new", "c" * 12)
+    assert path.read_bytes() == b"new" and len(list(path.parent.glob("*.log"))) == KEPT_LOGS
 
 
 def test_the_fingerprint_key_stays_and_is_roots_alone(tmp_path):
