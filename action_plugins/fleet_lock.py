@@ -6,8 +6,8 @@ the first task that takes it, renews the file and removes it when ansible-playbo
 after SIGKILL. Where that process could not do it either (the controller lost its power), the next run sees that the
 holder is dead (same machine) or has not renewed the file for a lease (another machine), and takes over.
 
-Options: `path` of the file, `lease` in seconds, `takeover` (take it from any holder). On the node runs a shell, and no
-Python, so that it costs little.
+Options: `path` of the file, `lease` in seconds, `takeover` (take it from any holder), `state`: with `kept` it only asks
+whether this run still has it. On the node runs a shell, and no Python, so that it costs little.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ from ansible.utils.display import Display
 
 display = Display()
 
-#: Arguments: file, verb, the line that is expected there, the line of this run. Prints the file's age and its line.
+#: Arguments: file, verb (take, renew, drop; others look), the line that is expected there, the line of this run.
+#: Prints the file's age and its line.
 SCRIPT = """
 set -eu
 mkdir -p -m 0755 "$(dirname "$1")"
 exec 9>>"$1.guard"
 flock -w 20 9
 held=
-[ ! -s "$1" ] || read -r held <"$1"
+[ ! -s "$1" ] || read -r held <"$1" || : # a line that was cut off is somebody's, too
 case $2 in
 take) [ "$held" != "$3" ] || { printf '%s\\n' "$4" >"$1.new"; mv "$1.new" "$1"; held=$4; } ;;
 renew) [ "$held" != "$4" ] || touch "$1" ;;
@@ -119,7 +120,7 @@ class ActionModule(ActionBase):
 
     TRANSFERS_FILES = False
     _supports_check_mode = True
-    _VALID_ARGS = frozenset(("path", "lease", "takeover"))
+    _VALID_ARGS = frozenset(("path", "lease", "takeover", "state"))
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Take it, or say who has it."""
@@ -129,14 +130,17 @@ class ActionModule(ActionBase):
                 "path": {"type": "str", "required": True},
                 "lease": {"type": "float", "default": 120},
                 "takeover": {"type": "bool", "default": False},
+                "state": {"type": "str", "choices": ["held", "kept"], "default": "held"},
             }
         )
-        result.update(changed=False, held=False)
+        result.update(changed=False, held=False, why="")
         if self._task.check_mode:
             return result
         node = str(self._task.delegate_to or (task_vars or {}).get("inventory_hostname", "?"))
         run = os.getppid()  # ansible-playbook itself, whose workers run the tasks
         mine = json.dumps(describe(run))
+        if args["state"] == "kept":
+            return self._kept(result, node, args["path"], run)
         try:
             age, holder, line = self._ask(args["path"], "take", "", mine)
             if self._is(holder, run):
@@ -151,6 +155,7 @@ class ActionModule(ActionBase):
         except AnsibleError as error:
             # Unreachable, or without root's rights there: the task that needs that node has the better message.
             display.warning(f"{node} cannot hold the fleet's lock, going on without it there: {error}")
+            result["why"] = str(error)
             return result
         if line != mine:
             result.update(
@@ -162,6 +167,26 @@ class ActionModule(ActionBase):
             return result
         self._guard(run, args, mine)
         result["held"] = True
+        return result
+
+    def _kept(self, result: dict[str, Any], node: str, path: str, run: int) -> dict[str, Any]:
+        """Say whether this run still has the lock. It is not taken again: what was planned may be so no more."""
+        try:
+            _, holder, line = self._ask(path, "look", "", "")
+        except AnsibleError as error:
+            result["why"] = str(error)
+            return result
+        result["held"] = self._is(holder, run)
+        if not result["held"]:
+            result["why"] = "it is gone"
+        if line and not result["held"]:
+            result.update(
+                failed=True,
+                holder=holder,
+                msg=f"This run has lost the fleet: {say(holder)} holds it now, says {node}. This one did not renew its "
+                "lock in time: its controller slept, or had no connection. What it has done stays; run again when the "
+                "other one has ended.",
+            )
         return result
 
     @staticmethod
