@@ -29,6 +29,7 @@ ALSO_KNOWN = frozenset(
         "hf_token",
         "vllm_fleet_sysfs_root",
         "deploy_done",
+        "fleet_lock_held",
         "deploy_stage",
         "deploy_steps",
         "docker_engine_become",
