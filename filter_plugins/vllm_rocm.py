@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.host import driver_package, repository_key, rocm_work
+from ansible.module_utils.vllm_fleet.host import driver_package, rocm_work
 
 
 def rocm_access(node: Mapping[str, Any], users: Sequence[str], connecting: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,9 +52,7 @@ class FilterModule:
             "rocm_missing_words": rocm_work.missing_words,
             "rocm_newer_driver": driver_package.newer,
             "rocm_not_back": rocm_not_back,
-            "rocm_only_expected_keys": repository_key.only_expected_keys,
             "rocm_package_version": driver_package.version_pattern,
-            "rocm_primary_keys": repository_key.primary_keys,
             "rocm_reboot_reasons": rocm_work.reboot_reasons,
             "rocm_unwritten_words": rocm_work.unwritten_words,
         }

@@ -248,7 +248,7 @@ def test_docker_ce_is_installed_from_a_mirror_and_configured(bed: Bed, docker_ce
         f"Suites: {SUITE}",
         "Components: stable",
         "Architectures: amd64",
-        "Signed-By: /etc/apt/keyrings/docker.asc",
+        "Signed-By: /etc/apt/keyrings/docker.gpg",
     ]
     assert "release o=Docker" in bed.sh("cat /etc/apt/preferences.d/docker")
     info = json.loads(bed.sh("docker info --format '{{json .}}'"))

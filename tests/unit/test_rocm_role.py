@@ -82,7 +82,7 @@ def test_repository_and_packages(rendered, distribution, release):
         f"Suites: {suite}",
         "Components: main",
         "Architectures: amd64",
-        "Signed-By: /etc/apt/keyrings/rocm.asc",
+        "Signed-By: /etc/apt/keyrings/rocm.gpg",
     ]
     kernel = KERNELS[distribution]
     assert got["kernel_packages"] + got["build"] == [
@@ -93,10 +93,10 @@ def test_repository_and_packages(rendered, distribution, release):
     assert amdgpu.driver_release(f"1:6.16.13.{code}-2341068.24.04") == amdgpu.strip_zero(release)
 
 
-def test_the_pin_holds_the_release_and_prefers_amd(rendered):
+def test_the_pin_holds_the_release_and_no_other_package_comes_from_there(rendered):
     stanzas = rendered["ubuntu-24.04_30.30.4"]["pref"].split("\n\n")
     assert "Package: amdgpu-dkms amdgpu-dkms-firmware\nPin: version *.30300400-*[0-9]\nPin-Priority: 1001" in stanzas[0]
-    assert "Package: *\nPin: release o=repo.radeon.com\nPin-Priority: 600" in stanzas[1]
+    assert "Package: *\nPin: release o=repo.radeon.com\nPin-Priority: 100" in stanzas[1]
 
 
 def test_debian_and_ubuntu_are_all_there():

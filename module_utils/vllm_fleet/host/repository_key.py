@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 
 def primary_keys(listing: str) -> list[str]:
-    """Return the fingerprints of the primary keys in what ``gpg --with-colons --show-keys`` printed."""
-    return re.findall(r"(?m)^pub:.*\n(?:.*\n)*?fpr:+([0-9A-F]{40}):", listing)
+    """Return the fingerprints of primary keys, secret ones too, in what ``gpg --with-colons --show-keys`` printed."""
+    return re.findall(r"(?m)^(?:pub|sec):.*\n(?:.*\n)*?fpr:+([0-9A-F]{40}):", listing)
 
 
 def only_expected_keys(primary: Sequence[str], expected: Iterable[str]) -> bool:

@@ -21,7 +21,7 @@ ROLES = (
 )
 
 #: All roles of this project. Beside them may lie somebody else's.
-OWN = (*ROLES, "benchmark", "burnin", "gateway", "rollback", "status", "teardown")
+OWN = (*ROLES, "apt_keyring", "benchmark", "burnin", "gateway", "rollback", "status", "teardown")
 
 #: Right names that stand in no specification: two that several roles read, and what roles note down for later tasks.
 ALSO_KNOWN = frozenset(

@@ -11,7 +11,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.container import daemon_json, engine_lack
-from ansible.module_utils.vllm_fleet.host import repository_key
 
 
 class FilterModule:
@@ -22,7 +21,5 @@ class FilterModule:
         return {
             "docker_engine_described": daemon_json.described,
             "docker_engine_lack": engine_lack.lack,
-            "docker_engine_only_expected_keys": repository_key.only_expected_keys,
-            "docker_engine_primary_keys": repository_key.primary_keys,
             "docker_engine_why_not_root": engine_lack.why_not_root,
         }

@@ -189,7 +189,7 @@ def test_docker_s_own_repository(
     fields = dict(line.split(": ", 1) for line in rendered("docker.sources.j2", known) if not line.startswith("#"))
     assert [fields["URIs"], fields["Suites"], fields["Components"], fields["Architectures"]] == lines
     assert fields["Types"] == "deb"
-    assert fields["Signed-By"] == "/etc/apt/keyrings/docker.asc"
+    assert fields["Signed-By"] == "/etc/apt/keyrings/docker.gpg"
     # The key lies beside the suites, and the packages have the same names everywhere.
     own = of_role("vars")
     assert value(own["__docker_engine_repo_key_url"], known) == f"{lines[0]}/gpg"
@@ -200,6 +200,11 @@ def test_docker_s_own_repository(
         "Package: docker-ce docker-ce-* containerd.io docker-*-plugin",
         "Pin: release o=Docker",
         "Pin-Priority: 500",
+        "",
+        "# No other package of this repository takes the place of one of the distribution.",
+        "Package: *",
+        "Pin: release o=Docker",
+        "Pin-Priority: 100",
     ]
 
 

@@ -21,7 +21,13 @@ def listing(*keys):
 
 @pytest.mark.parametrize(
     ("printed", "keys"),
-    [(listing(FIRST), [FIRST]), (listing(FIRST, SECOND), [FIRST, SECOND]), ("", []), ("gpg: no valid data\n", [])],
+    [
+        (listing(FIRST), [FIRST]),
+        (listing(FIRST, SECOND), [FIRST, SECOND]),
+        (listing(FIRST) + listing(SECOND).replace("pub:", "sec:"), [FIRST, SECOND]),
+        ("", []),
+        ("gpg: no valid data\n", []),
+    ],
 )
 def test_primary_keys_are_told_from_subkeys(printed, keys):
     assert repository_key.primary_keys(printed) == keys
