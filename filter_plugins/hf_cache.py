@@ -10,6 +10,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.vllm.host_variables import bracketed
 from ansible.module_utils.vllm_fleet.weights import prewarm, team
 
 
@@ -67,11 +68,14 @@ def hf_cache_keyed(team_of: Mapping[str, Any], hostvars: Mapping[str, Any]) -> l
 
 
 def hf_cache_seed_address(team_of: Mapping[str, Any], hostvars: Mapping[str, Any]) -> str:
-    """Return the address at which receivers reach the seed: the one given for swarms, one that was found, Ansible's."""
+    """Return the address at which receivers reach the seed: the one given for swarms, one that was found, Ansible's.
+
+    As rsync takes it: IPv6 in brackets.
+    """
     seed = str(team_of["seed"])
     found = (_registered(hostvars, seed, name).get("address") for name in ("seeding", "ready"))
     known = (hostvars[seed].get("hf_cache_swarm_address"), *found, hostvars[seed].get("ansible_host"), seed)
-    return str(next(filter(None, known)))
+    return bracketed(str(next(filter(None, known))))
 
 
 def hf_cache_missed(team_of: Mapping[str, Any], hostvars: Mapping[str, Any], me: str) -> str:

@@ -147,10 +147,8 @@ def _server_place(variables: Variables) -> Options:
 
 def vllm_chat(variables: Variables) -> Options:
     """Return the options of vllm_chat for a server that was verified before: the first of its requests, once more."""
-    bind = variables["vllm_server_bind"]
-    address = "127.0.0.1" if bind in ("0.0.0.0", "::", "localhost") else bind  # noqa: S104  asked, not bound
     return {
-        "url": f"http://{address}:{variables['vllm_server_port']}",
+        "url": host_variables.url(variables["vllm_server_bind"], variables["vllm_server_port"]),
         "model": cli.served_names(_server_args(variables), variables["vllm_server_model"])[0],
         "api_key": variables["vllm_server_api_key"] or None,
         "timeout": variables["vllm_server_verify_timeout"],

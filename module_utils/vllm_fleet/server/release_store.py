@@ -12,7 +12,7 @@ from typing import Any
 
 from ..common import durable
 from ..container.spec import CONTAINER_PORT
-from ..vllm import metrics, readiness
+from ..vllm import host_variables, metrics, readiness
 from ..vllm.endpoint import Endpoint
 from ..weights import layout, snapshot
 from . import release
@@ -147,9 +147,7 @@ def inside_url(spec: Mapping[str, Any]) -> str:
     """Where a server listens inside its container; with the node's own network that is its ``bind`` and ``port``."""
     if spec.get("network_mode") != "host":
         return f"http://127.0.0.1:{CONTAINER_PORT}"
-    bind = str(spec.get("bind") or "127.0.0.1")
-    host = "127.0.0.1" if bind in ("0.0.0.0", "::", "localhost") else bind  # noqa: S104  read, not bound
-    return f"http://{f'[{host}]' if ':' in host else host}:{spec.get('port') or CONTAINER_PORT}"
+    return host_variables.url(str(spec.get("bind") or host_variables.LOOPBACK), spec.get("port") or CONTAINER_PORT)
 
 
 def engine_caches(node: NodeState, records: Sequence[Record]) -> list[str]:

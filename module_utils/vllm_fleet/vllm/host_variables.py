@@ -61,7 +61,11 @@ def listens_on(variables: Mapping[str, Any]) -> tuple[str, int]:
 
 def own_url(variables: Mapping[str, Any]) -> str:
     """Return the URL at which a host reaches its own server, as it runs now."""
-    bind, port = listens_on(variables)
+    return url(*listens_on(variables))
+
+
+def url(bind: str, port: int | str) -> str:
+    """Return the URL at which a node reaches what listens at ``bind``."""
     return f"http://{bracketed(LOOPBACK if bind in (*WILDCARDS, 'localhost') else bind)}:{port}"
 
 

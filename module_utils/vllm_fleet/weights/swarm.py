@@ -131,7 +131,7 @@ def own_address(asked: str, hint: str, toward: str) -> str:
     """
     if asked:
         if not _is_local(asked):
-            raise SwarmError(f"hf_cache_swarm_address {asked} is no address of this node; correct it")
+            raise SwarmError(f"hf_cache_swarm_address {asked} is no IPv4 address of this node; correct it")
         return asked
     try:
         hinted = socket.gethostbyname(hint) if hint else ""

@@ -184,6 +184,7 @@ def test_keyed_are_the_receivers_by_rsync_that_made_a_key() -> None:
         ({"__hf_cache_seeding": {"results": []}, "__hf_cache_ready": {"skipped": True}}, "a"),
         ({"hf_cache_swarm_address": "10.0.0.4", "__hf_cache_seeding": {"address": "10.0.0.3"}}, "10.0.0.4"),
         ({"hf_cache_swarm_address": "", "ansible_host": "192.0.2.1"}, "192.0.2.1"),
+        ({"ansible_host": "fd00::1"}, "[fd00::1]"),  # without brackets rsync takes fd00 for the host
     ],
 )
 def test_the_seed_s_address(variables: dict[str, Any], address: str) -> None:
