@@ -60,7 +60,7 @@ changelog: $(VENV)/test ## Move the fragments into CHANGELOG.md under the versio
 $(VENV)/controller: requirements.txt scripts/venv
 	scripts/venv $(PYTHON) $(VENV) requirements.txt $@
 
-$(VENV)/test: requirements-test.txt requirements.txt scripts/venv
+$(VENV)/test: requirements-test.txt scripts/venv
 	scripts/venv $(PYTHON) $(VENV) requirements-test.txt $@
 
 clean: ## Remove .venv and the tools' caches; nothing of a fleet

@@ -80,6 +80,7 @@ def environment(work: Path) -> tuple[Path, bool]:
     hint = "make a virtual environment (on Debian it needs the package python3-venv)"
     run([sys.executable, "-m", "venv", str(folder)], hint)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--only-binary", ":all:"]
+    pip.append("--require-hashes")
     run([*pip, "--requirement", str(requirements)], "install the converter's pinned requirements")
     finished.touch()
     return python, True

