@@ -7,8 +7,11 @@ import contextlib
 import hashlib
 import http.client
 import http.server
+import importlib.machinery
+import importlib.util
 import json
 import random
+import shlex
 import socket
 import subprocess
 import threading
@@ -196,6 +199,35 @@ def running(
         process.wait()
 
 
+def service_helper(folder: Path) -> Any:
+    """The program that haproxy.service calls, with places in a folder."""
+    loader = importlib.machinery.SourceFileLoader("helper", str(ROLE / "files" / "vllm-fleet-gateway"))
+    spec = importlib.util.spec_from_loader("helper", loader)
+    assert spec
+    found = importlib.util.module_from_spec(spec)
+    loader.exec_module(found)
+    found.SOCKET, found.STATE, found.PROGRAM = str(folder / "haproxy.sock"), str(folder / "state"), PROGRAM
+    found.CONFIGURATION = tuple(str(folder / name) for name in ("secrets.cfg", "gateway.cfg"))
+    return found
+
+
+def helper_program(folder: Path, program: str) -> str:
+    """What that program runs to check configurations with one of haproxy_program.PROGRAMS."""
+    script = folder / "haproxy"
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(haproxy_program.words(program, [folder, ROLE / "files"]))} "$@"\n')
+    script.chmod(0o700)
+    return str(script)
+
+
+def certificate(folder: Path) -> Path:
+    """A certificate with its key, made for a folder."""
+    both, key = folder / "both.pem", folder / "key.pem"
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=gateway"
+    subprocess.run(["openssl", *words.split(), "-keyout", key, "-out", both], check=True, stderr=subprocess.DEVNULL)
+    both.write_text(both.read_text() + key.read_text())
+    return both
+
+
 def ask(
     port: int, path: str, method: str = "GET", body: bytes | None = None, **headers: str
 ) -> tuple[int, str, dict[str, str]]:
@@ -223,6 +255,38 @@ def begin(port: int, key: str, **more: Any) -> socket.socket:
     return client
 
 
+def form(size: int) -> bytes:
+    """An upload of sound."""
+    parts = [
+        b'form-data; name="model"\r\n\r\nacme/small',
+        b'form-data; name="file"; filename="a.wav"\r\n\r\n' + b"\0" * size,
+    ]
+    return b"".join(b"--B\r\nContent-Disposition: " + part + b"\r\n" for part in parts) + b"--B--\r\n"
+
+
+def said(size: int, **more: Any) -> bytes:
+    """A chat of so many letters."""
+    return json.dumps({"model": "acme/small", "messages": [{"role": "user", "content": "x" * size}], **more}).encode()
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'iVBORw0K' * 20_000}"}}
+SEEN = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, PICTURE]}]
+CHAT = "/v1/chat/completions"
+#: Path, body, and whether it goes in chunks.
+REQUESTS = {
+    "short": (CHAT, said(10), False),
+    "200 kB": (CHAT, said(200_000), False),
+    "5 MB": (CHAT, said(5_000_000), False),
+    "chunks": (CHAT, said(1000), True),
+    "5 MB in chunks": (CHAT, said(5_000_000), True),
+    "a picture": (CHAT, json.dumps({"model": "acme/small", "messages": SEEN}).encode(), False),
+    "embeddings": ("/v1/embeddings", json.dumps({"model": "acme/small", "input": ["a", "b" * 9000]}).encode(), False),
+    "responses": ("/v1/responses", json.dumps({"model": "acme/small", "input": SEEN}).encode(), False),
+    "sound": ("/v1/audio/transcriptions", form(100_000), False),
+    "much sound": ("/v1/audio/translations", form(5_000_000), True),
+}
+
+
 class Echo(http.server.ThreadingHTTPServer):
     """A server of one model that says what reached it. ``delay`` is what it takes for a chat; ``status`` its answer."""
 
@@ -232,6 +296,7 @@ class Echo(http.server.ThreadingHTTPServer):
     def __init__(self, name: str, *models: str, key: str = "", port: int = 0, bind: str = "127.0.0.1") -> None:
         self.name, self.models, self.key = name, models, key
         self.delay, self.status, self.chats = 0.0, 200, 0
+        self.paths: list[str] = []
         #: Chunks of its next answers, instead of what reached it.
         self.parts: list[str] = []
         super().__init__((bind, port), EchoAnswer)
@@ -271,6 +336,7 @@ class EchoAnswer(http.server.BaseHTTPRequestHandler):
         else:
             body = self.body()
             self.server.chats += 1
+            self.server.paths.append(self.path)
             time.sleep(self.server.delay)
             told = {
                 "server": self.server.name,

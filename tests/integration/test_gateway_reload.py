@@ -7,16 +7,12 @@ import base64
 import contextlib
 import hashlib
 import http.client
-import importlib.machinery
-import importlib.util
 import itertools
 import json
 import re
-import shlex
 import shutil
 import socket
 import ssl
-import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -26,7 +22,19 @@ from typing import Any
 
 import haproxy_program
 import pytest
-from gateway_scene import PROGRAM, ROLE, Echo, Gateway, ask, free_ports, render, running, until
+from gateway_scene import (
+    REQUESTS,
+    Echo,
+    Gateway,
+    ask,
+    certificate,
+    free_ports,
+    helper_program,
+    render,
+    running,
+    service_helper,
+    until,
+)
 
 from ansible.module_utils.vllm_fleet.gateway import haproxy
 
@@ -36,24 +44,7 @@ KEY = "fleet-key-of-the-servers"
 @pytest.fixture
 def helper(tmp_path: Path) -> Any:
     """The program that the service calls, with places of the test."""
-    loader = importlib.machinery.SourceFileLoader("helper", str(ROLE / "files" / "vllm-fleet-gateway"))
-    spec = importlib.util.spec_from_loader("helper", loader)
-    assert spec
-    found = importlib.util.module_from_spec(spec)
-    loader.exec_module(found)
-    found.SOCKET, found.STATE, found.PROGRAM = str(tmp_path / "haproxy.sock"), str(tmp_path / "state"), PROGRAM
-    found.FOLDER = tmp_path
-    found.CONFIGURATION = tuple(str(tmp_path / name) for name in ("secrets.cfg", "gateway.cfg"))
-    return found
-
-
-def use(helper: Any, program: str) -> None:
-    """Have the helper check configurations with one of PROGRAMS."""
-    script = helper.FOLDER / "haproxy"
-    words = haproxy_program.words(program, [helper.FOLDER, ROLE / "files"])
-    script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
-    script.chmod(0o700)
-    helper.PROGRAM = str(script)
+    return service_helper(tmp_path)
 
 
 @pytest.fixture
@@ -121,38 +112,6 @@ def test_an_older_configuration_is_taken_over_under_load(helper: Any, echoes: li
         until(lambda: chat(port, "again")[0] == 200, "it serves")
 
 
-def form(size: int) -> bytes:
-    """An upload of sound."""
-    parts = [
-        b'form-data; name="model"\r\n\r\nacme/small',
-        b'form-data; name="file"; filename="a.wav"\r\n\r\n' + b"\0" * size,
-    ]
-    return b"".join(b"--B\r\nContent-Disposition: " + part + b"\r\n" for part in parts) + b"--B--\r\n"
-
-
-def said(size: int, **more: Any) -> bytes:
-    """A chat of so many letters."""
-    return json.dumps({"model": "acme/small", "messages": [{"role": "user", "content": "x" * size}], **more}).encode()
-
-
-PICTURE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'iVBORw0K' * 20_000}"}}
-SEEN = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, PICTURE]}]
-CHAT = "/v1/chat/completions"
-#: Path, body, and whether it goes in chunks.
-REQUESTS = {
-    "short": (CHAT, said(10), False),
-    "200 kB": (CHAT, said(200_000), False),
-    "5 MB": (CHAT, said(5_000_000), False),
-    "chunks": (CHAT, said(1000), True),
-    "5 MB in chunks": (CHAT, said(5_000_000), True),
-    "a picture": (CHAT, json.dumps({"model": "acme/small", "messages": SEEN}).encode(), False),
-    "embeddings": ("/v1/embeddings", json.dumps({"model": "acme/small", "input": ["a", "b" * 9000]}).encode(), False),
-    "responses": ("/v1/responses", json.dumps({"model": "acme/small", "input": SEEN}).encode(), False),
-    "sound": ("/v1/audio/transcriptions", form(100_000), False),
-    "much sound": ("/v1/audio/translations", form(5_000_000), True),
-}
-
-
 def send(port: int, path: str, body: bytes, *, chunked: bool) -> tuple[int, str]:
     """Status of an answer, and the sum of the body that arrived."""
     kind = "multipart/form-data; boundary=B" if "audio" in path else "application/json"
@@ -172,7 +131,7 @@ def send(port: int, path: str, body: bytes, *, chunked: bool) -> tuple[int, str]
 @pytest.mark.parametrize("program", haproxy_program.PROGRAMS)
 def test_requests_of_all_kinds_over_a_change_of_the_balance(helper: Any, tmp_path: Path, program: str) -> None:
     """Each arrives whole, by either way to choose a server, and while HAProxy is reloaded."""
-    use(helper, program)
+    helper.PROGRAM = helper_program(tmp_path, program)
     port, stats = free_ports(2)
     made = [Echo("n1", "acme/small", key=KEY), Echo("n2", "acme/small", key=KEY), Echo("big3", "acme/large", key=KEY)]
     hosts = {one.name: one.host for one in made}
@@ -367,16 +326,11 @@ def test_a_new_key_and_name_over_a_reload_with_servers_replaced_one_by_one(helpe
 def test_a_client_that_offers_http2_gets_http1_and_a_connection_for_each_request(
     echoes: list[Echo], tmp_path: Path, program: str
 ) -> None:
-    """HTTP/2 connections end with GOAWAY at a reload, and common clients then lose what is open on them."""
-    (port, stats), certificate, key = free_ports(2), tmp_path / "both.pem", tmp_path / "key.pem"
-    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=gateway"
-    subprocess.run(
-        ["openssl", *words.split(), "-keyout", key, "-out", certificate], check=True, stderr=subprocess.DEVNULL
-    )
-    certificate.write_text(certificate.read_text() + key.read_text())
+    """Without gateway_http2."""
+    (port, stats), pem = free_ports(2), certificate(tmp_path)
     given = {"gateway_port": port, "gateway_local_offset": 1, "gateway_stats_port": stats}
-    render(tmp_path, {one.name: one.host for one in echoes}, gateway_certificate=str(certificate), **given)
-    context = ssl.create_default_context(cafile=certificate)
+    render(tmp_path, {one.name: one.host for one in echoes}, gateway_certificate=str(pem), **given)
+    context = ssl.create_default_context(cafile=pem)
     context.check_hostname = False
     context.set_alpn_protocols(["h2", "http/1.1"])
     body = json.dumps({"messages": [{"role": "user", "content": "hi"}]})

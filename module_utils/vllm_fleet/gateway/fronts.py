@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..vllm.host_variables import truth
+
 # One segment after the other, without escapes and without dots that climb. The end says whether more may follow.
 SEGMENTS = r"(/[A-Za-z0-9_:@~-][A-Za-z0-9._:@~-]*)+"
 # A name with these would end the quotes that it stands in, in the configuration or in a body.
@@ -221,6 +223,16 @@ def known_models(pools: Iterable[Mapping[str, Any]]) -> str:
 def form_field(names: Iterable[str]) -> str:
     """Return the expression that finds one of ``names`` as the field `model` of a form, as uploads of sound have it."""
     return rf'name="?model"?\r\n([^\r\n]+\r\n)*\r\n({"|".join(map(re.escape, names))})\r\n'
+
+
+def odd_http2(http2: Any, certificate: Any) -> list[str]:
+    """Return what is wrong with gateway_http2, as sentences."""
+    if not truth(http2) or certificate:
+        return []
+    return [
+        "gateway_http2 is true, but there is no gateway_certificate, and clients agree on HTTP/2 only within TLS: set "
+        "gateway_certificate, or gateway_http2: false."
+    ]
 
 
 def server_ids(names: Iterable[str]) -> dict[str, int]:

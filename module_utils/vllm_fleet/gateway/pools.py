@@ -242,7 +242,7 @@ def _name_aliases(pools: list[dict[str, Any]], aliases: Mapping[str, Any]) -> No
 def client_problems(
     hostvars: Mapping[str, Any], hosts: Iterable[str], gateway: str, given: Mapping[str, Any]
 ) -> list[str]:
-    """Return what is wrong with the gateway_keys, _paths, _split, _aliases and _buffer_size of ``given``, as sentences.
+    """Return what is wrong with gateway_keys, _paths, _split, _aliases, _http2, _buffer_size in ``given``, as sentences.
 
     ``given`` are all variables of the gateway. What may change until its turn, or is a server's, is left out.
     """
@@ -263,6 +263,7 @@ def client_problems(
         *listeners.same_names(made, split),
         *listeners.odd_splits(made, split),
         *listeners.odd_aliases(made, given["gateway_aliases"]),
+        *listeners.odd_http2(given["gateway_http2"], given["gateway_certificate"]),
         *room.problems(int(given["gateway_buffer_size"]), behind["fronts"]),
     ]
 

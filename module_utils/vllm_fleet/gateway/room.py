@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..vllm.host_variables import truth
 from . import fronts as listeners
 
 #: Bytes: the default of HAProxy. Below it, heads that browsers and proxies send are 400.
@@ -40,7 +41,8 @@ def problems(size: int, fronts: Iterable[Mapping[str, Any]]) -> list[str]:
 def too_little_memory(gateway: str, memory: int, variables: Mapping[str, Any]) -> str:
     """Return why the buffers of all connections do not fit into ``memory`` bytes, as a sentence; else empty.
 
-    ``variables`` are the gateway's. Counted is one buffer for each connection, as while all send their requests.
+    ``variables`` are the gateway's. Counted is one buffer for each connection, as while all send their requests; two
+    with gateway_http2.
     """
     size, connections = (
         int(variables.get(name, default))
@@ -49,6 +51,8 @@ def too_little_memory(gateway: str, memory: int, variables: Mapping[str, Any]) -
     ports = variables.get("gateway_ports")
     # With fewer ports than models there is a common one besides; that is not known here.
     takes = size * connections * (len(ports) or 1 if isinstance(ports, Mapping) else 1)
+    # What the role allows there (tune.buffers.limit).
+    takes *= 2 if truth(variables.get("gateway_http2")) else 1
     if not memory or takes <= memory:
         return ""
     return (

@@ -48,6 +48,7 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "gateway_entries": servers.entries,
+            "gateway_http2_problems": fronts.odd_http2,
             "gateway_key_map": keys.key_map,
             "gateway_key_variable": generations.variable,
             "gateway_kept_pools": kept_pools,

@@ -241,6 +241,8 @@ def test_what_is_wrong_with_clients_is_known_from_the_inventory():
         "gateway_paths": ["x"],
         "gateway_split": {"chat": {"org/m": 100}},
         "gateway_aliases": {"gpt": "org/x"},
+        "gateway_http2": "true",
+        "gateway_certificate": "",
         "gateway_buffer_size": 8192,
     }
     hostvars = {"n1": host("n1"), "n2": host("n2", vllm_server_model=""), "gw": {"inventory_hostname": "gw"}}
@@ -250,6 +252,7 @@ def test_what_is_wrong_with_clients_is_known_from_the_inventory():
         "gateway_paths",
         "gateway_split:",
         "gateway_aliases:",
+        "gateway_http2",
         "gateway_buffer_size",
     ]
     keys = [{"name": "a", "key": "k", "models": ["gpt"]}]
@@ -259,6 +262,7 @@ def test_what_is_wrong_with_clients_is_known_from_the_inventory():
         "gateway_paths": [],
         "gateway_split": {},
         "gateway_aliases": {"gpt": "org/m"},
+        "gateway_certificate": "/etc/ssl/gateway.pem",
         "gateway_buffer_size": 16384,
     }
     assert pools.client_problems(hostvars, ["n1", "n2"], "gw", fine) == []

@@ -44,4 +44,6 @@ def test_the_buffers_of_all_connections_must_fit_into_the_memory():
         "gw has 2147 MB of memory, and requests may take 2621 MB: gateway_maxconn is 20000 for each port, "
         "gateway_buffer_size is 131072. Lower one of them."
     )
+    assert room.too_little_memory("gw", 1 << 30, {}) == ""
+    assert "may take 1073 MB" in room.too_little_memory("gw", 1_000_000_000, {"gateway_http2": "yes"})
     assert room.too_little_memory("gw", 1 << 30, {"gateway_ports": {"a": 1, "b": 2, "c": 3}})
