@@ -70,6 +70,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible.module_utils.vllm_fleet.common import names
 from ansible.module_utils.vllm_fleet.watchdog import history
 
 
@@ -84,6 +85,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
+    if wrong := names.wrong_container(params["name"]):
+        module.fail_json(msg=f"{wrong}. Correct vllm_server_name.")
     folder = Path(params["state_dir"], params["name"], "events")
     lines: list[str] = []
     try:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ..common import names
 from ..vllm import cli
 from ..weights import layout
 from . import fields, mounts
@@ -34,7 +35,6 @@ _SECRET_NAME = re.compile(
     r"(?:(?:^|_)(?:TOKEN|KEY|SECRET)|(?:API|ACCESS|PRIVATE|SECRET)KEY|PASSWORD|PASSWD|CREDENTIALS?)$", re.I
 )
 
-_CONTAINER_NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$")
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 #: What Linux gives a process for one variable (MAX_ARG_STRLEN).
 _MAX_TEXT = 128 << 10
@@ -153,8 +153,8 @@ def build(
     ``engine_cache``: folder on the node for the engine's compile caches. ``shutdown_timeout`` says that the image's
     vLLM knows ``--shutdown-timeout`` (since 0.18).
     """
-    if not _CONTAINER_NAME.match(options.name):
-        raise SpecError(f"name: expected a container name ([a-zA-Z0-9][a-zA-Z0-9_.-]+), got {options.name!r}")
+    if wrong := names.wrong_container(options.name):
+        raise SpecError(wrong)
     check_model(options.model)
     bind = _address(options.bind, published=options.network_mode != "host")
     if not 1 <= options.port <= 65535:

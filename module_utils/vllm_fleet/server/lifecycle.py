@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..common import names
 from ..common.failure import Failure, FailureClass
 from ..common.refused import Refused
 from ..container.engine import ENGINE_RETRY_TIMEOUT, Engine, EngineError, EngineUnavailable
@@ -382,6 +383,9 @@ def perform(
 
     ``secrets`` are further words that no result may show; ``kind`` is the lifecycle, another one for a replica's rank.
     """
+    if wrong := names.wrong_container(params["name"]):
+        why = Refused(FailureClass.BAD_ARGUMENT, wrong, "correct vllm_server_name; nothing was touched")
+        return result.nothing(params["name"], params["reported_host"] or socket.gethostname(), why)
     hidden = {*secrets, *(params[name] for name in ("api_key", "hf_token") if params[name])}
     host = params["reported_host"] or socket.gethostname()
     token = params["watch_token"]

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..common import names
+from ..common.failure import FailureClass
+from ..common.refused import Refused
 from ..container import compare
 from ..container.engine import Engine
 from . import release
@@ -15,6 +18,8 @@ from .state import NodeState
 
 def gather(engine: Engine, name: str, state_dir: str, to: int | None) -> dict[str, Any]:
     """Return the result of vllm_release_info; ``to`` is the release that a rollback is to go to, if one is named."""
+    if wrong := names.wrong_container(name):
+        raise Refused(FailureClass.BAD_ARGUMENT, wrong, "correct vllm_server_name; nothing was touched")
     node = NodeState(state_dir, name)
     kept = Releases(node)
     records = kept.all()

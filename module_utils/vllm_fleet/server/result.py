@@ -7,7 +7,7 @@ import contextlib
 from dataclasses import asdict
 from typing import Any
 
-from ..common.failure import Failure, FailureClass
+from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container import compare
 from ..container.engine import EngineError
@@ -28,11 +28,15 @@ ENGINE_REMEDY = (
 
 def no_engine(name: str, host: str, error: Exception) -> dict[str, Any]:
     """Return the result of a run that found no Docker engine."""
-    failure = Failure(FailureClass.UNKNOWN, str(error), remedy=ENGINE_REMEDY)
+    return nothing(name, host, Refused(FailureClass.UNKNOWN, str(error), ENGINE_REMEDY))
+
+
+def nothing(name: str, host: str, why: Refused) -> dict[str, Any]:
+    """Return the result of a run that did not come to ask Docker."""
     return {
         "failed": True,
-        "msg": f"{host}, container {name}: {error}. {ENGINE_REMEDY[:1].upper()}{ENGINE_REMEDY[1:]}.",
-        "failure": failure.as_result(),
+        "msg": why.failure.sentence(f"{host}, container {name}"),
+        "failure": why.failure.as_result(),
         **{"changed": False, "rolled_back": False, "confirmed": False, "elapsed": 0.0},
         **{key: [] for key in ("actions", "differences", "stages", "notes")},
         **dict.fromkeys(("container", "spec", "downtime", "log_file")),

@@ -31,6 +31,8 @@ RESERVED_FLAGS = {
 REPLICA_GUARD = "/opt/vllm-fleet/replica_guard.py"
 
 _NUMBER = re.compile(r"^-\d")
+#: What argparse takes for a number and not for a flag.
+_NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")
 #: Short spellings that vLLM accepts for a flag, mapped to the long one (vLLM 0.32.0 engine/arg_utils.py).
 _SHORT = {
     "-tp": "tensor-parallel-size",
@@ -136,7 +138,14 @@ def _value(name: str, value: object) -> FlagValue | None:
     if isinstance(value, (list, tuple)):
         if any(isinstance(item, (Mapping, list, tuple)) for item in value):
             return json.dumps(list(value), sort_keys=True, separators=(",", ":"))
-        return [_scalar(item) for item in value]
+        words = [_scalar(item) for item in value]
+        # The words follow the flag, so one of these would be a flag of its own: also one that the module sets itself.
+        for word in words:
+            if len(word) > 1 and word.startswith("-") and not _NEGATIVE.fullmatch(word):
+                raise CommandError(
+                    f"args: {name}: {word!r} in a list would be read as a flag; give it as a key of args"
+                )
+        return words
     if isinstance(value, (str, int, float)):
         return _scalar(value)
     raise CommandError(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..common import durable
+from ..common import durable, names
 from . import places, unit
 
 #: Options of the module vllm_watchdog.
@@ -96,6 +96,8 @@ class Node:
 
 def perform(params: Mapping[str, Any], *, check_mode: bool, node: Node | None = None) -> dict[str, Any]:
     """Do on this node what the checked options of vllm_watchdog ask, and return the module's result."""
+    if wrong := names.wrong_container(params["name"]):
+        return {"failed": True, "msg": f"{wrong}. Correct vllm_server_name; nothing was touched."}
     node = node or Node(params["name"])
     present = params["state"] == "present"
     if not node.at(BOOTED).is_dir():

@@ -188,12 +188,22 @@ def _decode(data: bytes, at: int, spans: dict[bytes, tuple[int, int]]) -> tuple[
     return data[colon + 1 : end], end
 
 
+_BLOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def _blob(path: list[bytes]) -> str:
+    """Return the name of a file of a torrent: one word in its folder, for aria2 runs as root."""
+    if len(path) != 1 or not _BLOB.fullmatch(path[0].decode()):
+        raise ValueError(f"{path[:3]!r} is no name of a blob")
+    return path[0].decode()
+
+
 def read_torrent(data: bytes) -> Torrent:
     """Parse a torrent of several files in one folder; raise SwarmError when it is none."""
     spans: dict[bytes, tuple[int, int]] = {}
     try:
         found, _end = _decode(data, 0, spans)
-        files = tuple((item[b"path"][0].decode(), int(item[b"length"])) for item in found[b"info"][b"files"])
+        files = tuple((_blob(item[b"path"]), int(item[b"length"])) for item in found[b"info"][b"files"])
         low, high = spans[b"info"]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise SwarmError(f"the torrent cannot be read ({error!r}); run again") from error

@@ -51,6 +51,10 @@ def test_the_old_entry_module_gets_the_model_as_a_flag():
     ]
 
 
+def test_a_negative_number_in_a_list_is_a_number():
+    assert cli.normalise_args({"x": [-1, "-0.5", "-"]}) == {"x": ["-1", "-0.5", "-"]}
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -60,6 +64,12 @@ def test_the_old_entry_module_gets_the_model_as_a_flag():
         ({"hf-token": "hf_x"}, "option 'hf_token'"),
         ({"max-model-len": 1, "max_model_len": 2}, "same flag --max-model-len"),
         ({"x": object()}, "expected text"),
+        (
+            {"served-model-name": ["m", "--host", "0.0.0.0", "--api-key", "x"]},
+            "'--host' in a list would be read as a flag",
+        ),
+        ({"served-model-name": ["m", "-q"]}, "'-q' in a list would be read as a flag"),
+        ({"x": ["1", "-1x"]}, "'-1x' in a list would be read as a flag"),
     ],
 )
 def test_refusals_name_the_flag_and_the_way_out(args, says):

@@ -53,6 +53,14 @@ def test_a_torrent_tells_its_hash_and_its_files_in_order() -> None:
         torrent.select(["f11"])
 
 
+def test_a_file_that_is_no_blob_of_the_folder_makes_no_torrent() -> None:
+    for path in ("11:../../etc/x", "6:/etc/x", "2:..", "0:", "1:a1:b", "3:a\nb", "9:blobs/abc"):
+        data = f"d4:infod5:filesld6:lengthi1e4:pathl{path}eeeee".encode()
+        with pytest.raises(torrents.SwarmError, match="cannot be read"):
+            torrents.read_torrent(data)
+    assert torrents.read_torrent(b"d4:infod5:filesld6:lengthi1e4:pathl3:abceeeee").files == (("abc", 1),)
+
+
 @pytest.mark.parametrize("data", [b"", b"d4:infoi1ee", b"not a torrent", b"d8:announce3:xyz", b"i12e"])
 def test_what_is_no_torrent_is_refused(data: bytes) -> None:
     with pytest.raises(torrents.SwarmError, match="cannot be read"):
