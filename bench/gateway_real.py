@@ -1,8 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What gateway_balance does for two real vLLM engines (CPU) with prefix caching, as their own metrics count it.
 
-Part of gateway.py --real. Needs the image and the model that `make deploy` leaves. Each engine has half of the cores,
-and a cache that holds somewhat more than half of what all conversations say: what a GPU's cache is to a model's users.
+    python bench/gateway_real.py [RUNS]
+
+Also part of gateway.py --real. Needs the image and the model that `make deploy` leaves. Each engine has half of the
+cores.
+
+What a gateway can win with two servers: a conversation that goes to any of them is on the right one every second time.
+Where each cache holds all conversations, the other one has it soon, too, and a conversation is computed twice instead
+of once, however long it is. So each cache holds somewhat more than half of the conversations: all servers together
+have room for all of them, and no server has, as with GPUs and the users of a model. Each conversation begins with a
+long text, and then asks short questions about it.
 """
 
 from __future__ import annotations
@@ -13,6 +21,7 @@ import os
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +30,12 @@ import gateway as bench
 sys.path += [str(bench.ROOT / "tests" / "real"), str(bench.ROOT)]
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 
-#: Conversations of 300 to 550 tokens, of which 110 are a system prompt that all share.
-TALK = bench.Talk(conversations=12, turns=4, system_prompts=1, system=200, first=300, said=100)
+#: Conversations of some 600 to 820 tokens, of which 40 are a system prompt that all share.
+TALK = bench.Talk(conversations=16, turns=10, system_prompts=1, system=60, first=1000, said=10)
 #: Seconds between two turns; an engine takes one or two for a prompt that it does not know, so it is saturated.
 PAUSE = (0.5, 2.0)
-#: Blocks of 32 tokens, the smallest on a CPU: room for 8 of the 12 conversations.
-ARGUMENTS = {"enable-prefix-caching": True, "block-size": 32, "num-gpu-blocks-override": 115, "max-num-seqs": 8}
+#: Blocks of 32 tokens, the smallest on a CPU: room for 9 of the 16 conversations at their end.
+ARGUMENTS = {"enable-prefix-caching": True, "block-size": 32, "num-gpu-blocks-override": 234, "max-num-seqs": 8}
 COUNTERS = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
 
 
@@ -50,7 +59,7 @@ def counters(ports: list[int]) -> list[float]:
     return [sum(float(line[-1]) for line in lines if line and line[0].startswith(name)) for name in COUNTERS]
 
 
-def measure(ports: list[int]) -> dict[str, Any]:
+def measure(ports: list[int], plan: bench.Talk = TALK) -> dict[str, Any]:
     """All modes in front of these servers, each from empty caches."""
     from local_inventory import LOCAL  # noqa: PLC0415
 
@@ -66,14 +75,14 @@ def measure(ports: list[int]) -> dict[str, Any]:
             fetch(port, "/reset_prefix_cache", "POST")
         with bench.gateway(hosts, mode) as (port, _):
             before = counters(ports)
-            first, seconds = asyncio.run(bench.talk(port, mode, TALK, PAUSE, **request))
+            first, seconds = asyncio.run(bench.talk(port, mode, plan, PAUSE, **request))
             asked, hit = (after - one for after, one in zip(counters(ports), before, strict=True))
         rows[mode] = {"saturated": bench.row(first, seconds, hit / asked)}
     return rows
 
 
-def run() -> dict[str, Any]:
-    """Start two engines, measure, remove them; SystemExit where there is nothing to start."""
+def run(runs: int = 3) -> list[dict[str, Any]]:
+    """Start two engines, measure and print as often, remove them; SystemExit where there is nothing to start."""
     import docker  # noqa: PLC0415
     from local_inventory import CACHE, LOCAL, PRESET  # noqa: PLC0415
     from vllm_server_tools import Server  # noqa: PLC0415
@@ -108,8 +117,18 @@ def run() -> dict[str, Any]:
         try:
             with ThreadPoolExecutor() as pool:
                 list(pool.map(start, servers, range(len(servers))))
-            return measure([server.port for server in servers])
+            found = []
+            for number in range(runs):
+                found.append(measure([server.port for server in servers], replace(TALK, seed=TALK.seed + number)))
+                print(f"In front of two real engines (CPU), run {number + 1} of {runs}", flush=True)
+                bench.show(found[-1])
+            return found
         finally:
             for server in servers:
                 server.close()
             client.close()
+
+
+if __name__ == "__main__":
+    bench.prepare()
+    run(*map(int, sys.argv[1:]))

@@ -242,7 +242,8 @@ def _name_aliases(pools: list[dict[str, Any]], aliases: Mapping[str, Any]) -> No
 def client_problems(
     hostvars: Mapping[str, Any], hosts: Iterable[str], gateway: str, given: Mapping[str, Any]
 ) -> list[str]:
-    """Return what is wrong with gateway_keys, _paths, _split, _aliases, _http2, _buffer_size in ``given``, as sentences.
+    """Return what is wrong with gateway_keys, _paths, _split, _aliases, _http2 and _buffer_size of ``given``, as
+    sentences.
 
     ``given`` are all variables of the gateway. What may change until its turn, or is a server's, is left out.
     """
