@@ -34,8 +34,8 @@ import plugin_utils  # noqa: F401 - finds vllm_fleet
 TALK = bench.Talk(conversations=16, turns=10, system_prompts=1, system=60, first=1000, said=10)
 #: Seconds between two turns; an engine takes one or two for a prompt that it does not know, so it is saturated.
 PAUSE = (0.5, 2.0)
-#: Blocks of 32 tokens, the smallest on a CPU: room for 9 of the 16 conversations at their end.
-ARGUMENTS = {"enable-prefix-caching": True, "block-size": 32, "num-gpu-blocks-override": 234, "max-num-seqs": 8}
+#: Blocks of 32 tokens, the smallest on a CPU: room for 8 of the 16 conversations at their end.
+ARGUMENTS = {"enable-prefix-caching": True, "block-size": 32, "num-gpu-blocks-override": 220, "max-num-seqs": 8}
 COUNTERS = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
 
 
