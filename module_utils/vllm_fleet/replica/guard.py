@@ -33,6 +33,8 @@ ENDING = "ending, so that all ranks start again together"
 RETRY, SAY = 0.5, 30.0
 #: Seconds for a connection to say who it is.
 HELLO_TIMEOUT = 5.0
+#: Connections that have not said yet who they are; with more of them the oldest goes.
+UNKNOWN = 32
 #: Seconds that a server has to end after SIGTERM when its replica is broken; it cannot answer any more.
 GRACE = 5.0
 #: A silent link is tested after 5 s and given up 3 tests of 2 s later: a node without power says no goodbye.
@@ -64,6 +66,8 @@ class Guard:
         self.options, self.command = options, list(command)
         self.child: subprocess.Popen[bytes] | None = None
         self.links: dict[int, socket.socket] = {}
+        #: Who has not said yet who it is: until when it may, and from where it comes.
+        self.unknown: dict[socket.socket, tuple[float, str]] = {}
         self.server: socket.socket | None = None
         self.stopping = False
         self._wake_read, self._wake_write = os.pipe()
@@ -102,34 +106,48 @@ class Guard:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind((options.head, options.port))
         server.listen(64)
-        server.settimeout(RETRY)
+        server.setblocking(False)
         said = -SAY
         while len(self.links) < options.size - 1 and not self.stopping:
             if time.monotonic() - said >= SAY:
                 said = time.monotonic()
                 missing = [str(r) for r in range(1, options.size) if r not in self.links]
                 say(options, f"waiting for rank {', '.join(missing)} at {options.head}:{options.port}")
-            self._accept(server)
+            self._hear(server)
             self._drop_lost()
+        for link in self.unknown:
+            link.close()
         for rank, link in self.links.items():
             self._tell(rank, link)
 
-    def _accept(self, server: socket.socket) -> None:
-        try:
-            link, peer = server.accept()
-        except TimeoutError:
-            return
+    def _hear(self, server: socket.socket) -> None:
+        """Take what comes: a connection, or the word of one that has not said who it is. None holds up another."""
+        with selectors.DefaultSelector() as selector:
+            for one in (server, *self.unknown):
+                selector.register(one, selectors.EVENT_READ)
+            ready = [key.fileobj for key, _ in selector.select(RETRY)]
+        now = time.monotonic()
+        for link, (until, peer) in list(self.unknown.items()):
+            if link in ready or now >= until or len(self.unknown) > UNKNOWN:
+                del self.unknown[link]
+                self._admit(link, peer)
+        if server in ready:
+            with contextlib.suppress(OSError):
+                link, peer = server.accept()
+                link.setblocking(False)
+                self.unknown[link] = (now + HELLO_TIMEOUT, str(peer[0]))
+
+    def _admit(self, link: socket.socket, peer: str) -> None:
         rank = self._hello(link)
         if rank is None or rank in self.links:
             link.close()
             return
         keep_alive(link)
         self.links[rank] = link
-        say(self.options, f"rank {rank} is here, from {peer[0]}")
+        say(self.options, f"rank {rank} is here, from {peer}")
 
     def _hello(self, link: socket.socket) -> int | None:
-        """Read who connects; None for a stranger or a rank of another release."""
-        link.settimeout(HELLO_TIMEOUT)
+        """Read who connects; None for a stranger, a rank of another release, or who says nothing."""
         with contextlib.suppress(OSError, ValueError):
             words = link.recv(256).decode().split()
             if len(words) == 3 and words[0] == "rank" and words[2] == self.options.id:

@@ -147,6 +147,7 @@ def _hub(
             text=True,
             env=client.environment(repository.cache, _scratch(repository), xet=xet),
             start_new_session=True,
+            umask=0o022,  # root's own may be 077, and then its folders would be closed to the cache's user
         )
     except OSError as error:
         raise FetchError(f"Python {client.program} for the download cannot be started: {error.strerror}.") from error

@@ -119,6 +119,17 @@ def test_a_rank_of_another_release_and_a_stranger_are_not_let_in(start, port):
     head.hears("serving")
 
 
+def test_strangers_that_say_nothing_keep_no_rank_waiting(start, port):
+    head = start(0, port).hears("waiting for rank 1")
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(40)]
+        begun = time.monotonic()
+        start(1, port)
+        head.hears("serving")
+        assert time.monotonic() - begun < 5  # one of them alone had that long
+        assert silent[0].recv(10) == b""
+
+
 def test_a_stop_is_passed_on_and_the_servers_own_code_is_given(start, port):
     polite = [
         sys.executable,
