@@ -73,6 +73,17 @@ def test_the_file_is_taken_only_from_whom_it_was_seen_with(tmp_path):
     assert not Path(path).exists()
 
 
+def test_a_line_that_was_cut_off_is_somebodys_and_no_obstacle_for_ever(tmp_path):
+    path = tmp_path / "fleet.lock"
+    whole = '{"machine": "another", "pid": 1, "born": "1"}'
+    for length in range(1, len(whole) + 1):
+        path.write_text(whole[:length])  # without its line feed, too
+        assert run(str(path), "look", "", "").endswith(f" {whole[:length]}".rstrip())
+        assert run(str(path), "take", "", "mine").endswith(f" {whole[:length]}".rstrip())  # not before its lease
+    path.write_text("")
+    assert run(str(path), "take", "", "mine").endswith(" mine")
+
+
 def test_many_at_once_and_one_has_it(tmp_path):
     path = str(tmp_path / "fleet.lock")
     command = ["/bin/sh", "-c", lock.SCRIPT, "lock", path, "take", ""]

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a server is asked: every address that it may listen on makes a URL that the project's own client takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible.module_utils.vllm_fleet.server import release_store
+from ansible.module_utils.vllm_fleet.vllm import host_variables
+from ansible.module_utils.vllm_fleet.vllm.chat_request import ChatRequest
+
+BINDS = [
+    ("127.0.0.1", "http://127.0.0.1:8000"),
+    ("0.0.0.0", "http://127.0.0.1:8000"),
+    ("::", "http://127.0.0.1:8000"),
+    ("::1", "http://[::1]:8000"),
+    ("fd00::5", "http://[fd00::5]:8000"),
+    ("localhost", "http://127.0.0.1:8000"),
+]
+
+
+@pytest.mark.parametrize(("bind", "url"), BINDS)
+def test_a_bind_and_the_url_to_ask(bind, url):
+    assert host_variables.url(bind, 8000) == host_variables.own_url({"vllm_server_bind": bind}) == url
+    spec = {"network_mode": "host", "bind": bind, "port": 8000}
+    assert release_store.inside_url(spec) == url
+    ChatRequest(url=url, prompt="x")  # raises ValueError for what cannot be read
