@@ -258,18 +258,25 @@ def help_of(options: ServerOptions, image: Image) -> tuple[list[str], tuple[str,
 
 
 def _by_tag(options: ServerOptions, image: Image) -> None:
-    """Refuse what an image that does not answer is too old for by its tag."""
+    """Refuse what an image that does not answer has not, by its tag: not yet, or no longer."""
     tag = "" if "@" in image.ref else image.ref.rpartition("/")[2].partition(":")[2]
-    newer = releases.newer_flags({flag for flag, value in options.flags.items() if value is not None}, tag)
-    if newer:
-        flag, since = next(iter(newer.items()))
+    unknown = [flag for flag, value in options.flags.items() if value is not None and _lacks(tag, flag)]
+    if unknown:
+        why, step = _unknown(unknown, cli.Known(), image, tag)
         raise Refused(
             FailureClass.BAD_ARGUMENT,
-            f"args: vLLM {tag} ({image.ref}) has no {', '.join(f'--{f} (since {s})' for f, s in newer.items())}",
-            f"leave {flag} out, or take an image of vLLM {since} or newer (vllm_server_args); nothing was touched. The "
-            "image does not print its help, so this is by its tag",
+            why,
+            f"{step} (vllm_server_args); nothing was touched. The image does not print its help, so this is by its tag",
         )
     _values(options, image, lambda since: releases.older(tag, since))
+
+
+def _lacks(tag: str, flag: str) -> bool:
+    """Say whether a release has a flag not yet, or no longer; False where its tag names no release."""
+    gone = vllm_flags.removed(flag)
+    if gone and gone.release and releases.version_of(tag) and not releases.older(tag, gone.release):
+        return True
+    return bool(releases.newer_flags({flag}, tag))
 
 
 def _values(options: ServerOptions, image: Image, too_old: Callable[[str], bool]) -> None:
@@ -324,7 +331,7 @@ def _unknown(unknown: list[str], known: cli.Known, image: Image, release: str) -
     steps = []
     for flag in unknown:
         came, gone = _came(flag), vllm_flags.removed(flag)
-        if came and (releases.older(release, came) or releases.too_old(known.flags, came)):
+        if came and (releases.older(release, came) if release else releases.too_old(known.flags, came)):
             said.append(f"--{flag} (since {came})")
             steps.append(f"leave {flag} out, or take an image of vLLM {came} or newer")
         elif gone and gone.release:

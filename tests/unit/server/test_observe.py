@@ -126,6 +126,36 @@ def test_an_image_that_does_not_answer_is_judged_by_its_tag(tmp_path, ref, says)
         assert notes
 
 
+@pytest.mark.parametrize(
+    ("ref", "says", "step"),
+    [
+        (
+            "vllm:0.8.5.post2",
+            r"vLLM 0.8.5.post2 .* has no --cuda-graph-sizes \(since 0.9\);",
+            "take an image of vLLM 0.9",
+        ),
+        ("vllm:0.11.2", "", ""),
+        (
+            "vllm:0.13.0",
+            r"vLLM 0.13.0 .* has no --cuda-graph-sizes \(gone since 0.13\);",
+            "write cudagraph-capture-sizes",
+        ),
+        ("amd/vllm:rocm7.14_vllm_0.23.0", r"has no --cuda-graph-sizes \(gone since 0.13\);", "write cudagraph-capture"),
+        ("vllm:nightly", "", ""),
+    ],
+)
+def test_a_flag_that_is_gone_is_refused_by_the_tag_too(tmp_path, ref, says, step):
+    node, image = NodeState(str(tmp_path), "vllm"), spec.Image(ref, IMAGE.id)
+    node.note_flags(IMAGE.id, cli.Known())
+    options = ServerOptions(model="org/m", flags={"cuda-graph-sizes": "8", "worker-use-ray": "1"})
+    if says:
+        with pytest.raises(Refused, match=says) as refused:
+            observe._known_flags(options, image, None, node, [])
+        assert step in refused.value.remedy
+    else:
+        assert not observe._known_flags(options, image, None, node, []).flags
+
+
 def test_a_value_of_the_environment_that_the_vllm_is_too_old_for(tmp_path):
     options = ServerOptions(model="org/m", env={"VLLM_CPU_OMP_THREADS_BIND": "nobind"})
     node = NodeState(str(tmp_path), "vllm")
