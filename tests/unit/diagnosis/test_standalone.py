@@ -67,6 +67,7 @@ def test_the_exit_code_says_whether_it_is_known(words: list[str], code: int, sai
         (["/none.log"], "", "/none.log cannot be read: No such file or directory"),
         (["/tmp"], "", "/tmp cannot be read: Is a directory"),
         (["-"], " \n", "docker logs vllm 2>&1"),
+        (["-"], "", "docker inspect --format '{{.State.Error}}' vllm"),
         (["-"], "\x1f\x8b\x08", "zcat"),
     ],
 )
@@ -148,6 +149,21 @@ def test_the_file_of_docker_and_copied_colours_are_read() -> None:
         found = read(text, 1).failure
         assert found is not None
         assert found.class_ == "kernel_unsupported"
+
+
+@pytest.mark.parametrize("before", ["", "Error response from daemon: ", "docker: Error response from daemon: "])
+def test_the_answer_of_docker_is_read_where_the_container_has_no_log(before: str) -> None:
+    why = 'error gathering device information while adding custom device "/dev/kfd": no such file or directory'
+    found = read(f"{before}{why}\n").failure
+    assert found is not None
+    assert found.class_ == "driver_missing"
+
+
+@pytest.mark.parametrize(
+    "line", ["Killed", "INFO 05-05 10:10:10 [u.py:1] vLLM API server version 0.32.0", "Restarting"]
+)
+def test_a_single_line_of_another_kind_is_a_log(line: str) -> None:
+    assert read(f"{line}\n").failure is None
 
 
 def test_what_cannot_be_read_of_the_arguments_is_left_out() -> None:
