@@ -123,3 +123,11 @@ def spelt(wanted: Mapping[str, list[Any]], dice: random.Random, folder: str = "/
     """One way to write a wish, the options in any order."""
     names = dice.sample(list(wanted), len(wanted))
     return {name: filled(dice.choice(wanted[name]), folder) for name in names}
+
+
+def mixed(folder: str, count: int) -> Iterator[list[Options]]:
+    """So many wishes at random, each written in two ways at random."""
+    for number in range(count):
+        dice = random.Random(number)  # noqa: S311  nothing secret
+        wanted = wish(dice)
+        yield [spelt(wanted, dice, folder) for _ in range(2)]

@@ -18,6 +18,8 @@ from typing import Any
 import spellings
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Combinations at random beside the rounds in which each wish is once.
+MIXED = 8
 
 _DRIVER = r"""
 import base64, json, sys, tempfile
@@ -70,7 +72,7 @@ def compared(python: Sequence[str], image: str, name: str) -> dict[str, Any]:
     """Run it all with a command that reads a Python program: what was wrong, and how many containers were made."""
     job = {
         "package": base64.b64encode(_package()).decode(),
-        "rounds": list(spellings.rounds("/srv/models")),
+        "rounds": [*spellings.rounds("/srv/models"), *spellings.mixed("/srv/models", MIXED)],
         "image": image,
         "name": name,
     }

@@ -93,11 +93,12 @@ def _held_by_others(case: Case) -> float:
 
 def out_of_memory(case: Case) -> Words:
     reached = case.run.progress()
-    room = ""
+    room, limited = "", False
     if case.get("asked"):
         room = f" (vLLM asked for {case.get('asked')} more, and GPU {case.get('gpu')} had {case.get('left')} of its "
         room += f"{case.get('total')} free)"
-        if _gib(case.get("asked")) < _gib(case.get("left")):
+        limited = _gib(case.get("asked")) < _gib(case.get("left"))
+        if limited:
             room += ", but not in one piece, or the driver allows less (an APU shares main memory up to a limit)"
     other = re.search(r"Process (\d+) has ([\d.]+ \wiB) memory in use", case.text)
     if other:
@@ -139,6 +140,9 @@ def out_of_memory(case: Case) -> Words:
             f"Serve a quantised version of it, or spread it over several nodes (tensor-parallel-size is {size}, and "
             f"this node has {count} GPU{'s' if count > 1 else ''})"
         )
+    elif limited and not count:  # such as an APU, beside which there is seldom another one
+        remedy = "Serve a quantised version of it, let the driver give more of main memory to an APU, or, if the node "
+        remedy += f"has more GPUs, spread it with {setting(tensor_parallel_size=size * 2)} (now {size})"
     else:
         remedy = f"Spread it over more GPUs with {setting(tensor_parallel_size=size * 2)} (now {size}), or serve a "
         remedy += "quantised version of it"

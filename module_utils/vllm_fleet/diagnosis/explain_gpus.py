@@ -6,6 +6,9 @@ from __future__ import annotations
 from .case import Case
 from .phrases import Words, listed, setting, variable
 
+#: GPUs of the largest node.
+_NODE = 8
+
 
 def _divisors(number: int, limit: int) -> list[int]:
     return [size for size in range(1, min(number, limit) + 1) if number % size == 0]
@@ -70,10 +73,11 @@ def few_gpus(case: Case) -> Words:
             "`vllm_server_replica`)",
         )
     if not have:
+        more = "serve it from several nodes (hosts with the same `vllm_server_replica`)"
         return (
             f"The server needs more GPUs ({wants}) than the container has",
-            "Set tensor-parallel-size in `vllm_server_args` to the container's number of GPUs, or pass more of them "
-            "(option `devices`)",
+            "Set tensor-parallel-size in `vllm_server_args` to the container's number of GPUs, or "
+            + (more if int(wants) > _NODE else "pass more of them (option `devices`)"),
         )
     fewer = setting(tensor_parallel_size=have)
     if case.context.size("data-parallel-size") > 1:

@@ -157,10 +157,15 @@ def fault(case: Case) -> Words:
         steps.append(f"choose another attention backend with {setting(attention_backend='TRITON_ATTN')}")
     if before:
         cause += f", after AITER's kernel {before}"
+    if not steps and run.ready:
+        return cause, (
+            "Check `dmesg -T` for GPU faults and killed processes, start the server again if the restart policy has "
+            "not, and choose a newer image (`vllm_image_tag`) if it happens again"
+        )
     if not steps:
         return cause, (
-            "Check `dmesg -T` for GPU faults and killed processes, read the end of the log, and start the server again "
-            "if the restart policy has not"
+            "Check `dmesg -T` for GPU faults and killed processes, and if there are none, choose a newer image "
+            f"(`vllm_image_tag`), or leave compiling and graphs out with {setting(enforce_eager='true')} (slower)"
         )
     return cause, (
         _either([*steps, "choose a newer image (`vllm_image_tag`)"])
