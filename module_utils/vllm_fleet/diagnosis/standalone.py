@@ -63,9 +63,9 @@ def read(log: str, exit_code: int | None = None, *, stalled: bool = False) -> Re
         return Reading(diagnose("", ExitFacts(exit_code, error=refused, verdict="not_started"), context_of(lines)))
     said = [line for line in lines if line.strip()]
     if len(said) == 1:  # or what `docker inspect` has as State.Error
-        found = diagnose("", ExitFacts(exit_code, error=said[0], verdict="not_started"), Context())
-        if found.class_ != FailureClass.UNKNOWN:
-            return Reading(found)
+        answer = diagnose("", ExitFacts(exit_code, error=said[0], verdict="not_started"), Context())
+        if answer.class_ != FailureClass.UNKNOWN:
+            return Reading(answer)
     run = reading.last_run(lines)
     text = "\n".join(lines)
     if exit_code is None and (not run.errors or _of_requests(run)) and run.stop is None and not reading.gone(run):
