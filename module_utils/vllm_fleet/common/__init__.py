@@ -2,5 +2,5 @@
 """What does every package need that no domain owns? Units, findings, refusals, jobs, retries.
 
 May import: nothing.
-Pure but for: detached, job, retry.
+Pure but for: detached, exchange, job, retry.
 """

@@ -24,6 +24,10 @@ from . import daemon_json
 from .api import DockerApi, DockerUnavailable
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: Seconds for a program that is asked something, or for systemd to stop and start the engine with all its containers.
+PATIENCE = 300.0
+#: The exit code of a program that did not end in that time, as timeout(1) gives it.
+NOT_ENDED = 124
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "armhf", "ppc64le": "ppc64el"}
 
 
@@ -404,5 +408,16 @@ def _os_release() -> dict[str, str]:
 
 
 def _run(argv: Sequence[str]) -> tuple[int, str, str]:
-    done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    try:
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            check=False,
+            timeout=PATIENCE,
+        )
+    except subprocess.TimeoutExpired:
+        return NOT_ENDED, "", f"{' '.join(argv)} did not end within {PATIENCE:.0f} s"
     return done.returncode, done.stdout, done.stderr

@@ -12,12 +12,13 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
 from .api import DockerApi, DockerRefused, DockerUnavailable
+from .log_ends import TAIL_LINES, Ends, Latest
 from .mounts import Volume
 from .spec import LABEL_ASKED_UTILIZATION, LABEL_IMAGE_ID, LABEL_MANAGED, LABEL_SERVER, Image, Spec
 
@@ -35,6 +36,8 @@ class EngineError(Exception):
     """The engine refused an action; the text is its own explanation."""
 
 
+#: Bytes of a command's output that are read; the help of vLLM has a fifth of a MiB.
+MOST_OUTPUT = 4 << 20
 #: Exit code of a program that could not be started, as of a shell.
 NOT_STARTED = 127
 
@@ -167,9 +170,24 @@ class Engine:
 
         Both are seconds since 1970, to a millisecond: Docker itself takes whole seconds in the SDK of Debian 12, and a
         restart by its policy comes sooner. Docker writes a death's event after the last of the output, and starts
-        again after it, so two deaths' times give exactly one start.
+        again after it, so two deaths' times give exactly one start. Of a long log the beginning and the end.
         """
-        return b"".join(text for _, text in self._pieces(container, since, until))
+        kept, read = Ends(), b""
+        with contextlib.closing(self._pieces(container, since, until)) as pieces:
+            for stamp, text in pieces:
+                kept.add(text)
+                read = max(read, stamp)
+                # Docker reads a log's end without its middle, but the end of the log is not that of an earlier start.
+                if kept.full and until is None:
+                    break
+        if kept.full and until is None:
+            first = b""
+            for stamp, text in self._pieces(container, since, until, tail=TAIL_LINES):
+                first = first or stamp
+                if stamp > read:
+                    kept.add(text)
+            kept.gap |= first > read
+        return kept.text()
 
     def log_before(
         self, container: str, word: bytes, since: float | None = None, until: float | None = None
@@ -177,15 +195,19 @@ class Engine:
         """Of both streams what came before the line with ``word``, and whether both have such a line by now.
 
         For a word that was written into both: Docker copies the two side by side, so on a busy machine what was written
-        to one of them before may have come after what was written to the other.
+        to one of them before may have come after what was written to the other. Of a long log the end.
         """
         before: list[tuple[bytes, bytes]] = []
         ends = 0
         for stream in ("stdout", "stderr"):
-            pieces = list(self._pieces(container, since, until, (stream,)))
-            end = next((number for number, (_, text) in enumerate(pieces) if word in text), None)
-            before += pieces[:end]
-            ends += end is not None
+            kept = Latest()
+            with contextlib.closing(self._pieces(container, since, until, (stream,))) as pieces:
+                for stamp, text in pieces:
+                    if word in text:
+                        ends += 1
+                        break
+                    kept.add(stamp, text)
+            before += kept.pieces
         return b"".join(text for _, text in sorted(before, key=lambda piece: piece[0])), ends == 2
 
     def _pieces(
@@ -194,22 +216,26 @@ class Engine:
         since: float | None,
         until: float | None,
         streams: tuple[str, ...] = ("stdout", "stderr"),
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Return the timestamp and text of each piece of a log."""
+        tail: int | None = None,
+    ) -> Generator[tuple[bytes, bytes], None, None]:
+        """Return the timestamp and text of each piece of a log, or of its last ``tail`` ones."""
         from docker.errors import APIError  # noqa: PLC0415
 
         low = _stamp(since) if since and since > 0 else b""
         high = _stamp(until + 0.001) if until else b"9"
         kwargs: dict[str, Any] = {"since": int(since)} if low and since else {}
         kwargs |= {name: name in streams for name in ("stdout", "stderr")}
+        kwargs |= {"tail": tail} if tail else {}
         try:
-            # Piece by piece: each has its own timestamp, also within a line that Docker had to cut (16 KiB).
-            for piece in self._api.logs(container, stream=True, follow=False, timestamps=True, **kwargs):
-                stamp, _, text = piece.partition(b" ")
-                if low < stamp[: len(low)] or not low:
-                    if stamp[: len(high)] > high:
-                        continue
-                    yield stamp, text
+            # A client of its own: what is left of a log that is not read to its end must not wait in a shared one.
+            with contextlib.closing(self._client(CALL_TIMEOUT)) as api:
+                # Piece by piece: each has its own timestamp, also within a line that Docker had to cut (16 KiB).
+                for piece in api.logs(container, stream=True, follow=False, timestamps=True, **kwargs):
+                    stamp, _, text = piece.partition(b" ")
+                    if low < stamp[: len(low)] or not low:
+                        if stamp[: len(high)] > high:
+                            continue
+                        yield stamp, text
         except APIError as exc:
             yield b"", f"(the log could not be read: {_explain(exc)})\n".encode()
         except OSError as exc:  # the engine went away; what came is better than nothing
@@ -375,7 +401,7 @@ class Engine:
         try:
             api.start(made["Id"])
             ended = api.wait(made["Id"], timeout=timeout)
-            output: bytes = api.logs(made["Id"], stdout=True, stderr=False)
+            output = _joined(api.logs(made["Id"], stdout=True, stderr=False, stream=True), MOST_OUTPUT)
             error: bytes = api.logs(made["Id"], stdout=False, stderr=True, tail=200)
         except APIError as exc:  # such as no such program in the image
             return Ran(NOT_STARTED, error=_explain(exc)) if exc.is_client_error() else Ran(None)
@@ -457,6 +483,16 @@ def image_from_inspect(ref: str, found: Mapping[str, Any]) -> Image:
         env=dict(str(item).partition("=")[::2] for item in config.get("Env") or []),
         labels=dict(config.get("Labels") or {}),
     )
+
+
+def _joined(pieces: Iterable[bytes], most: int) -> bytes:
+    """Join pieces until they are ``most`` bytes or a little more."""
+    whole = bytearray()
+    for piece in pieces:
+        whole += piece
+        if len(whole) >= most:
+            break
+    return bytes(whole)
 
 
 def _labels(spec: Spec, image: Image) -> dict[str, str]:

@@ -30,6 +30,8 @@ from .image import (
     repo_digests,
 )
 
+#: Seconds for a client of Docker to say what it is.
+CLIENT_PATIENCE = 30.0
 #: Options of the module vllm_image.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "name": {"type": "str", "required": True},
@@ -245,4 +247,10 @@ def _clients() -> list[Client]:
 
 
 def _run(client: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(client), *words], capture_output=True, text=True, errors="replace", check=False)
+    command = [str(client), *words]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, timeout=CLIENT_PATIENCE
+        )
+    except subprocess.TimeoutExpired:  # one that hangs cannot build anything either
+        return subprocess.CompletedProcess(command, 1, "", "")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is in HAProxy, and what should be?
 
-May import: vllm.
+May import: common, vllm.
 Pure but for: certificate, door, drain, haproxy, vip_state.
 """

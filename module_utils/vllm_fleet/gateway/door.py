@@ -8,6 +8,8 @@ import ssl
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..common import exchange
+
 # The gateway answers itself, and it counts neither for a client's limits nor in the accounts.
 METHOD, PATH = "HEAD", "/v1/models"
 TIMEOUT = 5.0
@@ -36,11 +38,7 @@ def _status(host: str, port: int, key: str, tls: bool) -> int | str:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # It is this machine's own port, and its certificate is for another name.
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    connection: http.client.HTTPConnection
-    if tls:
-        connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=context)
-    else:
-        connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
+    connection = exchange.Connection(host, port, exchange.Deadline(TIMEOUT), context=context if tls else None)
     try:
         connection.request(METHOD, PATH, headers={"Authorization": f"Bearer {key}"} if key else {})
         return connection.getresponse().status

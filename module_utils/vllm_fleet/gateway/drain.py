@@ -7,12 +7,14 @@ Clock and questions are given, so that a test can let time pass.
 from __future__ import annotations
 
 import http.client
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..common import exchange
 from ..vllm import metrics
 from . import haproxy
 
@@ -54,8 +56,9 @@ def look_at_server(url: str) -> Look:
     will be.
     """
     target = urlsplit(url)
-    kind = http.client.HTTPSConnection if target.scheme == "https" else http.client.HTTPConnection
-    connection = kind(target.hostname or "", target.port, timeout=METRICS_TIMEOUT)
+    context = ssl.create_default_context() if target.scheme == "https" else None
+    deadline = exchange.Deadline(METRICS_TIMEOUT)
+    connection = exchange.Connection(target.hostname or "", target.port, deadline, context=context)
     try:
         connection.request("GET", f"{target.path.rstrip('/').removesuffix('/v1')}/metrics")
         response = connection.getresponse()

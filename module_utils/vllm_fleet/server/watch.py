@@ -7,6 +7,7 @@ all it must remember fits into a small token, and everything else is read again 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import math
 import os
@@ -43,6 +44,11 @@ LOG_GRACE = 2.0
 ENGINE_POLL = 0.2
 #: Seconds that a slice goes on after news, so that two quick stages come in one call.
 NEWS_GRACE = 0.5
+#: Seconds for which a watch waits for its first answer though ready_timeout is over. A probe ends within twice its own
+#: limit; what may take longer is the look-up of a name.
+ANSWER_GRACE = 15.0
+#: Characters of lines that a slice keeps to be shown; of more the latest.
+MAX_SHOWN = 4 << 20
 
 _STAMP = re.compile(rb"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d) ?")
 
@@ -112,14 +118,15 @@ class Watch:
         self._reader, self._progress = LogReader(), Progress(offline=offline)
         self._stages: list[dict[str, Any]] = [{"stage": "starting", "at": 0.0}]
         self._news: list[News] = []
-        self._lines: list[str] = []
+        self._lines: collections.deque[str] = collections.deque()
+        self._length = 0
         self._whole: set[str] = set()
         self._heard_before = token.heard if token and token.container == container else -1.0
         self._read_before = -1.0  # of a log that is read again: up to where it was read
         self._broken: set[str] = set()
         self._breaks = 0
         self._answer: readiness.Answer | None = None
-        self._started = 0.0
+        self._started = self._age_at_begin = 0.0
         self._oom = False
         self._died_at: float | None = None
 
@@ -149,7 +156,7 @@ class Watch:
         if fresh:
             self._news.append(News(0.0, "starting", f"container {self._id[:12]}"))
         begin = self._clock()
-        if self._idle and fresh and self._endpoint and self._ask(self._endpoint).ready:
+        if self._idle and fresh and self._endpoint and self._asked(self._endpoint).ready:
             # Nothing was started and it answers: there is no news, and its log need not be read.
             return Outcome("ready", round(age, 3), stage="ready", describe="ready", token=token)
         self._source.follow(self._id, int(self._started), self._sink)
@@ -167,6 +174,7 @@ class Watch:
 
     def _loop(self, token: Token, age0: float, begin: float) -> Outcome:
         news_at: float | None = None
+        self._age_at_begin = age0
         while True:
             now = self._clock()
             age = age0 + now - begin
@@ -200,10 +208,11 @@ class Watch:
 
     def _over(self, token: Token, age: float) -> Outcome | None:
         """Return the outcome where one of the two timeouts is over."""
+        over = age - token.since >= self._limits.ready_timeout
         # Whatever the limit, a server is asked before it is judged.
-        if age - token.since >= self._limits.ready_timeout and (self._answer or not self._endpoint):
+        if over and (self._answer or not self._endpoint or age - self._age_at_begin >= ANSWER_GRACE):
             before = f"it was {token.since:.0f} s old when this run began" if token.since >= 1 else ""
-            said = self._answer.detail if self._answer else ""
+            said = self._answer.detail if self._answer else "no probe has ended" if self._endpoint else ""
             return self._outcome("ready_timeout", age, detail="; ".join(filter(None, (said, before))))
         if age - token.active >= self._limits.stall_timeout:
             return self._outcome("stalled", age, detail=f"nothing moved for {age - token.active:.0f} s")
@@ -226,12 +235,22 @@ class Watch:
     def _probe(self) -> None:
         assert self._endpoint is not None  # noqa: S101  started only with one
         while not self._done.is_set():
-            self._sink.put(("http", self._ask(self._endpoint)))
+            self._sink.put(("http", self._asked(self._endpoint)))
             self._done.wait(PROBE_INTERVAL)
+
+    def _asked(self, endpoint: Endpoint) -> readiness.Answer:
+        """Ask, and take whatever goes wrong for an answer: a thread that dies would be a server that says nothing."""
+        try:
+            return self._ask(endpoint)
+        except Exception as exc:  # noqa: BLE001  what the server sends decides which it is
+            return readiness.Answer(detail=f"the answer cannot be read ({type(exc).__name__})")
 
     def _listen(self) -> None:
         while not self._done.is_set():
-            if self._wake is not None and self._wake.exists():
+            there = False
+            with contextlib.suppress(OSError):  # a folder that cannot be read has no news
+                there = self._wake is not None and self._wake.exists()
+            if there:
                 self._sink.put(("wake", None))
                 return
             self._done.wait(PROBE_INTERVAL)
@@ -239,7 +258,10 @@ class Watch:
     def _pulse(self) -> None:
         interval = min(PULSE_INTERVAL, self._limits.stall_timeout / 4)
         while not self._done.is_set():
-            self._sink.put(("pulse", (self._source.usage(self._id), folder_bytes(self._cache))))
+            usage, cache = None, 0
+            with contextlib.suppress(Exception):  # no pulse is no sign of life; the next one is
+                usage, cache = self._source.usage(self._id), folder_bytes(self._cache)
+            self._sink.put(("pulse", (usage, cache)))
             self._done.wait(interval)
 
     def _feed(self, chunk: bytes, age: float | None = None) -> bool:
@@ -264,7 +286,7 @@ class Watch:
         for line in self._reader.feed(chunk[match.end() :] if match else chunk):
             event = self._progress.feed_line(line, at)
             if unheard:
-                self._lines.append(line)
+                self._keep(line)
             if event is None or event.stage == "ready":
                 # Ready is what HTTP says; a log that says so comes a moment earlier.
                 continue
@@ -283,6 +305,13 @@ class Watch:
                 self._news.append(News(at, event.stage, event.detail))
                 news = True
         return news
+
+    def _keep(self, line: str) -> None:
+        """Keep a line to be shown; of too many the latest."""
+        self._lines.append(line)
+        self._length += len(line)
+        while self._length > MAX_SHOWN and len(self._lines) > 1:
+            self._length -= len(self._lines.popleft())
 
     def _judge(self, answer: readiness.Answer, age: float) -> Outcome | None:
         self._answer = answer
@@ -432,7 +461,7 @@ class Watch:
             describe=self._progress.describe(),
             estimate=self._progress.estimate(),
             last_line=self._progress.last_line,
-            new_lines=self._lines,
+            new_lines=list(self._lines),
             idle=round(max(0.0, age - token.active), 3) if token else 0.0,
             alarmed=self._alarmed,
             token=token,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ..common.received import parsed
 from . import motion
 from .chat_options import build_message, build_result
 from .chat_request import (
@@ -146,18 +147,19 @@ class _Exchange:
 
     def _json(self, raw: bytes, kind: str) -> dict[str, Any]:
         try:
-            data = json.loads(raw)
-        except ValueError:
-            data = None
+            data, why = parsed(raw), "no JSON object"
+        except ValueError as error:
+            # Python's own words of what is no JSON at all say nothing that the text itself does not.
+            data, why = None, "no JSON object" if isinstance(error, json.JSONDecodeError) else f"refused: {error}"
         if not isinstance(data, dict):
             text = shorten(raw.decode("utf-8", "replace"))
-            raise ChatError("bad_response", f"{kind} that is no JSON object: {text}", NOT_OPENAI)
+            raise ChatError("bad_response", f"{kind} that is {why}: {text}", NOT_OPENAI)
         return data
 
     def _refusal(self, response: http.client.HTTPResponse, raw: bytes, path: str) -> ChatError:
         """The ChatError for a status other than 200, with the server's own words."""
         try:
-            words = error_text(json.loads(raw))
+            words = error_text(parsed(raw))
         except ValueError:
             words = raw.decode("utf-8", "replace")
         words = shorten(words, 400) if words.strip() else "no explanation"

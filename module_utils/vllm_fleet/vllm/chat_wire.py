@@ -16,6 +16,7 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ..common import exchange
 from .chat_request import NOT_OPENAI, ChatError, target_of
 
 # A host that does not answer a SYN within this is not there; the wait for the answer itself may be long.
@@ -116,7 +117,7 @@ INSIDE_ANSWER: tuple[_Trouble, ...] = (
 
 
 class Connection:
-    """One exchange with the server, every wait of which ends `timeout` seconds after this was made."""
+    """One exchange with the server, which ends `timeout` seconds after this was made, whatever the server does."""
 
     def __init__(
         self, url: str, timeout: float, api_key: str, extra: Mapping[str, str], clock: Callable[[], float]
@@ -127,17 +128,15 @@ class Connection:
         self._key = api_key
         self._extra = extra
         self._clock = clock
-        self._deadline = clock() + timeout
         # The time of the last sign of an answer; None before the first.
         self._heard: float | None = None
-        https = self._target.scheme == "https"
-        kind = http.client.HTTPSConnection if https else http.client.HTTPConnection
-        self._http = kind(
+        self._http = exchange.Connection(
             self._target.hostname or "",
-            self._target.port or (443 if https else 80),
-            timeout=min(CONNECT_TIMEOUT, timeout),
+            self._target.port,
+            exchange.Deadline(timeout, clock),
+            connect_timeout=CONNECT_TIMEOUT,
+            context=ssl.create_default_context() if self._target.scheme == "https" else None,
         )
-        self._socket: socket.socket | None = None
         self._response: http.client.HTTPResponse | None = None
 
     def __enter__(self) -> Connection:
@@ -161,9 +160,7 @@ class Connection:
             headers["Content-Type"] = "application/json"
         self._connect()
         try:
-            self._arm()
             self._http.request(method, self._root + path, body=payload, headers=headers)
-            self._arm()
             self._response = self._http.getresponse()
         except (OSError, http.client.HTTPException) as error:
             raise self._named(error) from error
@@ -177,7 +174,6 @@ class Connection:
         size = 0
         while left is None or left > 0:
             try:
-                self._arm()
                 chunk = response.read1(65536)
                 if not chunk and left:
                     raise http.client.IncompleteRead(b"", left)
@@ -203,15 +199,6 @@ class Connection:
             ) from error
         except OSError as error:
             raise self._named(error) from error
-        # http.client forgets its socket when the server will close the connection; the waits need it to the end.
-        self._socket = self._http.sock
-
-    def _arm(self) -> None:
-        """Let the next wait on the socket end at the deadline."""
-        left = self._deadline - self._clock()
-        if left <= 0 or self._socket is None:
-            raise TimeoutError
-        self._socket.settimeout(left)
 
     def _named(self, error: Exception) -> ChatError:
         """The ChatError for what the standard library raised."""

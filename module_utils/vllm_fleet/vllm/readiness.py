@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import http.client
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..common import exchange
+from ..common.received import parsed
 from .endpoint import Endpoint
 
 #: Seconds for one request. A loading server refuses at once, a ready one answers in milliseconds.
@@ -28,7 +29,7 @@ class Answer:
 
 
 def ask(endpoint: Endpoint, timeout: float = REQUEST_TIMEOUT) -> Answer:
-    """Ask /health, then /v1/models. Never raises.
+    """Ask /health, then /v1/models, each within ``timeout`` seconds. Never raises.
 
     Refused, reset, empty and slow answers all mean "not yet": the port opens only after the load, and Docker's own
     proxy may accept a connection before that (vLLM 0.32.0 entrypoints/launchers/launcher.py binds early, listens late).
@@ -40,6 +41,8 @@ def ask(endpoint: Endpoint, timeout: float = REQUEST_TIMEOUT) -> Answer:
         status, body = _get(endpoint, "/v1/models", timeout)
     except (OSError, http.client.HTTPException) as exc:
         return Answer(detail=f"{type(exc).__name__}: {exc}".rstrip(": "))
+    except ValueError:  # its text holds the header
+        return Answer(detail="the API key cannot be sent in a header: expected printable ASCII without spaces")
     if status in (401, 403):
         # One whose make is not known is up, and more cannot be asked of it.
         return Answer(ready=not endpoint.names, locked=True, detail=f"/health answers 200 but /v1/models {status}")
@@ -49,7 +52,7 @@ def ask(endpoint: Endpoint, timeout: float = REQUEST_TIMEOUT) -> Answer:
 
 
 def page(endpoint: Endpoint, path: str, timeout: float = REQUEST_TIMEOUT) -> str:
-    """Read a page such as /metrics. Raises OSError, ValueError when it does not answer 200."""
+    """Read a page such as /metrics. Raises OSError, ValueError when it does not answer 200, within ``timeout``."""
     try:
         status, body = _get(endpoint, path, timeout)
     except http.client.HTTPException as exc:
@@ -62,7 +65,7 @@ def page(endpoint: Endpoint, path: str, timeout: float = REQUEST_TIMEOUT) -> str
 def judge_models(body: bytes, names: Sequence[str], root: str | None) -> Answer:
     """Judge /v1/models' answer: a served name (of ``names``, if any) must be listed, and started from ``root``."""
     try:
-        data = json.loads(body)["data"]
+        data = parsed(body)["data"]
         served = {str(item["id"]): item.get("root") for item in data}
     except (ValueError, KeyError, TypeError, AttributeError):
         return Answer(wrong=True, detail=f"/v1/models is not a model list: {body[:120]!r}")
@@ -88,14 +91,14 @@ def same_root(served: object, wanted: str) -> bool:
 
 
 def connection(endpoint: Endpoint, timeout: float) -> http.client.HTTPConnection:
-    """Return a connection to the server, not yet made; ``timeout`` in seconds for each wait."""
-    if not endpoint.tls:
-        return http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=timeout)
-    import ssl  # noqa: PLC0415  only a server of other make speaks HTTPS by itself
+    """Return a connection to the server, not yet made, of which nothing is waited for after ``timeout`` seconds."""
+    context = None
+    if endpoint.tls:
+        import ssl  # noqa: PLC0415  only a server of other make speaks HTTPS by itself
 
-    # Its certificate is for the name that its clients use, not for the address that is asked here.
-    context = ssl._create_unverified_context()  # noqa: S323
-    return http.client.HTTPSConnection(endpoint.host, endpoint.port, timeout=timeout, context=context)
+        # Its certificate is for the name that its clients use, not for the address that is asked here.
+        context = ssl._create_unverified_context()  # noqa: S323
+    return exchange.Connection(endpoint.host, endpoint.port, exchange.Deadline(timeout), context=context)
 
 
 def _get(endpoint: Endpoint, path: str, timeout: float) -> tuple[int, bytes]:

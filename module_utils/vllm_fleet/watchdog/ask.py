@@ -8,6 +8,7 @@ import json
 import threading
 from typing import Any
 
+from ..common.received import parsed
 from ..vllm import metrics, readiness
 from ..vllm.endpoint import Endpoint
 from ..vllm.metrics import EngineLoad
@@ -29,7 +30,7 @@ def engines(endpoint: Endpoint, timeout: float) -> dict[str, EngineLoad] | None:
 def paused(endpoint: Endpoint, timeout: float) -> bool:
     """Whether somebody paused the generation, as trainers do (/pause of the development mode, vLLM since 0.13)."""
     try:
-        return bool(json.loads(readiness.page(endpoint, "/is_paused", timeout)).get("is_paused"))
+        return bool(parsed(readiness.page(endpoint, "/is_paused", timeout)).get("is_paused"))
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -49,7 +50,7 @@ def token(endpoint: Endpoint, model: str, rank: str | None, timeout: float) -> s
         connection.request("POST", "/v1/completions", json.dumps(body), headers)
         answer = connection.getresponse()
         answer.read(1 << 16)
-    except (OSError, http.client.HTTPException):
+    except (OSError, http.client.HTTPException, ValueError):  # ValueError: a key that no header can have
         return "none"
     finally:
         connection.close()

@@ -40,6 +40,9 @@ TRIES = 4
 LIST_TIMEOUT = 30.0
 """Seconds without a byte after which the file list is asked for again; huggingface_hub itself would wait for ever."""
 
+LIST_PATIENCE = 600.0
+"""Seconds for the whole of the file list."""
+
 LONGEST_PAUSE = 300.0
 """Seconds that a Hub which asks to be left alone is left alone at most; it counts by five minutes."""
 
@@ -135,7 +138,8 @@ def _hub(
 ) -> Any:
     """Run one task of `_HUB_SCRIPT` and return its answer; raise FetchError with a sentence for each known failure.
 
-    With `watch`, a folder that the bytes come into, raises _Standstill when it has not grown for `client.stall`.
+    With `watch`, a folder that the bytes come into, raises _Standstill when it has not grown for `client.stall`;
+    without one _Refused after LIST_PATIENCE, for a server that drips its answer keeps each single wait short.
     `grown` is called with the bytes below it from time to time.
     """
     try:
@@ -153,6 +157,10 @@ def _hub(
         raise FetchError(f"Python {client.program} for the download cannot be started: {error.strerror}.") from error
     try:
         stdout, stderr = _communicate(process, watch, client.stall, grown)
+    except subprocess.TimeoutExpired:
+        raise _Refused(
+            f"The Hub's answer for {repository.repo_id} was not whole after {LIST_PATIENCE:.0f} s."
+        ) from None
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -176,13 +184,15 @@ def _scratch(repository: Repository) -> Path:
 def _communicate(
     process: subprocess.Popen[str], watch: Path | None, stall: float, grown: Callable[[int], None] | None
 ) -> tuple[str, str]:
-    """Wait for the process; with `watch`, as long as the folder grows."""
+    """Wait for the process; with `watch`, as long as the folder grows. Raises _Standstill, TimeoutExpired."""
+    if watch is None:
+        return process.communicate(timeout=LIST_PATIENCE)
     seen, moved = -1, time.monotonic()
     while True:
         try:
-            return process.communicate(timeout=min(2.0, stall / 4) if watch else None)
+            return process.communicate(timeout=min(2.0, stall / 4))
         except subprocess.TimeoutExpired:
-            now = allocated_below(watch) if watch else 0
+            now = allocated_below(watch)
             if grown:
                 grown(now)
             if now != seen:

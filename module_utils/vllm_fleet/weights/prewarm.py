@@ -114,8 +114,8 @@ def _step_back() -> None:
     """Let everything else on the node go first: processor and disk."""
     os.nice(10)
     if shutil.which("ionice"):
-        with contextlib.suppress(OSError):
-            subprocess.run(["ionice", "-c", "3", "-p", str(os.getpid())], capture_output=True, check=False)
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(["ionice", "-c", "3", "-p", str(os.getpid())], capture_output=True, check=False, timeout=10)
 
 
 def warm(

@@ -28,6 +28,8 @@ from .torrent import SwarmError
 
 RUN = Path("/run/vllm-fleet")
 CONNECT_TIMEOUT = 5.0
+#: Seconds for one call of systemd, which may wait until a unit has stopped (TimeoutStopSec is 90 by default).
+PATIENCE = 120.0
 """Seconds for a TCP connection inside one network; a closed port that drops packets costs as long."""
 
 START_TIMEOUT = 30.0
@@ -76,9 +78,15 @@ class Settings:
 
 def _run(argv: Sequence[str], what: str) -> str:
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=PATIENCE
+        )
     except OSError as error:
         raise SwarmError(f"{what} cannot be started ({argv[0]}: {error.strerror})") from error
+    except subprocess.TimeoutExpired as error:
+        raise SwarmError(
+            f"{what}: {argv[0]} did not end within {PATIENCE:g} s; look at `systemctl list-jobs`"
+        ) from error
     if done.returncode:
         raise SwarmError(f"{what} did not start: {(done.stderr or done.stdout).strip()[-300:]}")
     return done.stdout
@@ -184,10 +192,16 @@ def alive(unit: str) -> bool:
     return _state(unit)["ActiveState"] in ("active", "activating", "reloading")
 
 
+def _systemctl(verb: str, unit: str) -> None:
+    """Ask systemd for what it may refuse: a unit that is not there is as good as stopped."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(["systemctl", verb, unit], capture_output=True, check=False, timeout=PATIENCE)
+
+
 def renew_lease(settings: Settings) -> None:
     """Put off the moment at which the units are stopped for lack of further calls."""
     timer = settings.unit("lease")
-    subprocess.run(["systemctl", "stop", f"{timer}.timer"], capture_output=True, check=False)
+    _systemctl("stop", f"{timer}.timer")
     units = [settings.unit("peer"), settings.unit("tracker")]
     _run(torrents.lease_argv(timer, units, settings.lease), "the swarm's lease")
 
@@ -200,8 +214,8 @@ def stop(settings: Settings) -> bool:
         there = any(alive(name) for name in units) or there
         # One by one: a unit that is not there makes systemctl leave without the others.
         for name in units:
-            subprocess.run(["systemctl", "stop", name], capture_output=True, check=False)
-            subprocess.run(["systemctl", "reset-failed", name], capture_output=True, check=False)
+            _systemctl("stop", name)
+            _systemctl("reset-failed", name)
     shutil.rmtree(settings.run, ignore_errors=True)
     with contextlib.suppress(OSError):
         RUN.rmdir()  # unless another swarm has something there

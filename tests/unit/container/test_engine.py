@@ -38,7 +38,7 @@ class Api:
             if name == self.call:
                 raise self.error
             if name == "logs":
-                return b"--help" if given["stdout"] else b"why"
+                return [b"--", b"help"] if given["stdout"] else b"why"
             return answers.get(name)
 
         return do
