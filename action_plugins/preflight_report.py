@@ -16,7 +16,7 @@ from ansible.utils.display import Display
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.common import finding
+from ansible.module_utils.vllm_fleet.common import finding, secrets
 from ansible.module_utils.vllm_fleet.preflight import inventory
 
 display = Display()
@@ -134,6 +134,7 @@ class ActionModule(ActionBase):
         if show:
             levels = [worst(found) for found in looked.values()]
             by_node = {node: [asdict(one) for one in found or []] for node, found in looked.items()}
+            by_node = secrets.unmistakable(by_node)
             shown = table(rows(by_node, everything=args["show_all"]))
             for line, level in [*shown, (summary(levels), "")] if shown else []:
                 display.display(line, color=COLOURS.get(level))

@@ -51,7 +51,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import plugin_utils  # noqa: E402, F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.common import probes  # noqa: E402
+from ansible.module_utils.vllm_fleet.common import probes, terminal  # noqa: E402
+from ansible.module_utils.vllm_fleet.common.secrets import unmistakable  # noqa: E402
 from fleet_report import build, page, summary  # noqa: E402  found only with the line above
 from plugin_utils import watchdog_program  # noqa: E402
 
@@ -254,6 +255,7 @@ class CallbackModule(CallbackBase):
         base = Path(self.get_option("path") or ROOT / "reports")
         folder = base / self.run
         folder.mkdir(parents=True, exist_ok=True)
+        report = unmistakable(terminal.mapped(report, terminal.shown))
         (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / "index.html").write_text(page.render(report), encoding="utf-8")
         return folder / "index.html"

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible import constants
 from ansible.playbook.task_include import TaskInclude
 from ansible.plugins.callback.default import CallbackModule as Default
+
+import plugin_utils  # noqa: F401 - finds vllm_fleet
+from ansible.module_utils.vllm_fleet.common import secrets, terminal
 
 if TYPE_CHECKING:
     from ansible.executor.task_result import CallbackTaskResult
@@ -40,6 +44,8 @@ requirements:
 # The project's action plugins write lines, each beginning with its host in brackets, while their tasks run.
 ACTION_PLUGINS = Path(__file__).resolve().parent.parent / "action_plugins"
 SHOW_PROGRESS = frozenset(file.stem for file in ACTION_PLUGINS.glob("*.py"))
+#: How Ansible colours a word (ansible.utils.color.stringc).
+OWN_COLOUR = r"(\x1b\[(?:[01];)?[\d;]{1,12}m)"
 #: Tasks that say nothing by being fine.
 SILENT = frozenset({"validate_argument_spec", "set_fact", "set_stats", "assert"})
 #: Tasks of which nothing is to be read but what they say, well or badly.
@@ -69,11 +75,17 @@ class CallbackModule(Default):
         self._differing = ""
         self._spoken: dict[str, int] = {}
         self._process = os.getpid()
+        self._coloured = False
         self._plain = self._display.display
         self._display.display = self._shown
 
     def _shown(self, msg: str, *args: Any, **options: Any) -> None:
-        """Display, the play's banner first, and that of the task where the line is its first progress."""
+        """Display, the play's banner first, and that of the task where the line is its first progress.
+
+        Every line goes through here, those of Ansible itself with -vvvv, too: nothing that a terminal obeys and no
+        secret that shows by its shape gets past it.
+        """
+        msg = self._fit(msg)
         # Workers hand their lines to the process that shows them.
         if os.getpid() != self._process:
             self._plain(msg, *args, **options)
@@ -87,6 +99,16 @@ class CallbackModule(Default):
             if self._last_task_banner != task._uuid:
                 self._print_task_banner(task)
         self._plain(msg, *args, **options)
+
+    def _fit(self, msg: Any) -> str:
+        text = msg if isinstance(msg, str) else str(msg)
+        if not self._coloured:
+            return secrets.scrub_words(terminal.shown(text))
+        # Ansible's own colours, which it puts into a difference and into the last lines, around what was cleaned.
+        parts = re.split(OWN_COLOUR, text)
+        return "".join(
+            part if number % 2 else secrets.scrub_words(terminal.shown(part)) for number, part in enumerate(parts)
+        )
 
     @property
     def _brief(self) -> bool:
@@ -206,11 +228,15 @@ class CallbackModule(Default):
     def v2_on_file_diff(self, result: CallbackTaskResult) -> None:
         """Show what differs."""
         self._differing = result.task._uuid
-        super().v2_on_file_diff(result)
+        self._coloured = True
+        try:
+            super().v2_on_file_diff(result)
+        finally:
+            self._coloured = False
 
     def _get_diff(self, difflist: Any) -> str:
         """Write a difference, once for all hosts of a task that have the same."""
-        written: str = super()._get_diff(difflist)
+        written: str = super()._get_diff(terminal.mapped(difflist, terminal.shown))
         seen = self._diffs.setdefault(self._differing, set())
         if self._brief and written in seen:
             return ""
@@ -221,4 +247,8 @@ class CallbackModule(Default):
         """Sum up."""
         self._tell_fine()
         self._unnamed = ""
-        super().v2_playbook_on_stats(stats)
+        self._coloured = True
+        try:
+            super().v2_playbook_on_stats(stats)
+        finally:
+            self._coloured = False

@@ -22,8 +22,8 @@ from typing import Any
 
 import standin
 
+from ansible.module_utils.vllm_fleet.common.secrets import is_secret
 from ansible.module_utils.vllm_fleet.container.engine import Engine
-from ansible.module_utils.vllm_fleet.container.spec import is_secret
 from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle
 from ansible.module_utils.vllm_fleet.server.options import ARGUMENTS, ServerOptions
 

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .secrets import sealed
+
 #: Name of the fact that holds the results of a host: a list of {module, args, result}.
 FACT = "vllm_fleet_probe_results"
 #: Modules whose options are not kept at all: their environment and flags may hold secrets.
 SEALED = ("vllm_server",)
-#: Options that are not kept, for a fact is shown with -v. In one run a host has one key.
-SECRET = ("api_key",)
 #: What of a module's result must be there and true besides that it neither failed nor would change anything.
 GOOD = {"docker_engine": "right", "vllm_image": "present", "hf_snapshot": "complete", "vllm_chat": "results"}
 
@@ -107,8 +107,10 @@ def cached_result(facts: Mapping[str, Any] | None, module: str, args: Mapping[st
     return None
 
 
+# A fact is shown with -v. In one run a host has one key.
 def _shown(args: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in args.items() if name not in SECRET and value is not None}
+    given: dict[str, Any] = sealed({name: value for name, value in args.items() if value is not None})
+    return given
 
 
 def _plain(args: Mapping[str, Any]) -> str:

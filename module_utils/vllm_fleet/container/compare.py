@@ -15,14 +15,19 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..common import secrets
+from ..common.secrets import is_hidden, is_secret
 from ..vllm import cli
 from .fields import capability_names, device, security_options
 from .mounts import ENGINE_CACHE, HF_HOME, normal_path, parse_volume, volume
 from .options import canonical_address
-from .spec import LABEL_IMAGE_ID, LABEL_PREFIX, Image, Spec, is_secret
+from .spec import LABEL_IMAGE_ID, LABEL_PREFIX, Image, Spec
 
 Fields = dict[str, object]
 Redact = Callable[[str], str]
+
+#: What stands for a secret, before its fingerprint.
+FINGERPRINT = "secret, fingerprint"
 
 #: Docker's own values for what is not set (docker 20.10 to 29 daemon defaults).
 DEFAULT_SHM_SIZE = 64 << 20
@@ -53,7 +58,7 @@ def fingerprint(key: bytes) -> Redact:
 
     def redact(value: str) -> str:
         digest = hmac.new(key, value.encode(), hashlib.sha256).hexdigest()
-        return f"(secret, fingerprint {digest[:12]})"
+        return f"({FINGERPRINT} {digest[:12]})"
 
     return redact
 
@@ -150,10 +155,10 @@ def as_spec(container: Mapping[str, object], own_image: Image | None, redact: Re
     ports = [str(p).partition("->")[0] for p in _list(fields.get("ports"))]
     bind, _, port = ports[0].rpartition(":") if ports else ("", "", "")
     inner, host = args.pop("port", None), args.pop("host", None)
-    secrets = [name for name in named["env"] if is_secret(name)]
-    for flag in [name for name, value in args.items() if _hides(name, value)]:
+    hidden = [name for name, value in named["env"].items() if FINGERPRINT in str(value)]
+    for flag in [name for name, value in args.items() if FINGERPRINT in str(value)]:
         del args[flag]
-        secrets.append(f"args.{flag}")
+        hidden.append(f"args.{flag}")
     mounts = [parse_volume(v) for v in map(str, _list(fields.get("volumes")))]
     return {
         "image": str(_dict(container.get("Config")).get("Image")),
@@ -161,7 +166,7 @@ def as_spec(container: Mapping[str, object], own_image: Image | None, redact: Re
         "model": fields.get("model"),
         "revision": args.pop("revision", None),
         **named,
-        "secrets": sorted(secrets),
+        "secrets": sorted(hidden),
         "entrypoint": fields.get("entrypoint", []),
         "bind": bind or host,
         "port": int(port) if port else inner,
@@ -232,16 +237,20 @@ def _entrypoint_and_words(config: Mapping[str, object]) -> tuple[list[str], list
 def _command_fields(words: Sequence[str], redact: Redact) -> Fields:
     parsed = cli.parse(words)
     # Somebody else's secrets on a command line are in every process list, and must not be in a diff too.
-    fields: Fields = {f"args.{k}": redact(str(v)) if _hides(k, v) else _plain(k, v) for k, v in parsed.flags.items()}
+    fields: Fields = {f"args.{k}": _shown(k, v, _plain(k, v), redact) for k, v in parsed.flags.items()}
     if parsed.model is not None:
         fields["model"] = parsed.model
     if parsed.rest:
-        fields["command"] = list(parsed.rest)
+        fields["command"] = secrets.command(parsed.rest)
     return fields
 
 
-def _hides(flag: str, value: object) -> bool:
-    return is_secret(flag) and not isinstance(value, bool)
+def _shown(name: str, value: object, plain: object, redact: Redact) -> object:
+    """Return ``plain``, or in the place of a secret its fingerprint: of one by its shape, what is around it stays."""
+    if not is_hidden(name, value):
+        return plain
+    mark = redact(str(value))
+    return mark if is_secret(name) else f"{secrets.scrub(str(value))} {mark}"
 
 
 def _plain(flag: str, value: object) -> object:
@@ -265,7 +274,7 @@ def _own(values: Mapping[str, str], inherited: Mapping[str, str]) -> dict[str, s
 
 
 def _named(prefix: str, values: Mapping[str, str], redact: Redact) -> Fields:
-    return {f"{prefix}.{k}": redact(v) if is_secret(k) else v for k, v in values.items()}
+    return {f"{prefix}.{k}": _shown(k, v, v, redact) for k, v in values.items()}
 
 
 def _env(value: object) -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..common import names
+from ..common.secrets import is_hidden, unsendable
 from ..vllm import cli
 from ..weights import layout
 from . import fields, mounts
@@ -28,12 +29,8 @@ LABEL_SERVER = LABEL_PREFIX + "server"
 LABEL_ASKED_UTILIZATION = LABEL_PREFIX + "asked-gpu-memory-utilization"
 UTILIZATION = "gpu-memory-utilization"
 
-#: Environment variables whose values are never shown.
+#: Secrets that have an option of their own.
 SECRET_ENV = ("VLLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-#: Singular on purpose: vLLM has many settings that count tokens, and hiding a "1" would hide every 1 in the output.
-_SECRET_NAME = re.compile(
-    r"(?:(?:^|_)(?:TOKEN|KEY|SECRET)|(?:API|ACCESS|PRIVATE|SECRET)KEY|PASSWORD|PASSWD|CREDENTIALS?)$", re.I
-)
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 #: What Linux gives a process for one variable (MAX_ARG_STRLEN).
@@ -89,22 +86,6 @@ class Spec:
 #: 160 MiB of shared memory at once and Docker gives 64 by default, or what its daemon.json says. It is always set, for
 #: what is left to the daemon could not be told from another wish.
 SHM_SIZE = 4 << 30
-
-
-def is_secret(name: str) -> bool:
-    """Return whether the value of an environment variable, or of a flag, must never be shown."""
-    return name in SECRET_ENV or bool(_SECRET_NAME.search(name.replace("-", "_")))
-
-
-def secret_values(values: object) -> set[str]:
-    """Return the values of ``env`` or ``args`` that must never be shown.
-
-    Short ones are left out: to hide a "1" would hide every 1 in what is shown.
-    """
-    if not isinstance(values, Mapping):
-        return set()
-    found = {str(v) for k, v in values.items() if is_secret(str(k)) and not isinstance(v, (bool, type(None)))}
-    return {value for value in found if len(value) > 3}
 
 
 def check_image_ref(ref: str, *, allow_latest: bool = False) -> None:
@@ -187,7 +168,7 @@ def build(
         restart_policy=fields.parse_restart_policy(options.restart_policy),
         stop_timeout=options.stop_timeout,
         labels=options.labels,
-        secrets=frozenset(key for key in env if is_secret(key)),
+        secrets=frozenset(key for key, value in env.items() if is_hidden(key, value)),
     )
     _check_exposure(spec, bind, allow=options.allow_unauthenticated)
     return spec
@@ -302,7 +283,7 @@ def _env(options: ContainerOptions, engine_cache: str | None) -> dict[str, str]:
             env[key] = str(value)
     if options.api_key:
         env["VLLM_API_KEY"] = options.api_key
-    if options.hf_token and env.get("HF_HUB_OFFLINE", "0") not in ("1", "ON", "YES", "TRUE"):
+    if options.hf_token and env.get("HF_HUB_OFFLINE", "0").upper() not in ("1", "ON", "YES", "TRUE"):
         env["HF_TOKEN"] = options.hf_token
     return env
 
@@ -313,6 +294,9 @@ def _check_texts(options: ContainerOptions, env: Mapping[str, str]) -> None:
         raise SpecError("network_mode: expected a network, for a server without one cannot be reached, got none")
     if options.stop_timeout < 0:
         raise SpecError(f"stop_timeout: expected 0 or more seconds, got {options.stop_timeout}")
+    for option, key in (("api_key", options.api_key), ("hf_token", options.hf_token)):
+        if unsendable(key):
+            raise SpecError(f"{option}: expected printable ASCII without spaces; look for a line break at its end")
     for name, value in env.items():
         if not name or "=" in name or "\0" in name + value:
             raise SpecError(f"env: expected a name without '=' and a text without a null byte, got {name!r}")

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 from ..common.failure import Failure, FailureClass
-from ..vllm.log import Error, parse, plain, scrub, split
+from ..common.secrets import scrub
+from ..common.terminal import plain
+from ..vllm.log import Error, parse, split
 from . import explain_ends, explain_model, explain_node, explain_unknown, families, reading
 from .case import Case, Context, ExitFacts, Gpu, Holder, Run
 from .patterns import CLASSES, ROWS
@@ -33,7 +35,6 @@ __all__ = [
     "diagnose",
     "gpus_from_info",
     "message",
-    "scrub",
 ]
 
 #: What container/engine.py says where Docker did not answer at all.

@@ -11,13 +11,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..common.secrets import unsendable
 from ..vllm.host_variables import LOOPBACK, WILDCARDS
 from .fronts import asked
 
 # Without the separators of the map and of HAProxy's command line.
 NAME = re.compile(r"[A-Za-z0-9_.@:-]{1,60}")
-# What a header may hold, without blanks: the rest of Latin-1 and beyond is read differently by every client.
-KEY = re.compile(r"[!-~]+")
 LIMITS = ("requests_per_minute", "concurrent")
 FIELDS = ("name", "key", "models", *LIMITS)
 # HAProxy counts up to here.
@@ -37,7 +36,7 @@ def problems(keys: Sequence[Mapping[str, Any]], pools: Sequence[Mapping[str, Any
             found.append(f"{who} needs a name of letters, digits and _.@:- alone, at most 60 of them.")
         elif names.index(name) < number - 1:
             found.append(f"{who} is there twice: give each key a name of its own.")
-        if not KEY.fullmatch(secret):
+        if not secret or unsendable(secret):
             found.append(
                 f"{who} has no key, or one that no header can carry: use printable ASCII without blanks "
                 "(`openssl rand -hex 32` gives such a key)."

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..common.secrets import unsendable
 from ..vllm import cli
 from ..vllm.host_variables import (
     LOOPBACK,
@@ -308,5 +309,5 @@ def _odd_words(
         f"The vllm_server_api_key of {pool['model']} has characters that no header can carry, such as a blank or a "
         "line break at its end: use printable ASCII alone (`openssl rand -hex 32` gives such a key)."
         for pool in pools
-        if pool["key"] and not clients.KEY.fullmatch(str(hostvars[pool["head"]]["vllm_server_api_key"]))
+        if pool["key"] and unsendable(hostvars[pool["head"]]["vllm_server_api_key"])
     )

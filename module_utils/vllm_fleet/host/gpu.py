@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..common import secrets
+from ..common.terminal import plain
 from .driver import Driver, Kernel, read_driver, read_kernel
 from .files import Files
 
@@ -41,8 +43,6 @@ INSTINCT: Mapping[str, str] = {
 
 _ACCELERATOR_CLASS = "0x1200"  # PCI base class 12h: processing accelerators
 
-# Names of options and variables whose value is a secret; --tokenizer and --ssl-keyfile are not.
-_SECRET = re.compile(r"(^|[-_])(key|token)$|passw|secret", re.IGNORECASE)
 _COMMAND_LENGTH = 300
 _MI300_FAMILY = (90400, 90599)  # KFD's gfx_target_version
 _CONTAINER = re.compile(r"[0-9a-f]{64}")
@@ -283,17 +283,7 @@ def _command(files: Files, process: Path) -> str | None:
     line = files.text(process / "cmdline", expected=False)
     if not line:
         return files.text(process / "comm", expected=False)
-    words: list[str] = []
-    hide_next = False
-    for word in line.rstrip("\0").split("\0"):
-        option, equals, _ = word.partition("=")
-        secret = bool(_SECRET.search(option)) and (option.startswith("-") or bool(equals))
-        if hide_next and not word.startswith("-"):
-            words.append("***")
-        else:
-            words.append(f"{option}=***" if secret and equals else word)
-        hide_next = secret and not equals
-    return " ".join(words)[:_COMMAND_LENGTH]
+    return plain(" ".join(secrets.command(line.rstrip("\0").split("\0"))))[:_COMMAND_LENGTH]
 
 
 def _container(files: Files, process: Path) -> str | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..common.finding import Finding
+from ..common.secrets import kind, unsendable
 from ..container.spec import LOOPBACK, overlap
 from ..vllm import host_variables
 from ..vllm.cli import flag_name
@@ -86,6 +87,7 @@ def judge(values: Mapping[str, Any]) -> list[Finding]:
         "vllm_server_args": _utilization,
         "vllm_server_env": _key_in_env,
         "vllm_server_api_key": _key,
+        "hf_token": lambda values: _key(values, "hf_token"),
         "vllm_watchdog_silence": _watchdog,
     }
     leans_on = {"vllm_image_tag": "vllm_image_digest", "vllm_server_bind": "vllm_server_api_key"}
@@ -304,7 +306,7 @@ def _utilization(values: Mapping[str, Any]) -> Finding | None:
         return None
     if not isinstance(args, Mapping):
         what, wanted = "vllm_server_args", "a mapping of flags"
-        return Finding("refused", what, wanted, f"{args!r}", "write it as {max-model-len: 32768}")
+        return Finding("refused", what, wanted, kind(args), "write it as {max-model-len: 32768}")
     for key, value in args.items():
         if flag_name(str(key)) != "gpu-memory-utilization" or value is None:
             continue
@@ -320,12 +322,13 @@ def _utilization(values: Mapping[str, Any]) -> Finding | None:
     return None
 
 
-def _key(values: Mapping[str, Any]) -> Finding | None:
-    if re.fullmatch(r"[!-~]*", _text(values.get("vllm_server_api_key"))):
+def _key(values: Mapping[str, Any], what: str = "vllm_server_api_key") -> Finding | None:
+    if not unsendable(_text(values.get(what))):
         return None
     # What it holds stays unsaid.
     got = "characters that no header can carry, such as a blank, or a line break at its end"
-    return Finding("refused", "vllm_server_api_key", "printable ASCII", got, "make one with `openssl rand -hex 32`")
+    remedy = "make one with `openssl rand -hex 32`" if what == "vllm_server_api_key" else "copy it once more"
+    return Finding("refused", what, "printable ASCII", got, remedy)
 
 
 def _key_in_env(values: Mapping[str, Any]) -> Finding | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
+from ..common import secrets
 from ..common.finding import Finding
 
 #: The roles of a deployment whose variables are the user's.
@@ -88,10 +89,13 @@ def judge(options: Mapping[str, Any], values: Mapping[str, Any]) -> list[Finding
         option = {key: entry for key, entry in options[name].items() if key not in ("description", "default")}
         result = ArgumentSpecValidator({name: {**option, "required": False}}).validate({name: value})
         if result.error_messages:
-            got = "(not shown)" if option.get("no_log") else _short(value)
+            # In another form than the specified one its secrets cannot be told by their names.
+            formless = option.get("type") == "dict" and not isinstance(value, Mapping)
+            got = "(not shown)" if option.get("no_log") else secrets.kind(value) if formless else _short(value)
             # Only the sentence names what is wrong inside a dictionary.
             inside = option.get("options") and not option.get("no_log")
-            why = f": {' '.join(str(result.error_messages[0]).split())[:200]}" if inside else ""
+            said = secrets.scrub_words(" ".join(str(result.error_messages[0]).split()), secrets.values_in(value))
+            why = f": {said[:200]}" if inside and not formless else ""
             found.append(Finding("refused", name, _expected(option), got, f"correct the variable{why}"))
     return found
 
@@ -155,5 +159,5 @@ def _expected(option: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
+    text = secrets.scrub(" ".join(repr(value).split()), secrets.values_in(value))
     return text if len(text) <= 60 else text[:57] + "..."

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..common import names
 from ..common.failure import Failure, FailureClass
 from ..common.refused import Refused
+from ..common.secrets import cleaned
 from ..container.engine import ENGINE_RETRY_TIMEOUT, Engine, EngineError, EngineUnavailable
 from ..container.inspected import Inspected, environment, ident, running
 from ..container.plan import Plan, Trust, left_over
@@ -394,7 +395,7 @@ def perform(
         engine = Engine(params["docker_host"], retry_timeout=ENGINE_RETRY_TIMEOUT if token else 0.0)
     except EngineUnavailable as exc:
         return result.no_engine(params["name"], host, exc)
-    return kind(
+    found: Result = kind(
         ServerOptions.from_params(params),
         engine,
         host=host,
@@ -404,3 +405,5 @@ def perform(
         slice_seconds=params["watch_slice"],
         secrets=tuple(hidden),
     ).run()
+    shown: Result = cleaned(found, hidden)
+    return shown

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..common.secrets import values_in
 from ..container.options import ContainerOptions, container_fields
-from ..container.spec import secret_values
 
 #: Where a node keeps what it has to remember.
 DEFAULT_STATE_DIR = "/var/lib/vllm-fleet"
@@ -122,8 +122,8 @@ def secrets(params: Mapping[str, Any], as_dict: Callable[[str], Mapping[str, Any
             continue
         for name in ("env", "args"):
             value = given.get(name)
+            found |= values_in(value)
             if isinstance(value, str):
                 with contextlib.suppress(TypeError, ValueError):
-                    value = as_dict(value)
-            found |= secret_values(value)
+                    found |= values_in(as_dict(value))
     return found

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..common.secrets import sealed
 from ..container.spec import SECRET_ENV
 from ..vllm import ranks
 
@@ -67,7 +68,8 @@ def _without_keys(asked: Mapping[str, Any]) -> dict[str, Any]:
     requests = asked.get("requests")
     if requests is None:
         return dict(asked)
-    return {**asked, "requests": [{k: v for k, v in one.items() if k != "api_key"} for one in requests]}
+    # Names of headers are kept: a rollback sends today's values.
+    return {**asked, "requests": sealed([{k: v for k, v in one.items() if k != "api_key"} for one in requests])}
 
 
 def answer(result: Mapping[str, Any]) -> dict[str, Any]:

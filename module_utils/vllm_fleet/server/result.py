@@ -9,11 +9,11 @@ from typing import Any
 
 from ..common.failure import FailureClass
 from ..common.refused import Refused
+from ..common.secrets import scrub
 from ..container import compare
 from ..container.engine import EngineError
 from ..container.inspected import Inspected, ident, running
 from ..container.plan import Trust
-from ..vllm.log import scrub
 from . import endpoint, release, watched
 from .outcome import Outcome
 from .release_store import Releases, standing

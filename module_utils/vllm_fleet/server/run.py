@@ -15,11 +15,11 @@ from typing import Any
 
 from ..common.failure import Failure
 from ..common.refused import Refused
+from ..common.secrets import scrub
 from ..container import compare
 from ..container.engine import Engine
 from ..container.inspected import Inspected, ident
 from ..container.plan import NEXT_SUFFIX, PREVIOUS_SUFFIX, Existing, Trust, left_over
-from ..vllm.log import scrub
 from .observe import Observation
 from .options import ServerOptions
 from .state import NodeState, unwritable

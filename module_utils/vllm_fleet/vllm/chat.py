@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..common.received import parsed
+from ..common.secrets import cleaned, scrub_words
+from ..common.terminal import plain
 from . import motion
 from .chat_options import build_message, build_result
 from .chat_request import (
@@ -188,7 +190,7 @@ class _Exchange:
         return ChatError("http_status", got, remedy, status)
 
     def _redacted(self, text: str) -> str:
-        return text.replace(self.request.api_key, "********") if self.request.api_key else text
+        return plain(scrub_words(text, self.request.secrets))
 
     def _check_model(self) -> Check:
         """The answer's model must be the one asked for, or another name of the same server.
@@ -237,8 +239,10 @@ def probe(requests: Sequence[ChatRequest], *, many: bool) -> dict[str, Any]:
     A server that gave no answer is asked once more, for one token, and its counters are looked at (see motion).
     """
     results = chat_all(requests)
-    result = build_result(results, many=many)
-    message = build_message(results, len(requests))
+    # A server may send back what it was sent.
+    known = {text for one in requests for text in one.secrets}
+    result: dict[str, Any] = cleaned(build_result(results, many=many), known)
+    message = plain(scrub_words(build_message(results, len(requests)), known))
     if not message:
         return result
     silent = next((n for n, one in enumerate(results) if motion.worth_a_look(one.error)), None)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from ..common.secrets import is_secret, unsendable
+
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 FINISH_REASONS = ("stop", "length", "tool_calls")
 
@@ -22,6 +24,7 @@ HEADER_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # RFC 9110, token
 # Set here, by what is sent and by api_key.
 OWN_HEADERS = frozenset(("authorization", "connection", "content-length", "content-type", "host", "transfer-encoding"))
 NOT_OPENAI = "Check that the URL is the root of an OpenAI-compatible server and not of something else on that port."
+LONG_HEADER = 16  # characters of a value that may be a secret whatever its header is called
 SHORT = 160  # characters of content or of a body shown in a message
 
 
@@ -82,7 +85,7 @@ class ChatRequest:
             raise ValueError(f"timeout must be more than 0 seconds, got {self.timeout:g}.")
         if self.max_ttft is not None and not self.stream:
             raise ValueError("max_ttft needs stream: true, a whole answer has no first token to time.")
-        if not re.fullmatch(r"[\x21-\x7e]*", self.api_key):
+        if unsendable(self.api_key):
             # http.client would refuse it as well, with the key in its message.
             raise ValueError("api_key must be printable ASCII without spaces; look for a line break at its end.")
         try:
@@ -93,6 +96,12 @@ class ChatRequest:
             if not re.fullmatch(r"/[\x21-\x7e]*", path):
                 raise ValueError(f"endpoints are paths that begin with a slash, without spaces; got {path!r}.")
         _check_headers(self.headers)
+
+    @property
+    def secrets(self) -> set[str]:
+        """What is sent and must not come back in a result: a header with a plain name and a short word is none."""
+        opening = {value for name, value in self.headers.items() if is_secret(name) or len(value) >= LONG_HEADER}
+        return opening | {self.api_key}
 
     @property
     def body(self) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vLLM server's output as text: lines, the errors in them, and secrets taken out. Pure.
+"""A vLLM server's output as text: lines, and the errors in them. Pure.
 
 Shapes are vLLM 0.32.0's (logger.py, logging_utils/formatter.py), with those of older releases beside them. vLLM's own
 logger writes to stdout; tqdm, uvicorn, warnings and the API server's traceback go to stderr. Read each stream through
@@ -13,9 +13,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ..common.terminal import plain
 from .prefix import Line, parse
 
-__all__ = ["Error", "Line", "LogReader", "errors", "parse", "plain", "scrub", "split"]
+__all__ = ["Error", "Line", "LogReader", "errors", "parse", "split"]
 
 #: Characters after which a line without an end is given out in pieces: memory stays bounded whatever comes in.
 MAX_LINE = 65536
@@ -32,24 +33,10 @@ _READ = 600
 #: Frames of an exception that are kept, the innermost ones.
 MAX_FRAMES = 40
 
-HIDDEN = "***"
-
 # Patterns are compiled when they are first needed, by the re module's cache: most runs of a module need none of them.
-_CONTROL = (
-    r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours and cursor movement (tqdm's \x1b[A)
-    r"|\x1b\][^\x07\x1b\r\n]{0,500}(?:\x07|\x1b\\)?"  # titles
-    r"|\x1b[@-Z\\-_]?"
-    # and characters that a terminal obeys, or that turn the direction of what follows
-    r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
-)
 _ENDS = r"[\r\n]"
 #: A bar that has no line end, and the line of a process that follows it.
 _GLUED = r"((?:it/s|s/it)\])(?=\([A-Za-z][\w.-]* |ERROR |Traceback )"
-
-
-def plain(text: str) -> str:
-    """Text without colours, cursor movement and control characters (line ends and tabs stay)."""
-    return re.sub(_CONTROL, "", text)
 
 
 def split(text: str) -> list[str]:
@@ -106,42 +93,6 @@ def _pieces(line: str) -> list[str]:
 
 def _cleaned(lines: Iterable[str]) -> list[str]:
     return [line for line in map(plain, lines) if line and not line.isspace()]
-
-
-# Secrets ---------------------------------------------------------------------------------------------------------
-
-#: Patterns of keys and tokens, and what takes their place.
-_HIDE = (
-    (r"\bhf_(?:(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{6,}|[a-z]{16,})", HIDDEN),
-    (r"\bsk-[\w-]{6,}", HIDDEN),
-    (r"\b((?i:bearer)\s+)[\w.~+/=-]+", rf"\1{HIDDEN}"),
-    # A command line, where --api-key takes several values, and the same as a list of quoted words.
-    (
-        r"(--(?:api-key|hf-token)(?:=|\s+))(?!\[|API_KEY\b)(?:(?!-)[^\s'\"\]]+(?:\s+(?!-)[^\s'\"\]]+)*)",
-        rf"\1{HIDDEN}",
-    ),
-    (r"(--(?:api-key|hf-token)['\"]\s*,\s*['\"])[^'\"]*", rf"\1{HIDDEN}"),
-    (r"\b(\w*(?:API_KEY|SECRET|PASSWORD|HF_TOKEN|HUB_TOKEN)['\"]?\s*[=:]\s*['\"]?)[^\s'\",}\]]+", rf"\1{HIDDEN}"),
-    (r"\b([A-Z]\w*_TOKEN=)[^\s'\",}\]]+", rf"\1{HIDDEN}"),
-    # `non-default args: {'api_key': ['...']}`: 0.32.0 hides them itself, older releases print them.
-    (r"(\b(?:api_key|hf_token)['\"]?\s*[=:]\s*)(?:\[[^\]]*\]|'[^']*'|\"[^\"]*\")", rf"\1'{HIDDEN}'"),
-    (r"(://[^/\s:@]*:)[^/\s@]+@", rf"\1{HIDDEN}@"),
-)
-#: What a text must hold for any of them to be worth a try.
-_HINT = r"(?i)hf_|sk-|bearer|api[-_]key|token|secret|password|://[^/\s]*@"
-
-
-def scrub(text: str, secrets: Sequence[str] = ()) -> str:
-    """Take out what looks like a key or a token, and the given values wherever they stand.
-
-    Values of fewer than three characters are left: they are no secrets, and hiding them would hide the text.
-    """
-    for value in sorted({value for value in secrets if len(value) >= 3}, key=len, reverse=True):
-        text = text.replace(value, HIDDEN)
-    if re.search(_HINT, text):
-        for pattern, replacement in _HIDE:
-            text = re.sub(pattern, replacement, text)
-    return text
 
 
 # Errors ----------------------------------------------------------------------------------------------------------

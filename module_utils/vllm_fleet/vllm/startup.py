@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .log import Line, LogReader, parse, scrub
+from ..common.secrets import scrub
+from .log import Line, LogReader, parse
 
 __all__ = ["STAGES", "Event", "Facts", "LogReader", "Progress"]
 

@@ -17,13 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..common.secrets import scrub, values_in
 from ..container.api import DockerApi, DockerRefused, DockerUnavailable
 from ..container.inspected import Inspected, command_line, environment, ident
-from ..container.spec import is_secret
 from ..server import endpoint, gpu_gate
 from ..server.options import ServerOptions
 from ..vllm import cli, readiness
-from ..vllm.log import scrub
 
 #: Bytes and lines of the log's end, and bytes of any other file.
 LOG_BYTES, LOG_LINES, FILE_BYTES = 1_000_000, 20_000, 1_000_000
@@ -38,9 +37,8 @@ DUMPS = 8
 
 def secrets_of(container: Inspected) -> tuple[str, ...]:
     """Return the secrets that a container was given."""
-    found = {value for name, value in environment(container).items() if is_secret(name)}
-    key = cli.first(cli.started(command_line(container)).command.flags.get("api-key"))
-    return tuple(found | ({key} if key else set()))
+    flags = cli.started(command_line(container)).command.flags
+    return tuple(values_in(environment(container)) | values_in(flags))
 
 
 def collect(docker: DockerApi, container: Inspected, folder: Path) -> list[str]:

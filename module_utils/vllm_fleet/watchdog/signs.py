@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from ..vllm.log import plain
+from ..common.terminal import plain
 from ..vllm.prefix import parse
 
 #: Processes of an engine, in all releases: EngineCore_DP0, Worker_DP1_TP0, VllmWorker-0, RayWorkerWrapper, Core, rank3.

@@ -144,18 +144,6 @@ def test_yaml_true_in_the_environment_is_what_vllm_reads():
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "secret"),
-    [
-        ("VLLM_API_KEY", True), ("HF_TOKEN", True), ("AWS_SECRET_ACCESS_KEY", True), ("VLLM_MAX_TOKENS", False), ("MY_PASSWORD", True),
-        ("MASTER_KEY", True), ("ENCRYPTION_KEY", True), ("APIKEY", True), ("hf-token", True), ("ssl-keyfile", False), ("MONKEY", False),
-        ("S3_CREDENTIALS", True), ("TOKENIZERS_PARALLELISM", False), ("HF_TOKEN_PATH", False), ("NCCL_DEBUG", False),
-    ],
-)  # fmt: skip
-def test_which_variables_are_secrets(name, secret):
-    assert spec.is_secret(name) is secret
-
-
 @pytest.mark.parametrize("ref", ["vllm/vllm-openai-rocm:latest", "vllm/vllm-openai-rocm", "host:5000/vllm"])
 def test_a_moving_image_is_refused_with_the_way_to_pin_it(ref):
     with pytest.raises(fields.SpecError, match="Pin it") as error:
@@ -267,20 +255,6 @@ def test_docker_is_given_an_address(bind, address):
     """It takes a name for no address at all, and listens on all of them."""
     assert make(bind=bind, allow_unauthenticated=True).ports == {"8000/tcp": f"{address}:8000"}
     assert make(bind="localhost").ports == {"8000/tcp": "127.0.0.1:8000"}, "and needs no key for it"
-
-
-def test_values_that_are_never_shown():
-    env = {
-        "MY_API_KEY": "canary-1",
-        "MASTER_KEY": 12345,
-        "PLAIN": "x-y-z",
-        "OTHER_KEY": True,
-        "A_TOKEN": None,
-        "B_KEY": "1",
-    }
-    assert spec.secret_values(env) == {"canary-1", "12345"}
-    assert spec.secret_values({"hf-token": "canary-2"}) == {"canary-2"}
-    assert spec.secret_values("MY_API_KEY=x") == set()
 
 
 def test_beyond_loopback_with_a_key_or_on_request():

@@ -122,7 +122,7 @@ def test_foreign_holder_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
-        (["a", "--api-key", "s3cret", "b"], "a --api-key *** b"),
+        (["a", "--api-key", "s3cret", "s3cret", "-b"], "a --api-key *** *** -b"),
         (["a", "--api-key=s3cret"], "a --api-key=***"),
         (["env", "HF_TOKEN=s3cret", "vllm"], "env HF_TOKEN=*** vllm"),
         (["a", "--password", "s3cret"], "a --password ***"),
