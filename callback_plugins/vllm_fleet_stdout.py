@@ -220,7 +220,7 @@ class CallbackModule(Default):
         lines = [f"fatal: [{self.host_label(result)}]: FAILED!"]
         lines += [f"    {line}".rstrip() for line in found["msg"].rstrip().splitlines()]
         lines += [f"      | {line}" for line in diagnosed.get("evidence") or []]
-        lines += [f"    Whole log: {path}" for path in [found.get("log_file")] if path]
+        lines += [f"    Log: {path}" for path in [found.get("log_file")] if path]
         lines += ["...ignoring"] if ignore_errors else []
         for line in lines:
             self._display.display(line, constants.COLOR_ERROR, stderr=self.get_option("display_failed_stderr"))

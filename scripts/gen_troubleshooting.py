@@ -30,7 +30,7 @@ HEAD = """\
 
 A start that fails ends with one sentence: the container, the node, a class, why, and what to do. The task's result has
 the same in parts, under `failure`: `class`, `evidence` (the lines of the log that prove it), `remedy` and `exit_code`.
-The whole log is kept on the node; `log_file` of the result says where.
+The log is kept on the node; `log_file` of the result says where.
 
 The reason is looked for in the earliest traceback that names one. A worker that fails makes its engine fail, and the
 engine its API server, so the last lines of a log (`Engine core initialization failed. See root cause above.`) never say

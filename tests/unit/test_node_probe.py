@@ -97,4 +97,4 @@ def test_a_result_shows_no_secret(module, args):
     """The secret stands where a result would show it."""
     shown = node_probe.run(module, args)
     assert SECRET not in json.dumps(shown)
-    assert "*****" in json.dumps(shown) or "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER" in json.dumps(shown)
+    assert "***" in json.dumps(shown) or "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER" in json.dumps(shown)
