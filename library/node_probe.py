@@ -113,6 +113,7 @@ def _vllm_chat() -> Probe:
     return Probe(
         chat_options.SPEC,
         lambda params: chat.probe(chat_options.build_requests(params), many=bool(params["requests"])),
+        secrets=chat_options.secrets,
     )
 
 

@@ -338,12 +338,21 @@ msg:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible.module_utils.vllm_fleet.common.secrets import forms
 from ansible.module_utils.vllm_fleet.vllm import chat, chat_options
+
+
+class Module(AnsibleModule):
+    """AnsibleModule that keeps the secrets in headers out of its output and the node's log, which come before main."""
+
+    def _load_params(self) -> None:
+        super()._load_params()
+        self.no_log_values.update(forms(tuple(sorted(chat_options.secrets(self.params)))))
 
 
 def main() -> None:
     """Send the requests, check the answers, return both."""
-    module = AnsibleModule(**chat_options.SPEC, supports_check_mode=True)
+    module = Module(**chat_options.SPEC, supports_check_mode=True)
     try:
         requests = chat_options.build_requests(module.params)
     except ValueError as error:

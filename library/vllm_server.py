@@ -480,6 +480,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.validation import check_type_dict
 
+from ansible.module_utils.vllm_fleet.common.secrets import forms
 from ansible.module_utils.vllm_fleet.server.lifecycle import Lifecycle, perform
 from ansible.module_utils.vllm_fleet.server.options import SPEC, secrets
 
@@ -497,7 +498,8 @@ class Module(AnsibleModule):
 
     def _load_params(self) -> None:
         super()._load_params()
-        self.no_log_values.update(self.hidden())
+        # In every form: what Ansible logs is Python's way to write a dictionary.
+        self.no_log_values.update(forms(tuple(sorted(self.hidden()))))
 
 
 def _rank(step: dict[str, Any]) -> Callable[..., Lifecycle]:

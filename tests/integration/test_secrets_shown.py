@@ -76,7 +76,6 @@ class Ways:
                     "name": "capital",
                     "prompt": "What is the capital of France?",
                     "max_tokens": 30,
-                    "headers": {"X-Api-Key": CANARY["header"], "X-Door": CANARY["header"]},
                     "expect": {"pattern": "Paris"},
                 }
             ],
@@ -128,7 +127,8 @@ class Ways:
         # Ansible's own temporary files, and what it leaves of a module that was killed.
         places = [self.folder, Path.home() / ".ansible/tmp", *Path("/tmp").glob("ansible*")]
         found = []
-        for path in (path for place in places for path in place.rglob("*")):
+        walked = (Path(folder, name) for place in places for folder, _, files in os.walk(place) for name in files)
+        for path in walked:
             try:
                 if path.name in ("vars.yml", "play.yml") or not path.is_file() or path.stat().st_mtime < begun:
                     continue
@@ -152,7 +152,7 @@ def test_no_way_out_shows_a_secret(ways: Ways) -> None:
     first = ways.run(server)
     assert first.returncode == 0, first.stdout[-4000:]
     # A difference in each of them; with a log in which the server says what it was given, and dies.
-    echo = {"STANDIN_FAIL_TEXT": f"ValueError: {CANARY['key']} {json.dumps(CANARY['odd'])}"}
+    echo = {"STANDIN_FAIL_TEXT": f"ValueError: {CANARY['key']} {json.dumps(CANARY['odd'] + 'x')}"}
     changed = ways.run(server, vllm_server_env={**ways.env("x"), **echo})
     assert changed.returncode != 0
     assert "fingerprint" in changed.stdout

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +18,25 @@ PLAYBOOK = str(Path(sys.executable).with_name("ansible-playbook"))
 TRUE = {"ansible.builtin.command": "true", "changed_when": False}
 
 
-def shown(folder: Path, *tasks: dict, words: tuple[str, ...] = (), hosts: str = "a,b,c,d,e", **play: object) -> str:
+#: The colours that Ansible has for what is shown here (lib/ansible/config/base.yml).
+OWN = ("0;30", "0;31", "0;32", "0;33", "0;34", "0;35", "0;36", "1;30", "1;31", "1;35", "1;34", "31", "32", "33", "36")
+
+
+def shown(
+    folder: Path,
+    *tasks: dict,
+    words: tuple[str, ...] = (),
+    hosts: str = "a,b,c,d,e",
+    colours: bool = False,
+    **play: object,
+) -> str:
     """The terminal of a play with these tasks, without its recap."""
     whole = {"name": "Play", "hosts": "all", "connection": "local", "gather_facts": False, "tasks": list(tasks), **play}
     empty = {"name": "For nobody", "hosts": "all:!all", "tasks": [{"name": "Never", **TRUE}]}
     (folder / "play.yml").write_text(yaml.safe_dump([whole, empty]))
     command = [PLAYBOOK, "-i", f"{hosts},", "-e", f"ansible_python_interpreter={sys.executable}", *words]
-    environ = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "COLUMNS": "80"}
+    environ = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "COLUMNS": "80"}
+    environ |= {} if colours else {"ANSIBLE_NOCOLOR": "1"}
     done = subprocess.run(
         [*command, str(folder / "play.yml")], env=environ, capture_output=True, text=True, check=False
     )
@@ -94,3 +108,46 @@ def test_what_hosts_have_in_common_differs_once(tmp_path):
     assert said.count("+new") == 1 and said.count("changed: [") == 2
     said = shown(tmp_path, {"name": "Write", "ansible.builtin.copy": copy}, hosts="b,c", words=("--check", "--diff"))
     assert "+x" in said and "+c" in said
+
+
+#: Clears the screen, names the window, writes the clipboard, hides, writes over the line, turns the letters round.
+OBEYED = "\x1b[2J\x1b]0;title\x07\x1b]52;c;Y2Fu\x07\x1b[8mhidden\x1b[0m over\rwritten \u202ednuor\u202c \x9b31m\x07"
+
+
+def test_what_a_model_says_is_not_obeyed(tmp_path):
+    import hostile
+
+    usage = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    answer = {"model": "m", "usage": usage, "choices": [{"message": {"content": OBEYED}, "finish_reason": "stop"}]}
+    ask = {"prompt": "x", "model": "m", "stream": False, "expect": {"pattern": "Paris"}}
+    with hostile.server(lambda _: hostile.answer(json.dumps(answer).encode())) as port:
+        chat = {"name": "Ask", "vllm_chat": {**ask, "url": f"http://127.0.0.1:{port}"}, "ignore_errors": True}
+        for words in ((), ("-v",)):
+            said = shown(tmp_path, chat, hosts="a", words=words)
+            assert "hidden over" in said
+            assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", said)
+
+
+def test_what_a_node_says_is_not_obeyed_and_colours_are_ansibles_own(tmp_path, monkeypatch):
+    """Its words as a message, as a failure and as a difference, on a terminal with colours."""
+    monkeypatch.setitem(os.environ, "ANSIBLE_FORCE_COLOR", "1")
+    said = {"said": OBEYED, "place": str(tmp_path / "file")}
+    tasks = [
+        {"name": "Say", "ansible.builtin.debug": {"msg": "{{ said }}"}},
+        {"name": "Write", "ansible.builtin.copy": {"content": "{{ said }}\n", "dest": "{{ place }}"}, "check_mode": True},
+        {"name": "Insist", "ansible.builtin.fail": {"msg": "{{ said }}"}},
+    ]  # fmt: skip
+    out = shown(tmp_path, *tasks, hosts="a", words=("--diff",), colours=True, vars=said)
+    assert out.count("hidden over") == 3
+    assert "\x1b[0;32m" in out or "\x1b[32m" in out
+    assert set(re.findall(r"\x1b[^m]*m|\x1b", out)) <= {"\x1b[0m", *(f"\x1b[{code}m" for code in OWN)}
+    assert not re.search(r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e]", out)
+
+
+def test_a_secret_that_shows_by_its_shape_is_hidden_whoever_says_it(tmp_path):
+    task = {"name": "Say", "ansible.builtin.command": "echo http://user:canary@host", "changed_when": False}
+    said = shown(
+        tmp_path, task, hosts="a", words=("-vvvv",), environment={"HTTPS_PROXY": "http://user:canary2@proxy:1"}
+    )
+    assert "canary" not in said
+    assert "http://user:***@proxy:1" in said

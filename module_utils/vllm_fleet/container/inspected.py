@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..common.secrets import values_in
+
 #: What `docker inspect` prints of one container.
 Inspected = Mapping[str, Any]
 
@@ -35,6 +37,14 @@ def command_line(container: Inspected) -> list[str]:
 def environment(container: Inspected) -> dict[str, str]:
     """Return the environment by name."""
     return dict(str(item).partition("=")[::2] for item in (container.get("Config") or {}).get("Env") or [])
+
+
+def secrets_of(*containers: Inspected | None) -> set[str]:
+    """Return the secrets that containers were given: of an old one they are others than today's options have."""
+    found: set[str] = set()
+    for container in filter(None, containers):
+        found |= values_in(environment(container)) | values_in(command_line(container))
+    return found
 
 
 def mounted_at(container: Inspected | None, target: str) -> str:

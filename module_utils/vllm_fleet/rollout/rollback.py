@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..common.secrets import HIDDEN
-
 
 def behind_and_ahead(known: Mapping[str, Mapping[str, Any]], replicas: Mapping[str, str]) -> dict[str, list[str]]:
     """Return nodes split into those `behind` and those `ahead` of them; both empty where all go back by the same step.
@@ -100,35 +98,19 @@ def _made(known: Mapping[str, Any] | None) -> str:
     return str(first.get("run") or first.get("when") or "")
 
 
-def variables(
-    found: Mapping[str, Any], env: Mapping[str, Any], presets_path: str, verify: Sequence[Mapping[str, Any]] = ()
-) -> dict[str, Any]:
+def variables(found: Mapping[str, Any], env: Mapping[str, Any], presets_path: str) -> dict[str, Any]:
     """Return the variables of the role vllm_server that make a recorded release again.
 
     ``found``: what vllm_release_info returned for it. Its environment has no secrets; these come from ``env``, today's
-    vllm_server_env, which has all of them (see problems()), and headers of requests from ``verify``, today's
-    vllm_server_verify. ``presets_path``: a folder without presets.
+    vllm_server_env, which has all of them (see problems()). ``presets_path``: a folder without presets.
     """
     recorded = found["variables"]
     secrets = {name: env[name] for name in found["secret_env"]}
-    asked = {}
-    if recorded.get("vllm_server_verify"):
-        asked["vllm_server_verify"] = [_opened(one, verify) for one in recorded["vllm_server_verify"]]
     return {
         **recorded,
-        **asked,
         "vllm_server_env": {**recorded["vllm_server_env"], **secrets},
         "vllm_server_presets_path": presets_path,
     }
-
-
-def _opened(request: Mapping[str, Any], verify: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a recorded request with today's headers, those of the request of its name, where the record hides them."""
-    if not request.get("headers"):
-        return dict(request)
-    today = next((one.get("headers") or {} for one in verify if one.get("name") == request.get("name")), {})
-    given = {name: today.get(name) if value == HIDDEN else value for name, value in request["headers"].items()}
-    return {**request, "headers": {name: value for name, value in given.items() if value is not None}}
 
 
 def overridden(wanted: Mapping[str, Any], current: Sequence[Any], text: Callable[[Any], str]) -> list[str]:

@@ -118,6 +118,7 @@ class Change:
 
     def _keep_log(self, container: str) -> None:
         """Save the log of a container that is about to be removed and that was started at least once."""
+        self.context.learn(self.context.engine.container(container))
         log = self.context.scrubbed(self.context.engine.log(container))
         if log and not self.context.state.log_file:
             self.context.save_log(log, container)

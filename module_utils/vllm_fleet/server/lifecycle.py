@@ -168,7 +168,9 @@ class Lifecycle:
 
     def _observe(self) -> Observation:
         context = self.context
-        return observe.gather(context.options, context.engine, context.node, check_mode=context.check_mode)
+        seen = observe.gather(context.options, context.engine, context.node, check_mode=context.check_mode)
+        context.learn(seen.current, seen.previous, seen.left)
+        return seen
 
     def _note_restoring(self, seen: Observation) -> None:
         """Remember which container a restore on request is to bring back, in case this run is killed."""
@@ -395,7 +397,7 @@ def perform(
         engine = Engine(params["docker_host"], retry_timeout=ENGINE_RETRY_TIMEOUT if token else 0.0)
     except EngineUnavailable as exc:
         return result.no_engine(params["name"], host, exc)
-    found: Result = kind(
+    run = kind(
         ServerOptions.from_params(params),
         engine,
         host=host,
@@ -404,6 +406,7 @@ def perform(
         token=token,
         slice_seconds=params["watch_slice"],
         secrets=tuple(hidden),
-    ).run()
-    shown: Result = cleaned(found, hidden)
+    )
+    found = run.run()
+    shown: Result = cleaned(found, run.context.secrets)  # which it learned in the run
     return shown

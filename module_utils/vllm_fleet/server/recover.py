@@ -140,6 +140,7 @@ def log_of_start(context: RunContext, current: Inspected, outcome: Outcome) -> t
 
     Docker's restart policy may have left it behind already, and others may have come before it.
     """
+    context.learn(current)
     since, until = span_of_start(context, current, outcome)
     log = context.scrubbed(context.engine.log(ident(current), since=since, until=until))
     return log, until is not None or outcome.verdict != "restarting" or since is None

@@ -68,7 +68,6 @@ def _without_keys(asked: Mapping[str, Any]) -> dict[str, Any]:
     requests = asked.get("requests")
     if requests is None:
         return dict(asked)
-    # Names of headers are kept: a rollback sends today's values.
     return {**asked, "requests": sealed([{k: v for k, v in one.items() if k != "api_key"} for one in requests])}
 
 

@@ -18,7 +18,7 @@ from ..common.refused import Refused
 from ..common.secrets import scrub
 from ..container import compare
 from ..container.engine import Engine
-from ..container.inspected import Inspected, ident
+from ..container.inspected import Inspected, ident, secrets_of
 from ..container.plan import NEXT_SUFFIX, PREVIOUS_SUFFIX, Existing, Trust, left_over
 from .observe import Observation
 from .options import ServerOptions
@@ -129,6 +129,10 @@ class RunContext:
         own = ident(container) == self.state.current and "create" in self.state.actions
         remembered = own or self.node.damage() is None
         return Existing.of(container, self.node.trust(ident(container)), remembered=remembered)
+
+    def learn(self, *containers: Inspected | None) -> None:
+        """Take the secrets of containers that are there to those that never come out."""
+        self.secrets = tuple({*self.secrets, *secrets_of(*containers)})
 
     def scrubbed(self, log: bytes) -> bytes:
         """Return a log without secrets."""

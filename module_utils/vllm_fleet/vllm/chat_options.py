@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .chat_request import FINISH_REASONS, ChatRequest, ChatResult, Expectation
+from .chat_request import FINISH_REASONS, ChatRequest, ChatResult, Expectation, opening
 
 EXPECT = {
     "type": "dict",
@@ -99,6 +99,16 @@ def build_requests(params: dict[str, Any]) -> list[ChatRequest]:
         except ValueError as error:
             raise ValueError(f"Request {merged['name']!r}: {error}") from None
     return requests
+
+
+def secrets(params: Mapping[str, Any]) -> set[str]:
+    """Return the secrets in headers of unchecked options: Ansible does not know them as such."""
+    entries = params.get("requests")
+    found: set[str] = set()
+    for given in (params, *(entries if isinstance(entries, list) else ())):
+        headers = given.get("headers") if isinstance(given, Mapping) else None
+        found |= opening(texts(dict(headers))) if isinstance(headers, Mapping) else set()
+    return found
 
 
 def build_result(results: list[ChatResult], *, many: bool) -> dict[str, Any]:

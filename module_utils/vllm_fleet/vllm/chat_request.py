@@ -99,9 +99,8 @@ class ChatRequest:
 
     @property
     def secrets(self) -> set[str]:
-        """What is sent and must not come back in a result: a header with a plain name and a short word is none."""
-        opening = {value for name, value in self.headers.items() if is_secret(name) or len(value) >= LONG_HEADER}
-        return opening | {self.api_key}
+        """What is sent and must not come back in a result."""
+        return opening(self.headers) | {self.api_key}
 
     @property
     def body(self) -> dict[str, Any]:
@@ -118,6 +117,11 @@ class ChatRequest:
         else:
             body["prompt"] = self.prompt
         return body
+
+
+def opening(headers: Mapping[str, str]) -> set[str]:
+    """Return the values of headers that may open a door: of one with a plain name a short word does not."""
+    return {value for name, value in headers.items() if is_secret(name) or len(value) >= LONG_HEADER}
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.secrets import scrub, values_in
+from ..common.secrets import scrub
 from ..container.api import DockerApi, DockerRefused, DockerUnavailable
-from ..container.inspected import Inspected, command_line, environment, ident
+from ..container.inspected import Inspected, command_line, ident, secrets_of
 from ..server import endpoint, gpu_gate
 from ..server.options import ServerOptions
 from ..vllm import cli, readiness
@@ -33,12 +33,6 @@ GPUS_TIMEOUT = 10.0
 PROCESSES = 200
 #: Files of vLLM's own watchdog that are kept, the newest ones.
 DUMPS = 8
-
-
-def secrets_of(container: Inspected) -> tuple[str, ...]:
-    """Return the secrets that a container was given."""
-    flags = cli.started(command_line(container)).command.flags
-    return tuple(values_in(environment(container)) | values_in(flags))
 
 
 def collect(docker: DockerApi, container: Inspected, folder: Path) -> list[str]:

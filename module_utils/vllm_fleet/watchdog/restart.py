@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..container.api import DockerApi, DockerRefused, DockerUnavailable
-from ..container.inspected import Inspected, command_line, ident, running
+from ..container.inspected import Inspected, command_line, ident, running, secrets_of
 from ..server import endpoint
 from ..server.lifecycle import perform
 from ..server.options import ARGUMENTS
@@ -159,7 +159,7 @@ class Restart:
         """Restart and watch, in calls of the same length as a deployment's; return the last one's result."""
         params = self._params(container)
         while True:
-            result = perform({**params, "watch_token": token}, check_mode=False, secrets=evidence.secrets_of(container))
+            result = perform({**params, "watch_token": token}, check_mode=False, secrets=tuple(secrets_of(container)))
             if not result.get("pending"):
                 break
             token = result["token"]
