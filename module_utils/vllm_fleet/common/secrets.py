@@ -40,7 +40,9 @@ _WORD = (
     r"|(?:client[_-]?)?secrets?|passw(?:or)?ds?|passphrase|credentials?)"
 )
 #: The same in capitals: a variable of the environment.
-_VARIABLE = r"[A-Z][A-Z0-9_]*(?:_(?:TOKEN|KEYS?|SECRETS?|AUTH|PASS|PWD|DSN)|PASSWORDS?|PASSWD|CREDENTIALS?|APIKEYS?)"
+_VARIABLE = (
+    r"[A-Z][A-Z0-9_]{0,60}(?:_(?:TOKEN|KEYS?|SECRETS?|AUTH|PASS|PWD|DSN)|PASSWORDS?|PASSWD|CREDENTIALS?|APIKEYS?)"
+)
 
 
 def is_secret(name: str) -> bool:
@@ -62,7 +64,7 @@ _QUOTE = r"\\?['\"]"
 #: A text in quotes, which may be those of a text in a text.
 _QUOTED = r"\\['\"][^'\"\\]*\\['\"]|'[^'\n]*'|\"[^\"\n]*\""
 #: One value after its name, with or without quotes.
-_VALUE = rf"(?:\[[^\]]*\]|{_QUOTED}|[^\s'\",;&}})\]]+)"
+_VALUE = rf"(?:\[[^\]]{{0,2000}}\]|{_QUOTED}|[^\s'\",;&}})\]]+)"
 
 
 def _in_place(found: re.Match[str]) -> str:
@@ -81,7 +83,10 @@ def _in_place(found: re.Match[str]) -> str:
 _SHAPES: tuple[_Shape, ...] = (
     (r"(://[^/\s:@'\"]*:)[^/\s'\"]+@", rf"\1{HIDDEN}@"),
     (r"(://)[\w.~%+-]{16,}@", rf"\1{HIDDEN}@"),
-    (r"(?i)([?&][\w.-]*(?:token|key|secret|password|signature|credential)[\w.-]*=)[^&\s'\"#]+", rf"\1{HIDDEN}"),
+    (
+        r"(?i)([?&][\w.-]{0,60}(?:token|key|secret|password|signature|credential)[\w.-]{0,60}=)[^&\s'\"#]+",
+        rf"\1{HIDDEN}",
+    ),
     (
         r"-----BEGIN ([A-Z ]*)PRIVATE KEY-----[\s\S]*?(?:-----END \1PRIVATE KEY-----|\Z)",
         HIDDEN,
@@ -92,19 +97,19 @@ _SHAPES: tuple[_Shape, ...] = (
     (r"\bxox[a-z]-[\w-]{10,}", HIDDEN),
     (r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}", HIDDEN),
     (r"\bAIza[\w-]{30,}", HIDDEN),
-    (r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?", HIDDEN),
+    (r"(?<![\w-])eyJ[\w-]{8,2000}\.[\w-]{8,4000}(?:\.[\w-]*)?", HIDDEN),
     (
         r"(?i)\b((?:proxy-)?authorization\\?['\"]?\s*[:=]\s*\\?['\"]?)(?:(?:bearer|basic|token|digest|negotiate)\s+)?"
         r"[^\s'\",}\]]+",
         rf"\1{HIDDEN}",
     ),
     (
-        rf"(?i)\b((?:x-[\w-]*(?:key|token|secret)|(?:set-)?cookie)(?:{_QUOTE})?\s*[:=]\s*(?:{_QUOTE})?)[^\s'\",}}\]]+",
+        rf"(?i)((?:(?<![\w-])x-[\w-]{{0,60}}(?:key|token|secret)|(?:set-)?cookie)(?:{_QUOTE})?\s*[:=]\s*(?:{_QUOTE})?)[^\s'\",}}\]]+",
         rf"\1{HIDDEN}",
     ),
     (rf"\b({_VARIABLE}=)({_VALUE})", _in_place),
     (
-        rf"((?:{_QUOTE})[\w.-]*(?:(?i:{_WORD})|{_VARIABLE})(?:{_QUOTE})\s*:\s*)({_QUOTED}|\[[^\]]*\])",
+        rf"((?:(?i:{_WORD})|\b{_VARIABLE})(?:{_QUOTE})\s*:\s*)({_QUOTED}|\[[^\]]{{0,2000}}\])",
         _in_place,
     ),
 )
@@ -113,13 +118,13 @@ _LOOSE: tuple[_Shape, ...] = (
     (r"\b((?i:bearer)\s+)[\w.~+/=-]+", rf"\1{HIDDEN}"),
     # A command line, where --api-key takes several values, and the same as a list of quoted words.
     (
-        rf"(?i)(--(?:[\w-]+-)?(?:{_WORD}|token|key)(?:=|\s+))(?!\[|(?:\w+_)?(?:KEY|TOKEN|PASSWORD|SECRET)\b)"
+        rf"(?i)(?<![\w-])(--(?:[\w-]{{1,60}}-)?(?:{_WORD}|token|key)(?:=|\s+))(?!\[|(?:\w+_)?(?:KEY|TOKEN|PASSWORD|SECRET)\b)"
         r"(?!-)[^\s'\"\],;]+(?:[ \t]+(?!-)[^\s'\"\],;]+)*",
         rf"\1{HIDDEN}",
     ),
-    (rf"(?i)(--(?:[\w-]+-)?(?:{_WORD}|token|key)['\"]\s*,\s*)('[^']*'|\"[^\"]*\")", _in_place),
+    (rf"(?i)(?<![\w-])(--(?:[\w-]{{1,60}}-)?(?:{_WORD}|token|key)['\"]\s*,\s*)('[^']*'|\"[^\"]*\")", _in_place),
     # `non-default args: {'api_key': ['...']}`: 0.32.0 hides them itself, older releases print them.
-    (rf"(?i)\b([\w.-]*{_WORD}['\"]?\]?\s*[=:]\s*)({_VALUE})", _in_place),
+    (rf"(?i)({_WORD}['\"]?\]?\s*[=:]\s*)({_VALUE})", _in_place),
     (rf"\b({_VARIABLE}['\"]?\]?\s*[=:]\s*)({_VALUE})", _in_place),
 )
 #: What a text must hold for any of them to be worth a try.

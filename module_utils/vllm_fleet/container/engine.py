@@ -201,7 +201,9 @@ class Engine:
         ends = 0
         for stream in ("stdout", "stderr"):
             kept = Latest()
-            with contextlib.closing(self._pieces(container, since, until, (stream,))) as pieces:
+            # Just now the word is at the end; that of an earlier start is to be looked for.
+            tail = None if until else TAIL_LINES
+            with contextlib.closing(self._pieces(container, since, until, (stream,), tail)) as pieces:
                 for stamp, text in pieces:
                     if word in text:
                         ends += 1

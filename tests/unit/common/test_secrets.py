@@ -7,6 +7,7 @@ import base64
 import html
 import json
 import shlex
+import time
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -257,3 +258,33 @@ def test_a_key_that_no_header_can_carry(key):
     assert secrets.unsendable(key)
     assert not secrets.unsendable("!az-~09")
     assert not secrets.unsendable(None)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *(
+            "a.",
+            "-",
+            "--a",
+            "A_",
+            "://a:",
+            "api_key=[",
+            "api_key='",
+            "'a",
+            "eyJ-",
+            "x-",
+            "?a",
+            "hf_",
+            "Authorization: ",
+        ),
+        *("bearer ", "_KEY", "password", "http://u:p", "-----BEGIN PRIVATE KEY-----", '\\"', "--api-key ", "sk-", "a@"),
+    ],
+)
+def test_no_line_takes_long(piece):
+    text = piece * (200_000 // len(piece))
+    began = time.process_time()
+    for hint in ("", "key token secret "):
+        scrub(hint + text, ("canary-0123456789",))
+        scrub_words(hint + text)
+    assert time.process_time() - began < 4.0
