@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import vllm_server
@@ -69,6 +70,7 @@ def test_only_a_deployment_changes_anything(monkeypatch, capsys, mode, check, ch
     class Run:
         def __init__(self, *_, **options):
             seen.update(options)
+            self.context = SimpleNamespace(secrets=options["secrets"])
 
         def run(self):
             return {"changed": False}

@@ -230,7 +230,7 @@ def _written(value: str) -> set[str]:
     as_json = json.dumps(value)[1:-1]
     quoted = {quote(raw, safe=""), quote(raw), quote_plus(raw)}
     found = {value, repr(value)[1:-1], repr(raw)[2:-1], as_json, json.dumps(as_json)[1:-1]}
-    found |= {json.dumps(value, ensure_ascii=False)[1:-1]}
+    found |= {json.dumps(value, ensure_ascii=False)[1:-1], repr(as_json)[1:-1]}
     found |= quoted | {re.sub("%[0-9A-F]{2}", lambda match: match[0].lower(), one) for one in quoted}
     found |= {html.escape(value), html.escape(value, quote=False), value.replace("'", "''")}
     # The shell's quotes, and HAProxy's, whose formats begin with %.

@@ -154,6 +154,7 @@ WRITERS = {
     "json": json.dumps,
     "json with other letters": lambda key: json.dumps(key, ensure_ascii=False),
     "json in json": lambda key: json.dumps(json.dumps({"key": key})),
+    "repr of json": lambda key: repr(json.dumps(key)),
     "url": quote,
     "whole url": lambda key: quote(key, safe=""),
     "form": quote_plus,
