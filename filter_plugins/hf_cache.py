@@ -3,15 +3,31 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ansible.errors import AnsibleFilterError
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.vllm.host_variables import bracketed
-from ansible.module_utils.vllm_fleet.weights import prewarm, team
+from ansible.module_utils.vllm_fleet.weights import prewarm, said, team
+
+
+def _of_its_form(filter_: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the refusal of what a node said a filter's error."""
+
+    @functools.wraps(filter_)
+    def checked(*values: Any, **options: Any) -> Any:
+        try:
+            return filter_(*values, **options)
+        except said.NotOfItsForm as error:
+            raise AnsibleFilterError(str(error)) from None
+
+    return checked
 
 
 def _registered(hostvars: Mapping[str, Any], host: str, name: str) -> dict[str, Any]:
@@ -48,7 +64,8 @@ def hf_cache_same_everywhere(hosts: Sequence[str], hostvars: Mapping[str, Any]) 
 
 def hf_cache_wanted(team_of: Mapping[str, Any], hostvars: Mapping[str, Any]) -> list[str]:
     """Return the blobs that at least one receiver of a team lacks."""
-    return team.wanted(_registered(hostvars, host, "missing") for host in team_of["receivers"])
+    manifest = _registered(hostvars, str(team_of["seed"]), "whole").get("manifest")
+    return team.wanted((_registered(hostvars, host, "missing") for host in team_of["receivers"]), manifest)
 
 
 def hf_cache_followers(team_of: Mapping[str, Any], hostvars: Mapping[str, Any]) -> list[str]:
@@ -67,15 +84,57 @@ def hf_cache_keyed(team_of: Mapping[str, Any], hostvars: Mapping[str, Any]) -> l
     return team.keyed({host: _registered(hostvars, host, "key") for host in hf_cache_by_rsync(team_of, hostvars)})
 
 
+@_of_its_form
 def hf_cache_seed_address(team_of: Mapping[str, Any], hostvars: Mapping[str, Any]) -> str:
-    """Return the address at which receivers reach the seed: the one given for swarms, one that was found, Ansible's.
-
-    As rsync takes it: IPv6 in brackets.
-    """
+    """Return the address at which receivers reach the seed: the one given for swarms, one that was found, Ansible's."""
     seed = str(team_of["seed"])
     found = (_registered(hostvars, seed, name).get("address") for name in ("seeding", "ready"))
-    known = (hostvars[seed].get("hf_cache_swarm_address"), *found, hostvars[seed].get("ansible_host"), seed)
-    return bracketed(str(next(filter(None, known))))
+    given = hostvars[seed].get("hf_cache_swarm_address")
+    if not given and (own := next(filter(None, found), None)):
+        return said.address(own, seed)
+    return said.host_name(str(given or hostvars[seed].get("ansible_host") or seed), seed)
+
+
+@_of_its_form
+def hf_cache_swarm_seed(seeding: Mapping[str, Any], host: str) -> str:
+    """Return the address at which a swarm's first seed says that it listens."""
+    return said.address(seeding.get("address"), host)
+
+
+@_of_its_form
+def hf_cache_addresses(team_of: Mapping[str, Any], hostvars: Mapping[str, Any]) -> list[str]:
+    """Return the addresses of the nodes of a swarm, as the inventory or they themselves say them, each once."""
+    found: set[str] = set()
+    for host in team_of["peers"]:
+        if given := hostvars[host].get("hf_cache_swarm_address"):
+            found.add(said.address(given, host))
+        ready = _registered(hostvars, host, "ready")
+        found |= set(said.addresses([*filter(None, [ready.get("address")]), *(ready.get("addresses") or [])], host))
+    return sorted(found)
+
+
+@_of_its_form
+def hf_cache_commit(result: Mapping[str, Any], host: str, revision: str) -> str:
+    """Return the commit that a host says its snapshot of a revision is of."""
+    return said.commit(result.get("commit"), host, revision)
+
+
+@_of_its_form
+def hf_cache_offer(lines: Sequence[str], host: str) -> dict[str, Any]:
+    """Return the parts of what a seed offers by rsync, empty where it did not come to that."""
+    return asdict(said.offer(lines, host)) if lines else {}
+
+
+@_of_its_form
+def hf_cache_key(lines: Sequence[str], host: str) -> dict[str, str]:
+    """Return folder and public part of the SSH key that a host made for a copy, empty where it did not come to that."""
+    return asdict(said.key(lines, host)) if lines else {}
+
+
+@_of_its_form
+def hf_cache_as_owner(result: Mapping[str, Any], host: str) -> list[str]:
+    """Return the words before a command on a host so that it runs as the owner of the cache."""
+    return said.as_owner(result.get("as_owner") or [], host)
 
 
 def hf_cache_missed(team_of: Mapping[str, Any], hostvars: Mapping[str, Any], me: str) -> str:
@@ -94,14 +153,22 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """Return the filters by name."""
         return {
+            "hf_cache_addresses": hf_cache_addresses,
+            "hf_cache_as_owner": hf_cache_as_owner,
+            "hf_cache_blobs": said.blobs,
             "hf_cache_by_rsync": hf_cache_by_rsync,
+            "hf_cache_commit": hf_cache_commit,
             "hf_cache_fetched": team.fetched,
             "hf_cache_followers": hf_cache_followers,
+            "hf_cache_key": hf_cache_key,
             "hf_cache_keyed": hf_cache_keyed,
+            "hf_cache_list_fault": team.list_fault,
             "hf_cache_missed": hf_cache_missed,
+            "hf_cache_offer": hf_cache_offer,
             "hf_cache_prewarmed": prewarm.in_words,
             "hf_cache_same_everywhere": hf_cache_same_everywhere,
             "hf_cache_seed_address": hf_cache_seed_address,
+            "hf_cache_swarm_seed": hf_cache_swarm_seed,
             "hf_cache_team": hf_cache_team,
             "hf_cache_wanted": hf_cache_wanted,
         }

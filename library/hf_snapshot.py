@@ -45,8 +45,9 @@ options:
       - V(absent) removes the snapshot and those blobs that no other one uses.
       - V(pruned) removes the model's other snapshots and incomplete transfers from other nodes. It keeps the snapshots in O(keep) and the newest of
         the rest.
+      - V(listed) asks the Hub which files O(revision) has, and returns RV(manifest). It touches no cache.
     type: str
-    choices: [present, absent, verified, pruned]
+    choices: [present, absent, verified, pruned, listed]
     default: present
   source:
     description:
@@ -85,6 +86,11 @@ options:
     type: list
     elements: str
     default: []
+  list_digest:
+    description:
+      - The RV(list_digest) that the snapshot must have, from a source that is trusted. A cache, source or manifest with another one is refused.
+    type: str
+    default: ""
   margin:
     description: Bytes that must stay free on the disk after the snapshot is there.
     type: int
@@ -118,8 +124,9 @@ options:
     type: bool
     default: false
 notes:
-  - Run as root, new files get the owner of the folder that they come into. Their mode is 0644, of folders 0755, so
-    that containers of any user can read them.
+  - Run as root, the work is done with the rights of the user whom O(cache), or the first folder on the way to it that is
+    not root's, belongs to. So a link there leads root nowhere that this user could not go. New files belong to that
+    user. Their mode is 0644, of folders 0755, so that containers of any user can read them.
   - If another run writes into the same cache, this run waits for it.
   - In a play, the action plugin of the same name shows how far a download, a copy or the hashing is. If the controller dies or the connection drops,
     the work continues on the node. The next run with the same request joins it.
@@ -229,19 +236,29 @@ hashed_now:
   description: Whether O(state=present) hashed all contents in this run, not only what it brought in.
   type: bool
   returned: always
+list_digest:
+  description:
+    - SHA-256 over the names and contents of all files that a server reads. Empty where the cache does not have the repository's own file list.
+  type: str
+  returned: always
 wanted:
   description: With O(manifest), the blobs whose contents are not in the cache.
   type: list
   elements: str
   returned: when O(state=verified) and O(manifest) is given
 belongs_to:
-  description: User and group id that new files in the cache get, for making a staging area in it.
+  description: User and group id that new files in the cache get.
   type: dict
-  returned: when O(state=verified) and O(manifest) is given
+  returned: when O(state=verified) and O(manifest) or O(with_manifest) is given
+as_owner:
+  description: The words before a command, such as setpriv and ids, so that it runs as that user; none where the task does.
+  type: list
+  elements: str
+  returned: when O(state=verified) and O(manifest) or O(with_manifest) is given
 manifest:
   description: The file list, for O(manifest) on another machine.
   type: dict
-  returned: when O(with_manifest) is set and the snapshot is complete
+  returned: when O(with_manifest) is set and the snapshot is complete, and for O(state=listed)
   contains:
     commit:
       description: The commit.

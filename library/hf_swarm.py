@@ -58,7 +58,7 @@ options:
     type: int
     default: 6969
   folder:
-    description: The folder of blobs, for V(shared).
+    description: The folder of blobs, for V(shared), V(seeding), and V(joined) without O(staging).
     type: path
   blobs:
     description: Names of the blobs to share, or to receive.
@@ -75,6 +75,11 @@ options:
     description: Bytes per second that the node sends at most; 0 for no bound.
     type: int
     default: 0
+  team:
+    description: Addresses of the nodes that take part. The units send to no other, and take nothing from any other.
+    type: list
+    elements: str
+    default: []
   max_runtime:
     description: Seconds after which systemd ends the units, whatever happens.
     type: int
@@ -182,6 +187,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.vllm_fleet.weights import swarm
 from ansible.module_utils.vllm_fleet.weights import torrent as torrents
 from ansible.module_utils.vllm_fleet.weights.files import FetchError
+from ansible.module_utils.vllm_fleet.weights.layout import is_commit
+from ansible.module_utils.vllm_fleet.weights.owner import owner_of
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "state": {
@@ -202,6 +209,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "torrent": {"type": "str"},
     "staging": {"type": "path"},
     "upload_limit": {"type": "int", "default": 0},
+    "team": {"type": "list", "elements": "str", "default": []},
     "max_runtime": {"type": "int", "default": 21600},
     "lease": {"type": "int", "default": 120},
     "stall": {"type": "int", "default": 120},
@@ -221,27 +229,31 @@ def act(options: dict[str, Any], settings: swarm.Settings) -> dict[str, Any]:
         return {**found, "ok": not found["failure"], "reason": found["failure"]}
     address = swarm.own_address(options["address"], options["hint"], options["seed"])
     if state == "ready":
-        return {"address": address, "lacking": swarm.lacking(options["programs"])}
+        lacking = swarm.lacking(options["programs"])
+        return {"address": address, "addresses": swarm.own_addresses(), "lacking": lacking}
     swarm.insist_on(options["programs"], options["lacking_because"])
     if state == "shared":
         origins = swarm.origins(Path(options["folder"]), options["blobs"])
+        owner = owner_of(Path(options["folder"]))
         total = sum(origin.stat().st_size for origin in origins.values())
         announce = f"http://{address}:{settings.tracker_port}/announce"
         folder = str(settings.share / settings.name)
         argv = torrents.mktorrent_argv(settings.name, announce, total, folder, str(settings.torrent))
         if not swarm.hashing(settings, argv, options["blobs"]):
             swarm.stop(settings)
-            swarm.link_blobs(settings, origins)
+            swarm.link_blobs(settings, origins, owner)
         return {"address": address, "argv": argv, "changed": True}
     if state == "seeding":
-        swarm.start_seed(settings, address)
+        swarm.start_seed(settings, address, owner_of(Path(options["folder"])))
         torrent = base64.b64encode(settings.torrent.read_bytes()).decode()
         return {"address": address, "torrent": torrent, "changed": True}
     staging = Path(options["staging"]) if options["staging"] else None
     if staging:
         swarm.stop(settings)
     content = base64.b64decode(options["torrent"])
-    total = swarm.join(settings, content, address, seed=options["seed"], staging=staging, wanted=options["blobs"])
+    owner = owner_of(staging or Path(options["folder"]))
+    wanted = options["blobs"]
+    total = swarm.join(settings, content, address, owner, seed=options["seed"], staging=staging, wanted=wanted)
     return {"address": address, "total": total, "changed": True}
 
 
@@ -254,6 +266,8 @@ def main() -> None:
     )
     options = module.params
     result: dict[str, Any] = {"changed": False, "ok": True, "reason": ""}
+    if not is_commit(options["name"]):
+        module.fail_json(msg=f"name is {options['name']!r}, expected a commit of 40 hexadecimal digits.")
     if module.check_mode:
         module.exit_json(**result)
     settings = swarm.Settings(
@@ -263,6 +277,7 @@ def main() -> None:
         max_runtime=options["max_runtime"],
         lease=options["lease"],
         upload_limit=options["upload_limit"],
+        team=tuple(options["team"]),
     )
     try:
         result |= act(options, settings)

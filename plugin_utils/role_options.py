@@ -103,7 +103,7 @@ def hf_snapshot(variables: Variables) -> Options:
     """Return the request whether the snapshot is there, {module, args}."""
     create = boolean(variables["hf_cache_create"], strict=False) and variables["hf_cache_source"] != "shared"
     args = {
-        **_named(variables, "hf_cache", "repo_id", "revision", "verify"),
+        **_named(variables, "hf_cache", "repo_id", "revision", "verify", "list_digest"),
         "cache": variables["__hf_cache_folder"],
         "create": create,
         "state": "verified",

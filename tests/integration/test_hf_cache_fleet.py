@@ -370,7 +370,8 @@ def test_the_seed_alone_downloads_through_a_bad_hub_and_a_disk_fills_up_meanwhil
         assert process.returncode, output
         assert [host for host in NODES if re.search(rf"^{host} .* failed=0 ", output, re.MULTILINE)] == NODES[:2]
         assert not any(hub.trouble.values())
-        assert set(hub.callers) == {bed.fleet.node("node1").address}
+        # The seed downloads; the controller asks for the list of files, and for nothing else.
+        assert set(hub.callers) == {bed.fleet.node("node1").address, host}
         assert re.search(r"\[node1\] org/model: downloading \d+ % of ", output), output
         assert "node3: org/model did not arrive: the disk got full; make room and run again" in output
         assert "RETRYING" not in output and CANARY not in output
@@ -394,7 +395,14 @@ def test_the_seed_alone_downloads_through_a_bad_hub_and_a_disk_fills_up_meanwhil
         bed.slow("256kbit", "node1")
         begin = bed.received("node3")
         process = bed.start("org/model", **source)
-        until(lambda: bed.sh("node3", "pgrep -f '^rsync .* 198.18.0.1::blobs' || true"), 90, process)
+        until(
+            lambda: bed.sh(
+                "node3",
+                "pgrep -f '^rsync .* seed::blobs' >/dev/null && grep -h HostName.198.18.0.1 /tmp/hf_cache.*/config || true",
+            ),
+            90,
+            process,
+        )
         os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=60)
         job = f"/root/.cache/vllm-fleet/jobs/rsync-{COMMIT}"
@@ -408,7 +416,7 @@ def test_the_seed_alone_downloads_through_a_bad_hub_and_a_disk_fills_up_meanwhil
         assert "Start the swarm's tracker" not in output
         assert bed.received("node3") - begin < total
         assert int(bed.sh("node3", f"ls {SMALL}/hub/models--org--model/snapshots/{COMMIT} | wc -l")) == len(files)
-        assert set(hub.callers) == {bed.fleet.node("node1").address}
+        assert set(hub.callers) == {bed.fleet.node("node1").address, host}
 
         # Told so, every node downloads by itself.
         hub.callers.clear()

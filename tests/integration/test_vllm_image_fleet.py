@@ -414,7 +414,7 @@ def test_a_registry_that_dies_and_a_run_that_is_killed_leave_nothing_and_are_tak
         site.fast()
     # Of a killed run through a registry, Docker's certificate stays, on nodes that lack nothing any more too.
     folder = f"/etc/docker/certs.d/{site.fleet.node('node1').address}:{PORT}"
-    site.sh("node3", f"mkdir -p {folder} && touch {folder}/client.key")
+    site.sh("node3", f"mkdir -p {folder} && touch {folder}/client.key {folder}/vllm-fleet")
     site.sh("node2", "docker rmi -f $(docker images -q vllm-rocm:v1)")
     again = site.run(vllm_image_distribution="registry")
     assert again.rc == 0, again.output

@@ -6,14 +6,14 @@ A plan is made by reading only and lists exactly what will be written, so check 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..common.meter import Meter
 from . import layout, snapshot
-from .fetch_apply import apply, refresh_marker, remove
+from .fetch_apply import apply, refresh_marker
+from .fetch_apply import remove as remove_planned
 from .fetch_plan import Plan, plan_absent, plan_present, plan_pruned
 from .fetch_source import (
     Source,
@@ -30,7 +30,7 @@ from .files import (
     check_cache,
     check_space,
     locked,
-    owner_of,
+    remove,
 )
 from .hub import Client, apply_hub, hub_source
 from .layout import Repository
@@ -51,6 +51,7 @@ class Request:
     create: bool = True
     margin: int = 1 << 30
     keep: tuple[str, ...] = ()
+    digest: str = ""
     client: Client = field(default_factory=Client)
     dry: bool = False
     meter: Meter = field(default_factory=Meter)
@@ -63,7 +64,6 @@ class Result:
     report: Report
     plan: Plan = field(default_factory=Plan)
     wanted: list[str] | None = None
-    owner: tuple[int, int] | None = None
     changed: bool = False
     hashed_now: bool = False
     """All contents were hashed in this run, on their way in or in place."""
@@ -90,11 +90,12 @@ class Result:
             "actions": self.plan.actions() if self.changed else [],
             "hashed": report.hashed,
             "hashed_now": self.hashed_now,
+            "list_digest": "",
         }
+        if report.manifest and report.manifest.origin == "tree":  # other lists may be of a part
+            result["list_digest"] = snapshot.list_digest(report.manifest)
         if self.wanted is not None:
             result["wanted"] = self.wanted
-        if self.owner is not None:
-            result["belongs_to"] = {"uid": self.owner[0], "gid": self.owner[1]}
         if with_manifest and report.complete and report.manifest and report.path:
             result["manifest"] = export(report)
         return result
@@ -127,6 +128,12 @@ def export(report: Report) -> dict[str, Any]:
         "refs": list(refs),
         "files": Manifest(manifest.commit, entries, origin).as_files(),
     }
+
+
+def as_listed(report: Report) -> dict[str, Any]:
+    """Return the file list of a report in the form that travels, without a look at files."""
+    manifest = report.manifest or Manifest("", (), "links")
+    return {"commit": manifest.commit, "origin": manifest.origin, "refs": [], "files": manifest.as_files()}
 
 
 def _given(request: Request) -> tuple[Manifest, tuple[str, ...]] | None:
@@ -178,14 +185,32 @@ def verified(request: Request, result: Result) -> None:
     manifest = given[0] if given else None
     result.report = _inspect(request, revision, manifest)
     if given:
+        _check_list(request, given[0], "The seed")
         source = Source("", given[0], lambda entry: Path())
         plan = plan_present(result.report, source, revision=revision, verify=request.verify)
         result.wanted = [str(entry.blob) for entry in plan.blobs]
-        result.owner = owner_of(cache) or (os.geteuid(), os.getegid())
         staged = allocated_below(Path(request.source)) if request.source else 0
         check_space(cache, max(0, sum(entry.size or 0 for entry in plan.blobs) - staged), request.margin)
     if not result.report.complete:
         raise _incomplete(request, result.report, "run hf_snapshot with state present and a source")
+
+
+def _check_list(request: Request, manifest: Manifest, where: str) -> None:
+    """Raise FetchError where a file list is pinned and this is another one."""
+    if request.digest and (got := snapshot.list_digest(manifest)) != request.digest:
+        raise FetchError(
+            f"{where} lists other files of {request.repository.repo_id} at {manifest.commit} than the pinned ones: "
+            f"their digest is {got}, expected {request.digest}. Nothing was written. Find out which is wrong.",
+            "weights_corrupt",
+        )
+
+
+def listed(request: Request, result: Result) -> None:
+    """Ask the Hub, once, which files a revision has, and touch no cache. Raises FetchError."""
+    _check_names(request)
+    source = hub_source(request.repository, request.revision, request.client, request.meter, tries=1)
+    _check_list(request, source.manifest, "The Hub")
+    result.report.commit, result.report.manifest = source.manifest.commit, source.manifest
 
 
 def _check_names(request: Request) -> None:
@@ -213,7 +238,8 @@ def _plan(request: Request, result: Result) -> Source | None:
     """Inspect the snapshot and plan what to do; the source is opened only when contents are needed from it."""
     given = _given(request)
     result.report = report = _inspect(request, request.revision, given[0] if given else None)
-    source = own_source(report)
+    wrong_list = any(problem.kind == snapshot.WRONG_LIST for problem in report.problems)
+    source = None if wrong_list else own_source(report)
     if source:
         result.plan = plan_present(report, source, revision=request.revision, verify=request.verify)
     if report.complete or (source and not result.plan.blobs):
@@ -222,6 +248,7 @@ def _plan(request: Request, result: Result) -> Source | None:
     source = _open_source(request)
     if source is None:
         raise _incomplete(request, report, "give a source to bring it in from")
+    _check_list(request, source.manifest, f"Source {source.label}")
     if not _answers_for(report, source.manifest):
         result.report = report = _inspect(request, source.manifest.commit, source.manifest)
     result.plan = plan_present(report, source, revision=request.revision, verify=request.verify)
@@ -229,7 +256,9 @@ def _plan(request: Request, result: Result) -> Source | None:
 
 
 def _inspect(request: Request, revision: str, manifest: Manifest | None) -> Report:
-    return snapshot.inspect(request.repository, revision, request.verify, manifest=manifest, meter=request.meter)
+    return snapshot.inspect(
+        request.repository, revision, request.verify, manifest=manifest, meter=request.meter, digest=request.digest
+    )
 
 
 def _answers_for(report: Report, manifest: Manifest) -> bool:
@@ -250,8 +279,19 @@ def present(request: Request, result: Result) -> None:
     is judged as a server will find it. Before the writing there is a second time only where the source has a better
     list than links and weight index, and where another run held the lock and may have changed what was found.
 
+    Of a staging area (`move`), nothing is left when all is in place.
+
     Raises FetchError before anything is written for a path, a source or a disk that will not do.
     """
+    _present(request, result)
+    if request.move and not request.dry:
+        try:
+            remove(request.repository.staging)  # with what of other commits was begun there and not finished
+        except OSError as error:  # what an earlier version received as root
+            result.plan.notes.append(f"{error.filename} is left of an earlier run and can be removed by root alone.")
+
+
+def _present(request: Request, result: Result) -> None:
     _check_names(request)
     cache = request.repository.cache
     check_cache(cache, create=request.create, write=not cache.exists())
@@ -284,7 +324,7 @@ def _conclude(request: Request, result: Result, source: Source) -> None:
     """Inspect again after writing, and leave the marker when all contents went through the hash. Raises FetchError."""
     before = result.report
     revision = request.revision if not layout.is_commit(request.revision) else source.manifest.commit
-    result.report = snapshot.inspect(request.repository, revision, manifest=source.manifest)
+    result.report = snapshot.inspect(request.repository, revision, manifest=source.manifest, digest=request.digest)
     if not result.report.complete:
         raise _incomplete(request, result.report, "something else writes into this cache; run again")
     written = {entry.blob for entry in result.plan.blobs}
@@ -310,7 +350,7 @@ def absent(request: Request, result: Result) -> None:
     result.changed = result.plan.done = True
     if not request.dry:
         with locked(cache):
-            remove(cache, plan_absent(request.repository, request.revision))
+            remove_planned(cache, plan_absent(request.repository, request.revision))
 
 
 def pruned(request: Request, result: Result) -> None:
@@ -328,4 +368,4 @@ def pruned(request: Request, result: Result) -> None:
     result.changed = result.plan.done = True
     if not request.dry:
         with locked(cache):
-            remove(cache, plan_pruned(request.repository, keep))
+            remove_planned(cache, plan_pruned(request.repository, keep))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import stat
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 
 from ..common import durable
@@ -18,18 +19,11 @@ from ..common.meter import Meter
 from . import layout, snapshot
 from .fetch_plan import Plan
 from .fetch_source import Source
-from .files import (
-    FILE_MODE,
-    FetchError,
-    device_of,
-    explained,
-    give,
-    make_folder,
-    owner_of,
-    write_text,
-)
+from .files import FILE_MODE, FetchError, explained, make_folder, write_text
+from .files import remove as remove_path
 from .layout import Repository
-from .manifest import Entry, blob_hash, new_digest
+from .manifest import Entry, new_digest
+from .owner import opened
 from .snapshot import Report
 
 COPY_CHUNK = 4 << 20
@@ -37,70 +31,97 @@ COPY_WORKERS = 4
 """Files copied at a time: one stream does not fill an NVMe drive or a network mount, more than a few only seek."""
 
 
-def _write_link(repository: Repository, commit: str, entry: Entry, owner: tuple[int, int] | None) -> None:
+def _write_link(repository: Repository, commit: str, entry: Entry) -> None:
     link = repository.snapshot(commit) / entry.path
-    make_folder(link.parent, owner)
-    temporary = link.with_name(f".{link.name}.tmp")
+    target = "../" * (2 + entry.path.count("/")) + f"blobs/{entry.blob}"
+    part = f".{os.urandom(6).hex()}.part"
     with explained(link):
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to("../" * (2 + entry.path.count("/")) + f"blobs/{entry.blob}")
-        give(temporary, owner)
-        temporary.replace(link)
+        make_folder(link.parent)
+        with opened(link.parent) as folder:
+            os.symlink(target, part, dir_fd=folder)
+            try:
+                os.rename(part, link.name, src_dir_fd=folder, dst_dir_fd=folder)
+            except OSError:
+                os.unlink(part, dir_fd=folder)
+                raise
 
 
-def _write_blob(blobs: Path, entry: Entry, source: Source, owner: tuple[int, int] | None, meter: Meter) -> str:
-    """Copy (or move) one blob, hashed on the way and renamed to its name only when whole and right; return the name."""
-    blob = blobs / str(entry.blob)
-    temporary = blob.with_name(f".{entry.blob}{layout.PART_SUFFIX}")
+def _write_blob(folder: int, entry: Entry, source: Source, meter: Meter) -> str:
+    """Copy (or move) one blob, hashed on the way and renamed to its name only when whole and right; return the name.
+
+    `folder` is the opened folder of blobs.
+    """
+    name = str(entry.blob)
+    part = f".{name}.{os.urandom(3).hex()}{layout.PART_SUFFIX}"
     origin = source.find(entry)
-    with explained(blob):
+    with explained(Path(name)):
         try:
-            if source.move and device_of(origin) == device_of(blob.parent):
-                got = blob_hash(origin, blob.name, meter)
-                if got == blob.name:
-                    origin.replace(temporary)
+            if source.move and _movable(origin, folder):
+                os.rename(origin, part, dst_dir_fd=folder)
+                handle = os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+                with open(handle, "rb", buffering=0) as file:  # noqa: PTH123  a handle, not a path
+                    got = _hash(file, name, meter)
+                    _settle(file)
             else:
-                got = _copy(origin, temporary, blob.name, meter)
-            if got != blob.name:
+                with origin.open("rb", buffering=0) as reader, _new(part, folder) as writer:
+                    got = _hash(reader, name, meter, writer)
+                    _settle(writer)
+            if got != name:
                 if source.move:  # a staging area: left there, the next run would not bring it again
-                    origin.unlink()
+                    origin.unlink(missing_ok=True)
                 raise FetchError(
                     f"{entry.path} of the source {source.label} is corrupt: {origin} hashes to {got}, "
-                    f"expected {blob.name}; it was not taken over. Repair the source and run again.",
+                    f"expected {name}; it was not taken over. Repair the source and run again.",
                     "weights_corrupt",
                 )
-            temporary.chmod(FILE_MODE)
-            give(temporary, owner)
-            durable.settle(temporary, blob)  # however it came: later checks look at its size alone
+            os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+            durable.sync_folder(folder)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part, dir_fd=folder)
             raise
-    return blob.name
+    return name
 
 
-def _copy(origin: Path, temporary: Path, blob: str, meter: Meter) -> str:
-    """Copy the content into a file of its own (never a hard link: the source stays its owner's) and return its hash."""
+def _movable(origin: Path, folder: int) -> bool:
+    """Return whether a staged file can be renamed into a folder and be this user's there: a file, no link to one."""
+    found = origin.lstat()
+    mine = found.st_uid == os.geteuid() and found.st_nlink == 1
+    return stat.S_ISREG(found.st_mode) and mine and found.st_dev == os.fstat(folder).st_dev
+
+
+def _new(name: str, folder: int) -> FileIO:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return FileIO(os.open(name, flags, FILE_MODE, dir_fd=folder), "wb")
+
+
+def _settle(file: FileIO) -> None:
+    os.fchmod(file.fileno(), FILE_MODE)
+    os.fsync(file.fileno())  # however it came: later checks look at its size alone
+
+
+def _hash(reader: FileIO, blob: str, meter: Meter, writer: FileIO | None = None) -> str:
+    """Return the hash of a content; with `writer` it is copied (never a hard link: the source stays its owner's)."""
     buffer = memoryview(bytearray(COPY_CHUNK))
-    with origin.open("rb", buffering=0) as reader, temporary.open("wb", buffering=0) as writer:
-        digest = new_digest(blob, os.fstat(reader.fileno()).st_size)
-        while count := reader.readinto(buffer):
-            digest.update(buffer[:count])
-            done = 0
-            while done < count:
-                done += writer.write(buffer[done:count])
-            meter.add(count)
+    digest = new_digest(blob, os.fstat(reader.fileno()).st_size)
+    while count := reader.readinto(buffer):
+        digest.update(buffer[:count])
+        done = 0
+        while writer and done < count:
+            done += writer.write(buffer[done:count])
+        meter.add(count)
     return str(digest.hexdigest())
 
 
 def apply(repository: Repository, plan: Plan, source: Source, meter: Meter) -> None:
     """Write what `plan` lists. Raises FetchError; what was finished until then stays and is not fetched again."""
-    owner, blobs = owner_of(repository.cache), repository.blobs
-    prepare(repository, plan, owner)
+    prepare(repository, plan)
     meter.begin("hashing" if source.move else "copying", sum(entry.size or 0 for entry in plan.blobs))
     # The largest first: the last thread then ends with something short.
     queue = sorted(plan.blobs, key=lambda entry: -(entry.size or 0))
-    with ThreadPoolExecutor(max_workers=min(COPY_WORKERS, os.cpu_count() or 1)) as pool:
-        pending = [pool.submit(_write_blob, blobs, entry, source, owner, meter) for entry in queue]
+    workers = min(COPY_WORKERS, os.cpu_count() or 1)
+    with opened(repository.blobs) as folder, ThreadPoolExecutor(max_workers=workers) as pool:
+        pending = [pool.submit(_write_blob, folder, entry, source, meter) for entry in queue]
         try:
             for job in pending:
                 plan.written.append(job.result())
@@ -110,26 +131,25 @@ def apply(repository: Repository, plan: Plan, source: Source, meter: Meter) -> N
     write_tree_links_refs(repository, plan)
 
 
-def prepare(repository: Repository, plan: Plan, owner: tuple[int, int] | None) -> None:
+def prepare(repository: Repository, plan: Plan) -> None:
     """Make the folder of blobs, and remove what `plan` has to remove. Raises FetchError."""
     with explained(repository.folder):
-        make_folder(repository.blobs, owner)
+        make_folder(repository.blobs)
         for name in plan.remove:
-            (repository.cache / name).unlink(missing_ok=True)
+            remove_path(repository.cache / name)
 
 
 def write_tree_links_refs(repository: Repository, plan: Plan) -> None:
     """Write the part of a plan that makes blobs a snapshot, in the order in which a half copy never resolves."""
-    owner = owner_of(repository.cache)
     if plan.tree:
-        write_text(repository.tree(plan.commit), plan.tree, owner)
+        write_text(repository.tree(plan.commit), plan.tree)
     for entry in plan.links:
-        _write_link(repository, plan.commit, entry, owner)
+        _write_link(repository, plan.commit, entry)
     for folder in {(repository.snapshot(plan.commit) / entry.path).parent for entry in plan.links}:
-        with explained(folder), durable.opened(folder) as handle:
+        with explained(folder), opened(folder) as handle:
             durable.sync_folder(handle)
     for name in plan.refs:
-        write_text(repository.refs / name, plan.commit, owner)
+        write_text(repository.refs / name, plan.commit)
 
 
 def refresh_marker(report: Report) -> None:
@@ -144,7 +164,7 @@ def refresh_marker(report: Report) -> None:
     with contextlib.suppress(FetchError, OSError):
         text = snapshot.marker_json(repository, report.manifest)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text, owner_of(repository.cache))
+            write_text(path, text)
 
 
 def remove(cache: Path, plan: Plan) -> None:
@@ -152,10 +172,6 @@ def remove(cache: Path, plan: Plan) -> None:
     for name in sorted(plan.remove, key=lambda item: "/refs/" not in item):
         path = cache / name
         with explained(path):
-            if path.is_dir() and not path.is_symlink():
-                refs = path / "refs"
-                if refs.is_dir():
-                    shutil.rmtree(refs)
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            if not path.is_symlink():
+                remove_path(path / "refs")
+            remove_path(path)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from . import layout, snapshot
 from .fetch_source import Source, refs_to
-from .files import device_of, nearest_existing
+from .files import device_of
 from .layout import Repository
 from .manifest import Entry, blob_hash, tree_json, tree_manifest
+from .owner import nearest_existing
 from .snapshot import Report
 
 BLOCK = 4096
@@ -93,12 +94,13 @@ def plan_present(report: Report, source: Source, *, revision: str, verify: str) 
         if content_wrong or not _blob_usable(blobs / str(entry.blob), entry, verify):
             plan.blobs.append(entry)
     tree = repository.tree(manifest.commit)
-    if manifest.origin == "tree" and not optional and not _tree_usable(tree, manifest.commit):
+    wrong_list = snapshot.WRONG_LIST in faults.values()
+    if manifest.origin == "tree" and not optional and (wrong_list or not _tree_usable(tree, manifest.commit)):
         plan.tree = tree_json(manifest)
     plan.refs = _plan_refs(repository, revision, manifest.commit, source.refs)
     if plan.blobs or plan.links:
         plan.remove = _stale_litter(repository, report.litter)
-    if optional and os.path.lexists(tree):
+    if (optional or (wrong_list and not plan.tree)) and os.path.lexists(tree):
         # Offline huggingface_hub, and so vLLM, refuses a snapshot that lacks a file of this list.
         plan.remove.append(repository.relative(tree))
     device = nearest_existing(blobs).stat().st_dev

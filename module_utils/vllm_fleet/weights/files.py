@@ -7,11 +7,14 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..common import durable
 from . import layout
+from .owner import Owner, nearest_existing, opened
 
 FILE_MODE = 0o644
 FOLDER_MODE = 0o755
@@ -28,13 +31,6 @@ class FetchError(Exception):
         super().__init__(message)
         self.failure = failure
         self.evidence = evidence
-
-
-def nearest_existing(path: Path) -> Path:
-    """Return `path` or its nearest ancestor that exists."""
-    while not os.path.lexists(path) and path != path.parent:
-        path = path.parent
-    return path
 
 
 def check_cache(cache: Path, *, create: bool, write: bool) -> None:
@@ -65,10 +61,9 @@ def check_cache(cache: Path, *, create: bool, write: bool) -> None:
         )
     for folder in (cache, hub):
         nearest = nearest_existing(folder)
-        if write and not os.access(nearest, os.W_OK | os.X_OK):
+        if write and not os.access(nearest, os.W_OK | os.X_OK, effective_ids=True):
             raise FetchError(
-                f"Cache path {cache} cannot be written by user id {os.geteuid()} ({nearest} is not writable); "
-                "run with become, or give another path.",
+                f"Cache path {cache} cannot be written by {who()} ({nearest} is not writable); {_remedy(cache)}.",
                 "bad_argument",
             )
 
@@ -88,6 +83,27 @@ def check_space(cache: Path, needed: int, margin: int) -> None:
         )
 
 
+def who() -> str:
+    """Return by whom the work is done, as a person reads it."""
+    mine = Owner(os.geteuid(), os.getegid()).name
+    return mine if os.getuid() == os.geteuid() else f"{mine}, to whom the way there belongs"
+
+
+def _remedy(path: Path) -> str:
+    if os.getuid() == os.geteuid():
+        return "run with become, or give another path"
+    return f"give it to that user (chown -R {os.geteuid()} {path}), or give another path"
+
+
+def not_reached(cache: Path, error: OSError) -> FetchError:
+    """Return the failure of a path in a cache that this user may not enter, or that leads nowhere."""
+    remedy = "look at what is there, and at where its links lead"
+    if isinstance(error, PermissionError):
+        remedy = f"{_remedy(cache)}, or let that user enter the folders above it"
+    where = error.filename or cache
+    return FetchError(f"{where} cannot be reached by {who()} ({error.strerror}); {remedy}.", "bad_argument")
+
+
 @contextlib.contextmanager
 def locked(cache: Path) -> Iterator[bool]:
     """Hold the cache's lock; yield whether another run held it before: what was planned may then be done already.
@@ -96,11 +112,11 @@ def locked(cache: Path) -> Iterator[bool]:
     """
     state = cache / layout.STATE_FOLDER
     with explained(state):
-        make_folder(state, owner_of(cache))
-        handle = (state / "lock").open("a")
-        give(state / "lock", owner_of(cache))
+        make_folder(state)
+        with opened(state) as folder:
+            handle = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE, dir_fd=folder)
     waited = False
-    with handle:
+    try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -109,6 +125,8 @@ def locked(cache: Path) -> Iterator[bool]:
         except OSError:
             pass  # some Lustre and GPFS mounts refuse flock: then only one run at a time may use the cache
         yield waited
+    finally:
+        os.close(handle)
 
 
 def device_of(path: Path) -> int | None:
@@ -119,29 +137,28 @@ def device_of(path: Path) -> int | None:
         return None
 
 
-def owner_of(cache: Path) -> tuple[int, int] | None:
-    """Return the owner of new files: for root, that of the folder they come into; otherwise None, the own user."""
-    if os.geteuid() != 0:
-        return None
-    found = nearest_existing(cache).stat()
-    return found.st_uid, found.st_gid
-
-
-def give(path: Path, owner: tuple[int, int] | None) -> None:
-    """Make `owner` (user and group id) the owner of `path` itself, not of what it links to."""
-    if owner:
-        os.chown(path, *owner, follow_symlinks=False)
-
-
-def make_folder(path: Path, owner: tuple[int, int] | None) -> None:
-    """Make a folder and those above it, each with mode and owner; folders that are there are left as they are."""
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, readable by all; folders that are there are left as they are."""
     if path.is_dir():
         return
-    make_folder(path.parent, owner)
-    with contextlib.suppress(FileExistsError):
-        path.mkdir()
-        path.chmod(FOLDER_MODE)
-        give(path, owner)
+    make_folder(path.parent)
+    with opened(path.parent) as above, contextlib.suppress(FileExistsError):
+        os.mkdir(path.name, FOLDER_MODE, dir_fd=above)
+        # Whatever the umask is.
+        made = os.open(path.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+        try:
+            os.fchmod(made, FOLDER_MODE)
+        finally:
+            os.close(made)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it, by its name in its folder. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), opened(path.parent) as folder:
+        if stat.S_ISDIR(os.stat(path.name, dir_fd=folder, follow_symlinks=False).st_mode):
+            shutil.rmtree(f"/proc/self/fd/{folder}/{path.name}")  # dir_fd came with Python 3.11
+        else:
+            os.unlink(path.name, dir_fd=folder)
 
 
 @contextlib.contextmanager
@@ -157,16 +174,19 @@ def explained(path: Path) -> Iterator[None]:
                 "what is already there is whole and is kept.",
                 "disk_full",
             ) from error
+        denied = error.errno in (errno.EACCES, errno.EPERM) and os.getuid() != os.geteuid()
+        remedy = f", by {who()}: what others have made there, give to that user" if denied else ""
         raise FetchError(
-            f"Could not write {path}: {error.strerror} ({where}); what is already there is whole."
+            f"Could not write {path}: {error.strerror} ({where}){remedy}; what is already there is whole."
         ) from error
 
 
-def write_text(path: Path, text: str, owner: tuple[int, int] | None) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a small file as a whole or not at all, and the folders above it; raises FetchError."""
-    make_folder(path.parent, owner)
     with explained(path):
-        durable.write(path, text.encode(), FILE_MODE, owner)
+        make_folder(path.parent)
+        with opened(path.parent) as folder:
+            durable.write_in(folder, path.name, text.encode(), FILE_MODE)
 
 
 def allocated_below(folder: Path) -> int:

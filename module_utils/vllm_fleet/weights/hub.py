@@ -17,22 +17,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..common import durable
 from ..common.meter import Meter
 from . import layout, snapshot
 from .fetch_apply import prepare, write_tree_links_refs
 from .fetch_plan import Plan
 from .fetch_source import Source
-from .files import (
-    FILE_MODE,
-    FetchError,
-    allocated_below,
-    explained,
-    give,
-    owner_of,
-)
+from .files import FILE_MODE, FOLDER_MODE, FetchError, allocated_below, explained, remove
 from .layout import Repository, SnapshotError
 from .manifest import Entry, blob_hash, given_manifest, tree_manifest
+from .owner import opened
 
 TRIES = 4
 """Tries in a row that may bring no whole file, or no file list, before a download is given up."""
@@ -50,6 +43,10 @@ LONGEST_PAUSE = 300.0
 # neither this process's arguments nor its environment.
 _HUB_SCRIPT = """
 import ctypes, json, os, signal, sys
+# Where root works in a user's cache, this began with that user's rights and a way back: that ends here. As the user
+# changed, nobody but root can look into this process, whose environment has the token.
+os.setresgid(*[os.getegid()] * 3)
+os.setresuid(*[os.geteuid()] * 3)
 # Ends with the process that began it: what comes after a download (owner, hashes) would be left undone.
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 if os.getppid() != int(sys.argv[2]):
@@ -151,7 +148,7 @@ def _hub(
             text=True,
             env=client.environment(repository.cache, _scratch(repository), xet=xet),
             start_new_session=True,
-            umask=0o022,  # root's own may be 077, and then its folders would be closed to the cache's user
+            umask=0o022,  # root's own may be 077, and then its folders would be closed to containers of other users
         )
     except OSError as error:
         raise FetchError(f"Python {client.program} for the download cannot be started: {error.strerror}.") from error
@@ -293,9 +290,9 @@ def asked_pause(headers: Mapping[str, str]) -> float:
     return float(found[1]) if found else 0.0
 
 
-def _listing(task: dict[str, Any], repository: Repository, client: Client) -> Any:
+def _listing(task: dict[str, Any], repository: Repository, client: Client, tries: int) -> Any:
     """Return the file list; try again when the Hub refuses for the moment, breaks off or does not answer."""
-    for failures in range(1, TRIES):
+    for failures in range(1, tries):
         try:
             return _hub(task, repository, client)
         except _Refused as error:
@@ -303,14 +300,14 @@ def _listing(task: dict[str, Any], repository: Repository, client: Client) -> An
     return _hub(task, repository, client)
 
 
-def hub_source(repository: Repository, revision: str, client: Client, meter: Meter) -> Source:
+def hub_source(repository: Repository, revision: str, client: Client, meter: Meter, *, tries: int = TRIES) -> Source:
     """Return the Hub as source, with the file list of a revision; the commit that it stands for now is pinned.
 
     Raises FetchError.
     """
     timeout = min(LIST_TIMEOUT, client.stall)
     meter.begin("asking the Hub for the list of files")
-    answer = _listing({"do": "list", "revision": revision, "timeout": timeout}, repository, client)
+    answer = _listing({"do": "list", "revision": revision, "timeout": timeout}, repository, client, tries)
     try:
         manifest = replace(given_manifest(answer["commit"], answer["files"]), origin="tree")
     except SnapshotError as error:
@@ -335,14 +332,15 @@ def apply_hub(repository: Repository, plan: Plan, client: Client, meter: Meter) 
 
     huggingface_hub takes any blob under the right name for good, so a wrong one is removed beforehand.
     """
-    owner, blobs = owner_of(repository.cache), repository.blobs
-    prepare(repository, plan, owner)
+    blobs = repository.blobs
+    prepare(repository, plan)
+    _check_folders(repository, plan.commit)
     with explained(repository.folder):
         for entry in plan.blobs:
-            (blobs / str(entry.blob)).unlink(missing_ok=True)
+            remove(blobs / str(entry.blob))
             link = repository.snapshot(plan.commit) / entry.path
             if link.is_symlink() or link.is_file():
-                link.unlink()
+                remove(link)
     if plan.blobs:
         wanted = sum(entry.size or 0 for entry in plan.blobs)
         meter.begin("downloading", wanted)
@@ -351,11 +349,20 @@ def apply_hub(repository: Repository, plan: Plan, client: Client, meter: Meter) 
     for entry in plan.blobs:
         _check_blob(repository, entry, meter)
     write_tree_links_refs(repository, plan)
-    if owner:  # huggingface_hub ran as root; its locks too must open for the owner's own downloads
-        folder, locks = repository.folder, repository.locks
-        for path in (folder, *folder.rglob("*"), locks.parent, *locks.rglob("*"), locks):
-            if os.path.lexists(path):
-                give(path, owner)
+
+
+def _check_folders(repository: Repository, commit: str) -> None:
+    """Raise FetchError where a folder that huggingface_hub writes into is a link that this user should not follow.
+
+    It opens what it writes by path. Folders that an earlier download closed to others are opened again.
+    """
+    own = [repository.blobs, repository.refs, repository.snapshot(commit), repository.tree(commit).parent]
+    own += [repository.no_exist(commit), repository.locks, _scratch(repository)]
+    for folder in filter(os.path.lexists, {item for path in own for item in (path, path.parent)}):
+        with explained(folder), opened(folder) as handle:
+            found = os.fstat(handle)
+            if found.st_uid == os.geteuid() and found.st_mode & FOLDER_MODE != FOLDER_MODE:
+                os.fchmod(handle, FOLDER_MODE)
 
 
 def _download_blobs(repository: Repository, plan: Plan, client: Client, meter: Meter) -> None:
@@ -378,10 +385,15 @@ def _check_blob(repository: Repository, entry: Entry, meter: Meter) -> None:
     blob = repository.blobs / str(entry.blob)
     with explained(blob):
         if not blob.is_file() or blob_hash(blob, blob.name, meter) != blob.name:
-            blob.unlink(missing_ok=True)
+            remove(blob)
             raise FetchError(
                 f"{entry.path} of {repository.repo_id} came damaged from the Hub; run again to fetch it again.",
                 "weights_corrupt",
             )
-        blob.chmod(FILE_MODE)
-        durable.sync(blob)  # huggingface_hub does not
+        with opened(blob.parent) as folder:
+            handle = os.open(blob.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            try:
+                os.fchmod(handle, FILE_MODE)
+                os.fsync(handle)  # huggingface_hub does not
+            finally:
+                os.close(handle)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import hashlib
 import json
 import os
 import stat
@@ -39,6 +40,9 @@ from .manifest import (
 )
 
 MARKER_FORMAT = 1
+
+WRONG_LIST = "wrong_list"
+"""The kind of problem that a file list is where another one was pinned."""
 
 SMALL_FILE = 1 << 20
 """Without a file list, files up to this many bytes are hashed even by a quick check: sizes prove nothing there."""
@@ -281,12 +285,18 @@ def _check_hash(blob: str, path: Path, meter: Meter | None = None) -> tuple[str,
 
 
 def _read_manifest(
-    commit: str, given: Manifest | None, marker: dict[str, dict[str, Any]], report: Report
+    commit: str, given: Manifest | None, marker: dict[str, dict[str, Any]], digest: str, report: Report
 ) -> Manifest | None:
-    """Return the best list at hand: the repository's own, one given, the marker's, or what links and index show."""
+    """Return the best list at hand: the repository's own, one given, the marker's, or what links and index show.
+
+    With a digest, the repository's own is of no use where it has another one.
+    """
     tree = report.repository.tree(commit)
     try:
-        return tree_manifest(tree.read_bytes(), commit)
+        listed = tree_manifest(tree.read_bytes(), commit)
+        if digest in ("", got := list_digest(listed)):
+            return listed
+        report.blame(f"trees/{commit}.json", WRONG_LIST, f"lists other files than the pinned ones ({got})")
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -312,6 +322,7 @@ def inspect(
     manifest: Manifest | None = None,
     workers: int | None = None,
     meter: Meter | None = None,
+    digest: str = "",
 ) -> Report:
     """Return the verdict on one snapshot, offline and without changing anything.
 
@@ -320,7 +331,7 @@ def inspect(
     threads (hashlib releases the interpreter lock).
     What must be there comes from trees/<commit>.json; else from `manifest`; else from the marker of an earlier run;
     else from the weight index and the links, where the header of every safetensors file gives its size.
-    `meter` counts the bytes that are hashed.
+    `meter` counts the bytes that are hashed. A list whose `list_digest` is not `digest` makes the snapshot corrupt.
 
     Raises SnapshotError for an id, a revision or a `verify` that cannot be, never for the state of the cache.
     """
@@ -341,10 +352,12 @@ def inspect(
     snapshot = repository.snapshot(commit)
     report.path = str(snapshot)
     marker = _read_marker(repository, commit)
-    report.manifest = chosen = _read_manifest(commit, manifest, marker, report)
+    report.manifest = chosen = _read_manifest(commit, manifest, marker, digest, report)
     if chosen is None:
         report.miss(f"snapshots/{commit}", "no_snapshot", f"there is no {snapshot}")
         return report
+    if digest and not report.corrupt and list_digest(chosen) != digest:
+        report.blame(f"snapshots/{commit}", WRONG_LIST, "has other files than the pinned ones")
     to_hash = _check_entries(snapshot, chosen, marker, verify=verify, report=report)
     _check_hashes(snapshot, to_hash, workers, report, meter or Meter())
     report.hashed = report.hashed and not report.missing and not report.corrupt
@@ -446,6 +459,20 @@ def without_copies(manifest: Manifest) -> Manifest:
 
     kept = tuple(entry for entry in manifest.entries if not copied(entry.path))
     return manifest if len(kept) == len(manifest.entries) else Manifest(manifest.commit, kept, "links")
+
+
+def list_digest(manifest: Manifest) -> str:
+    """Return the SHA-256 over `blob  path` of every file that a server reads, in order; empty where one has no blob.
+
+    Whoever has the same digest from elsewhere need believe no node what belongs to a snapshot.
+    """
+    entries = without_copies(manifest).entries
+    weights_there = any(entry.path.endswith(".safetensors") for entry in entries)
+    read = [entry for entry in entries if not (weights_there and is_unread(entry.path))]
+    if any(entry.blob is None for entry in read):
+        return ""
+    lines = sorted(f"{entry.blob}  {entry.path}\n" for entry in read)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _size(path: Path) -> int:

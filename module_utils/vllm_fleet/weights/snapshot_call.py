@@ -9,14 +9,15 @@ from typing import Any
 
 from ..common.meter import Meter
 from . import fetch, hub, snapshot
-from .files import FetchError
+from .files import FetchError, not_reached
 from .layout import Repository, SnapshotError
+from .owner import acting_as, owner_of
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "repo_id": {"type": "str", "required": True},
     "revision": {"type": "str", "default": "main"},
     "cache": {"type": "path", "required": True},
-    "state": {"type": "str", "choices": ["present", "absent", "verified", "pruned"], "default": "present"},
+    "state": {"type": "str", "choices": ["present", "absent", "verified", "pruned", "listed"], "default": "present"},
     "source": {"type": "str"},
     "manifest": {"type": "dict"},
     "with_manifest": {"type": "bool", "default": False},
@@ -24,6 +25,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
     "create": {"type": "bool", "default": True},
     "keep": {"type": "list", "elements": "str", "default": []},
+    "list_digest": {"type": "str", "default": ""},
     "margin": {"type": "int", "default": 1 << 30},
     "hf_token": {"type": "str", "no_log": True},
     "hub_python": {"type": "path"},
@@ -48,6 +50,7 @@ def parse(options: Mapping[str, Any], meter: Meter, *, dry: bool) -> fetch.Reque
         create=options["create"],
         margin=options["margin"],
         keep=tuple(options["keep"]),
+        digest=options["list_digest"],
         client=hub.Client(
             options["hub_python"], options["hf_token"], options["hub_endpoint"], float(options["hub_stall"])
         ),
@@ -57,7 +60,16 @@ def parse(options: Mapping[str, Any], meter: Meter, *, dry: bool) -> fetch.Reque
 
 
 def work(request: fetch.Request, state: str, *, with_manifest: bool = False, diff: bool = False) -> dict[str, Any]:
-    """Do what ``state`` asks; return the module's result, of a failure too."""
+    """Do what ``state`` asks, as the cache's owner; return the module's result, of a failure too."""
+    owner = owner_of(request.repository.cache)
+    with acting_as(owner):
+        found = _work(request, state, with_manifest=with_manifest, diff=diff)
+    if state == "verified" and (with_manifest or request.manifest is not None):
+        found |= {"belongs_to": {"uid": owner.uid, "gid": owner.gid}, "as_owner": owner.command}
+    return found
+
+
+def _work(request: fetch.Request, state: str, *, with_manifest: bool, diff: bool) -> dict[str, Any]:
     result = fetch.Result(snapshot.Report(request.repository, request.revision), revision=request.revision)
     try:
         if state == "verified":
@@ -66,21 +78,30 @@ def work(request: fetch.Request, state: str, *, with_manifest: bool = False, dif
             fetch.present(request, result)
         elif state == "pruned":
             fetch.pruned(request, result)
+        elif state == "listed":
+            fetch.listed(request, result)
+            return {**result.as_dict(with_manifest=False), "manifest": fetch.as_listed(result.report)}
         else:
             fetch.absent(request, result)
+    except OSError as error:
+        return _failed(result, not_reached(request.repository.cache, error))
     except (SnapshotError, FetchError) as error:
-        failure = getattr(error, "failure", "bad_argument")
-        evidence = getattr(error, "evidence", "").splitlines() or [str(item) for item in result.report.problems]
-        return {
-            **result.as_dict(with_manifest=False),
-            "failed": True,
-            "msg": str(error),
-            "failure": {"class": failure, "evidence": evidence, "remedy": str(error)},
-        }
+        return _failed(result, error)
     found = result.as_dict(with_manifest=with_manifest)
     if diff:
         found["diff"] = result.diff()
     return found
+
+
+def _failed(result: fetch.Result, error: Exception) -> dict[str, Any]:
+    failure = getattr(error, "failure", "bad_argument")
+    evidence = getattr(error, "evidence", "").splitlines() or [str(item) for item in result.report.problems]
+    return {
+        **result.as_dict(with_manifest=False),
+        "failed": True,
+        "msg": str(error),
+        "failure": {"class": failure, "evidence": evidence, "remedy": str(error)},
+    }
 
 
 def probe(request: fetch.Request) -> dict[str, Any]:

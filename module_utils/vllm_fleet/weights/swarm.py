@@ -23,7 +23,10 @@ from typing import Any
 from ..common.detached import JOBS
 from ..common.job import Job, fingerprint
 from . import torrent as torrents
-from .files import allocated_below, make_folder, owner_of
+from .files import allocated_below, make_folder, remove, write_text
+from .manifest import BLOB_NAME
+from .owner import Owner, acting_as, owner_of
+from .said import MAX_ADDRESSES
 from .torrent import SwarmError
 
 RUN = Path("/run/vllm-fleet")
@@ -42,7 +45,10 @@ POLL = 0.2
 
 @dataclass
 class Settings:
-    """One node's settings for the swarm `name` (a commit): ports, time limits in seconds, upload bytes a second."""
+    """One node's settings for the swarm `name` (a commit): ports, time limits in seconds, upload bytes a second.
+
+    `team` are the addresses of the nodes that take part: its units speak with no other.
+    """
 
     name: str
     port: int
@@ -50,6 +56,7 @@ class Settings:
     max_runtime: int = 6 * 3600
     lease: int = 120
     upload_limit: int = 0
+    team: tuple[str, ...] = ()
     run: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -156,6 +163,16 @@ def own_address(asked: str, hint: str, toward: str) -> str:
     )
 
 
+def own_addresses() -> list[str]:
+    """Return the private IPv4 addresses of this node: from which of them it will speak is known when it does."""
+    try:
+        lines = _run(["ip", "-4", "-o", "address", "show", "scope", "global"], "ip").splitlines()
+    except SwarmError:
+        return []
+    found = [line.split()[3].partition("/")[0] for line in lines if len(line.split()) > 3]
+    return [address for address in found if torrents.is_private(address)][:MAX_ADDRESSES]
+
+
 def reachable(address: str, port: int) -> str:
     """Return an empty string when `address` accepts on `port`, otherwise why not."""
     try:
@@ -223,21 +240,38 @@ def stop(settings: Settings) -> bool:
 
 
 def origins(folder: Path, blobs: Sequence[str]) -> dict[str, Path]:
-    """Return the real paths of `blobs` in `folder`, links followed; raise SwarmError for an absent one."""
-    found = {blob: (folder / blob).resolve() for blob in blobs}
-    for blob, origin in found.items():
-        if not origin.is_file():
-            raise SwarmError(f"blob {blob} is not in {folder}")
+    """Return the real paths of `blobs` in `folder`, links followed; raise SwarmError for an absent one.
+
+    Which blobs are asked for is what other nodes have said: nothing but a blob's name is taken for one.
+    """
+    if bad := [blob for blob in blobs if not BLOB_NAME.fullmatch(blob)]:
+        raise SwarmError(f"{bad[0]!r} is no blob's name (40 or 64 hexadecimal digits)")
+    with acting_as(owner_of(folder)):
+        found = {blob: (folder / blob).resolve() for blob in blobs}
+        for blob, origin in found.items():
+            if not origin.is_file():
+                raise SwarmError(f"blob {blob} is not in {folder}")
     return found
 
 
-def link_blobs(settings: Settings, found: Mapping[str, Path]) -> None:
-    """Make the folder that is shared: links to the blobs."""
+def link_blobs(settings: Settings, found: Mapping[str, Path], owner: Owner) -> None:
+    """Make the folder that is shared: links to the blobs. It is `owner`'s, who shares them."""
     share = settings.share / settings.name
     shutil.rmtree(settings.share, ignore_errors=True)
     share.mkdir(parents=True)
     for blob, origin in found.items():
         (share / blob).symlink_to(origin)
+    _open_to(settings, owner)
+
+
+def _open_to(settings: Settings, owner: Owner) -> None:
+    """Let the one whose cache it is read what root has put into the swarm's folder, and write beside what is shared."""
+    for path in (RUN, settings.run):
+        path.chmod(0o755)
+    if settings.torrent.exists():
+        settings.torrent.chmod(0o644)
+    if settings.share.is_dir():
+        os.chown(settings.share, owner.uid, owner.gid)
 
 
 def hashing(settings: Settings, argv: Sequence[str], blobs: Sequence[str]) -> bool:
@@ -258,7 +292,7 @@ def hashing(settings: Settings, argv: Sequence[str], blobs: Sequence[str]) -> bo
     return False
 
 
-def start_seed(settings: Settings, address: str) -> torrents.Torrent:
+def start_seed(settings: Settings, address: str, owner: Owner) -> torrents.Torrent:
     """Start tracker and first seed, of the torrent that was made; return when both listen. Raises SwarmError."""
     torrent = torrents.read_torrent(settings.torrent.read_bytes())
     for port in (settings.tracker_port, settings.port):
@@ -266,22 +300,37 @@ def start_seed(settings: Settings, address: str) -> torrents.Torrent:
     (settings.run / "whitelist").write_text(torrent.info_hash + "\n", encoding="ascii")
     argv = torrents.tracker_argv(address, settings.tracker_port, str(settings.run), "whitelist")
     log = str(settings.run / "tracker.log")
-    command = torrents.service_argv(settings.unit("tracker"), argv, seconds=settings.max_runtime, log=log, dynamic=True)
+    command = torrents.service_argv(
+        settings.unit("tracker"),
+        argv,
+        seconds=settings.max_runtime,
+        log=log,
+        peers=(*settings.team, address),
+        dynamic=True,
+    )
     renew_lease(settings)
     _run(command, "the tracker")
     _save(settings, {"seed": True})
-    _start_peer(settings, address, settings.share, seed="made")
+    _open_to(settings, owner)
+    _start_peer(settings, address, settings.share, owner, seed="made")
     for part, port in (("tracker", settings.tracker_port), ("peer", settings.port)):
         _await_listening(settings, part, address, port)
     return torrent
 
 
-def _start_peer(settings: Settings, address: str, folder: Path, *, seed: str, select: Sequence[int] = ()) -> None:
+def _start_peer(
+    settings: Settings, address: str, folder: Path, owner: Owner, *, seed: str, select: Sequence[int] = ()
+) -> None:
     argv = torrents.aria2_argv(
         str(settings.torrent), str(folder), address, settings.port, seed=seed, select=select, rate=settings.upload_limit
     )
     command = torrents.service_argv(
-        settings.unit("peer"), argv, seconds=settings.max_runtime, log=str(settings.log), writable=str(folder)
+        settings.unit("peer"),
+        [*owner.command, *argv],
+        seconds=settings.max_runtime,
+        log=str(settings.log),
+        writable=str(folder),
+        peers=(*settings.team, address),
     )
     _run(command, "aria2")
 
@@ -302,36 +351,54 @@ def _await_listening(settings: Settings, part: str, address: str, port: int) -> 
 
 
 def join(
-    settings: Settings, torrent: bytes, address: str, *, seed: str, staging: Path | None, wanted: Sequence[str]
+    settings: Settings,
+    torrent: bytes,
+    address: str,
+    owner: Owner,
+    *,
+    seed: str,
+    staging: Path | None,
+    wanted: Sequence[str],
 ) -> int:
     """Start a peer that receives `wanted` into `staging`, or with None one that seeds what was linked.
 
-    `seed` is the address of the first seed, which must be reachable. Returns the bytes wanted. Raises SwarmError.
+    It runs as `owner`, whose cache it is. `seed` is the address of the first seed, which must be reachable. Returns the
+    bytes wanted. Raises SwarmError.
     """
     for port, what in ((settings.tracker_port, "tracker"), (settings.port, "seed")):
         if why := reachable(seed, port):
             raise SwarmError(f"TCP port {port} ({what}) of {seed} cannot be reached from {address} ({why})")
     _check_free(address, settings.port)
+    parsed = torrents.read_torrent(torrent)
+    torrents.check(parsed, settings.name, f"http://{seed}:{settings.tracker_port}/announce")
     settings.run.mkdir(parents=True, exist_ok=True)
     settings.torrent.write_bytes(torrent)
-    parsed = torrents.read_torrent(torrent)
+    _open_to(settings, owner)
     renew_lease(settings)
     if staging is None:
         _save(settings, {"seed": True})
-        _start_peer(settings, address, settings.share, seed="held")
+        _start_peer(settings, address, settings.share, owner, seed="held")
         return 0
-    make_folder(staging, owner_of(staging))
-    staging = staging.resolve()  # a hub may be a link; the unit's writable path is the real one
-    note = staging.parent / f"{settings.name}.torrent-hash"
-    if not note.exists() or note.read_text(encoding="ascii") != parsed.info_hash:
-        # Hashing finds the pieces that are there; a control file of other pieces would be refused.
-        (staging.parent / f"{settings.name}.aria2").unlink(missing_ok=True)
-        note.write_text(parsed.info_hash, encoding="ascii")
     total = parsed.size(wanted)
-    before = min(total, allocated_below(staging))
-    _save(settings, {"total": total, "moved": time.monotonic(), "done": -1, "before": before, "first": None})
-    _start_peer(settings, address, staging.parent, seed="no", select=parsed.select(wanted))
+    with acting_as(owner):
+        landing, before = _land(staging, settings.name, parsed.info_hash)
+    _save(
+        settings, {"total": total, "moved": time.monotonic(), "done": -1, "before": min(total, before), "first": None}
+    )
+    _start_peer(settings, address, landing, owner, seed="no", select=parsed.select(wanted))
     return total
+
+
+def _land(staging: Path, name: str, info_hash: str) -> tuple[Path, int]:
+    """Make the folder for what comes; return the real one above it and the bytes that are there of earlier."""
+    make_folder(staging)
+    staging = staging.resolve()  # a hub may be a link; the unit's writable path is the real one
+    note = staging.parent / f"{name}.torrent-hash"
+    if not note.is_file() or note.read_text(encoding="ascii", errors="replace") != info_hash:
+        # Hashing finds the pieces that are there; a control file of other pieces would be refused.
+        remove(staging.parent / f"{name}.aria2")
+        write_text(note, info_hash)
+    return staging.parent, allocated_below(staging)
 
 
 # Following

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from . import said
 
 FEW = 1
 """A swarm needs more receivers than this; for one, a copy is as fast."""
@@ -57,22 +60,58 @@ def team(probes: Mapping[str, Result], mine: Result, me: str, transport: str = "
         "receivers": receivers,
         "seed": seed,
         "transport": transport,
-        "conflict": _conflict(snapshot, {host: str(peers[host]["commit"]) for host in holders}),
+        "conflict": _conflict(snapshot, {host: peers[host] for host in holders}),
     }
 
 
-def _conflict(snapshot: tuple[Any, Any], commits: Mapping[str, str]) -> str:
-    by_commit = {commit: host for host, commit in reversed(list(commits.items()))}
-    if len(by_commit) < 2:
+def _conflict(snapshot: tuple[Any, Any], held: Mapping[str, Result]) -> str:
+    commits = _hosts_by(held, "commit")
+    if len(commits) > 1:
+        by_host = ", ".join(f"{hosts[0]} has {commit}" for commit, hosts in sorted(commits.items()))
+        what = f"different commits of {snapshot[0]} under the name {snapshot[1]}"
+        return f"Nodes hold {what}: {by_host}. Pin hf_cache_revision."
+    lists = _hosts_by(held, "list_digest")
+    lists.pop("", None)
+    if len(lists) > 1:
+        by_list = "; ".join(f"{', '.join(hosts)}: {digest}" for digest, hosts in sorted(lists.items()))
+        return (
+            f"Nodes hold different file lists of {snapshot[0]} at {next(iter(commits))}, which one commit cannot have "
+            f"({by_list}). Compare one with the Hub's, set hf_cache_list_digest to the right digest, and run again."
+        )
+    return ""
+
+
+def _hosts_by(held: Mapping[str, Result], name: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for host, probe in held.items():
+        found.setdefault(str(probe.get(name) or ""), []).append(host)
+    return found
+
+
+def list_fault(mine: object, listed: object, seed: str) -> str:
+    """Return in what the file list of the seed is not that of the Hub, as a sentence; an empty string where it is.
+
+    A file that the seed lacks is none of its faults: caches that others have filled may lack what no server reads.
+    """
+    here, there = ((found.get("files") or {}) if isinstance(found, Mapping) else {} for found in (mine, listed))
+    blobs = {path: entry.get("blob") for path, entry in there.items()}
+    odd = sorted(path for path, entry in here.items() if entry.get("blob") != blobs.get(path))
+    if not odd:
         return ""
-    held = ", ".join(f"{host} has {commit}" for commit, host in sorted(by_commit.items()))
-    return f"Nodes hold different commits of {snapshot[0]} under the name {snapshot[1]}: {held}. Pin hf_cache_revision."
+    more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+    what = ", ".join(f"{path} ({'other content' if path in blobs else 'not in it'})" for path in odd[:3])
+    return (
+        f"The snapshot of {seed} is not what the Hub has under that commit: {what}{more}. Nothing was spread. Find "
+        "out who changed it there, remove it (hf_snapshot with state absent) and run again."
+    )
 
 
 def same_everywhere(probes: Iterable[Result]) -> bool:
-    """Return whether there are hosts, each has its snapshot whole, and all have the same commit."""
+    """Return whether there are hosts, each has its snapshot whole, and all have the same commit and file list."""
     found = list(probes)
-    return all(probe.get("complete") for probe in found) and len({probe.get("commit", "") for probe in found}) == 1
+    lists = {probe.get("list_digest") or "" for probe in found} - {""}
+    one_commit = len({probe.get("commit", "") for probe in found}) == 1
+    return all(probe.get("complete") for probe in found) and one_commit and len(lists) <= 1
 
 
 def fetched(results: Iterable[Result], repo_id: str, revision: str) -> Result:
@@ -85,14 +124,23 @@ def fetched(results: Iterable[Result], repo_id: str, revision: str) -> Result:
     return next(brought, {})
 
 
-def wanted(lacks: Iterable[Result]) -> list[str]:
-    """Return the blobs that at least one receiver lacks, sorted: every run makes the same torrent of them."""
-    return sorted({blob for result in lacks for blob in result.get("wanted") or []})
+def wanted(lacks: Iterable[Result], manifest: object) -> list[str]:
+    """Return the blobs of a file list that at least one receiver lacks, sorted: every run makes the same torrent.
+
+    What else a receiver asks for is no blob of this snapshot, and the seed has nothing to do with it.
+    """
+    return said.blobs((blob for result in lacks for blob in result.get("wanted") or []), said.listed(manifest))
 
 
 def keyed(keys: Mapping[str, Result]) -> list[str]:
-    """Return the hosts that made an SSH key, from the results of making it."""
-    return [host for host, result in keys.items() if result.get("stdout")]
+    """Return the hosts that made an SSH key, from the results of making it; without those that show something else."""
+    made = []
+    for host, result in keys.items():
+        if lines := result.get("stdout_lines"):
+            with contextlib.suppress(said.NotOfItsForm):
+                said.key(lines, host)
+                made.append(host)
+    return made
 
 
 def followers(joined: Mapping[str, Result]) -> list[str]:

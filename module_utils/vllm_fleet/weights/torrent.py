@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .manifest import BLOB_NAME
+
 PIECE_EXPONENTS = (18, 26)
 """256 KiB to 64 MiB a piece: a peer passes on whole pieces only, and every piece costs 20 bytes of torrent."""
 
@@ -32,6 +34,10 @@ _READOUT = re.compile(
 )
 _ERROR = re.compile(r"errorCode=(\d+) (.*)")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+#: What is in a torrent besides its files; others would name more addresses (web seeds, more trackers).
+_KEYS = (b"announce", b"created by", b"creation date", b"info")
 
 
 class SwarmError(Exception):
@@ -100,11 +106,19 @@ def tracker_argv(address: str, port: int, folder: str, whitelist: str) -> list[s
 
 
 def service_argv(
-    name: str, argv: Sequence[str], *, seconds: int, log: str, writable: str = "", dynamic: bool = False
+    name: str,
+    argv: Sequence[str],
+    *,
+    seconds: int,
+    log: str,
+    writable: str = "",
+    peers: Sequence[str] = (),
+    dynamic: bool = False,
 ) -> list[str]:
     """Return the command that starts `argv` as the transient unit `name`, ended after `seconds` at the latest.
 
-    It sees the file system read-only except `writable`, and has no right but to read and write others' files there.
+    It sees the file system read-only except `writable`, has no right but to read and write others' files there and to
+    become another user, and speaks with this machine and `peers` alone.
     A program that dies by a signal is started again and finds its pieces; one that gives up, or whose time is over, is
     not (`on-abnormal` would count the end of RuntimeMaxSec, a `timeout`, as a reason too).
     """
@@ -122,11 +136,13 @@ def service_argv(
         "IOSchedulingClass=best-effort",
         "IOSchedulingPriority=7",
         "Nice=5",
+        "IPAddressDeny=any",
+        *(f"IPAddressAllow={address}" for address in ("localhost", *peers)),
     ]
     if dynamic:
         properties += ["DynamicUser=yes", "ProtectHome=yes"]
     else:
-        properties.append("CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH")
+        properties.append("CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_SETUID CAP_SETGID")
     if writable:
         properties.append(f"ReadWritePaths={writable}")
     command = ["systemd-run", "--quiet", "--collect", f"--unit={name}"]
@@ -144,10 +160,15 @@ def lease_argv(name: str, units: Sequence[str], seconds: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Torrent:
-    """A parsed torrent: its info-hash (40 hexadecimal digits) and its files with sizes in bytes, in order."""
+    """A parsed torrent: its info-hash (40 hexadecimal digits) and its files with sizes in bytes, in order.
+
+    `name` is the folder of the files, `announce` the tracker.
+    """
 
     info_hash: str
     files: tuple[tuple[str, int], ...]
+    name: str = ""
+    announce: str = ""
 
     def select(self, wanted: Sequence[str]) -> list[int]:
         """Return the indices from 1 of the files in `wanted`; raise SwarmError when it lacks one."""
@@ -192,7 +213,7 @@ _BLOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def _blob(path: list[bytes]) -> str:
-    """Return the name of a file of a torrent: one word in its folder, for aria2 runs as root."""
+    """Return the name of a file of a torrent: one word in its folder."""
     if len(path) != 1 or not _BLOB.fullmatch(path[0].decode()):
         raise ValueError(f"{path[:3]!r} is no name of a blob")
     return path[0].decode()
@@ -202,13 +223,33 @@ def read_torrent(data: bytes) -> Torrent:
     """Parse a torrent of several files in one folder; raise SwarmError when it is none."""
     spans: dict[bytes, tuple[int, int]] = {}
     try:
-        found, _end = _decode(data, 0, spans)
-        files = tuple((_blob(item[b"path"]), int(item[b"length"])) for item in found[b"info"][b"files"])
+        found, end = _decode(data, 0, spans)
+        info = found[b"info"]
+        files = tuple((_blob(item[b"path"]), int(item[b"length"])) for item in info[b"files"])
+        name, announce = info[b"name"].decode(), found[b"announce"].decode()
         low, high = spans[b"info"]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise SwarmError(f"the torrent cannot be read ({error!r}); run again") from error
+    # It came from another node: what else could name a file or an address is not in one that mktorrent has made.
+    odd = [key.decode("utf-8", "replace") for key in found if key not in _KEYS]
+    odd += [file for file, size in files if size < 0]
+    if odd or end != len(data) or len({file for file, _size in files}) != len(files):
+        raise SwarmError(
+            f"the torrent has {odd[0] if odd else 'more in it'!r}, and files of one folder alone were to be in it"
+        )
     # BitTorrent names a torrent by SHA-1; what arrives is checked by its sha256 besides.
-    return Torrent(hashlib.sha1(data[low:high], usedforsecurity=False).hexdigest(), files)
+    return Torrent(hashlib.sha1(data[low:high], usedforsecurity=False).hexdigest(), files, name, announce)
+
+
+def check(torrent: Torrent, name: str, announce: str) -> None:
+    """Raise SwarmError unless a torrent is of blobs, and has that name and that tracker."""
+    if odd := [file for file, _size in torrent.files if not BLOB_NAME.fullmatch(file)]:
+        raise SwarmError(f"the torrent has {odd[0][:80]!r}, and blobs alone were to be in it")
+    if (torrent.name, torrent.announce) != (name, announce):
+        raise SwarmError(
+            f"the torrent is of {torrent.name[:60]!r} with the tracker {torrent.announce[:80]!r}, expected {name} with "
+            f"{announce}; the seed has made another one"
+        )
 
 
 # Progress

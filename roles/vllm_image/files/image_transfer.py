@@ -254,8 +254,8 @@ class _Server(http.server.ThreadingHTTPServer):
         say(f"{client_address[0]}: {sys.exc_info()[1]}")
 
 
-def serve(archive: Path, port: int, pem: Path) -> None:
-    """Serve one archive until stopped."""
+def serve(archive: Path, port: int, pem: Path, bind: str = "") -> None:
+    """Serve one archive at ``bind`` (all addresses without one) until stopped."""
     context = tls(pem, server=True)
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -282,7 +282,12 @@ def serve(archive: Path, port: int, pem: Path) -> None:
                 self.end_headers()
                 shutil.copyfileobj(handle, self.wfile, _CHUNK)
 
-    _Server(("", port), Handler).serve_forever()
+    _Server((f"::ffff:{bind}" if _mapped(bind) else bind, port), Handler).serve_forever()
+
+
+def _mapped(address: str) -> bool:
+    """Return whether an address has to be written as IPv6's name for an IPv4 address, to be listened at."""
+    return _Server.address_family == socket.AF_INET6 and "." in address and ":" not in address
 
 
 def connected(port: int, tables: Sequence[str]) -> bool:
@@ -332,6 +337,8 @@ def main() -> int:
         found.add_argument(first)
         found.add_argument("port", type=int)
         found.add_argument("pem", type=Path, help="certificate and key of both ends")
+        if verb == "serve":
+            found.add_argument("--bind", default="", help="the one address to listen at")
     found = verbs.add_parser("guard")
     found.add_argument("port", type=int)
     found.add_argument("idle", type=float, help="seconds without a connection")
@@ -347,7 +354,7 @@ def main() -> int:
         "load": lambda: load_file(engine, archive),
         "save": lambda: save(engine, asked.ref, archive),
         "fetch": lambda: fetch(engine, asked.address, asked.port, asked.pem),
-        "serve": lambda: serve(archive, asked.port, asked.pem),
+        "serve": lambda: serve(archive, asked.port, asked.pem, asked.bind),
     }
     try:
         work[asked.verb]()

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ansible.errors import AnsibleFilterError
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.container import image, image_build, image_fleet
+from ansible.module_utils.vllm_fleet.weights import said
 
 
 def vllm_image_same_everywhere(hosts: Sequence[str], hostvars: Mapping[str, Any]) -> bool:
@@ -31,6 +35,21 @@ def vllm_image_actors(
 def vllm_image_receivers(group: Sequence[str], hostvars: Mapping[str, Any], builder: str, content: str) -> list[str]:
     """Return the hosts of a group that need the image of the builder."""
     return image_fleet.receivers({host: hostvars[host]["vllm_image_result"] for host in group}, builder, content)
+
+
+def vllm_image_peers(receivers: Sequence[str], hostvars: Mapping[str, Any]) -> list[str]:
+    """Return the addresses of the hosts that get an image, from the inventory and as ``ip -o address`` shows them."""
+    found: set[str] = set()
+    for host in receivers:
+        lines = (hostvars[host].get("__vllm_image_addresses") or {}).get("stdout_lines") or []
+        own = [words[3].partition("/")[0] for line in lines if len(words := str(line).split()) > 3]
+        with contextlib.suppress(said.NotOfItsForm):  # a name
+            found.add(said.address(hostvars[host].get("ansible_host") or host, host))
+        try:
+            found |= {said.address(address, host) for address in own[: said.MAX_ADDRESSES]}
+        except said.NotOfItsForm as error:
+            raise AnsibleFilterError(str(error)) from None
+    return sorted(found)
 
 
 def vllm_image_told_apart(group: Sequence[str], hostvars: Mapping[str, Any]) -> str:
@@ -55,6 +74,7 @@ class FilterModule:
         return {
             "vllm_image_actors": vllm_image_actors,
             "vllm_image_build_command": vllm_image_build_command,
+            "vllm_image_peers": vllm_image_peers,
             "vllm_image_receivers": vllm_image_receivers,
             "vllm_image_replacement": image.replacement,
             "vllm_image_same_everywhere": vllm_image_same_everywhere,

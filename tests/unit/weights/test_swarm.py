@@ -12,6 +12,8 @@ from ansible.module_utils.vllm_fleet.common.job import Job
 from ansible.module_utils.vllm_fleet.weights import swarm
 from ansible.module_utils.vllm_fleet.weights import torrent as torrents
 
+A, B = "a" * 64, "b" * 64
+
 
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -21,7 +23,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(swarm, "stop", lambda place: shutil.rmtree(place.run, ignore_errors=True))
     monkeypatch.setattr(swarm, "lacking", lambda programs: [name for name in programs if name == "mktorrent"])
     (blobs := tmp_path / "blobs").mkdir()
-    for name in "ab":
+    for name in (A, B):
         (blobs / name).write_text(name)
     return blobs
 
@@ -35,16 +37,16 @@ def share(folder: Path, blobs: list[str], programs: tuple[str, ...] = ()) -> dic
 
 
 def test_hashing_that_goes_on_after_an_interruption_is_joined_and_ended_only_for_another_torrent(node: Path) -> None:
-    argv = share(node, ["a", "b"])["argv"]
+    argv = share(node, [A, B])["argv"]
     torrent = Path(argv[argv.index("-o") + 1])
     torrent.write_text("as mktorrent opens it: before it hashes")
     job = Job(node.parent / ".cache/vllm-fleet/jobs" / ("torrent-" + "c" * 40))
     run_id, _ = job.begin(["sleep", "60"], None, {}, argv)  # of that identity, and no mktorrent needed
     try:
-        assert share(node, ["a", "b"])["argv"] == argv
+        assert share(node, [A, B])["argv"] == argv
         assert job.running() and torrent.exists()
         # As long as before, so by the same command; but of other contents.
-        assert share(node, ["a"])["argv"] == argv
+        assert share(node, [A])["argv"] == argv
         assert not job.running() and not torrent.exists()
     finally:
         job.stop(run_id)
@@ -53,4 +55,4 @@ def test_hashing_that_goes_on_after_an_interruption_is_joined_and_ended_only_for
 def test_a_program_that_could_not_be_installed_is_the_reason(node: Path) -> None:
     said = r"^mktorrent not installed, .* \(No package matching 'mktorrent' is available\); install by hand$"
     with pytest.raises(torrents.SwarmError, match=said):
-        share(node, ["a"], ("aria2c", "mktorrent"))
+        share(node, [A], ("aria2c", "mktorrent"))

@@ -158,19 +158,26 @@ def test_what_was_fetched_is_of_this_snapshot(results_: list[dict[str, Any]], co
     assert filters.team.fetched(results_, "org/model", "main").get("commit") == commit
 
 
-def test_wanted_is_what_any_receiver_lacks_in_one_order() -> None:
-    hostvars = results(a={"missing": {"wanted": ["z"]}}, b={"missing": {"wanted": ["c", "a"]}}, c={}, d={})
+A, B, C = (letter * 64 for letter in "abc")
+
+
+def test_wanted_is_what_any_receiver_lacks_of_the_snapshot_in_one_order() -> None:
+    files = {f"{number}.bin": {"size": 1, "blob": blob} for number, blob in enumerate((C, A, B))}
+    hostvars = results(a={"whole": {"manifest": {"files": files}}}, b={"missing": {"wanted": [C, A]}}, c={}, d={})
     hostvars["c"]["__hf_cache_missing"] = {"unreachable": True}
-    hostvars["d"]["__hf_cache_missing"] = {"wanted": ["b", "a"]}
-    assert filters.hf_cache_wanted({"receivers": ["b", "c", "d"]}, hostvars) == ["a", "b", "c"]
+    # A receiver that asks for something else is not given it.
+    hostvars["d"]["__hf_cache_missing"] = {"wanted": [B, A, "../../../../etc/shadow", "d" * 64, {"blob": A}]}
+    assert filters.hf_cache_wanted({"receivers": ["b", "c", "d"], "seed": "a"}, hostvars) == [A, B, C]
 
 
 def test_keyed_are_the_receivers_by_rsync_that_made_a_key() -> None:
-    made = {"missing": WANT, "key": {"stdout": "/tmp/hf_cache.x\nssh-ed25519 ..."}}
+    public = "ssh-ed25519 " + "A" * 68
+    made = {"missing": WANT, "key": {"stdout_lines": ["/tmp/hf_cache.0123abcd.x1Y2z3W4", f"{public} hf_cache"]}}
+    other = {"missing": WANT, "key": {"stdout_lines": ["/etc", public]}}
     hostvars = results(
-        b=made, c={"missing": WANT, "key": {"failed": True}}, d={"missing": WANT}, e={"key": made["key"]}
+        b=made, c={"missing": WANT, "key": {"failed": True}}, d={"missing": WANT}, e={"key": made["key"]}, f=other
     )
-    group = {"receivers": ["b", "c", "d", "e"], "transport": "rsync", "seed": "a"}
+    group = {"receivers": ["b", "c", "d", "e", "f"], "transport": "rsync", "seed": "a"}
     assert filters.hf_cache_keyed(group, hostvars) == ["b"]
 
 
@@ -184,7 +191,7 @@ def test_keyed_are_the_receivers_by_rsync_that_made_a_key() -> None:
         ({"__hf_cache_seeding": {"results": []}, "__hf_cache_ready": {"skipped": True}}, "a"),
         ({"hf_cache_swarm_address": "10.0.0.4", "__hf_cache_seeding": {"address": "10.0.0.3"}}, "10.0.0.4"),
         ({"hf_cache_swarm_address": "", "ansible_host": "192.0.2.1"}, "192.0.2.1"),
-        ({"ansible_host": "fd00::1"}, "[fd00::1]"),  # without brackets rsync takes fd00 for the host
+        ({"ansible_host": "fd00::1"}, "fd00::1"),  # a line of SSH's settings: no brackets
     ],
 )
 def test_the_seed_s_address(variables: dict[str, Any], address: str) -> None:

@@ -100,6 +100,15 @@ def test_units_end_by_themselves_and_may_write_one_folder_only() -> None:
     assert [item for item in argv if "=Restart=" in item] == ["--property=Restart=on-abort"]
 
 
+def test_units_speak_with_their_team_alone() -> None:
+    argv = torrents.service_argv("u", ["aria2c"], seconds=60, log="/l", peers=["10.0.0.1", "10.0.0.2"])
+    said = [item for item in argv if "IPAddress" in item]
+    assert said == [
+        "--property=IPAddressDeny=any",
+        *(f"--property=IPAddressAllow={address}" for address in ("localhost", "10.0.0.1", "10.0.0.2")),
+    ]
+
+
 def test_the_torrent_is_private() -> None:
     argv = torrents.mktorrent_argv("n", "http://10.0.0.1:6969/announce", 1, "/f", "/o")
     assert "-p" in argv
