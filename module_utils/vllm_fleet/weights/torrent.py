@@ -226,7 +226,7 @@ def read_torrent(data: bytes) -> Torrent:
         found, end = _decode(data, 0, spans)
         info = found[b"info"]
         files = tuple((_blob(item[b"path"]), int(item[b"length"])) for item in info[b"files"])
-        name, announce = info[b"name"].decode(), found[b"announce"].decode()
+        name, announce = info.get(b"name", b"").decode(), found.get(b"announce", b"").decode()
         low, high = spans[b"info"]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise SwarmError(f"the torrent cannot be read ({error!r}); run again") from error
