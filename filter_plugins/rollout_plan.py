@@ -11,7 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.gateway import vip
-from ansible.module_utils.vllm_fleet.rollout import gate, play_hosts, recovery, replicas, steps, waves
+from ansible.module_utils.vllm_fleet.rollout import gate, play_hosts, recovery, repair, replicas, steps, waves
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 
 
@@ -44,6 +44,8 @@ class FilterModule:
             "deploy_hosts": play_hosts.step,
             "deploy_steps": steps.plan,
             "deploy_watchdogs": play_hosts.watchdogs,
+            "repair_plan": repair.plan,
+            "repair_refused_hosts": play_hosts.unrepaired,
             "rollout_answers": recovery.answers,
             "rollout_failed": play_hosts.failed,
             "rollout_forgetful_gateways": play_hosts.forgetful_gateways,
@@ -55,6 +57,7 @@ class FilterModule:
             "rollout_in_replicas": play_hosts.in_replicas,
             "rollout_leftovers": play_hosts.leftovers,
             "rollout_not_drained": recovery.not_drained,
+            "rollout_part": play_hosts.part,
             "rollout_old_is_back": recovery.old_is_back,
             "rollout_old_loads": recovery.old_loads,
             "rollout_pending_artifact": replicas.pending_artifact,

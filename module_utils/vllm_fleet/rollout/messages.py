@@ -67,6 +67,13 @@ def repairs(reasons: Mapping[str, str]) -> str:
     )
 
 
+def sick(reasons: Mapping[str, str]) -> str:
+    """Return which nodes are repaired in their wave; reasons by host."""
+    return "".join(
+        f" {names(hosts)} will be drained and repaired in that wave: {why}." for why, hosts in _by_value(reasons)
+    )
+
+
 def reboots(planned: Mapping[str, str], waiting: Mapping[str, str]) -> str:
     """Return which nodes are rebooted in their wave and which wait for their user to allow it; reasons by host."""
     said = [f" {names(hosts)} will be drained and rebooted in that wave: {why}." for why, hosts in _by_value(planned)]

@@ -73,11 +73,23 @@ def in_replicas(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
     return [host for host in hosts if host in hostvars and replica_name(hostvars[host])] or NOBODY
 
 
+def part(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
+    """Return the hosts that a rollout is about: those of a repair where that is what runs, else all."""
+    repair = _fact(hostvars, "localhost", "repair_plan")
+    return list(hosts) if repair is None else list(repair["hosts"]) or NOBODY
+
+
+def unrepaired(hostvars: Mapping[str, Any]) -> list[str]:
+    """Return the hosts that need a repair and get none."""
+    return list((_fact(hostvars, "localhost", "repair_plan") or {}).get("refused") or NOBODY)
+
+
 def unplanned(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
     """Return the hosts whose server has to be planned by a task of its own; without a node check all of ``hosts``.
 
     One more where some need none: a play all of whose hosts fail ends the run before the plan can say why.
     """
+    hosts = part(hostvars, hosts)
     steps = _prepared(hostvars)
     answered = list(steps.get("answered") or [])
     # Of a limited run, the hosts outside the limit were not checked, and need nothing.

@@ -30,6 +30,8 @@ class Replica:
     pending: dict[str, str] = field(default_factory=dict)
     #: Why a node of it has to be rebooted in its wave, by host.
     reboots: dict[str, str] = field(default_factory=dict)
+    #: Why a node of it is repaired in its wave, by host (playbooks/repair.yml).
+    sick: dict[str, str] = field(default_factory=dict)
     #: Why it is mended in its wave although it is as described: it gives no answer.
     repair: str = ""
     #: Whether no request to it ever ends: it serves nobody, and nobody waits for its requests.
@@ -177,6 +179,9 @@ def _add_host(
     why, allowed = reboot_needed(hostvars[host])
     if why and allowed:
         replica.reboots[host] = why
+    sick = hostvars[host].get("repair_reasons") or []
+    if sick:
+        replica.sick[host] = " and ".join(map(str, sick))
     first = pending_artifact(found, hostvars[host]) if check_mode else ""
     if first:
         replica.pending[host] = first
@@ -184,7 +189,7 @@ def _add_host(
     replica.repair = replica.repair or str(mend.get("because") or "")
     replica.silent = replica.silent or bool(mend.get("silent"))
     replica.change = replica.change or bool(found.get("actions") or first) or not confirmed or bool(replica.reboots)
-    replica.change = replica.change or bool(replica.repair)
+    replica.change = replica.change or bool(replica.repair or replica.sick)
     # One that was never verified is drained, unless a gateway sends it requests all the same.
     replica.serves = (
         replica.serves and running and (confirmed or UP in gateway_states(hostvars, gateways, replica.head))

@@ -84,8 +84,9 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
     ``hosts`` are in the order of the waves, ``serial`` counts hosts of each wave, ``waves`` names replicas by their
     heads; ``play`` and ``wrong`` are the hosts of the run and those that failed their verification. ``repair`` are
     heads that are mended because they give no answer, ``admit`` heads that need nothing but to be admitted,
-    ``leftovers`` those to visit for it, ``reboot`` the hosts that are rebooted in their wave; ``problems`` are
-    sentences, with any of them nothing is done. ``says`` is the plan in words.
+    ``leftovers`` those to visit for it, ``reboot`` the hosts that are rebooted in their wave, ``sick`` those
+    whose GPUs are repaired; ``problems`` are sentences, with any of them nothing is done. ``says`` is the plan in
+    words.
     """
     found = collect(scene, check_mode=check_mode)
     problems = judge(scene, limits, found)
@@ -96,6 +97,7 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
     same = [one for one in found.replicas if not one.change and set(one.hosts) <= set(scene.alive)]
     admit = [one.head for one in same if DRAIN in gateway_states(scene.hostvars, scene.gateways, one.head)]
     reboots = {host: why for replica in change for host, why in replica.reboots.items()}
+    sick = {host: why for replica in change for host, why in replica.sick.items()}
     return {
         "hosts": [] if check_mode or problems else [h for wave in waves for replica in wave for h in replica.hosts],
         "serial": [sum(len(replica.hosts) for replica in wave) for wave in waves],
@@ -107,6 +109,7 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
         "play": scene.play,
         "wrong": found.wrong,
         "reboot": list(reboots),
+        "sick": list(sick),
         "repair": [replica.head for replica in change if replica.repair],
         "silent": [replica.head for replica in change if replica.silent],
         "problems": problems,
@@ -115,6 +118,7 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
         )
         + messages.pending({host: what for replica in change for host, what in replica.pending.items()})
         + messages.repairs({replica.label: replica.repair for replica in change if replica.repair})
+        + messages.sick(sick)
         + messages.reboots(reboots, _waiting(scene)),
     }
 

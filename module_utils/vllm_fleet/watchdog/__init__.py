@@ -2,5 +2,5 @@
 """Does a server still work between two runs, and what is to be done when it does not?
 
 May import: common, container, host, server, vllm.
-Pure but for: agent, ask, evidence, gpus, install, journal, main, others, resident, restart.
+Pure but for: agent, ask, evidence, gpus, install, journal, main, others, repair, resident, restart.
 """

@@ -7,13 +7,15 @@ Everything is bounded in time and size, and what cannot be had is passed over. V
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
+import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,7 @@ def collect(docker: DockerApi, container: Inspected, folder: Path) -> list[str]:
     keep("gpus.json", lambda: _within(GPUS_TIMEOUT, lambda: _gpus(container)))
     keep("stacks.txt", lambda: _stacks(pids))
     for number, dump in enumerate(_dumps(container, pids)):
-        keep(f"vllm-watchdog-{number}.txt", lambda dump=dump: _read(dump, FILE_BYTES))  # type: ignore[misc]
+        keep(f"vllm-watchdog-{number}.txt", lambda dump=dump: dump)  # type: ignore[misc]
     # The difference of the two shows who computes and who waits; there is no event to wait for.
     time.sleep(max(0.0, BETWEEN - (time.monotonic() - begun)))
     keep("processes-2.txt", lambda: _processes(pids))
@@ -136,23 +138,44 @@ def _stacks(pids: Sequence[int]) -> str:
     return "\n".join(parts)
 
 
-def _dumps(container: Inspected, pids: Sequence[int]) -> Iterator[Path]:
-    """Yield the newest files that vLLM's own watchdog left (--watchdog-config with dump_dir, vLLM since 0.33)."""
+def _dumps(container: Inspected, pids: Sequence[int]) -> list[str]:
+    """Return the newest files that vLLM's own watchdog left (--watchdog-config with dump_dir, vLLM since 0.33)."""
     flags = cli.started(command_line(container)).command.flags
     folder: Any = cli.first(flags.get("watchdog-config.dump_dir"))
     if not folder:
         with contextlib.suppress(ValueError, AttributeError):
             folder = json.loads(cli.first(flags.get("watchdog-config")) or "{}").get("dump_dir")
-    if not isinstance(folder, str) or not folder.startswith("/") or ".." in folder or not pids:
-        return
+    if not isinstance(folder, str) or not folder.startswith("/") or not pids:
+        return []
     with contextlib.suppress(OSError):
-        inside = Path(f"/proc/{min(pids)}/root")
-        for part in Path(folder).parts[1:]:
-            inside /= part
-            if inside.is_symlink():
-                return
-        files = [path for path in inside.iterdir() if path.is_file() and not path.is_symlink()]
-        yield from sorted(files, key=lambda path: path.stat().st_mtime)[-DUMPS:]
+        return newest_files(Path(f"/proc/{min(pids)}/root"), folder)
+    return []
+
+
+def newest_files(root: Path, folder: str) -> list[str]:
+    """Return the ends of the newest files of a folder below ``root``, the oldest of them first. Raises OSError.
+
+    Each part of the path is opened from the one before and is no link, so that nothing that a container changes
+    meanwhile leads out of it.
+    """
+    parts = Path(folder).parts[1:]
+    if ".." in parts:
+        return []
+    here = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in parts:
+            inside = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+            os.close(here)
+            here = inside
+        with os.scandir(here) as entries:
+            files = [(one.stat(follow_symlinks=False).st_mtime, one.name) for one in entries if not one.is_dir()]
+        texts = []
+        for _, name in sorted(files)[-DUMPS:]:
+            with contextlib.suppress(OSError):
+                texts.append(_read(Path(name), FILE_BYTES, here))
+        return texts
+    finally:
+        os.close(here)
 
 
 def _gpus(container: Inspected) -> str:
@@ -161,10 +184,12 @@ def _gpus(container: Inspected) -> str:
     return json.dumps(found, indent=1, default=str) if found else ""
 
 
-def _read(path: Path, limit: int) -> str:
-    """Return the end of a file; a link is not followed, for a container could lead it anywhere."""
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+def _read(path: Path, limit: int, folder: int | None = None) -> str:
+    """Return the end of a file, of an opened ``folder``; a link is not followed, it could lead anywhere."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     with os.fdopen(handle, "rb") as file:
+        if folder is not None and not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
         size = os.fstat(handle).st_size
         if size > limit:
             file.seek(size - limit)

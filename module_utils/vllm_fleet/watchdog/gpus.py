@@ -7,6 +7,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from ..container.inspected import Inspected
@@ -39,6 +40,8 @@ class Gpus:
         self._known, self._sysfs, self._path = known, sysfs, log
         self._log: int | None = None
         self._states: dict[str, str] = {}
+        #: The GPUs that the node has had since its boot, by their PCI addresses.
+        self.seen: set[str] = set()
         self._thread: threading.Thread | None = None
         self._begun = 0.0
         self._found: list[Fault] | None = None
@@ -68,15 +71,18 @@ class Gpus:
         with contextlib.suppress(OSError):
             self._found = self.faults()
 
-    def faults(self) -> list[Fault]:
-        """Look once; return what is wrong, the serious first."""
+    def faults(self, wanted: Collection[str] = (), *, keep: bool = True) -> list[Fault]:
+        """Look once; return what is wrong, the serious first.
+
+        ``wanted``: GPUs that have to be there besides; ``keep``: note which GPUs were seen.
+        """
         now = gpu_health.read(self._sysfs)
         known = {str(pci) for pci in read(self._known).get("gpus") or ()}
-        if now.keys() - known:
-            known |= now.keys()
-            write_whole(self._known, {"gpus": sorted(known)})
+        self.seen = {*known, *now, *wanted}
+        if keep and now.keys() - known:
+            write_whole(self._known, {"gpus": sorted({*known, *now})})
         self._states = gpu_health.states(self._new_lines(), self._states)
-        return gpu_health.judge(known, now, self._states)
+        return gpu_health.judge(self.seen, now, self._states)
 
     def close(self) -> None:
         """Let go of the kernel's log."""

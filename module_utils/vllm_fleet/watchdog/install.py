@@ -6,16 +6,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..common import durable, names
-from . import places, unit
+from . import counts, places, unit
 
 #: Options of the module vllm_watchdog.
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -32,6 +35,8 @@ UNITS, WANTS = "/etc/systemd/system", "multi-user.target.wants"
 BOOTED = "/run/systemd/system"
 #: Seconds for one call of systemctl; a stop waits for a watchdog that is asked to end.
 PATIENCE = 120.0
+#: Seconds in which a watchdog has taken other settings, and in which every gateway has asked it.
+TELL, HEARD = 20.0, 2.5
 NO_SYSTEMD = "there is no systemd on the node, so the server has no watchdog between two runs"
 
 
@@ -88,8 +93,8 @@ class Node:
         template, enabled = _text(self.template), self.wanted.is_symlink()
         state = "inactive"
         if template is not None or enabled:
-            told = self.systemctl("show", "--property=ActiveState", unit.instance(self.name))
-            state = told.strip().partition("=")[2] or state
+            properties = ("ActiveState", "SubState", "NRestarts")
+            state = unit.state(self.systemctl("show", f"--property={','.join(properties)}", unit.instance(self.name)))
         others = [path for path in self.settings.parent.glob("*.json") if path != self.settings]
         return unit.Found(_digest(self.program), _text(self.settings), template, enabled, state, bool(others))
 
@@ -111,6 +116,10 @@ def perform(params: Mapping[str, Any], *, check_mode: bool, node: Node | None = 
         lacks = present and found.program != program
         shown = [one.as_dict() for one in differences]
         result |= {"changed": bool(shown), "differences": shown, "diff": _diff(shown), "needs_program": lacks}
+        if present and found.state == "ends" and not differences:
+            raise Broken(
+                f"it ends again and again, although all of it is as described: journalctl -u {unit.instance(node.name)}"
+            )
         if check_mode or not differences or (lacks and not params.get("source")):
             return result
         with _alone(node):
@@ -156,12 +165,14 @@ def _put_settings(node: Node, settings: Mapping[str, Any]) -> None:
 
 def _remove(node: Node, found: unit.Found) -> None:
     mine = unit.instance(node.name)
+    _tell_gateways(node, found)
     if found.unit is not None or found.enabled:
         node.systemctl("disable", "--now", mine)
         with contextlib.suppress(Broken):
             node.systemctl("reset-failed", mine)  # of one that never failed there is nothing to forget
     node.settings.unlink(missing_ok=True)
     shutil.rmtree(node.at(str(places.Places(node.name).run)), ignore_errors=True)
+    node.at(f"{counts.FOLDER}/{counts.file_name(node.name)}").unlink(missing_ok=True)
     if found.others:
         return
     for path in (node.template, node.program):
@@ -170,6 +181,32 @@ def _remove(node: Node, found: unit.Found) -> None:
         with contextlib.suppress(OSError):  # there is more in it
             folder.rmdir()
     node.systemctl("daemon-reload")
+
+
+def _tell_gateways(node: Node, found: unit.Found) -> None:
+    """Have a watchdog that says `down` say `up` first: a gateway keeps the last word of one that is gone."""
+    if found.state != "active" or found.settings is None:
+        return
+    try:
+        given = json.loads(found.settings)
+        agent = given.get("agent")
+        address = (str(agent["address"]), int(agent["port"]))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return
+    address = ({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0]), address[1])  # noqa: S104
+    if not _says(address).startswith(b"down"):
+        return
+    _write(node.settings, unit.text({**given, "action": "observe"}).encode(), 0o600)
+    deadline = time.monotonic() + TELL
+    while _says(address).startswith(b"down") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(HEARD)
+
+
+def _says(address: tuple[str, int]) -> bytes:
+    with contextlib.suppress(OSError), socket.create_connection(address, timeout=2) as connection:
+        return connection.recv(100)
+    return b""
 
 
 def _running(node: Node) -> list[str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common import durable
+from .counts import COUNTS, FOLDER, file_name, page
 
 #: Bytes of events.jsonl after which it is put aside; one older file is kept.
 ROTATE = 1_000_000
@@ -22,11 +24,14 @@ EVENTS = "events.jsonl"
 
 
 class Journal:
-    """Events of one server: lines of JSON in ``<state_dir>/<name>/events``, readable by root alone."""
+    """Events of one server: lines of JSON in ``<state_dir>/<name>/events``, readable by root alone, and their counts.
 
-    def __init__(self, state_dir: str, name: str) -> None:
+    The counts go to ``textfiles``, where node_exporter reads them, if there is such a folder.
+    """
+
+    def __init__(self, state_dir: str, name: str, textfiles: Path = Path(FOLDER)) -> None:
         """Remember where; nothing is made yet."""
-        self.name = name
+        self.name, self.textfiles = name, textfiles
         self.folder = Path(state_dir) / name / "events"
         #: Why the latest event could not be kept; empty where it was.
         self.trouble = ""
@@ -41,6 +46,7 @@ class Journal:
         try:
             self._append(line.encode())
             self.trouble = ""
+            self.count(kind)
         except OSError as exc:
             self.trouble = f"events cannot be kept in {self.folder}: {exc.strerror or exc}"
             print(self.trouble, file=sys.stderr, flush=True)
@@ -58,6 +64,26 @@ class Journal:
             if os.write(handle, line) < len(line):
                 os.ftruncate(handle, os.fstat(handle).st_size)
                 os.write(handle, b"\n")
+        finally:
+            os.close(handle)
+
+    def count(self, kind: str = "") -> None:
+        """Count one event more, or none, and write all counts for node_exporter. Raises OSError."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # A run and the two halves of the watchdog write here.
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            counts = read(self.folder / COUNTS)
+            if kind:
+                counts[kind] = int(counts.get(kind) or 0) + 1
+                write_whole(self.folder / COUNTS, counts)
+            if self.textfiles.is_dir():
+                made = self.textfiles / file_name(self.name)
+                part = made.with_suffix(f".{os.getpid()}")
+                part.write_text(page(self.name, counts), encoding="utf-8")
+                part.chmod(0o644)  # node_exporter is not root
+                part.replace(made)
         finally:
             os.close(handle)
 

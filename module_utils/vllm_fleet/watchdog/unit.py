@@ -60,11 +60,28 @@ def text(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, indent=1, sort_keys=True, ensure_ascii=True) + "\n"
 
 
+#: Starts by systemd itself after which a watchdog that is not running is one that ends again and again.
+ENDS = 3
+
+
+def state(shown: str) -> str:
+    """Return the state of a unit by what `systemctl show` printed of ActiveState, SubState and NRestarts.
+
+    One that has just ended is started again by systemd after some seconds: nothing differs.
+    """
+    told = dict(line.partition("=")[::2] for line in shown.splitlines())
+    active = told.get("ActiveState") or "inactive"
+    if (active, told.get("SubState")) != ("activating", "auto-restart"):
+        return active
+    return "ends" if int(told.get("NRestarts") or 0) >= ENDS else "active"
+
+
 @dataclass(frozen=True)
 class Found:
     """What a node has. ``program`` is a file's SHA-256, ``settings`` and ``unit`` are texts, None where there is none.
 
-    ``state`` is systemd's word for the server's unit; ``others``: further servers of the node have settings.
+    ``state`` is systemd's word for the server's unit, `ends` for one that ends again and again; ``others``: further
+    servers of the node have settings.
     """
 
     program: str | None = None
@@ -86,7 +103,7 @@ def missing(found: Found, program: str, settings: Mapping[str, Any]) -> list[Dif
     out += _settings(found.settings, settings)
     if not found.enabled:
         out.append(Difference("enabled", False, True))
-    if found.state != "active":
+    if found.state not in ("active", "ends"):
         out.append(Difference("state", found.state, "active"))
     return out
 
@@ -98,7 +115,7 @@ def left(found: Found) -> list[Difference]:
         out.append(Difference("settings", "there", None))
     if found.enabled:
         out.append(Difference("enabled", True, False))
-    if found.state in ("active", "activating", "reloading"):
+    if found.state in ("active", "activating", "reloading", "ends"):
         out.append(Difference("state", found.state, "inactive"))
     if not found.others:
         if found.unit is not None:

@@ -14,7 +14,7 @@ DOWN = ("hung", "restarting", "out")
 #: Kinds of events: the watchdog began; it saw a server hang; it kept evidence; it took the server out; it restarts it;
 #: the server is ready and verified; it is not; there were too many restarts; the server is back; it is someone else's
 #: now; the watchdog itself is in trouble; a GPU is not as it should be; GPUs are so sick that the server is out; they
-#: are well again.
+#: are well again; a run repairs the node; it has; it could not.
 KINDS = (
     "started",
     "hung",
@@ -30,6 +30,9 @@ KINDS = (
     "gpu",
     "quarantine",
     "released",
+    "repair",
+    "repaired",
+    "repair_failed",
 )
 
 

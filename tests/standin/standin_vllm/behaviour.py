@@ -34,6 +34,7 @@ class Behaviour:
     die_exit: int = 0
     ignore_term: bool = False
     token_delay: float = 0.0
+    prompt_delay: float = 0.0
     drop_stream: str = ""
     hang_request: str = ""
     control: bool = False

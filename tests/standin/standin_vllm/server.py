@@ -66,12 +66,15 @@ class Traffic:
         self.running = self.waiting = self.finished = self.prompt_tokens = self.generation_tokens = self.steps = 0
         self.draining = False
         self._shown: dict[str, int] | None = None
+        #: What is shown during a long step, and the step itself: one at a time.
+        self._before: dict[str, int] | None = None
+        self._step = threading.Lock()
 
     @property
     def shown(self) -> dict[str, int]:
         """What /metrics shows; of an engine that was stopped, what it showed then."""
         names = ("running", "waiting", "finished", "prompt_tokens", "generation_tokens", "steps")
-        return self._shown or {name: getattr(self, name) for name in names}
+        return self._shown or self._before or {name: getattr(self, name) for name in names}
 
     def stop(self) -> None:
         """Stand still, as an engine process after SIGSTOP: nothing moves, and the HTTP side goes on."""
@@ -119,9 +122,22 @@ class Traffic:
         if self._shown or not true():
             raise AbortedError
 
+    def prefill(self, client: socket.socket, tokens: int, seconds: float) -> None:
+        """Take a prompt in one step, during which nothing else moves, and count it at its end."""
+        if seconds:
+            with self._step:
+                self._before = self.shown
+                try:
+                    self.pause(client, seconds)
+                finally:
+                    self._before = None
+        with self._changed:
+            self.prompt_tokens += tokens
+            self.steps += bool(seconds)
+
     def count_token(self) -> None:
         """Count one token of an answer, and the step that made it."""
-        with self._changed:
+        with self._step, self._changed:
             self.generation_tokens += 1
             self.steps += 1
 
@@ -253,7 +269,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _complete(self, completion: Completion) -> None:
         server, behaviour = self.server, self.server.behaviour
-        server.traffic.prompt_tokens += completion.prompt_tokens
+        steps = completion.prompt_tokens // 100
+        server.traffic.prefill(self.connection, completion.prompt_tokens, behaviour.prompt_delay * steps)
         if behaviour.hang_request == "1":
             server.traffic.pause(self.connection, None)
         if not completion.stream:

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import socket
 import subprocess
+import threading
 
 import pytest
 
 from ansible.module_utils.vllm_fleet.server import watched
 from ansible.module_utils.vllm_fleet.watchdog import history, install, places, unit
+from ansible.module_utils.vllm_fleet.watchdog.agent import Agent
 
 PROGRAM = b"the program"
 DIGEST = hashlib.sha256(PROGRAM).hexdigest()
@@ -17,12 +21,18 @@ SETTINGS = {"name": "vllm", "silence": 120, "action": "restart"}
 MINE = "vllm-fleet-watchdog@vllm.service"
 
 
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
 class Systemd:
     """Plays systemctl on a folder, and the program's own check of its settings."""
 
     def __init__(self, root):
         self.root, self.active, self.calls = root, set(), []
-        self.refuses, self.dies = "", ""
+        self.refuses, self.dies, self.shows = "", "", ""
 
     def __call__(self, words, **_):
         name, *rest = words
@@ -36,7 +46,7 @@ class Systemd:
         out = ""
         wants = self.root / "etc/systemd/system/multi-user.target.wants"
         if verb == "show":
-            out = f"ActiveState={'active' if units[0] in self.active else 'inactive'}\n"
+            out = self.shows or f"ActiveState={'active' if units[0] in self.active else 'inactive'}\n"
         elif verb == "list-units":
             out = "".join(f"{one} loaded active running x\n" for one in sorted(self.active))
         elif verb == "start":
@@ -90,7 +100,11 @@ def test_installed_once_and_then_as_described(node):
     assert node.run.active == {MINE}
     node.run.calls.clear()
     again = ask(node, source=False)
-    assert (again["changed"], again["diff"], node.run.calls) == (False, {}, [f"show --property=ActiveState {MINE}"])
+    assert (again["changed"], again["diff"], node.run.calls) == (
+        False,
+        {},
+        [f"show --property=ActiveState,SubState,NRestarts {MINE}"],
+    )
 
 
 def test_changed_settings_restart_nothing(node):
@@ -100,6 +114,41 @@ def test_changed_settings_restart_nothing(node):
     assert names(done) == ["settings.silence"]
     assert done["diff"] == {"before": "settings.silence: 120\n", "after": "settings.silence: 60\n"}
     assert not [call for call in node.run.calls if call.startswith(("stop", "restart"))]
+
+
+@pytest.mark.parametrize(("restarts", "fails"), [(1, False), (3, True), (40, True)])
+def test_a_watchdog_that_ends_again_and_again_is_a_failure_and_no_change(node, restarts, fails):
+    ask(node)
+    node.run.shows = f"ActiveState=activating\nSubState=auto-restart\nNRestarts={restarts}\n"
+    for check in (True, False):
+        done = ask(node, check=check)
+        assert (done["changed"], done.get("failed", False)) == (False, fails)
+    if fails:
+        assert done["msg"].endswith(f"journalctl -u {MINE}")
+    # What would mend it is brought, and its removal is one.
+    assert names(ask(node, silence=60)) == ["settings.silence"]
+    assert "state" in names(ask(node, "absent", check=True))
+
+
+def test_a_watchdog_that_says_down_says_up_before_it_is_taken_away(node, monkeypatch):
+    """Its gateways keep the last word of one that is gone."""
+    monkeypatch.setattr(install, "HEARD", 0.1)
+    agent = Agent()
+    agent.line, port = b"down #quarantine\n", free_port()
+    agent.listen(("127.0.0.1", port))
+    ask(node, agent={"address": "0.0.0.0", "port": port})
+    over = threading.Event()
+
+    def reload():
+        while not over.wait(0.05):
+            if node.settings.exists() and json.loads(node.settings.read_text())["action"] == "observe":
+                agent.line = b"up\n"
+
+    threading.Thread(target=reload, daemon=True).start()
+    assert ask(node, "absent")["changed"]
+    over.set()
+    agent.close()
+    assert agent.line == b"up\n" and not node.settings.exists()
 
 
 def test_settings_that_the_program_refuses_are_not_put_in_place(node):

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which nodes playbooks/repair.yml repairs, and what speaks against one of them. Pure.
+
+``repair_probe`` of a host is what gpu_repair found there in this run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..vllm import host_variables
+from .messages import names
+
+
+def plan(
+    hostvars: Mapping[str, Any],
+    hosts: Iterable[str],
+    *,
+    tries: int = 3,
+    because: str = "",
+    limited: bool = False,
+    reset: bool = True,
+) -> dict[str, Any]:
+    """Return the run's part of the rollout.
+
+    ``reasons`` are those of each node that is repaired, ``hosts`` these nodes and their partners in a server over
+    several nodes, ``refused`` why a node that needs a repair gets none, ``says`` all of it in words. ``because`` is a
+    user's reason to repair the nodes of a ``limited`` run, whatever was found; ``reset``: GPUs may be reset.
+    """
+    hosts = list(hosts)
+    reasons: dict[str, list[str]] = {}
+    refused: dict[str, str] = {}
+    if because and not limited:
+        refused = dict.fromkeys(hosts, "repair_because is for nodes that --limit names, and there is no --limit")
+        return {"reasons": {}, "hosts": [], "refused": refused, "says": "Nothing was touched."}
+    for host in hosts:
+        probe = hostvars[host].get("repair_probe") or {}
+        why = [*(probe.get("reasons") or []), *([because] if because else [])]
+        ways = [probe.get("reset") if reset else "", host_variables.truth(hostvars[host].get("rocm_allow_reboot"))]
+        sick = bool(probe.get("sick") or because)
+        # A repair that was begun is brought to its end, whatever the limits are.
+        against = _against(int(probe.get("tries") or 0), tries, possible=any(ways)) if sick else ""
+        if against:
+            refused[host] = f"{' and '.join(why)}; {against}"
+        elif why:
+            reasons[host] = why
+    groups = host_variables.replicas(hostvars, hosts).values()
+    return {
+        "reasons": reasons,
+        "hosts": [host for members in groups if set(members) & reasons.keys() for host in members],
+        "refused": refused,
+        "says": _says(hosts, reasons, refused),
+    }
+
+
+def _against(done: int, tries: int, *, possible: bool) -> str:
+    """Return why a node is not repaired, as part of a sentence."""
+    if done >= tries:
+        return (
+            f"it was repaired {done} times within a day (repair_tries is {tries}): a GPU that is sick again is for its "
+            "provider"
+        )
+    return "" if possible else "neither amd-smi nor rocm-smi may reset it, and rocm_allow_reboot is false"
+
+
+def _says(hosts: list[str], reasons: Mapping[str, list[str]], refused: Mapping[str, str]) -> str:
+    well = [host for host in hosts if host not in reasons and host not in refused]
+    lines = [f"{host}: {' and '.join(why)}." for host, why in reasons.items()]
+    lines += [f"{host} is not repaired: {why}." for host, why in refused.items()]
+    lines += [f"Not touched, for nothing is wrong with their GPUs: {names(well)}."] if well else []
+    return "\n".join(lines)
