@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import stat
+import subprocess
 import threading
 import time
 import urllib.request
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import trees
+from vllm_server_tools import Server
 from watchdog_tools import SILENCE, Watched
 
 
@@ -182,6 +184,50 @@ def test_a_restart_that_is_killed_is_taken_up(watched, tmp_path):
     docker.symlink_to("/var/run/docker.sock")
     watched.until("serving")
     assert (watched.agent(), watched.state["last_event"]["kind"]) == ("up\n", "back")
+
+
+def test_a_clock_that_is_set_makes_no_server_hang_and_hides_no_hang(watched, tmp_path):
+    watched.clock = tmp_path / "clock"
+    watched.clock.write_text("0")
+    serving(watched, env={"STANDIN_TOKEN_DELAY": "1.5"})
+    first = watched.started_at()
+    watched.ask(12)
+    for seconds in ("-3600", "3600"):
+        watched.clock.write_text(seconds)
+        time.sleep(SILENCE + 1)
+        assert (watched.state["state"], watched.started_at()) == ("serving", first)
+    watched.hang()
+    watched.clock.write_text("-3600")
+    assert watched.wait(lambda: watched.agent() != "up\n") <= SILENCE + 2
+    watched.until("serving")
+    assert watched.kinds() == ["started", "hung", "out", "evidence", "restart", "restarted", "back"]
+    # Restarts of an hour are those of an hour, whatever the clock says.
+    assert len(watched.state["restarts_boot"]) == 1
+    assert watched.events[-1]["seconds"] < 30
+
+
+def test_one_of_two_servers_of_a_node_is_restarted_while_the_disk_is_full(watched, server, tmp_path):
+    other = Server(server.engine, server.client, server.image, tmp_path)
+    beside = Watched(other)
+    events = server.state_dir / server.name / "events"
+    try:
+        serving(watched)
+        serving(beside)
+        first = beside.started_at()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(events)], check=True)
+        (events / "fill").write_bytes(b"x" * 4096 * 4)
+        watched.hang()
+        watched.wait(lambda: watched.agent() != "up\n")
+        assert beside.agent() == "up\n"
+        watched.wait(lambda: watched.state["last_event"].get("kind") == "back")
+        assert "No space left on device" in watched.state["trouble"]
+        assert (watched.agent(), beside.state["state"], beside.started_at()) == ("up\n", "serving", first)
+        assert beside.kinds() == ["started"]
+    finally:
+        watched.kill()
+        beside.kill()
+        other.close()
+        subprocess.run(["umount", "-l", str(events)], check=False, capture_output=True)
 
 
 def take(port):

@@ -24,6 +24,20 @@ from ansible.module_utils.vllm_fleet.watchdog.pack import pack
 SILENCE, INTERVAL = 2.0, 0.2
 
 
+#: Runs the program with a clock that is off by the seconds in a file; the monotonic ones go on, as in a node.
+SHIFTED = """
+import sys, time
+from pathlib import Path
+program, clock, right, parts = sys.argv[1], Path(sys.argv[2]), time.time, time.gmtime
+time.time = lambda: right() + float(clock.read_text())
+time.gmtime = lambda seconds=None: parts(time.time() if seconds is None else seconds)
+sys.argv = [program, *sys.argv[3:]]
+sys.path.insert(0, program)
+from vllm_fleet.watchdog.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 class Watched:
     """A server, its watchdog, and what can be seen of both."""
 
@@ -32,10 +46,11 @@ class Watched:
         self.server, self.program = server, server.folder / "watchdog.pyz"
         self.program.write_bytes(pack(ROOT / "module_utils" / "vllm_fleet"))
         self.settings_dir, self.run_dir = server.folder / "etc", server.folder / "run"
-        self.settings_dir.mkdir()
+        self.settings_dir.mkdir(exist_ok=True)
         self.agent_port = standin.free_port()
         self.process: subprocess.Popen[bytes] | None = None
-        self.log = server.folder / "watchdog.log"
+        self.log = server.folder / f"{server.name}.log"
+        self.clock: Path | None = None
         self.roots: list[str] = []
         self.configure()
 
@@ -62,7 +77,8 @@ class Watched:
     def start(self) -> None:
         """Start the program."""
         places = ["--settings-dir", str(self.settings_dir), "--run-dir", str(self.run_dir), *self.roots]
-        command = [standin.PYTHON, str(self.program), *places, "run", self.server.name]
+        shifted = ["-c", SHIFTED, str(self.program), str(self.clock)] if self.clock else [str(self.program)]
+        command = [standin.PYTHON, *shifted, *places, "run", self.server.name]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
