@@ -27,7 +27,7 @@ END
 cat > /usr/local/sbin/boot-gpus <<'END'
 #!/bin/sh
 : > /node/kmsg
-find /node/sys -name umc_err_count -exec sh -c "echo 'ue: 0' > {}" ';'
+for file in $(find /node/sys -name umc_err_count); do echo 'ue: 0' > $file; done
 [ ! -e /node/away ] || mv /node/away /node/sys/bus/pci/devices/$(cat /node/address)
 END
 chmod +x /usr/local/sbin/boot-gpus
