@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from scene import Scene
+from load import Load
+from scene import KEY, Scene
 
 UNIT = "vllm-fleet-watchdog@vllm.service"
+#: Who asks, one request at a time each.
+CLIENTS = 8
 #: What is of a watchdog on a node, but for the events.
 LEFT = "find / -xdev ( -name *watchdog.pyz -o -name vllm-fleet-watchdog* -o -path /etc/vllm-fleet* -o -path /run/vllm-fleet/vllm )"
 
@@ -43,13 +46,26 @@ def test_a_second_run_changes_nothing_and_visits_no_node_for_it(watched: Scene) 
     assert set(watched.gateway("last_agt").values()) == {"via"}, "the gateway asks them: via agent : up"
 
 
-def test_a_server_that_hangs_is_out_restarted_and_back(watched: Scene) -> None:
+def test_a_server_that_hangs_is_out_restarted_and_back(watched: Scene, note: Callable[[object], None]) -> None:
     node = watched.nodes[0]
     before = watched.server(node)
-    watched.fleet.exec(node, ["kill", "-STOP", str(before["State"]["Pid"])])
-    watched.until(lambda: watched.gateway()[node] == "DOWN", "it is out")
-    watched.until(lambda: watched.server(node)["State"]["StartedAt"] != before["State"]["StartedAt"], "it is restarted")
-    watched.until(lambda: watched.gateway()[node] == "UP", "it is back")
+    with Load(watched.url, model="acme/tiny", api_key=KEY, concurrency=CLIENTS) as clients:
+        clients.wait_for(2 * CLIENTS)
+        watched.fleet.exec(node, ["kill", "-STOP", str(before["State"]["Pid"])])
+        watched.until(lambda: watched.gateway()[node] == "DOWN", "it is out")
+        watched.until(
+            lambda: watched.server(node)["State"]["StartedAt"] != before["State"]["StartedAt"], "it is restarted"
+        )
+        watched.until(lambda: watched.gateway()[node] == "UP", "it is back")
+        clients.wait_for(2 * CLIENTS)
+    # Each client has one request at a time: lost is what was inside the hung server, and nothing after it was out.
+    lost = clients.report.errors + clients.report.truncated
+    note(f"{lost} of {clients.report.requests} requests lost in a hang of one of four servers")
+    assert 0 < lost <= CLIENTS, clients.report
+    others = [other for other in watched.nodes if other != node]
+    assert not any(
+        f"from {other}" in why or f"of {other}" in why for other in others for why in clients.report.failures
+    )
     assert watched.server(node)["Id"] == before["Id"]
     status = watched.deploy(playbook="playbooks/status.yml").ok().output
     rows = {line.split()[0]: line for line in status.splitlines() if re.match(r" +node\d  ", line)}
