@@ -189,7 +189,8 @@ def test_a_restart_that_is_killed_is_taken_up(watched, tmp_path):
 def test_a_clock_that_is_set_makes_no_server_hang_and_hides_no_hang(watched, tmp_path):
     watched.clock = tmp_path / "clock"
     watched.clock.write_text("0")
-    serving(watched, env={"STANDIN_TOKEN_DELAY": "1.5"})
+    request = {"timeout": 10, "requests": [{"prompt": "capital of France", "max_tokens": 1}]}
+    serving(watched, env={"STANDIN_TOKEN_DELAY": "1.5"}, verify=request)
     first = watched.started_at()
     watched.ask(12)
     for seconds in ("-3600", "3600"):
