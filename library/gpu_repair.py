@@ -106,9 +106,12 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     try:
-        module.exit_json(**perform(module.params, check_mode=module.check_mode))
+        result = perform(module.params, check_mode=module.check_mode)
     except OSError as exc:
         module.fail_json(msg=f"{exc.filename or 'the node'}: {exc.strerror or exc}: run as root (become: true)")
+    if result.get("failed"):
+        module.fail_json(**result)
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

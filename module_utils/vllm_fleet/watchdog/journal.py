@@ -79,11 +79,8 @@ class Journal:
                 counts[kind] = int(counts.get(kind) or 0) + 1
                 write_whole(self.folder / COUNTS, counts)
             if self.textfiles.is_dir():
-                made = self.textfiles / file_name(self.name)
-                part = made.with_suffix(f".{os.getpid()}")
-                part.write_text(page(self.name, counts), encoding="utf-8")
-                part.chmod(0o644)  # node_exporter is not root
-                part.replace(made)
+                # node_exporter is not root, and reads no other ending than `.prom`.
+                durable.write(self.textfiles / file_name(self.name), page(self.name, counts).encode(), 0o644)
         finally:
             os.close(handle)
 

@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..common import durable, names
 from ..server import watched
 from . import history
 from .gpus import Gpus
-from .journal import Journal, read, write_whole
+from .journal import Journal, write_whole
 from .places import Places
 
 #: Options of the module gpu_repair.
@@ -45,6 +46,8 @@ KINDS = {"begun": "repair", "ended": "repaired", "failed": "repair_failed"}
 
 def perform(params: Mapping[str, Any], *, check_mode: bool, root: Path = Path("/")) -> dict[str, Any]:
     """Do what the checked options of gpu_repair ask, and return the module's result. Raises OSError."""
+    if wrong := names.wrong_container(params["name"]):
+        return {"changed": False, "failed": True, "msg": f"{wrong}. Correct vllm_server_name; nothing was touched."}
     node = _Node(params, root)
     state, said = params["state"], ""
     if check_mode or state == "probed":
@@ -74,21 +77,28 @@ class _Node:
 
     def look(self) -> dict[str, Any]:
         """Return `reasons` to repair, `gpus` that the node should have, `tries` of a day, and what resets GPUs."""
-        marked = read(self.mark)
+        marked = self.marked()
         gpus = Gpus(self.places.gpus, self.sysfs, self.log)
-        sick = self.sick(gpus, {str(pci) for pci in marked.get("gpus") or ()})
-        if not sick and not marked:
+        sick = self.sick(gpus, {str(pci) for pci in (marked or {}).get("gpus") or ()})
+        if not sick and marked is None:
             # The kernel's log may have lost what its watchdog has read.
             said = watched.look(self.name, self.root).get("quarantine")
             sick = [said] if said else []
         reset = self.resetting(len(gpus.seen))
         return {
-            "reasons": sick or ([UNFINISHED] if marked else []),
+            "reasons": sick or ([UNFINISHED] if marked is not None else []),
             "sick": bool(sick),
             "gpus": sorted(gpus.seen),
             "tries": self.tries(),
             "reset": " ".join(reset[0]) if reset else "",
         }
+
+    def marked(self) -> dict[str, Any] | None:
+        """Return what the mark says, nothing of one that cannot be read; None where there is none."""
+        try:
+            return durable.read(self.mark)
+        except durable.Unreadable:
+            return {}
 
     def sick(self, gpus: Gpus, wanted: set[str]) -> list[str]:
         """Return what is wrong with the GPUs, as sentences. A driver that is being reset may never answer."""
