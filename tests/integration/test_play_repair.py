@@ -115,9 +115,6 @@ def test_a_sick_node_is_reset_one_that_stays_sick_is_left_stopped_and_no_other_i
     assert rc == 0, said
     assert f"node1: {WHY}. Not touched, for nothing is wrong with their GPUs: node2." in said
     assert f"in 1 wave: node1. node1 will be drained and repaired in that wave: {WHY}." in said
-    # Both serve without a gateway that says otherwise, and have to stay.
-    rc, said = nodes.repair(**helps, rollout_min_available=2)
-    assert rc != 0 and "rollout_min_available is 2" in said, said
     assert (nodes.states(), nodes.events()) == (before, [])
 
     rc, said = nodes.repair(**useless)
@@ -139,18 +136,6 @@ def test_a_sick_node_is_reset_one_that_stays_sick_is_left_stopped_and_no_other_i
     rc, said = nodes.repair(**helps)
     assert rc == 0 and re.search(r"node1 +: ok=\d+ +changed=0", said), said
     assert (nodes.states(), len(nodes.events())) == (states, 4)
-
-    # A user's reason, for nodes that are named; and the limit of a day.
-    rc, said = nodes.repair(**helps, repair_because="the links flap")
-    assert rc != 0 and "repair_because is for nodes that --limit names" in said, said
-    rc, said = nodes.repair("--limit", "node1", **helps, repair_because="the links flap")
-    assert rc == 0, said
-    assert nodes.states()["node1"]["StartedAt"] > states["node1"]["StartedAt"]
-    states = nodes.states()
-    nodes.counter().write_text("ue: 3\n")
-    rc, said = nodes.repair(**helps)
-    assert rc != 0 and "it was repaired 3 times within a day (repair_tries is 3)" in said, said
-    assert nodes.states() == states
 
 
 def test_a_run_that_was_killed_before_the_start_is_brought_to_its_end(nodes):
