@@ -22,7 +22,7 @@ ROLES = (
 )
 
 #: All roles of this project. Beside them may lie somebody else's.
-OWN = (*ROLES, "apt_keyring", "benchmark", "burnin", "gateway", "rollback", "status", "teardown")
+OWN = (*ROLES, "apt_keyring", "benchmark", "burnin", "gateway", "repair", "rollback", "status", "teardown")
 
 #: Right names that stand in no specification: two that several roles read, and what roles note down for later tasks.
 ALSO_KNOWN = frozenset(
@@ -47,6 +47,11 @@ ALSO_KNOWN = frozenset(
         "hf_cache_result",
         "preflight_gpu_found",
         "preflight_result",
+        "repair_after_result",
+        "repair_plan",
+        "repair_probe",
+        "repair_reasons",
+        "repair_reset_result",
         "rocm_reboot_required",
         "rocm_stop_result",
         "rollout_outcome",
