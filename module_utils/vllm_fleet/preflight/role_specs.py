@@ -52,6 +52,7 @@ ALSO_KNOWN = frozenset(
         "repair_probe",
         "repair_reasons",
         "repair_reset_result",
+        "repair_stopped",
         "rocm_reboot_required",
         "rocm_stop_result",
         "rollout_outcome",
