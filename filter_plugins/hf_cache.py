@@ -106,10 +106,12 @@ def hf_cache_addresses(team_of: Mapping[str, Any], hostvars: Mapping[str, Any]) 
     """Return the addresses of the nodes of a swarm, as the inventory or they themselves say them, each once."""
     found: set[str] = set()
     for host in team_of["peers"]:
+        # The one that the inventory gives may be public; what a node says besides it may not.
         if given := hostvars[host].get("hf_cache_swarm_address"):
             found.add(said.address(given, host))
         ready = _registered(hostvars, host, "ready")
-        found |= set(said.addresses([*filter(None, [ready.get("address")]), *(ready.get("addresses") or [])], host))
+        own = [*filter(None, [ready.get("address")]), *(ready.get("addresses") or [])]
+        found |= set(said.addresses([item for item in own if item != given], host))
     return sorted(found)
 
 

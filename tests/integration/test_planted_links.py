@@ -273,6 +273,22 @@ def test_a_swarm_lands_in_no_planted_place(scene: Scene, name: str) -> None:
     assert landing
 
 
+def test_what_root_received_earlier_is_not_in_the_way_of_the_owner(scene: Scene) -> None:
+    owned_by_the_user(scene)
+    above = scene.repo / STATE
+    staging, control = above / COMMIT, above / f"{COMMIT}.aria2"
+    scene.as_user("mkdir", "-p", str(staging))
+    own, roots, partial = staging / ("a" * 64), staging / ("b" * 64), staging / ".rsync-partial"
+    partial.mkdir()
+    for path in (own, roots, control, partial / roots.name):
+        path.write_text("part")
+    os.chown(own, USER, USER)
+    with acting_as(owner_of(staging)):
+        swarm._land(staging, COMMIT, "0" * 40)
+    assert (own.read_text(), roots.exists(), control.exists(), partial.exists()) == ("part", False, False, False)
+    assert len(list(staging.glob(".rsync-partial.*"))) == 1
+
+
 def test_a_seed_gives_nothing_that_the_cache_s_owner_cannot_read(scene: Scene) -> None:
     owned_by_the_user(scene)
     blob = "a" * 64

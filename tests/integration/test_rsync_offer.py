@@ -116,3 +116,15 @@ def test_a_key_belongs_to_the_owner_of_the_cache_and_the_seed_s_words_are_settin
     ).stdout.splitlines()
     for setting in ("hostname 10.0.0.1", "port 2222", "user ops", "stricthostkeychecking true", "hostkeyalias seed"):
         assert setting in asked
+
+
+def test_an_owner_without_a_name_on_the_node_is_told_before_a_key_is_made(tag: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("acting for another user needs root")
+    words = ["sh", tag, str(HOUR), "10.0.0.1", "2222", "ops", *Owner(54321, 54321).command]
+    done = subprocess.run(
+        ["sh", "-c", script("__hf_cache_key_script"), *words], capture_output=True, text=True, check=False, input=""
+    )
+    assert done.returncode == 1
+    assert "useradd -M -s /usr/sbin/nologin -u 54321 NAME" in done.stderr
+    assert not list(TMP.glob(f"hf_cache.{tag}.*"))

@@ -300,10 +300,12 @@ def _listing(task: dict[str, Any], repository: Repository, client: Client, tries
     return _hub(task, repository, client)
 
 
-def hub_source(repository: Repository, revision: str, client: Client, meter: Meter, *, tries: int = TRIES) -> Source:
+def hub_source(
+    repository: Repository, revision: str, client: Client, meter: Meter, *, tries: int = TRIES, copies: bool = False
+) -> Source:
     """Return the Hub as source, with the file list of a revision; the commit that it stands for now is pinned.
 
-    Raises FetchError.
+    The copies of the weights are left out of the list unless asked for. Raises FetchError.
     """
     timeout = min(LIST_TIMEOUT, client.stall)
     meter.begin("asking the Hub for the list of files")
@@ -312,7 +314,7 @@ def hub_source(repository: Repository, revision: str, client: Client, meter: Met
         manifest = replace(given_manifest(answer["commit"], answer["files"]), origin="tree")
     except SnapshotError as error:
         raise FetchError(f"The Hub's file list of {repository.repo_id} is not usable: {error}") from error
-    return Source("hub", snapshot.without_copies(manifest), lambda entry: Path())
+    return Source("hub", manifest if copies else snapshot.without_copies(manifest), lambda entry: Path())
 
 
 def _forget_list(repository: Repository, plan: Plan) -> None:

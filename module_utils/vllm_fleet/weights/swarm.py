@@ -15,7 +15,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,8 @@ def own_addresses() -> list[str]:
     except SwarmError:
         return []
     found = [line.split()[3].partition("/")[0] for line in lines if len(line.split()) > 3]
-    return [address for address in found if torrents.is_private(address)][:MAX_ADDRESSES]
+    # One is left for the address that it is bound to, which is named beside these.
+    return [address for address in found if torrents.is_private(address)][: MAX_ADDRESSES - 1]
 
 
 def reachable(address: str, port: int) -> str:
@@ -393,12 +394,36 @@ def _land(staging: Path, name: str, info_hash: str) -> tuple[Path, int]:
     """Make the folder for what comes; return the real one above it and the bytes that are there of earlier."""
     make_folder(staging)
     staging = staging.resolve()  # a hub may be a link; the unit's writable path is the real one
-    note = staging.parent / f"{name}.torrent-hash"
+    control, note = staging.parent / f"{name}.aria2", staging.parent / f"{name}.torrent-hash"
+    _clear_of_others([control, *_below(staging)])
     if not note.is_file() or note.read_text(encoding="ascii", errors="replace") != info_hash:
         # Hashing finds the pieces that are there; a control file of other pieces would be refused.
-        remove(staging.parent / f"{name}.aria2")
+        remove(control)
         write_text(note, info_hash)
     return staging.parent, allocated_below(staging)
+
+
+def _below(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:  # aria2 will say what it cannot do there
+        return []
+
+
+def _clear_of_others(paths: Iterable[Path]) -> None:
+    """Remove what aria2 could not write to: what root received there, in folders that are the user's all the same.
+
+    A folder of root's that is not empty cannot be removed by the user: it is put out of the way.
+    """
+    for path in paths:
+        if os.access(path, os.W_OK, effective_ids=True):
+            continue
+        try:
+            remove(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                if path.name == ".rsync-partial":
+                    path.rename(path.with_name(f"{path.name}.{os.urandom(3).hex()}"))
 
 
 # Following

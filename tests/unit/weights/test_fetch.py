@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fake_hf_cache import COMMIT, REPO, FakeCache, blob_name, model_files, safetensors
 
-from ansible.module_utils.vllm_fleet.weights import fetch, hub, snapshot
+from ansible.module_utils.vllm_fleet.weights import fetch, hub, snapshot, team
 from ansible.module_utils.vllm_fleet.weights.fetch_plan import Plan
 from ansible.module_utils.vllm_fleet.weights.fetch_source import Source
 from ansible.module_utils.vllm_fleet.weights.layout import Repository
@@ -42,6 +42,23 @@ def test_copies_of_the_weights_are_left_out_and_nothing_else() -> None:
 @pytest.mark.parametrize("paths", [["pytorch_model.bin", "config.json"], ["original/a.safetensors", "model.gguf"]])
 def test_without_safetensors_nothing_is_a_copy(paths: list[str]) -> None:
     assert len(snapshot.without_copies(listed(*paths)).entries) == len(paths)
+
+
+def test_the_hub_s_list_has_the_copies_which_a_cache_of_others_may_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is brought in leaves them out."""
+    files = {"pytorch_model.bin": "a" * 64, "model-q4.gguf": "b" * 64, "model.safetensors": "c" * 64}
+    answer = {"commit": COMMIT, "files": {path: {"size": 1, "blob": blob} for path, blob in files.items()}}
+    monkeypatch.setattr(hub, "_listing", lambda *args: answer)
+    repository = Repository(tmp_path, REPO)
+    result = fetch.Result(snapshot.Report(repository, "main"))
+    fetch.listed(request := fetch.Request(repository, "main"), result)
+    there = fetch.as_listed(result.report)
+    held = {"files": {path: {"blob": blob} for path, blob in files.items() if path != "model.safetensors"}}
+    assert team.list_fault(held, there, "n1") == ""
+    source = hub.hub_source(repository, "main", request.client, request.meter)
+    assert [entry.path for entry in source.manifest.entries] == ["model.safetensors"]
 
 
 def test_a_whole_cache_gives_the_part_that_is_read(tmp_path: Path) -> None:

@@ -94,9 +94,14 @@ def test_the_addresses_of_a_swarm_are_those_of_its_nodes() -> None:
         "n1": {"__hf_cache_ready": {"address": "10.0.0.1", "addresses": ["10.0.0.1", "192.168.0.1"]}},
         "n2": {"hf_cache_swarm_address": "198.51.100.7", "__hf_cache_ready": {"ok": False}},
         "n3": {},
+        # The inventory may give a public one, which the node then says, too.
+        "n4": {
+            "hf_cache_swarm_address": "8.8.8.8",
+            "__hf_cache_ready": {"address": "8.8.8.8", "addresses": ["10.0.0.4"]},
+        },
     }
     found = filters.hf_cache_addresses({"peers": list(variables)}, variables)
-    assert found == ["10.0.0.1", "192.168.0.1", "198.51.100.7"]
+    assert found == ["10.0.0.1", "10.0.0.4", "192.168.0.1", "198.51.100.7", "8.8.8.8"]
 
 
 @pytest.mark.parametrize(

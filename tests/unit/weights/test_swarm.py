@@ -9,7 +9,7 @@ import hf_swarm
 import pytest
 
 from ansible.module_utils.vllm_fleet.common.job import Job
-from ansible.module_utils.vllm_fleet.weights import swarm
+from ansible.module_utils.vllm_fleet.weights import said, swarm
 from ansible.module_utils.vllm_fleet.weights import torrent as torrents
 
 A, B = "a" * 64, "b" * 64
@@ -56,3 +56,10 @@ def test_a_program_that_could_not_be_installed_is_the_reason(node: Path) -> None
     said = r"^mktorrent not installed, .* \(No package matching 'mktorrent' is available\); install by hand$"
     with pytest.raises(torrents.SwarmError, match=said):
         share(node, [A], ("aria2c", "mktorrent"))
+
+
+def test_a_node_of_many_networks_names_no_more_addresses_than_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [f"{n}: eth{n}    inet 10.0.{n}.1/24 brd 10.0.{n}.255 scope global eth{n}" for n in range(30)]
+    monkeypatch.setattr(swarm, "_run", lambda argv, what: "\n".join(lines))
+    named = ["10.0.29.1", *swarm.own_addresses()]  # the one that it is bound to, and these
+    assert said.addresses(named, "n1") == named
