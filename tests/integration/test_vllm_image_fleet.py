@@ -325,7 +325,7 @@ def test_an_archive_of_the_controller_goes_where_it_is_missing(site: Site, tmp_p
 
 def test_a_registry_of_ones_own_and_a_tag_that_moves_there(site: Site) -> None:
     # A registry on one node, which every node reaches on its own loopback: no TLS, as Docker allows it there.
-    program = "/var/cache/vllm-fleet/docker-registry/usr/bin/docker-registry"
+    program = "/var/lib/vllm-fleet/programs/docker-registry/usr/bin/docker-registry"
     config = "version: 0.1\nstorage: {filesystem: {rootdirectory: /srv/registry}}\nhttp: {addr: ':5001'}\n"
     site.sh(
         "node1",

@@ -99,3 +99,12 @@ def test_who_is_connected_is_read_from_the_kernel_s_tables(transfer: ModuleType)
 def test_a_server_ends_when_nobody_is_connected_and_its_exit_code_is_kept(transfer: ModuleType) -> None:
     assert transfer.guard(1, 0.2, [sys.executable, "-c", "import time; time.sleep(60)"]) == -15
     assert transfer.guard(1, 60, [sys.executable, "-c", "raise SystemExit(3)"]) == 3
+
+
+def test_the_guarded_command_keeps_its_options(monkeypatch):
+    guarded = []
+    monkeypatch.setattr(transfer, "guard", lambda *args: guarded.append(args) or 0)
+    command = ["/usr/bin/python3", "image_transfer.py", "serve", "a.tar", "5443", "pem", "--bind", "10.0.0.1"]
+    monkeypatch.setattr("sys.argv", ["image_transfer.py", "guard", "5443", "600", *command])
+    assert transfer.main() == 0
+    assert guarded == [(5443, 600.0, command)]

@@ -342,7 +342,8 @@ def main() -> int:
     found = verbs.add_parser("guard")
     found.add_argument("port", type=int)
     found.add_argument("idle", type=float, help="seconds without a connection")
-    found.add_argument("argv", nargs="+")
+    # With its options, which are not the guard's.
+    found.add_argument("argv", nargs=argparse.REMAINDER)
     asked = parser.parse_args()
     if asked.verb == "guard":
         return guard(asked.port, asked.idle, asked.argv)
