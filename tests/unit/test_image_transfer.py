@@ -101,7 +101,7 @@ def test_a_server_ends_when_nobody_is_connected_and_its_exit_code_is_kept(transf
     assert transfer.guard(1, 60, [sys.executable, "-c", "raise SystemExit(3)"]) == 3
 
 
-def test_the_guarded_command_keeps_its_options(monkeypatch):
+def test_the_guarded_command_keeps_its_options(transfer: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     guarded = []
     monkeypatch.setattr(transfer, "guard", lambda *args: guarded.append(args) or 0)
     command = ["/usr/bin/python3", "image_transfer.py", "serve", "a.tar", "5443", "pem", "--bind", "10.0.0.1"]
