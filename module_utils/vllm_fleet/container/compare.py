@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..common import secrets
 from ..common.secrets import is_hidden, is_secret
@@ -251,6 +252,20 @@ def _shown(name: str, value: object, plain: object, redact: Redact) -> object:
         return plain
     mark = redact(str(value))
     return mark if is_secret(name) else f"{secrets.scrub(str(value))} {mark}"
+
+
+def hide(spec: Mapping[str, Any], redact: Redact) -> dict[str, Any]:
+    """Return a spec of ``as_spec`` that an older version made, with fingerprints for what counts as a secret today."""
+    env = {k: v if FINGERPRINT in str(v) else _shown(k, v, v, redact) for k, v in (spec.get("env") or {}).items()}
+    args = spec.get("args") or {}
+    flags = {flag for flag, value in args.items() if is_hidden(flag, value)}
+    named = {*(spec.get("secrets") or ()), *(k for k, v in env.items() if FINGERPRINT in str(v))}
+    return {
+        **spec,
+        "env": env,
+        "args": {flag: value for flag, value in args.items() if flag not in flags},
+        "secrets": sorted(named | {f"args.{flag}" for flag in flags}),
+    }
 
 
 def _plain(flag: str, value: object) -> object:

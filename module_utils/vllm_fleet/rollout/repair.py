@@ -45,7 +45,12 @@ def plan(
             refused[host] = f"{' and '.join(why)}; {against}"
         elif why:
             reasons[host] = why
-    groups = host_variables.replicas(hostvars, hosts).values()
+    groups = list(host_variables.replicas(hostvars, hosts).values())
+    for members in groups:
+        bad = next((host for host in members if host in refused), "")
+        for host in members if bad else ():
+            if reasons.pop(host, None):
+                refused[host] = f"its server is one with {bad}, which is not repaired"
     return {
         "reasons": reasons,
         "hosts": [host for members in groups if set(members) & reasons.keys() for host in members],

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common import durable
+from ..container import compare
 from ..container.spec import CONTAINER_PORT
 from ..vllm import host_variables, metrics, readiness
 from ..vllm.endpoint import Endpoint
@@ -88,13 +89,16 @@ class Releases:
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.json"
 
-    @staticmethod
-    def _read(path: Path) -> Record | None:
-        with contextlib.suppress(OSError, KeyError, TypeError):
+    def _read(self, path: Path) -> Record | None:
+        with contextlib.suppress(OSError, KeyError, TypeError, AttributeError):
             record = durable.read(path) or {}
             if record["format"] <= release.FORMAT and record["container"]["id"] and record["spec"]:
-                return dict(record)
+                # An older version wrote some values that count as secrets today, such as a proxy's with a password.
+                return {**record, "spec": compare.hide(record["spec"], self._redact)}
         return None
+
+    def _redact(self, value: str) -> str:
+        return compare.fingerprint(self.node.fingerprint_key(create=False))(value)
 
 
 def images(state_dir: Path) -> tuple[set[str], list[Path]]:

@@ -143,19 +143,23 @@ class _Node:
         """Reset all GPUs; return what was wrong with that, empty where nothing was."""
         for command in self.resetting(len(self.look()["gpus"])):
             try:
-                done = subprocess.run(
+                program = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
-                    capture_output=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
                     text=True,
-                    timeout=RESET_TIMEOUT,
-                    check=False,
+                    start_new_session=True,
                 )
-            except (OSError, subprocess.TimeoutExpired) as exc:
+                out, err = program.communicate(timeout=RESET_TIMEOUT)
+            except OSError as exc:
                 return f"{' '.join(command)}: {exc}"
-            if done.returncode:
-                said = (done.stderr or done.stdout).strip().splitlines()
-                return f"{' '.join(command)}: {said[-1] if said else f'exit code {done.returncode}'}"
+            except subprocess.TimeoutExpired:
+                program.kill()  # and not waited for: in a driver that hangs it never ends
+                return f"{' '.join(command)} did not end within {RESET_TIMEOUT:.0f} s"
+            if program.returncode:
+                said = (err or out).strip().splitlines()
+                return f"{' '.join(command)}: {said[-1] if said else f'exit code {program.returncode}'}"
         return ""
 
 

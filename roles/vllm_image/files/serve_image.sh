@@ -26,9 +26,12 @@ fi
 systemctl stop "$unit.service" 2>/dev/null || true
 systemctl reset-failed "$unit.service" 2>/dev/null || true
 rm -rf "$run"
-as_owner rm -rf "$storage"
+# Of an older version, and root's: it stays beside.
+as_owner rm -rf "$storage" 2>/dev/null || as_owner mv "$storage" "$storage.old.$$"
 mkdir -p "${run%/*}"
+chmod 0755 "${run%/*}" # the service's user comes through, whatever root's umask is
 mkdir -m 0711 "$run"
+chmod 0711 "$run"
 
 case $address in
 *:* | *[0-9].[0-9]*.[0-9]*.[0-9]*) name="IP:$address" ;;
@@ -37,6 +40,7 @@ esac
 # An own address alone, and not the loopback that a host's own name may stand for.
 bind=$("$python" -I -c '
 import ipaddress, socket, sys
+own = set()
 for family, _, _, _, place in socket.getaddrinfo(sys.argv[1], 0, type=socket.SOCK_STREAM):
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         try:
@@ -44,8 +48,10 @@ for family, _, _, _, place in socket.getaddrinfo(sys.argv[1], 0, type=socket.SOC
         except OSError:
             continue
         if not ipaddress.ip_address(place[0].partition("%")[0]).is_loopback:
-            print(place[0])
-            break
+            own.add(place[0])
+# A name with several own addresses: nodes may know it by another one.
+if len(own) == 1:
+    print(*own)
 ' "$address" 2>/dev/null || true)
 case $bind in *:*) endpoint="[$bind]:$port" ;; *) endpoint="$bind:$port" ;; esac
 set -- "$@" localhost ${bind:+"$bind"}

@@ -193,6 +193,20 @@ def test_a_token_on_a_foreign_command_line_is_not_shown(flag):
     assert "canary" not in json.dumps(found["args"]) and "args.hf-token" in found["secrets"]
 
 
+def test_what_an_older_version_wrote_of_a_container_is_hidden_as_today():
+    container, image = recorded(ENGINES[0])
+    container["Config"]["Env"] += ["HTTP_PROXY=http://user:canary@proxy:3128"]
+    redact = compare.fingerprint(KEY)
+    today = compare.as_spec(container, image, redact)
+    assert "canary" not in json.dumps(today) and "HTTP_PROXY" in today["secrets"]
+    shown = {"HTTP_PROXY": "http://user:canary@proxy:3128"}
+    old = {**today, "env": {**today["env"], **shown}, "args": {**today["args"], "hf-token": "canary"}}
+    old["secrets"] = [name for name in today["secrets"] if name != "HTTP_PROXY"]
+    found = compare.hide(old, redact)
+    assert found == {**today, "secrets": sorted([*today["secrets"], "args.hf-token"])}
+    assert compare.hide(today, redact) == today
+
+
 @pytest.mark.parametrize("ipc", ["host", "private"])
 @pytest.mark.parametrize(
     ("stored", "wanted", "same"),

@@ -86,3 +86,11 @@ def test_a_server_in_quarantine_serves_nobody_and_costs_no_replica():
     assert plan(fleet(SAME, SAME, repair_reasons=["x"]), waves=["100%"])["waves"] == [["node1"], ["node2"]]
     assert plan(fleet(SAME, repair_reasons=["x"], rollout_min_available=1))["problems"]
     assert plan(fleet(DEAD, repair_reasons=["x"], rollout_min_available=1))["problems"] == []
+
+
+def test_a_replica_is_repaired_whole_or_not_at_all():
+    hosts = nodes(SICK, {**SICK, "tries": 3}, SICK)
+    hosts["node1"]["vllm_server_replica"] = hosts["node2"]["vllm_server_replica"] = "big"
+    found = repair.plan(hosts, list(hosts))
+    assert found["hosts"] == ["node3"] and list(found["refused"]) == ["node2", "node1"]
+    assert found["refused"]["node1"] == "its server is one with node2, which is not repaired"
