@@ -350,6 +350,7 @@ def test_the_seed_alone_downloads_through_a_bad_hub_and_a_disk_fills_up_meanwhil
         docker("cp", "-", f"{node.container}:/", stdin=pip)
     gateway = json.loads(docker("network", "inspect", bed.fleet.name))[0]["IPAM"]["Config"][0]
     host = gateway.get("Gateway") or re.sub(r"\.0/24$", ".1", gateway["Subnet"])
+    nodes = {node.address for node in bed.fleet.nodes}
     files = model_files(4, MB)
     total = sum(map(len, files.values()))
     source: dict[str, Any] = {"hf_cache_source": "hub", "hf_cache_hub_stall": 4, "hf_cache_prune": True}
@@ -370,8 +371,8 @@ def test_the_seed_alone_downloads_through_a_bad_hub_and_a_disk_fills_up_meanwhil
         assert process.returncode, output
         assert [host for host in NODES if re.search(rf"^{host} .* failed=0 ", output, re.MULTILINE)] == NODES[:2]
         assert not any(hub.trouble.values())
-        # The seed downloads; the controller asks for the list of files, and for nothing else.
-        assert set(hub.callers) == {bed.fleet.node("node1").address, host}
+        # The seed downloads. The controller, by one of its own addresses, asks for the list of files and nothing else.
+        assert set(hub.callers) & nodes == {bed.fleet.node("node1").address}
         assert re.search(r"\[node1\] org/model: downloading \d+ % of ", output), output
         assert "node3: org/model did not arrive: the disk got full; make room and run again" in output
         assert "RETRYING" not in output and CANARY not in output
@@ -416,13 +417,13 @@ def test_the_seed_alone_downloads_through_a_bad_hub_and_a_disk_fills_up_meanwhil
         assert "Start the swarm's tracker" not in output
         assert bed.received("node3") - begin < total
         assert int(bed.sh("node3", f"ls {SMALL}/hub/models--org--model/snapshots/{COMMIT} | wc -l")) == len(files)
-        assert set(hub.callers) == {bed.fleet.node("node1").address, host}
+        assert set(hub.callers) & nodes == {bed.fleet.node("node1").address}
 
         # Told so, every node downloads by itself.
         hub.callers.clear()
         each = {**source, "hf_cache_distribution": "hub", "hf_cache_path": "/srv/each", "hf_cache_create": True}
         output = bed.run("org/model", **each)
-        assert set(hub.callers) == {node.address for node in bed.fleet.nodes}
+        assert set(hub.callers) & nodes == nodes
         assert "Start the swarm's tracker" not in output
         for name in NODES:
             assert int(bed.sh(name, f"ls /srv/each/hub/models--org--model/snapshots/{COMMIT} | wc -l")) == len(files)
