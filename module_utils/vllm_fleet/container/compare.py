@@ -153,21 +153,17 @@ def as_spec(container: Mapping[str, object], own_image: Image | None, redact: Re
         if dot:
             named[head][tail] = value
     args = named["args"]
+    revision = args.pop("revision", None)
     ports = [str(p).partition("->")[0] for p in _list(fields.get("ports"))]
     bind, _, port = ports[0].rpartition(":") if ports else ("", "", "")
     inner, host = args.pop("port", None), args.pop("host", None)
-    hidden = [name for name, value in named["env"].items() if FINGERPRINT in str(value)]
-    for flag in [name for name, value in args.items() if FINGERPRINT in str(value)]:
-        del args[flag]
-        hidden.append(f"args.{flag}")
     mounts = [parse_volume(v) for v in map(str, _list(fields.get("volumes")))]
     return {
         "image": str(_dict(container.get("Config")).get("Image")),
         "image_id": container.get("Image"),
         "model": fields.get("model"),
-        "revision": args.pop("revision", None),
-        **named,
-        "secrets": sorted(hidden),
+        "revision": revision,
+        **_without_secrets(named),
         "entrypoint": fields.get("entrypoint", []),
         "bind": bind or host,
         "port": int(port) if port else inner,
@@ -256,16 +252,19 @@ def _shown(name: str, value: object, plain: object, redact: Redact) -> object:
 
 def hide(spec: Mapping[str, Any], redact: Redact) -> dict[str, Any]:
     """Return a spec of ``as_spec`` that an older version made, with fingerprints for what counts as a secret today."""
-    env = {k: v if FINGERPRINT in str(v) else _shown(k, v, v, redact) for k, v in (spec.get("env") or {}).items()}
-    args = spec.get("args") or {}
-    flags = {flag for flag, value in args.items() if is_hidden(flag, value)}
-    named = {*(spec.get("secrets") or ()), *(k for k, v in env.items() if FINGERPRINT in str(v))}
-    return {
-        **spec,
-        "env": env,
-        "args": {flag: value for flag, value in args.items() if flag not in flags},
-        "secrets": sorted(named | {f"args.{flag}" for flag in flags}),
+    named = {
+        group: {k: v if FINGERPRINT in str(v) else _shown(k, v, v, redact) for k, v in (spec.get(group) or {}).items()}
+        for group in ("args", "env", "labels")
     }
+    return {**spec, **_without_secrets(named, spec.get("secrets") or ())}
+
+
+def _without_secrets(named: Mapping[str, Mapping[str, object]], known: Sequence[str] = ()) -> dict[str, object]:
+    """Return arguments, environment and labels as options, and the names of the secrets, ``known`` ones among them."""
+    args = {flag: value for flag, value in named["args"].items() if FINGERPRINT not in str(value)}
+    env = {name for name, value in named["env"].items() if FINGERPRINT in str(value)}
+    hidden = {*known, *env, *(f"args.{flag}" for flag in named["args"] if flag not in args)}
+    return {**named, "args": args, "secrets": sorted(hidden)}
 
 
 def _plain(flag: str, value: object) -> object:

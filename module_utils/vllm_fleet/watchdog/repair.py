@@ -49,7 +49,7 @@ def perform(params: Mapping[str, Any], *, check_mode: bool, root: Path = Path("/
     if wrong := names.wrong_container(params["name"]):
         return {"changed": False, "failed": True, "msg": f"{wrong}. Correct vllm_server_name; nothing was touched."}
     node = _Node(params, root)
-    state, said = params["state"], ""
+    state = params["state"]
     if check_mode or state == "probed":
         return {"changed": state != "probed", **node.look()}
     if state == "reset":

@@ -31,7 +31,6 @@ as_owner rm -rf "$storage" 2>/dev/null || as_owner mv "$storage" "$storage.old.$
 mkdir -p "${run%/*}"
 chmod 0755 "${run%/*}" # the service's user comes through, whatever root's umask is
 mkdir -m 0711 "$run"
-chmod 0711 "$run"
 
 case $address in
 *:* | *[0-9].[0-9]*.[0-9]*.[0-9]*) name="IP:$address" ;;
