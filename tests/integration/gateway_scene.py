@@ -272,6 +272,14 @@ def said(size: int, **more: Any) -> bytes:
 PICTURE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'iVBORw0K' * 20_000}"}}
 SEEN = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, PICTURE]}]
 CHAT = "/v1/chat/completions"
+#: The servers' key, and clients' own of every kind.
+FLEET = "fleet-key-of-the-servers"
+KEYS: list[dict[str, Any]] = [
+    {"name": "all", "key": "key-of-all"},
+    {"name": "small-only", "key": "key-of-small", "models": ["acme/small"]},
+    {"name": "few", "key": "key-of-few", "requests_per_minute": 3},
+    {"name": "one", "key": "key-of-one", "concurrent": 1},
+]
 #: Path, body, and whether it goes in chunks.
 REQUESTS = {
     "short": (CHAT, said(10), False),
@@ -318,6 +326,46 @@ class Echo(http.server.ThreadingHTTPServer):
             "lora-modules": f"{self.name[:-1]}-lora=/x",
         }
         return {**given, "vllm_server_api_key": self.key} if self.key else given
+
+
+@contextlib.contextmanager
+def echoing(*echoes: Echo) -> Iterator[dict[str, Echo]]:
+    """The servers by name, until the end."""
+    try:
+        yield {one.name: one for one in echoes}
+    finally:
+        for one in echoes:
+            one.shutdown()
+            one.server_close()
+
+
+def journal() -> socket.socket:
+    """What a gateway writes its log to."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.bind(("127.0.0.1", 0))
+    made.settimeout(10)
+    return made
+
+
+def forget(gateway: Gateway) -> None:
+    """Read what is there: a full buffer takes no further line."""
+    assert gateway.log
+    gateway.log.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while gateway.log.recv(65536):
+            pass
+    gateway.log.settimeout(10)
+
+
+def logged(gateway: Gateway, count: int, path: str) -> list[str]:
+    """The next lines of requests for paths that begin so, without what syslog has before them."""
+    assert gateway.log
+    found: list[str] = []
+    while len(found) < count:
+        line = gateway.log.recv(65536).decode().strip()
+        # Those of requests before may come late.
+        found.extend([line.partition("]: ")[2]] * (f" {path}" in line))
+    return found
 
 
 class EchoAnswer(http.server.BaseHTTPRequestHandler):

@@ -15,35 +15,37 @@ from typing import Any
 
 import play
 import pytest
-from gateway_scene import PROGRAM, Echo, Gateway, ask, free_ports, render, running, until
+from gateway_scene import (
+    CHAT,
+    FLEET,
+    KEYS,
+    PROGRAM,
+    Echo,
+    Gateway,
+    ask,
+    echoing,
+    forget,
+    free_ports,
+    journal,
+    logged,
+    render,
+    running,
+    until,
+)
 from haproxy_program import PROGRAMS
 
 from ansible.module_utils.vllm_fleet.gateway import door, haproxy, keys, usage
 
-FLEET = "fleet-key-of-the-servers"
-KEYS: list[dict[str, Any]] = [
-    {"name": "all", "key": "key-of-all"},
-    {"name": "small-only", "key": "key-of-small", "models": ["acme/small"]},
-    {"name": "few", "key": "key-of-few", "requests_per_minute": 3},
-    {"name": "one", "key": "key-of-one", "concurrent": 1},
-]
 PYTHON = "ansible_python_interpreter=/usr/bin/python3"
-CHAT = "/v1/chat/completions"
 WRONG = 12
 
 
 @pytest.fixture(scope="module")
 def echoes() -> Iterator[dict[str, Echo]]:
     """Two servers of one model and one of another."""
-    made = {
-        "n1": Echo("n1", "acme/small", "small", key=FLEET),
-        "n2": Echo("n2", "acme/small", "small", key=FLEET),
-        "n3": Echo("n3", "acme/large", key=FLEET),
-    }
-    yield made
-    for one in made.values():
-        one.shutdown()
-        one.server_close()
+    small = (Echo(name, "acme/small", "small", key=FLEET) for name in ("n1", "n2"))
+    with echoing(*small, Echo("n3", "acme/large", key=FLEET)) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +53,7 @@ def described(
     echoes: dict[str, Echo], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The files of a gateway with a port for each of the two models, and what a Gateway has of it."""
-    folder, log = tmp_path_factory.mktemp("clients"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    log.bind(("127.0.0.1", 0))
-    log.settimeout(10)
+    folder, log = tmp_path_factory.mktemp("clients"), journal()
     *two, stats = free_ports(3)
     ports = dict(zip(["small", "large"], two, strict=True))
     render(
@@ -276,27 +276,6 @@ def test_no_key_of_a_client_is_anywhere(gateway: Gateway) -> None:
     words = Path("/proc", gateway.pid, "cmdline").read_text()
     for entry in KEYS:
         assert not any(entry["key"] in text for text in [*texts, words])
-
-
-def forget(gateway: Gateway) -> None:
-    """Read what is there: a full buffer takes no further line."""
-    assert gateway.log
-    gateway.log.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        while gateway.log.recv(65536):
-            pass
-    gateway.log.settimeout(10)
-
-
-def logged(gateway: Gateway, count: int, path: str) -> list[str]:
-    """The next lines of requests for paths that begin so, without what syslog has before them."""
-    assert gateway.log
-    found: list[str] = []
-    while len(found) < count:
-        line = gateway.log.recv(65536).decode().strip()
-        # Those of requests before may come late.
-        found.extend([line.partition("]: ")[2]] * (f" {path}" in line))
-    return found
 
 
 def test_the_log_says_who_used_what_and_neither_key_nor_prompt(gateway: Gateway) -> None:

@@ -22,12 +22,18 @@ from typing import Any
 import pytest
 from gateway_scene import (
     CHAT,
+    FLEET,
+    KEYS,
     REQUESTS,
     Echo,
     Gateway,
     certificate,
+    echoing,
+    forget,
     free_ports,
     helper_program,
+    journal,
+    logged,
     render,
     running,
     service_helper,
@@ -38,25 +44,15 @@ from haproxy_program import PROGRAMS
 from ansible.module_utils.vllm_fleet.gateway import haproxy
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with the openssl program")
-FLEET = "fleet-key-of-the-servers"
-KEYS = [
-    {"name": "all", "key": "key-of-all"},
-    {"name": "small-only", "key": "key-of-small", "models": ["acme/small"]},
-    {"name": "few", "key": "key-of-few", "requests_per_minute": 3},
-    {"name": "one", "key": "key-of-one", "concurrent": 1},
-]
 PLACES = 24
 
 
 @pytest.fixture(scope="module")
 def echoes() -> Iterator[dict[str, Echo]]:
     """Two servers of one model and one of another."""
-    made = {name: Echo(name, "acme/small", key=FLEET) for name in ("small1", "small2")}
-    made["large1"] = Echo("large1", "acme/large", key=FLEET)
-    yield made
-    for one in made.values():
-        one.shutdown()
-        one.server_close()
+    small = (Echo(name, "acme/small", key=FLEET) for name in ("small1", "small2"))
+    with echoing(*small, Echo("large1", "acme/large", key=FLEET)) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +60,7 @@ def described(
     echoes: dict[str, Echo], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The files of a gateway in front of them, and what a Gateway has of it."""
-    folder, log = tmp_path_factory.mktemp("http2"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    log.bind(("127.0.0.1", 0))
-    log.settimeout(10)
+    folder, log = tmp_path_factory.mktemp("http2"), journal()
     port, stats = free_ports(2)
     render(
         folder,
@@ -348,15 +342,13 @@ def test_one_source_does_not_take_all_places_by_one_connection(gateway: Gateway,
 def test_a_stream_and_its_tokens_are_in_the_log(gateway: Gateway, echoes: dict[str, Echo]) -> None:
     parts = ['data: {"choices": []}\n\n', 'data: {"usage": {"prompt_tokens": 5, "completion_tokens": 9}}\n\n']
     echoes["large1"].parts = [*parts, "data: [DONE]\n\n"]
+    forget(gateway)
     try:
         (answer,) = ask(gateway, [Ask(talk("marked", "acme/large"), path="/v1/marked")])
     finally:
         echoes["large1"].parts = []
     assert answer.body == "".join([*parts, "data: [DONE]\n\n"])
-    assert gateway.log
-    line = ""
-    while "/v1/marked" not in line:
-        line = gateway.log.recv(65536).decode()
+    (line,) = logged(gateway, 1, "/v1/marked")
     assert "{all|acme/large|" in line
     assert "|5|9} POST /v1/marked" in line
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway_scene import Echo, Gateway, ask, check, free_ports, render, running, until
+from gateway_scene import Echo, Gateway, ask, check, echoing, free_ports, render, running, until
 from haproxy_program import PROGRAMS
 
 from ansible.module_utils.vllm_fleet.gateway import haproxy
@@ -27,15 +27,10 @@ SMALL = {"small1", "small2", "small3", "small4"}
 @pytest.fixture(scope="module")
 def echoes() -> Iterator[dict[str, Echo]]:
     """Four servers of one model, one of another, one of a third; two share a name."""
-    made = {name: Echo(name, "acme/small", "little", key=KEY) for name in sorted(SMALL)}
-    made |= {
-        "large1": Echo("large1", "acme/large", "chat", key=KEY),
-        "next1": Echo("next1", "acme/next", "chat", key=KEY),
-    }
-    yield made
-    for one in made.values():
-        one.shutdown()
-        one.server_close()
+    small = (Echo(name, "acme/small", "little", key=KEY) for name in sorted(SMALL))
+    others = (Echo(f"{name}1", f"acme/{name}", "chat", key=KEY) for name in ("large", "next"))
+    with echoing(*small, *others) as made:
+        yield made
 
 
 def start(folder: Path, hosts: dict[str, Any], **variables: Any) -> int:
