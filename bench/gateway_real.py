@@ -84,15 +84,14 @@ def measure(ports: list[int], plan: bench.Talk = TALK) -> dict[str, Any]:
 def run(runs: int = 3) -> list[dict[str, Any]]:
     """Start two engines, measure and print as often, remove them; SystemExit where there is nothing to start."""
     import docker  # noqa: PLC0415
-    from local_inventory import CACHE, LOCAL, PRESET  # noqa: PLC0415
+    from local_inventory import CACHE, IMAGE, SERVER  # noqa: PLC0415
     from vllm_server_tools import Server  # noqa: PLC0415
 
     from ansible.module_utils.vllm_fleet.container.engine import Engine  # noqa: PLC0415
 
     client = docker.from_env()
-    image = f"{LOCAL['vllm_image_name']}:{LOCAL['vllm_image_tag']}"
-    if not client.images.list(image) or not (CACHE / "seed").is_dir():
-        raise SystemExit(f"no image {image}, or no model in {CACHE / 'seed'}: run `make deploy` first")
+    if not client.images.list(IMAGE) or not (CACHE / "seed").is_dir():
+        raise SystemExit(f"no image {IMAGE}, or no model in {CACHE / 'seed'}: run `make deploy` first")
     half = max(1, (os.cpu_count() or 2) // 2)
 
     def start(server: Server, number: int) -> None:
@@ -101,19 +100,12 @@ def run(runs: int = 3) -> list[dict[str, Any]]:
             # For /reset_prefix_cache.
             "VLLM_SERVER_DEV_MODE": "1",
         }
-        server.ready(
-            model=LOCAL["vllm_server_model"],
-            revision=LOCAL["vllm_server_revision"],
-            hf_cache=str(CACHE / "seed"),
-            api_key=bench.KEY,
-            args={**PRESET["args"], **ARGUMENTS},
-            env={**{key: str(value) for key, value in PRESET["env"].items()}, **own},
-            ready_timeout=900.0,
-            stall_timeout=600.0,
-        )
+        patient = {"ready_timeout": 900.0, "stall_timeout": 600.0}
+        given = {"args": {**SERVER["args"], **ARGUMENTS}, "env": {**SERVER["env"], **own}}
+        server.ready(api_key=bench.KEY, **{**SERVER, **patient, **given})
 
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        servers = [Server(Engine(), client, image, Path(name, str(number))) for number in range(2)]
+        servers = [Server(Engine(), client, IMAGE, Path(name, str(number))) for number in range(2)]
         try:
             with ThreadPoolExecutor() as pool:
                 list(pool.map(start, servers, range(len(servers))))

@@ -53,7 +53,7 @@ def watched(*, real: bool, **settings: Any) -> Iterator[tuple[Any, Any]]:
     import conftest  # noqa: F401, PLC0415  makes module_utils importable
     import docker  # noqa: PLC0415
     import standin  # noqa: PLC0415
-    from local_inventory import CACHE, LOCAL, PRESET  # noqa: PLC0415
+    from local_inventory import IMAGE, SERVER  # noqa: PLC0415
     from vllm_server_tools import Server  # noqa: PLC0415
     from watchdog_tools import Watched  # noqa: PLC0415
 
@@ -61,19 +61,9 @@ def watched(*, real: bool, **settings: Any) -> Iterator[tuple[Any, Any]]:
 
     client = docker.from_env()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, standin.using_images():
-        image = f"{LOCAL['vllm_image_name']}:{LOCAL['vllm_image_tag']}" if real else standin.build_image(client)
-        server = Server(Engine(), client, image, Path(folder))
+        server = Server(Engine(), client, IMAGE if real else standin.build_image(client), Path(folder))
         if real:
-            server.fixed = {
-                "model": LOCAL["vllm_server_model"],
-                "revision": LOCAL["vllm_server_revision"],
-                "hf_cache": str(CACHE / "seed"),
-                "args": PRESET["args"],
-                "env": {name: str(value) for name, value in PRESET["env"].items()},
-                "ready_timeout": 900.0,
-                "stall_timeout": 600.0,
-                "stop_timeout": 30,
-            }
+            server.fixed = {**SERVER, "ready_timeout": 900.0, "stall_timeout": 600.0}
         made = Watched(server)
         made.configure(interval=5, ready_timeout=900, stall_timeout=600, **settings)
         try:
@@ -140,11 +130,24 @@ def look(made: Any, seconds: float, steps: list[float], queue: list[float]) -> d
     return states
 
 
-def told(made: Any, first: str, states: dict[str, int], steps: list[float], queue: list[float]) -> dict[str, Any]:
-    """What a trial against false alarms came to."""
+def unalarmed(
+    server: Any, made: Any, minutes: float, phase: Callable[[int], dict[str, Any] | None], number: int
+) -> dict[str, Any]:
+    """What a trial against false alarms comes to: so many clients for so long, of a server that is ready."""
+    made.start()
+    made.until("serving", seconds=60)
+    first = made.started_at()
+    steps: list[float] = []
+    queue: list[float] = []
+    clients = Clients(server.port, phase, number)
+    states = look(made, minutes * 60, steps, queue)
+    clients.over.set()
+    requests = dict(clients.counts)  # before what is open is lost with the server
     kinds = made.kinds()
     memory, cpu = made.usage()
     return {
+        "minutes": minutes,
+        "requests": requests,
         "states (looks)": states,
         "events": kinds,
         "restarts": kinds.count("restart"),
@@ -177,13 +180,7 @@ def abuse(minutes: float) -> dict[str, Any]:
     with watched(real=False, silence=DEFAULT, model="acme/tiny") as (server, made):
         delays = {"STANDIN_PROMPT_DELAY": str(PREFILL / 9), "STANDIN_TOKEN_DELAY": str(TOKEN)}
         server.ready(env=delays, args={"max-num-seqs": 4, "max-model-len": 1024})
-        made.start()
-        made.until("serving", seconds=60)
-        first, steps, queue = made.started_at(), [], []  # type: ignore[var-annotated]
-        clients = Clients(server.port, phase, 30)
-        states = look(made, minutes * 60, steps, queue)
-        clients.over.set()
-        return {"minutes": minutes, "requests": clients.counts, **told(made, first, states, steps, queue)}
+        return unalarmed(server, made, minutes, phase, 30)
 
 
 def load(minutes: float) -> dict[str, Any]:
@@ -196,13 +193,7 @@ def load(minutes: float) -> dict[str, Any]:
 
         made.configure(interval=5, silence=SHORT, ready_timeout=900, stall_timeout=600, model=body["model"])
         server.ready(args={**server.fixed["args"], "max-num-seqs": 4, "max-num-batched-tokens": 512})
-        made.start()
-        made.until("serving", seconds=60)
-        first, steps, queue = made.started_at(), [], []  # type: ignore[var-annotated]
-        clients = Clients(server.port, phase, 28)
-        states = look(made, minutes * 60, steps, queue)
-        clients.over.set()
-        return {"minutes": minutes, "requests": clients.counts, **told(made, first, states, steps, queue)}
+        return unalarmed(server, made, minutes, phase, 28)
 
 
 def hangs() -> dict[str, Any]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from local_inventory import CACHE, LOCAL, PRESET
+from local_inventory import IMAGE, SERVER
 
 
 @pytest.fixture(scope="session")
@@ -23,16 +23,7 @@ def real(docker_client, tmp_path):
 
     from ansible.module_utils.vllm_fleet.container.engine import Engine
 
-    made = Server(Engine(), docker_client, f"{LOCAL['vllm_image_name']}:{LOCAL['vllm_image_tag']}", tmp_path)
-    made.fixed = {
-        "model": LOCAL["vllm_server_model"],
-        "revision": LOCAL["vllm_server_revision"],
-        "hf_cache": str(CACHE / "seed"),
-        "args": PRESET["args"],
-        "env": {k: str(v) for k, v in PRESET["env"].items()},
-        "ready_timeout": 600.0,
-        "stall_timeout": 300.0,
-        "stop_timeout": 30,
-    }
+    made = Server(Engine(), docker_client, IMAGE, tmp_path)
+    made.fixed = dict(SERVER)
     yield made
     made.close()
