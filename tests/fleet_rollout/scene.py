@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("fleet", "integratio
 
 from fake_hf_cache import FakeCache  # noqa: E402
 from fleet import Fleet  # noqa: E402
+from load import Load  # noqa: E402
 
 NODES = ["bookworm", "bookworm", "trixie", "trixie"]
 MODEL = "acme/tiny"
@@ -162,6 +163,11 @@ class Scene:
     def url(self) -> str:
         """Where clients ask."""
         return f"http://{self.fleet.node('gateway1').address}:8080"
+
+    def clients(self, number: int) -> Load:
+        """Clients that ask there with the fleet's key as it is now, one request at a time each."""
+        key = self.variables.get("vllm_server_api_key", KEY)
+        return Load(self.url, model=MODEL, api_key=key, concurrency=number)
 
     def server(self, node: str) -> dict[str, Any]:
         """Docker's account of a node's server."""

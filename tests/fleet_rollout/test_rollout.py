@@ -75,8 +75,7 @@ class Watch(threading.Thread):
 @pytest.fixture
 def load(scene, note):
     """Eight clients with streaming requests for the length of a test; every one of them must get its whole answer."""
-    key = scene.variables.get("vllm_server_api_key", KEY)
-    with Load(scene.url, model="acme/tiny", api_key=key, concurrency=8) as clients:
+    with scene.clients(8) as clients:
         clients.wait_for(16)
         yield clients
         clients.wait_for(16)

@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from load import Load
-from scene import KEY, Scene
+from scene import Scene
 
 UNIT = "vllm-fleet-watchdog@vllm.service"
 #: Who asks, one request at a time each.
@@ -49,7 +48,7 @@ def test_a_second_run_changes_nothing_and_visits_no_node_for_it(watched: Scene) 
 def test_a_server_that_hangs_is_out_restarted_and_back(watched: Scene, note: Callable[[object], None]) -> None:
     node = watched.nodes[0]
     before = watched.server(node)
-    with Load(watched.url, model="acme/tiny", api_key=KEY, concurrency=CLIENTS) as clients:
+    with watched.clients(CLIENTS) as clients:
         clients.wait_for(2 * CLIENTS)
         watched.fleet.exec(node, ["kill", "-STOP", str(before["State"]["Pid"])])
         watched.until(lambda: watched.gateway()[node] == "DOWN", "it is out")

@@ -8,9 +8,8 @@ import shlex
 from collections.abc import Iterator
 
 import pytest
-from load import Load
 from node_image import docker
-from scene import KEY, Scene
+from scene import Scene
 from sysfs import trees
 
 SICK, WELL = "node1", ["node2", "node3", "node4"]
@@ -124,7 +123,7 @@ def test_sick_gpus_are_reset_and_no_other_node_is_touched(node: Node) -> None:
     assert {one: scene.server(one)["State"] for one in scene.nodes} == {
         one: state["State"] for one, state in before.items()
     }
-    with Load(scene.url, model="acme/tiny", api_key=KEY, concurrency=4) as clients:
+    with scene.clients(4) as clients:
         scene.deploy("-e", "rollout_min_available=3", playbook=REPAIR).ok()
         clients.wait_for(4)
     assert clients.report.clean, clients.report
