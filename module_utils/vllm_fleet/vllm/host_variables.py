@@ -90,6 +90,23 @@ def bracketed(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
+def node_of(variables: Mapping[str, Any], host: str) -> str:
+    """Return the name of the machine that a host's server is on: ``vllm_node``, or the host's own name."""
+    name = variables.get("vllm_node")
+    return host if name in (None, "") else str(name)
+
+
+def neighbours(hostvars: Mapping[str, Any], hosts: Iterable[str], host: str) -> list[str]:
+    """Return the hosts that are servers on a host's machine, itself among them, in the order of ``hosts``.
+
+    Only where the host has a ``vllm_node``, others are looked at: in a large fleet that costs.
+    """
+    if hostvars[host].get("vllm_node") in (None, ""):
+        return [host]
+    node = node_of(hostvars[host], host)
+    return [other for other in hosts if other == host or node_of(hostvars[other], other) == node]
+
+
 def replica_name(variables: Mapping[str, Any]) -> str:
     """Return the name that the hosts of a server over several nodes share; empty for a host alone."""
     name = variables.get("vllm_server_replica")

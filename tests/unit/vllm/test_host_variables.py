@@ -25,3 +25,31 @@ def test_a_bind_and_the_url_to_ask(bind, url):
     spec = {"network_mode": "host", "bind": bind, "port": 8000}
     assert release_store.inside_url(spec) == url
     ChatRequest(url=url, prompt="x")  # raises ValueError for what cannot be read
+
+
+FLEET = {
+    "node1-chat-1": {"vllm_node": "node1"},
+    "node2": {},
+    "node1-coder": {"vllm_node": "node1"},
+    "node1": {},
+    "node3": {"vllm_node": ""},
+    "alone": {"vllm_node": "other"},
+}
+NODES = [
+    ("node1-chat-1", "node1", ["node1-chat-1", "node1-coder", "node1"]),
+    ("node2", "node2", ["node2"]),
+    ("node3", "node3", ["node3"]),
+    ("alone", "other", ["alone"]),
+]
+
+
+@pytest.mark.parametrize(("host", "node", "neighbours"), NODES)
+def test_servers_of_one_node(host, node, neighbours):
+    assert host_variables.node_of(FLEET[host], host) == node
+    assert host_variables.neighbours(FLEET, list(FLEET), host) == neighbours
+
+
+def test_a_host_without_vllm_node_looks_at_no_other():
+    only = {"node2": {}}  # any other would raise KeyError
+    assert host_variables.neighbours(only, ["node1", "node2"], "node2") == ["node2"]
+    assert host_variables.neighbours({"a": {"vllm_node": 7}, "b": {"vllm_node": "7"}}, ["b", "a"], "a") == ["b", "a"]
