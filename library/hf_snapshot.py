@@ -45,7 +45,7 @@ options:
       - V(absent) removes the snapshot and those blobs that no other one uses.
       - V(pruned) removes the model's other snapshots and incomplete transfers from other nodes. It keeps the snapshots in O(keep) and the newest of
         the rest.
-      - V(listed) asks the Hub which files O(revision) has, and returns RV(manifest). It touches no cache.
+      - V(listed) asks the Hub which files O(revision) has, and returns RV(manifest). It touches no cache, and fails where the answer takes more than 20 seconds.
     type: str
     choices: [present, absent, verified, pruned, listed]
     default: present

@@ -88,8 +88,23 @@ def test_a_checkout_below_somebody_else_s_repository_is_not_read_by_root(checkou
     assert not (checkout / "ran-as").exists()
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_a_certificate_folder_of_somebody_else_is_left_alone(own: bool, tmp_path: Path) -> None:
+PEM = "-----BEGIN PRIVATE KEY-----\n-----BEGIN CERTIFICATE-----\n"
+#: What is in the folder before, and whether a run has made it; older versions left no mark.
+FOLDERS = {
+    "not there": (None, True),
+    "an older run's": ({"ca.crt": PEM, "client.cert": PEM, "client.key": PEM}, True),
+    "an older run's that was killed early": ({"ca.crt": PEM}, True),
+    "an older run's that was killed earlier": ({}, True),
+    "a user's": ({"ca.crt": "-----BEGIN CERTIFICATE-----\n"}, False),
+    "a user's with a key": ({"client.cert": PEM, "client.key": PEM}, False),
+    "a user's with more": ({"ca.crt": PEM, "README": ""}, False),
+}
+
+
+@pytest.mark.parametrize(("files", "own"), FOLDERS.values(), ids=FOLDERS)
+def test_a_certificate_folder_of_somebody_else_is_left_alone(
+    files: dict[str, str] | None, own: bool, tmp_path: Path
+) -> None:
     script = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__vllm_image_certificate_script"]
     folder = tmp_path / "10.0.0.1:5443"
 
@@ -98,12 +113,19 @@ def test_a_certificate_folder_of_somebody_else_is_left_alone(own: bool, tmp_path
             ["sh", "-c", script, "sh", str(folder), state], capture_output=True, check=False
         ).returncode
 
+    def make() -> None:
+        if files is not None:
+            folder.mkdir()
+        for name, text in (files or {}).items():
+            (folder / name).write_text(text)
+
+    make()
     if own:
+        assert run("absent") == 0 and not folder.exists()
+        make()
         assert run("present") == run("present") == 0
         assert folder.stat().st_mode & 0o777 == 0o700
     else:
-        folder.mkdir()
-        (folder / "ca.crt").touch()
         assert run("present") == 1
     assert run("absent") == 0
     assert folder.exists() is not own

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import http.client
 import io
+import queue
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +31,34 @@ class Deadline:
         if left <= 0:
             raise TimeoutError("timed out")
         return left
+
+
+def addresses(host: str, port: int | None, deadline: Deadline, family: int = 0) -> list[Any]:
+    """Return what `getaddrinfo` says of a host for TCP, before the deadline. Raises OSError, UnicodeError.
+
+    The resolver has limits of its own (resolv.conf: by default 5 s for each server and try) and cannot be ended: it is
+    asked in a thread, which is left behind.
+    """
+    try:
+        return socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        pass  # a name, then
+    answer: queue.SimpleQueue[list[Any] | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answer.put(list(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)))
+        except Exception as exc:  # noqa: BLE001 - it is raised below
+            answer.put(exc)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        found = answer.get(timeout=deadline.left())
+    except queue.Empty:
+        raise socket.gaierror(socket.EAI_AGAIN, "the resolver did not answer in time") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 class _Reader(io.RawIOBase):
@@ -106,7 +136,7 @@ class Connection(http.client.HTTPConnection):
 
     def _connected(self) -> socket.socket:
         failure: OSError = OSError(f"no address for {self.host}")
-        for family, kind, protocol, _, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
+        for family, kind, protocol, _, address in addresses(self.host, self.port, self._deadline):
             made = socket.socket(family, kind, protocol)
             try:
                 made.settimeout(min(self._longest, self._deadline.left()))

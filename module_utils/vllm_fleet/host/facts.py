@@ -53,7 +53,8 @@ class Host:
     """Facts of a node that are not about GPUs.
 
     ``port_holder`` names who listens on the server's port, "" when no process does, None when that cannot be seen.
-    ``clock_synchronised`` is None where the kernel does not report it.
+    ``clock_synchronised`` is None where the kernel does not report it. ``users_are_mapped``: Docker gives a
+    container's users the rights of others of the node's (userns-remap).
     """
 
     rooms: Sequence[Room] = ()
@@ -65,3 +66,4 @@ class Host:
     port_is_ours: bool = False
     clock_synchronised: bool | None = None
     sysctls: Mapping[str, str | None] = field(default_factory=dict)
+    users_are_mapped: bool = False

@@ -21,6 +21,7 @@ from . import facts, ports
 from .server_needs import ServerNeeds
 
 PROC = Path("/proc")
+DOCKER_ROOT = "/var/lib/docker"
 
 #: Microseconds. systemd's own criterion: the kernel lets the error grow to this when nothing corrects it.
 LARGEST_CLOCK_ERROR = 16_000_000
@@ -41,12 +42,13 @@ class Timex(ctypes.Structure):
 def look(needs: ServerNeeds, engine: DockerApi, own: Mapping[str, Any]) -> facts.Host:
     """Return what the node has of what the server ``needs``. ``own`` is the server's container, see own_container."""
     holder, ours = port_holder(needs, own)
+    about = engine_facts(engine)
     image = image_state(needs, engine)
     held, problem = archive_state(needs, engine)
     if held is not None and image is not None:
         image = dataclasses.replace(image, present=image.present and is_held(needs, engine, held))
     return facts.Host(
-        rooms=rooms(needs, engine, image, held),
+        rooms=rooms(needs, str(about.get("DockerRootDir") or DOCKER_ROOT), image, held),
         image=image,
         archive=problem,
         folder=folder_state(needs),
@@ -54,7 +56,21 @@ def look(needs: ServerNeeds, engine: DockerApi, own: Mapping[str, Any]) -> facts
         port_is_ours=ours,
         clock_synchronised=clock_synchronised() if needs.clock else None,
         sysctls={name: sysctl(PROC, name) for name in needs.sysctls},
+        users_are_mapped=mapped_users(about),
     )
+
+
+def engine_facts(engine: DockerApi) -> dict[str, Any]:
+    """Return what Docker says of itself; nothing without an engine."""
+    try:
+        return engine.info()
+    except (DockerUnavailable, DockerRefused):
+        return {}
+
+
+def mapped_users(about: Mapping[str, Any]) -> bool:
+    """Return whether Docker maps a container's users to others of the node's (userns-remap)."""
+    return any("name=userns" in str(item).split(",") for item in about.get("SecurityOptions") or ())
 
 
 def machine(proc: Path = PROC, etc: Path = Path("/etc")) -> str:
@@ -163,20 +179,18 @@ def folder_state(needs: ServerNeeds) -> facts.Folder | None:
 
 def rooms(
     needs: ServerNeeds,
-    engine: DockerApi,
+    root: str,
     image: facts.Image | None,
     held: Mapping[str, Any] | None = None,
 ) -> list[facts.Room]:
     """Return what has to fit where; image, archive and weights on one file system are one sum.
 
-    ``held`` is the archive that would be loaded (`Held.facts`): what it takes counts unless a figure is given.
+    ``root`` is Docker's folder, ``held`` the archive that would be loaded (`Held.facts`): what it takes counts unless a
+    figure is given.
     """
     wanted: list[tuple[str, Path, int]] = []
     needed = needs.disk_image or (held["room"] if held else 0)
     if needed and not (image and image.present):
-        root = "/var/lib/docker"
-        with contextlib.suppress(DockerUnavailable, DockerRefused):  # no engine yet: Docker's default, then
-            root = str(engine.info().get("DockerRootDir") or root)
         wanted.append(("image", Path(root), needed))
         asked = needs.archive
         if held and asked and asked.location == "controller":

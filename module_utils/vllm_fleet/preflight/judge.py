@@ -362,8 +362,16 @@ def _disk(room: Room) -> Finding:
     return Finding("ok", what, wanted, f"{size(room.free)} free")
 
 
+def _mapped() -> Finding:
+    # The compile cache is root's and /dev/kfd its group's, and the container's root is then neither.
+    remedy = "remove userns-remap from daemon.json and restart Docker, which then shows other images and containers"
+    return Finding("refused", "users in containers", "those of the node", "others (userns-remap)", remedy)
+
+
 def _host(host: Host, expected: Expected) -> list[Finding]:
     found = [_disk(room) for room in host.rooms]
+    if host.users_are_mapped:
+        found.append(_mapped())
     if host.archive:
         found.append(host.archive)
     elif host.image:

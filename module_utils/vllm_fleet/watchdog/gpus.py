@@ -77,12 +77,16 @@ class Gpus:
         ``wanted``: GPUs that have to be there besides; ``keep``: note which GPUs were seen.
         """
         now = gpu_health.read(self._sysfs)
-        known = {str(pci) for pci in read(self._known).get("gpus") or ()}
+        known = self.known()
         self.seen = {*known, *now, *wanted}
         if keep and now.keys() - known:
             write_whole(self._known, {"gpus": sorted({*known, *now})})
         self._states = gpu_health.states(self._new_lines(), self._states)
         return gpu_health.judge(self.seen, now, self._states)
+
+    def known(self) -> set[str]:
+        """Return the GPUs that were seen since the boot, as the file has them."""
+        return {str(pci) for pci in read(self._known).get("gpus") or ()}
 
     def close(self) -> None:
         """Let go of the kernel's log."""

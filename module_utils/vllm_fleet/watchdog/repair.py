@@ -8,13 +8,16 @@ so that a run that was killed is taken up by the next one, and holds the GPUs th
 from __future__ import annotations
 
 import calendar
+import json
+import os
+import select
 import shutil
+import signal
 import subprocess
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..common import durable, names
 from ..server import watched
@@ -78,17 +81,16 @@ class _Node:
     def look(self) -> dict[str, Any]:
         """Return `reasons` to repair, `gpus` that the node should have, `tries` of a day, and what resets GPUs."""
         marked = self.marked()
-        gpus = Gpus(self.places.gpus, self.sysfs, self.log)
-        sick = self.sick(gpus, {str(pci) for pci in (marked or {}).get("gpus") or ()})
+        sick, gpus = self.sick({str(pci) for pci in (marked or {}).get("gpus") or ()})
         if not sick and marked is None:
             # The kernel's log may have lost what its watchdog has read.
             said = watched.look(self.name, self.root).get("quarantine")
             sick = [said] if said else []
-        reset = self.resetting(len(gpus.seen))
+        reset = self.resetting(len(gpus))
         return {
             "reasons": sick or ([UNFINISHED] if marked is not None else []),
             "sick": bool(sick),
-            "gpus": sorted(gpus.seen),
+            "gpus": sorted(gpus),
             "tries": self.tries(),
             "reset": " ".join(reset[0]) if reset else "",
         }
@@ -100,18 +102,28 @@ class _Node:
         except durable.Unreadable:
             return {}
 
-    def sick(self, gpus: Gpus, wanted: set[str]) -> list[str]:
-        """Return what is wrong with the GPUs, as sentences. A driver that is being reset may never answer."""
-        found: list[str] = []
+    def sick(self, wanted: set[str]) -> tuple[list[str], set[str]]:
+        """Return what is wrong with the GPUs, as sentences, and the GPUs that the node should have.
 
-        def work() -> None:
-            found.extend(fault.says for fault in gpus.faults(wanted, keep=False) if fault.serious)
-            gpus.close()
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        thread.join(LOOK_TIMEOUT)
-        return [STUCK] if thread.is_alive() else found
+        A read in a driver that is being reset may never end, and a process with such a thread neither: another process
+        looks, holds nothing of this one's, and is left behind.
+        """
+        gpus = Gpus(self.places.gpus, self.sysfs, self.log)
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if not child:
+            _tell(theirs, gpus, wanted)
+        os.close(theirs)
+        text, end = b"", time.monotonic() + LOOK_TIMEOUT
+        with os.fdopen(ours, "rb", buffering=0) as answer:
+            while select.select([answer], [], [], max(0.0, end - time.monotonic()))[0]:
+                piece = answer.read(65536)
+                text += piece
+                if not piece:
+                    os.waitpid(child, 0)  # it ends with the last of its answer
+                    return _told(text, wanted)
+        os.kill(child, signal.SIGKILL)
+        return [STUCK], gpus.known() | wanted
 
     def tries(self) -> int:
         """Return how many repairs were begun within a day; those of a clock that was set back count, too."""
@@ -161,6 +173,36 @@ class _Node:
                 said = (err or out).strip().splitlines()
                 return f"{' '.join(command)}: {said[-1] if said else f'exit code {program.returncode}'}"
         return ""
+
+
+def _tell(to: int, gpus: Gpus, wanted: set[str]) -> NoReturn:
+    """Look at the GPUs, write what was found, and end: in a process of its own, which keeps no one's output open."""
+    try:
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(nothing, number)
+        os.closerange(to + 1, os.sysconf("SC_OPEN_MAX"))
+        os.closerange(3, to)
+        try:
+            found: dict[str, Any] = {
+                "sick": [fault.says for fault in gpus.faults(wanted, keep=False) if fault.serious],
+                "gpus": sorted(gpus.seen),
+            }
+        except OSError as exc:
+            found = {"errno": exc.errno, "says": exc.strerror, "file": exc.filename}
+        with os.fdopen(to, "wb") as answer:
+            answer.write(json.dumps(found, default=str).encode())
+    finally:
+        os._exit(0)
+
+
+def _told(text: bytes, wanted: set[str]) -> tuple[list[str], set[str]]:
+    """Return what ``_tell`` has found. Raises OSError where it could not look."""
+    found = json.loads(text or b'{"errno": 0, "says": "the look at the GPUs ended without an answer", "file": null}')
+    if "errno" in found:
+        raise OSError(found["errno"], found["says"], found["file"])
+    return found["sick"], {*found["gpus"], *wanted}
 
 
 def _program(name: str) -> str:

@@ -32,7 +32,7 @@ from .files import (
     locked,
     remove,
 )
-from .hub import Client, apply_hub, hub_source
+from .hub import ASIDE_PATIENCE, Client, apply_hub, hub_source
 from .layout import Repository
 from .manifest import Manifest, given_manifest
 from .snapshot import Report
@@ -206,12 +206,13 @@ def _check_list(request: Request, manifest: Manifest, where: str) -> None:
 
 
 def listed(request: Request, result: Result) -> None:
-    """Ask the Hub, once, which files a revision has, and touch no cache. Raises FetchError.
+    """Ask the Hub, once and not for long, which files a revision has, and touch no cache. Raises FetchError.
 
     All of them: a cache that others have filled may hold the copies of the weights and nothing else.
     """
     _check_names(request)
-    source = hub_source(request.repository, request.revision, request.client, request.meter, tries=1, copies=True)
+    client = replace(request.client, patience=ASIDE_PATIENCE)
+    source = hub_source(request.repository, request.revision, client, request.meter, tries=1, copies=True)
     _check_list(request, source.manifest, "The Hub")
     result.report.commit, result.report.manifest = source.manifest.commit, source.manifest
 

@@ -36,6 +36,9 @@ LIST_TIMEOUT = 30.0
 LIST_PATIENCE = 600.0
 """Seconds for the whole of the file list."""
 
+ASIDE_PATIENCE = 20.0
+"""Seconds for the list where the run goes on without it: a controller without a way out is not waited for."""
+
 LONGEST_PAUSE = 300.0
 """Seconds that a Hub which asks to be left alone is left alone at most; it counts by five minutes."""
 
@@ -77,12 +80,16 @@ except Exception as error:
 
 @dataclass(frozen=True)
 class Client:
-    """Access to the Hub: a Python that has huggingface_hub, the token, another endpoint, seconds of standstill."""
+    """Access to the Hub: a Python that has huggingface_hub, the token, another endpoint.
+
+    ``stall``: seconds of standstill of a download; ``patience``: seconds for the whole of the file list.
+    """
 
     python: str | None = None
     token: str | None = None
     endpoint: str | None = None
     stall: float = 300.0
+    patience: float = LIST_PATIENCE
 
     @property
     def program(self) -> str:
@@ -136,7 +143,7 @@ def _hub(
     """Run one task of `_HUB_SCRIPT` and return its answer; raise FetchError with a sentence for each known failure.
 
     With `watch`, a folder that the bytes come into, raises _Standstill when it has not grown for `client.stall`;
-    without one _Refused after LIST_PATIENCE, for a server that drips its answer keeps each single wait short.
+    without one _Refused after `client.patience`, for a server that drips its answer keeps each single wait short.
     `grown` is called with the bytes below it from time to time.
     """
     try:
@@ -153,10 +160,10 @@ def _hub(
     except OSError as error:
         raise FetchError(f"Python {client.program} for the download cannot be started: {error.strerror}.") from error
     try:
-        stdout, stderr = _communicate(process, watch, client.stall, grown)
+        stdout, stderr = _communicate(process, watch, client, grown)
     except subprocess.TimeoutExpired:
         raise _Refused(
-            f"The Hub's answer for {repository.repo_id} was not whole after {LIST_PATIENCE:.0f} s."
+            f"The Hub's answer for {repository.repo_id} was not whole after {client.patience:.0f} s."
         ) from None
     finally:
         if process.poll() is None:
@@ -179,22 +186,22 @@ def _scratch(repository: Repository) -> Path:
 
 
 def _communicate(
-    process: subprocess.Popen[str], watch: Path | None, stall: float, grown: Callable[[int], None] | None
+    process: subprocess.Popen[str], watch: Path | None, client: Client, grown: Callable[[int], None] | None
 ) -> tuple[str, str]:
     """Wait for the process; with `watch`, as long as the folder grows. Raises _Standstill, TimeoutExpired."""
     if watch is None:
-        return process.communicate(timeout=LIST_PATIENCE)
+        return process.communicate(timeout=client.patience)
     seen, moved = -1, time.monotonic()
     while True:
         try:
-            return process.communicate(timeout=min(2.0, stall / 4))
+            return process.communicate(timeout=min(2.0, client.stall / 4))
         except subprocess.TimeoutExpired:
             now = allocated_below(watch)
             if grown:
                 grown(now)
             if now != seen:
                 seen, moved = now, time.monotonic()
-            elif time.monotonic() - moved > stall:
+            elif time.monotonic() - moved > client.stall:
                 raise _Standstill from None
 
 

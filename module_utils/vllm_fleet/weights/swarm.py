@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.detached import JOBS
+from ..common.exchange import Deadline, addresses
 from ..common.job import Job, fingerprint
 from . import torrent as torrents
 from .files import allocated_below, make_folder, remove, write_text
@@ -149,16 +150,17 @@ def own_address(asked: str, hint: str, toward: str) -> str:
             raise SwarmError(f"hf_cache_swarm_address {asked} is no IPv4 address of this node; correct it")
         return asked
     try:
-        hinted = socket.gethostbyname(hint) if hint else ""
-    except OSError:
+        found = addresses(hint, None, Deadline(CONNECT_TIMEOUT), socket.AF_INET) if hint else []
+        hinted = str(found[0][4][0]) if found else ""
+    except (OSError, UnicodeError):
         hinted = ""
     candidates = [_source_toward(toward) if toward else "", hinted, _source_toward("192.0.2.1")]
-    found = [item for item in candidates if item and not item.startswith("127.") and _is_local(item)]
-    for address in found:
+    own = [item for item in candidates if item and not item.startswith("127.") and _is_local(item)]
+    for address in own:
         if torrents.is_private(address):
             return address
     raise SwarmError(
-        f"no private address for the swarm was found (looked at {', '.join(found) or 'none'}); "
+        f"no private address for the swarm was found (looked at {', '.join(own) or 'none'}); "
         "give one in hf_cache_swarm_address"
     )
 

@@ -202,6 +202,7 @@ def test_ram_is_left_alone_on_request_and_for_gpus_that_amd_names_no_figure_for(
         (Host(clock_synchronised=None), {}, "clock", "unknown", "not known"),
         (Host(sysctls={"net.core.somaxconn": "128"}), {"sysctls": {"net.core.somaxconn": "4096"}}, "net.core.somaxconn", "warning", "128"),
         (Host(sysctls={"net.ipv4.tcp_rmem": "4096\t131072\t6291456"}), {"sysctls": {"net.ipv4.tcp_rmem": "4096 131072 6291456"}}, "net.ipv4.tcp_rmem", "ok", "4096"),
+        (Host(users_are_mapped=True), {}, "users in containers", "refused", "remove userns-remap from daemon.json"),
         (Host(image=Image("a:1", True)), {}, "image", "ok", "on the node"),
         (Host(image=Image("a:1", None, "pull")), {}, "image", "unknown", "no Docker engine to ask"),
         (Host(image=Image("a:1", False)), {}, "image", "unknown", "not on the node"),

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import hostile
 import pytest
 
+from ansible.module_utils.vllm_fleet.common import exchange
 from ansible.module_utils.vllm_fleet.common.received import parsed
 from ansible.module_utils.vllm_fleet.gateway import door, drain
 from ansible.module_utils.vllm_fleet.server import watch
@@ -20,6 +23,7 @@ from ansible.module_utils.vllm_fleet.vllm import chat, readiness
 from ansible.module_utils.vllm_fleet.vllm.chat_request import ChatRequest
 from ansible.module_utils.vllm_fleet.vllm.endpoint import Endpoint
 from ansible.module_utils.vllm_fleet.watchdog import ask
+from ansible.module_utils.vllm_fleet.weights import swarm
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 ENDLESS = {
@@ -54,6 +58,30 @@ def test_no_exchange_outlasts_its_limit(says, monkeypatch):
         assert result.error.kind in ("timeout_idle", "timeout_total")
         assert took(lambda: drain.look_at_server(url)).requests == 1
         took(lambda: door.look([{"host": "127.0.0.1", "port": port}], tls=False))
+
+
+def test_a_resolver_that_never_answers_keeps_nobody_waiting(monkeypatch):
+    over, real = threading.Event(), socket.getaddrinfo
+
+    def silent(*given, **more):
+        if not more.get("flags"):
+            over.wait(60)
+        return real(*given, **more)
+
+    monkeypatch.setattr(exchange.socket, "getaddrinfo", silent)
+    monkeypatch.setattr(drain, "METRICS_TIMEOUT", LIMIT)
+    monkeypatch.setattr(swarm, "CONNECT_TIMEOUT", LIMIT)
+    url = "http://node.example:8000"
+    try:
+        assert not took(lambda: readiness.ask(Endpoint("node.example", 8000, ("m",)), LIMIT)).ready
+        result = took(lambda: chat.chat(ChatRequest(url=url, model="m", prompt="Hi", timeout=LIMIT)))
+        said = "no address for the host of node.example:8000 (the resolver did not answer in time)"
+        assert (result.error.kind, said in str(result.error)) == ("dns", True), result.error
+        assert not took(lambda: drain.look_at_server(url)).requests
+        with contextlib.suppress(swarm.SwarmError):  # a machine without a private address
+            took(lambda: swarm.own_address("", "node.example", ""))
+    finally:
+        over.set()
 
 
 class Container:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import threading
 import time
 
@@ -103,11 +104,42 @@ def test_a_reset_is_a_command_and_the_gpus_are_looked_at_again(ask, tree, tmp_pa
 
 
 def test_a_driver_that_does_not_answer_keeps_nobody_waiting(ask, tree, tmp_path, monkeypatch):
+    ask("begun", why="both GPUs have to be there again")
     monkeypatch.setattr(repair, "LOOK_TIMEOUT", 0.3)
     stuck = tree.device_dir(0) / "vendor"
     stuck.unlink()
     os.mkfifo(stuck)
-    assert ask()["reasons"] == [repair.STUCK]
+    found = ask()
+    assert (found["reasons"], found["gpus"]) == ([repair.STUCK], ["0000:05:00.0", "0000:26:00.0"])
+    # What cannot even be killed keeps neither the module nor who reads its output.
+    left = []
+    monkeypatch.setattr(repair.os, "kill", lambda pid, _: left.append(pid))
+    ours, theirs = os.pipe()
+    caller = os.fork()
+    if not caller:
+        os.dup2(theirs, 1)
+        os.close(theirs)
+        ask()
+        os.write(1, str(left[0]).encode())
+        os._exit(0)
+    os.close(theirs)
+    began = time.monotonic()
+    with os.fdopen(ours, "rb") as output:
+        child = int(output.read())
+    assert os.waitpid(caller, 0)[1] == 0
+    assert time.monotonic() - began < 5
+    monkeypatch.undo()
+    os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error", "/sys/x"), ValueError("odd")])
+def test_a_look_that_cannot_be_had_is_an_error_and_no_healthy_node(ask, error, monkeypatch):
+    def faults(*_, **__):
+        raise error
+
+    monkeypatch.setattr(repair.Gpus, "faults", faults)
+    with pytest.raises(OSError, match="Input/output error" if error.args[0] == 5 else "without an answer"):
+        ask()
 
 
 def test_events_are_counted_for_node_exporter(tmp_path):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,21 @@ def test_copies_of_the_weights_are_left_out_and_nothing_else() -> None:
 @pytest.mark.parametrize("paths", [["pytorch_model.bin", "config.json"], ["original/a.safetensors", "model.gguf"]])
 def test_without_safetensors_nothing_is_a_copy(paths: list[str]) -> None:
     assert len(snapshot.without_copies(listed(*paths)).entries) == len(paths)
+
+
+def test_a_hub_that_does_not_answer_the_controller_keeps_no_run_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on without the list there; a node that needs it waits longer."""
+    (silent := tmp_path / "python3").write_text("#!/bin/sh\nexec sleep 60\n")
+    silent.chmod(0o755)
+    monkeypatch.setattr(fetch, "ASIDE_PATIENCE", 0.5)
+    request = fetch.Request(Repository(tmp_path, REPO), "main", client=hub.Client(str(silent)))
+    began = time.monotonic()
+    with pytest.raises(fetch.FetchError, match="not whole after 0 s"):
+        fetch.listed(request, fetch.Result(snapshot.Report(request.repository, "main")))
+    assert time.monotonic() - began < 10
+    assert request.client.patience > 60
 
 
 def test_the_hub_s_list_has_the_copies_which_a_cache_of_others_may_hold(
