@@ -248,10 +248,11 @@ def picture(results: dict[str, dict[str, dict[str, float]]]) -> str:
     ]
     return line_chart(
         "What a deployment costs",
-        "servers on four nodes, stand-ins, machine and nodes share 2 cores",
-        "inventory hosts",
+        "stand-in servers on four nodes; the controller and the nodes share 2 cores",
+        "servers, each an inventory host",
         "seconds",
         series,
+        log=True,
     )
 
 

@@ -35,15 +35,33 @@ def _text(x: float, y: float, text: str, **style: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}"{attributes}>{escape(text)}</text>'
 
 
-def line_chart(title: str, subtitle: str, x_label: str, y_label: str, series: Sequence[Series]) -> str:
-    """Draw the series over their own x values, which are marked; y starts at 0. Names stand at the lines' ends."""
+def log_ticks(lowest: float, highest: float) -> list[float]:
+    """Return 1, 2 and 5 times powers of ten, from at most `lowest` to at least `highest`; both above 0."""
+    power = math.floor(math.log10(lowest))
+    found = [10.0 ** (power + step // 3) * (1, 2, 5)[step % 3] for step in range(60)]
+    first = max(number for number, level in enumerate(found) if level <= lowest)
+    last = min(number for number, level in enumerate(found) if level >= highest)
+    return found[first : last + 1]
+
+
+def line_chart(
+    title: str, subtitle: str, x_label: str, y_label: str, series: Sequence[Series], *, log: bool = False
+) -> str:
+    """Draw the series over their own x values, which are marked; y starts at 0. Names stand at the lines' ends.
+
+    ``log``: both axes are logarithmic, and only the ends have figures.
+    """
     xs = sorted({x for line in series for x, _y in line.points})
-    levels = ticks(max(y for line in series for _x, y in line.points))
+    ys = [y for line in series for _x, y in line.points]
+    levels = log_ticks(min(ys), max(ys)) if log else [0.0, *ticks(max(ys))[1:]]
     wide, high = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    scale = math.log10 if log else float
+
+    def share(value: float, lowest: float, highest: float) -> float:
+        return (scale(value) - scale(lowest)) / (scale(highest) - scale(lowest)) if highest > lowest else 0.5
 
     def at(x: float, y: float) -> tuple[float, float]:
-        across = (x - xs[0]) / (xs[-1] - xs[0]) if xs[-1] > xs[0] else 0.5
-        return LEFT + wide * across, TOP + high * (1 - y / levels[-1])
+        return LEFT + wide * share(x, xs[0], xs[-1]), TOP + high * (1 - share(y, levels[0], levels[-1]))
 
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
@@ -57,7 +75,7 @@ def line_chart(title: str, subtitle: str, x_label: str, y_label: str, series: Se
         out.append(f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{LEFT + wide}" y2="{y:.1f}" stroke="{FAINT}"/>')
         out.append(_text(x - 10, y + 4, f"{level:g}", text_anchor="end"))
     for value in xs:
-        x, y = at(value, 0)
+        x, y = at(value, levels[0])
         out.append(_text(x, y + 20, f"{value:g}", text_anchor="middle"))
     out.append(_text(LEFT + wide / 2, HEIGHT - 12, x_label, text_anchor="middle"))
     middle = TOP + high / 2
@@ -68,7 +86,7 @@ def line_chart(title: str, subtitle: str, x_label: str, y_label: str, series: Se
         out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
         for (x, y), (_x, value) in zip(points, line.points, strict=True):
             out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
-            if (x, y) != points[-1]:
+            if (x, y) != points[-1] and not log:
                 # The upper of two lines is labelled above, so that neither label lies on the other line.
                 upper = all(value >= other for one in series for at_x, other in one.points if at_x == _x)
                 shift = 12 if x == points[0][0] else 0
@@ -76,7 +94,11 @@ def line_chart(title: str, subtitle: str, x_label: str, y_label: str, series: Se
                     _text(x + shift, y + (-10 if upper else 20), f"{value:.2f}", text_anchor="middle", fill=colour)
                 )
         end_x, end_y = points[-1]
-        out.append(_text(end_x + 12, end_y - 2, f"{line.points[-1][1]:.2f}", fill=colour, font_weight="bold"))
+        figure = f"{line.points[-1][1]:.0f}" if log else f"{line.points[-1][1]:.2f}"
+        if line.points[-1][0] != xs[-1]:  # others go on to the right
+            out.append(_text(end_x + 12, end_y + 12, f"{figure} {line.name}", fill=colour))
+            continue
+        out.append(_text(end_x + 12, end_y - 2, figure, fill=colour, font_weight="bold"))
         out.append(_text(end_x + 12, end_y + 14, line.name, fill=colour))
     out.append("</svg>")
     return "\n".join(out) + "\n"
