@@ -32,8 +32,9 @@ import plugin_utils  # noqa: F401 - finds vllm_fleet
 
 #: Conversations of some 600 to 820 tokens, of which 40 are a system prompt that all share.
 TALK = bench.Talk(conversations=16, turns=10, system_prompts=1, system=60, first=1000, said=10)
-#: Seconds between two turns; an engine takes one or two for a prompt that it does not know, so it is saturated.
-PAUSE = (0.5, 2.0)
+#: Seconds between two turns; an engine takes one or two for a prompt that it does not know, so it is saturated. They
+#: differ much: in a fixed order of an even number of conversations, taking turns between two servers is affinity.
+PAUSE = (0.1, 4.0)
 #: Blocks of 32 tokens, the smallest on a CPU: room for 8 of the 16 conversations at their end.
 ARGUMENTS = {"enable-prefix-caching": True, "block-size": 32, "num-gpu-blocks-override": 220, "max-num-seqs": 8}
 COUNTERS = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")

@@ -22,9 +22,14 @@ _SCHEMA = _ROOT / "models" / "schema.json"
 def _all(path: str) -> Mapping[str, Mapping[str, Any]]:
     try:
         # One spelling of the folder: it is read once before the workers are forked, and not by each of them.
-        return preset_files.read((Path(path) if path else _ROOT / "models").resolve(), _SCHEMA)
+        return preset_files.read((Path(path) if path else _ROOT / "models").resolve(), _SCHEMA, _cache() / "presets")
     except preset_files.PresetError as error:
         raise AnsibleFilterError(str(error)) from error
+
+
+def _cache() -> Path:
+    """Return the project's folder on the controller for what need not be made again."""
+    return Path(os.environ.get("VLLM_FLEET_CACHE") or "~/.cache/vllm-fleet").expanduser()
 
 
 def preset(model: str | None, accelerator: str = "rocm", gpu: str = "", path: str = "") -> dict[str, Any]:
@@ -55,7 +60,6 @@ def findings(
 
 
 def _verdict(model: str, exact: bool, caches: Sequence[str], path: str) -> model_id.Verdict:
-    fleet = os.environ.get("VLLM_FLEET_CACHE") or "~/.cache/vllm-fleet"
-    folders = [*map(str, caches), os.environ.get("HF_HOME") or "~/.cache/huggingface", f"{fleet}/seed"]
+    folders = [*map(str, caches), os.environ.get("HF_HOME") or "~/.cache/huggingface", str(_cache() / "seed")]
     cached = [one for folder in folders for one in layout.known_repos(Path(folder).expanduser())]
     return model_id.check(model, [*_all(path), *cached], exact=bool(exact))

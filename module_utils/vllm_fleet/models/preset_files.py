@@ -6,7 +6,9 @@ The schema says what a preset may hold; figures that must agree with each other 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,30 +35,50 @@ class PresetError(Exception):
     """A file of a folder of presets is wrong; the message names the file and each fault."""
 
 
-def read(folder: Path, schema: Path) -> Mapping[str, Mapping[str, Any]]:
+def read(folder: Path, schema: Path, note: Path | None = None) -> Mapping[str, Mapping[str, Any]]:
     """Return the presets of a folder by model id, each with the name of its `file`.
 
-    They are read once a process, and again when a file has changed: every host of a play asks several times. Raises
-    PresetError for a file that is no preset, and for a second one of the same model.
+    They are read once a process, and again when a file has changed: every host of a play asks several times. ``note``
+    remembers, by their hash, which files an earlier run found right: to judge them takes as long as all else that a
+    filter loads. Raises PresetError for a file that is no preset, and for a second one of the same model.
     """
-    return _read(tuple((str(file), file.stat().st_mtime_ns) for file in sorted(folder.glob("*.yml"))), schema)
+    files = tuple((str(file), file.stat().st_mtime_ns) for file in sorted(folder.glob("*.yml")))
+    return _read(files, schema, note)
 
 
 @functools.lru_cache(maxsize=8)
-def _read(files: tuple[tuple[str, int], ...], schema: Path) -> Mapping[str, Mapping[str, Any]]:
-    rules = json.loads(schema.read_text(encoding="utf-8"))
+def _read(files: tuple[tuple[str, int], ...], schema: Path, note: Path | None) -> Mapping[str, Mapping[str, Any]]:
+    rules = schema.read_bytes()
+    try:
+        texts = {file: Path(file).read_bytes() for file, _ in files}
+    except OSError as error:
+        raise PresetError(f"{error.filename} cannot be read: {error.strerror}") from error
+    judges = [Path(one).read_bytes() for one in (__file__, presets.__file__)]
+    digest = hashlib.sha256(repr((judges, rules, texts)).encode()).hexdigest()
+    known = _noted(note) == digest
     found: dict[str, Mapping[str, Any]] = {}
-    for file, _ in files:
+    for file, text in texts.items():
         try:
-            content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506 - a safe one
-        except (OSError, yaml.YAMLError) as error:
+            content = yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe one
+        except yaml.YAMLError as error:
             raise PresetError(f"{file} is no YAML: {error}") from error
-        if wrong := faults(content, rules):
+        if wrong := [] if known else faults(content, json.loads(rules)):
             raise PresetError(f"{file}: {'; '.join(wrong)}. docs/models.md says what a preset looks like.")
         if content["model"] in found:
             raise PresetError(f"{file}: {content['model']} has a preset already; keep one of the two files.")
         found[content["model"]] = {**content, "file": Path(file).name}
+    if note and not known:
+        with contextlib.suppress(OSError):  # without it the next run judges them again
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(digest, encoding="ascii")
     return found
+
+
+def _noted(note: Path | None) -> str:
+    try:
+        return note.read_text(encoding="ascii") if note else ""
+    except (OSError, ValueError):
+        return ""
 
 
 def faults(preset: Any, rules: Mapping[str, Any]) -> list[str]:

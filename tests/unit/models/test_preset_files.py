@@ -70,3 +70,27 @@ def test_an_error_without_a_clause_of_ours_keeps_the_words_of_jsonschema():
     assert preset_files.schema_faults({"a": 9}, {"properties": {"a": {"maximum": 5}}}) == [
         "a is wrong (9 is greater than the maximum of 5)"
     ]
+
+
+def test_files_that_were_right_are_not_judged_again_and_changed_ones_are(tmp_path, monkeypatch):
+    schema, file, note = tmp_path / "schema.json", tmp_path / "models" / "tiny.yml", tmp_path / "cache" / "presets"
+    schema.write_text(json.dumps(RULES))
+    file.parent.mkdir()
+    file.write_text(json.dumps(GOOD))
+    judged = []
+    whole = preset_files.faults
+    monkeypatch.setattr(preset_files, "faults", lambda *given: judged.append(1) or whole(*given))
+
+    def read():
+        preset_files._read.cache_clear()  # another run
+        return list(preset_files.read(file.parent, schema, note))
+
+    assert read() == read() == [GOOD["model"]]
+    assert len(judged) == 1
+    file.write_text(json.dumps(changed(weights_bytes=0)))
+    for _ in range(2):  # what was wrong is not noted
+        with pytest.raises(preset_files.PresetError, match="weights_bytes is 0"):
+            read()
+    note.write_bytes(b"\xff")
+    file.write_text(json.dumps(GOOD))
+    assert read() == [GOOD["model"]]
