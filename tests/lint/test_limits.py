@@ -81,6 +81,30 @@ def _sockets(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple
     yield from ((call.lineno, ast.unparse(call)) for call in calls if _name(call)[1] in WAITS)
 
 
+#: Files of caches, which others may write, are read by common/received.py, with these exceptions. Presets are the inventory's.
+OTHERS = ("module_utils/vllm_fleet/weights", "module_utils/vllm_fleet/models")
+OWN = {
+    ("models/checkpoint.py", "json.loads(str(flags.get('hf-overrides') or '{}'))"): "the inventory's",
+    ("weights/hub.py", "json.loads(stdout.strip().splitlines()[-1])"): "as the download's script wrote it",
+    ("weights/prewarm.py", "Path(path).read_text(encoding='utf-8', errors='replace')"): "of /proc",
+    ("weights/swarm.py", "settings.torrent.read_bytes()"): "in root's folder",
+    ("weights/swarm.py", "json.loads((settings.run / 'state.json').read_text(encoding='ascii'))"): "in root's folder",
+    ("weights/swarm.py", "(settings.run / 'state.json').read_text(encoding='ascii')"): "in root's folder",
+}
+
+
+def test_what_others_may_have_written_is_read_with_a_limit():
+    found = {
+        (path.removeprefix("module_utils/vllm_fleet/"), ast.unparse(node))
+        for path, tree in sources()
+        if path.startswith(OTHERS) and not path.endswith("/preset_files.py")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and _name(node)[0].endswith(("json.loads", "json.load", "read_text", "read_bytes"))
+    }
+    assert found == OWN.keys()
+
+
 def test_every_program_and_every_socket_has_a_limit():
     found = {(name, text): line for name, tree in sources() for line, text in unlimited(tree)}
     assert len(list(sources())) > 150

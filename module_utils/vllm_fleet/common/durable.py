@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from . import received
 
 #: What a file system says that cannot sync a folder (some network and user-space ones).
 _CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
@@ -28,12 +29,12 @@ class Unreadable(OSError):
 def read(path: Path) -> dict[str, Any] | None:
     """Return what a file of JSON holds; None where there is no file. Raises Unreadable for all else."""
     try:
-        found = json.loads(path.read_bytes())
+        found = received.parsed(received.content(path))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise Unreadable(error.errno, error.strerror or "cannot be read", str(path)) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise Unreadable(errno.EBADMSG, "is damaged", str(path)) from error
     if not isinstance(found, dict):
         raise Unreadable(errno.EBADMSG, "is damaged", str(path))

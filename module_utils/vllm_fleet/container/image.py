@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..common import received
+
 #: Label of a built image: the hash of everything it was built from.
 LABEL_BUILD_INPUTS = "io.vllm-fleet.build-inputs"
 #: Label of a built image: its repository, by which it is known when its tag has moved on.
@@ -186,8 +188,8 @@ def archived_images(manifest: str | None, index: str | None, configs: Mapping[st
     members that ``config_member`` names.
     """
     found = []
-    digests = tuple(str(entry["digest"]) for entry in (json.loads(index).get("manifests") or [])) if index else ()
-    entries = json.loads(manifest) if manifest else []
+    digests = tuple(str(entry["digest"]) for entry in (received.parsed(index).get("manifests") or [])) if index else ()
+    entries = received.parsed(manifest) if manifest else []
     for entry in entries:
         # <hex>.json up to Docker 24, blobs/sha256/<hex> from 25 on
         config = re.search(r"([0-9a-f]{64})(?:\.json)?$", config_member(entry))
@@ -195,7 +197,7 @@ def archived_images(manifest: str | None, index: str | None, configs: Mapping[st
         text = configs.get(config_member(entry))
         content = ""
         if text:
-            told = json.loads(text)
+            told = received.parsed(text)
             layers = (told.get("rootfs") or {}).get("diff_ids")
             content = content_id(
                 {
@@ -208,7 +210,7 @@ def archived_images(manifest: str | None, index: str | None, configs: Mapping[st
             )
         # Which manifest of the index belongs to which entry is only sure when there is one of each.
         more = digests if len(entries) == 1 else ()
-        found.append(Archived((*ids, *more), tuple(entry.get("RepoTags") or ()), content))
+        found.append(Archived((*ids, *more), tuple(map(str, entry.get("RepoTags") or ())), content))
     return found or [Archived((digest,), (), "") for digest in digests]
 
 

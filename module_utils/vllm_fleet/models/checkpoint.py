@@ -103,7 +103,8 @@ def contexts(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
     factor = 1.0
     for kind, rope in ropes if "gemma3" not in str(config.get("model_type")) else []:  # Gemma 3's is scaled already
         if kind not in _SCALED:
-            factor = rope["factor"] if isinstance(rope.get("factor"), (int, float)) else factor
+            asked = rope.get("factor")
+            factor = asked if isinstance(asked, (int, float)) and 0 < asked < 1 << 20 else factor
             if kind == "yarn":
                 longest = whole(rope.get("original_max_position_embeddings")) or longest
     longest = int(longest * factor)
@@ -138,5 +139,5 @@ def element_type(config: Mapping[str, Any]) -> str:
 
 
 def whole(value: object) -> int | None:
-    """Return a whole number above 0, None for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    """Return a whole number above 0, None for anything else, such as one that no model has."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 53 else None

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..common import received
 from ..common.finding import Finding
 from ..vllm.cli import CommandError
 from ..weights import layout, snapshot
@@ -40,7 +41,7 @@ def of_folder(model: str, folder: Path, source: str = "") -> Facts | None:
     else:
         sizes = [path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file()]
         total = sum(sizes)
-    known = isinstance(total, (int, float)) and total > 0
+    known = isinstance(total, (int, float)) and math.isfinite(total) and total > 0
     return Facts(model, config, int(total) if known else None, source or str(folder / CONFIG))
 
 
@@ -120,7 +121,7 @@ def on_node(
 
 def _json(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_bytes())
+        content = received.parsed(received.content(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 
-from ..common import durable
+from ..common import durable, received
 from ..common.meter import Meter
 from . import layout, snapshot
 from .fetch_plan import Plan
@@ -163,7 +163,7 @@ def refresh_marker(report: Report) -> None:
     path = repository.marker(report.manifest.commit)
     with contextlib.suppress(FetchError, OSError):
         text = snapshot.marker_json(repository, report.manifest)
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
+        if not path.exists() or received.content(path) != text.encode():
             write_text(path, text)
 
 

@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..common import received
 from . import layout, snapshot
 from .fetch_source import Source, refs_to
 from .files import device_of
@@ -122,7 +123,7 @@ def _plan_refs(repository: Repository, revision: str, commit: str, names: tuple[
     wanted = []
     for name in sorted({*names, *([] if layout.is_commit(revision) else [revision])}):
         try:
-            content = (repository.refs / name).read_bytes()
+            content = received.content(repository.refs / name, layout.LONGEST_REF)
         except OSError:
             content = b""
         if content != commit.encode() and (name == revision or content.strip() in (b"", commit.encode())):
@@ -149,7 +150,7 @@ def _blob_usable(blob: Path, entry: Entry, verify: str) -> bool:
 
 def _tree_usable(tree: Path, commit: str) -> bool:
     try:
-        tree_manifest(tree.read_bytes(), commit)
+        tree_manifest(received.content(tree), commit)
     except (OSError, ValueError, AttributeError):
         return False
     return True

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..common import received
 from . import layout, snapshot
 from .files import FetchError, check_cache
 from .layout import Repository
@@ -108,7 +109,7 @@ def refs_to(repository: Repository, commit: str) -> tuple[str, ...]:
     """Return the names under refs that stand for `commit`."""
     found = []
     for path in sorted(repository.refs.rglob("*")):
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            if path.is_file() and path.read_text(encoding="utf-8").strip() == commit:
+        with contextlib.suppress(OSError):  # a folder of refs, for one
+            if received.content(path, layout.LONGEST_REF).strip() == commit.encode():
                 found.append(path.relative_to(repository.refs).as_posix())
     return tuple(found)

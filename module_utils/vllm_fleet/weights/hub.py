@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..common import received
 from ..common.meter import Meter
 from . import layout, snapshot
 from .fetch_apply import prepare, write_tree_links_refs
@@ -331,7 +332,7 @@ def _forget_list(repository: Repository, plan: Plan) -> None:
     """
     tree, root = repository.tree(plan.commit), repository.snapshot(plan.commit)
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        listed = {entry.path for entry in tree_manifest(tree.read_bytes(), plan.commit).entries}
+        listed = {entry.path for entry in tree_manifest(received.content(tree), plan.commit).entries}
         if not all(os.path.lexists(root / path) for path in listed - {entry.path for entry in plan.links}):
             tree.unlink()
 

@@ -19,6 +19,9 @@ STATE_FOLDER = ".vllm-fleet"
 A folder of the same name in a repository's folder holds what is on its way.
 """
 
+LONGEST_REF = 4096
+"""Bytes that are read of a ref, which is a commit of 40 digits."""
+
 PART_SUFFIX = ".vllm-fleet.incomplete"
 """Ending of the temporary files of this project inside `blobs`."""
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..common import received
 from ..common.meter import Meter
 from .layout import SnapshotError
 
@@ -77,7 +79,7 @@ def given_manifest(commit: str, files: dict[str, dict[str, Any]]) -> Manifest:
 
 def tree_manifest(text: bytes | str, commit: str) -> Manifest:
     """Parse trees/<commit>.json; raise ValueError when it is not in the known format."""
-    data = json.loads(text)
+    data = received.parsed(text)
     if (
         not isinstance(data, dict)
         or data.get("format_version") != TREE_FORMAT
@@ -127,7 +129,7 @@ def safetensors_size(path: Path) -> int:
 
     Format: 8 bytes little-endian length, that many bytes of JSON, then the data up to the largest end offset.
     """
-    with path.open("rb") as file:
+    with received.opened(path) as file:
         head = file.read(8)
         if len(head) < 8:
             raise ValueError("too short for a safetensors header")
@@ -137,7 +139,7 @@ def safetensors_size(path: Path) -> int:
         text = file.read(length)
     if len(text) < length:
         raise ValueError("cut off inside the safetensors header")
-    header = json.loads(text)
+    header = received.parsed(text)
     if not isinstance(header, dict):
         raise ValueError("no safetensors header")
     ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
@@ -156,9 +158,9 @@ def new_digest(blob: str, size: int) -> Any:
 
 def blob_hash(path: Path, blob: str, meter: Meter | None = None) -> str:
     """Return the hash of `path` of the kind that the blob name `blob` is, telling `meter` what was read."""
-    digest = new_digest(blob, path.stat().st_size)
     buffer = memoryview(bytearray(HASH_CHUNK))
-    with path.open("rb", buffering=0) as file:
+    with received.opened(path) as file:
+        digest = new_digest(blob, os.fstat(file.fileno()).st_size)
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
             if meter:

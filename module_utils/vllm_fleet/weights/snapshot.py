@@ -19,6 +19,7 @@ import contextlib
 import fnmatch
 import hashlib
 import json
+import math
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -26,9 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..common import durable
+from ..common import durable, received
 from ..common.meter import Meter
-from .layout import Repository, SnapshotError, check_repo_id, check_revision, is_commit
+from .layout import LONGEST_REF, Repository, SnapshotError, check_repo_id, check_revision, is_commit
 from .manifest import (
     BLOB_NAME,
     Entry,
@@ -167,7 +168,7 @@ def _links_manifest(snapshot: Path, commit: str, report: Report) -> Manifest:
     indexes = [name for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json") if name in paths]
     if indexes:
         try:
-            weight_map = json.loads((snapshot / indexes[0]).read_bytes())["weight_map"]
+            weight_map = received.parsed(received.content(snapshot / indexes[0]))["weight_map"]
             required |= {shard for shard in set(weight_map.values()) if safe(shard)}
         except OSError:
             pass  # a dangling index is reported as a missing file
@@ -223,7 +224,7 @@ def resolve(repository: Repository, revision: str) -> tuple[str | None, Problem 
     ref = repository.refs / revision
     name = f"refs/{revision}"
     try:
-        content = ref.read_bytes().decode("utf-8", "replace")
+        content = received.content(ref, LONGEST_REF).decode("utf-8", "replace")
     except FileNotFoundError:
         return None, Problem(name, "no_ref", f"there is no {ref}")
     except OSError as error:
@@ -293,7 +294,7 @@ def _read_manifest(
     """
     tree = report.repository.tree(commit)
     try:
-        listed = tree_manifest(tree.read_bytes(), commit)
+        listed = tree_manifest(received.content(tree), commit)
         if digest in ("", got := list_digest(listed)):
             return listed
         report.blame(f"trees/{commit}.json", WRONG_LIST, f"lists other files than the pinned ones ({got})")
@@ -492,13 +493,13 @@ def weights(repository: Repository, commit: str) -> Weights:
     snapshot = repository.snapshot(commit)
     where = f"{repository.repo_id} at {commit} in {repository.cache}"
     try:
-        config = json.loads((snapshot / "config.json").read_bytes())
+        config = received.parsed(received.content(snapshot / "config.json"))
     except (OSError, ValueError) as error:
         raise SnapshotError(f"config.json of {where} cannot be read ({error}); bring the snapshot in first.") from error
     if not isinstance(config, dict):
         raise SnapshotError(f"config.json of {where} holds no JSON object; bring the snapshot in again.")
     try:
-        index = json.loads((snapshot / "model.safetensors.index.json").read_bytes())
+        index = received.parsed(received.content(snapshot / "model.safetensors.index.json"))
         shards = sorted(set(index["weight_map"].values()))
         total = index.get("metadata", {}).get("total_size")
     except FileNotFoundError:
@@ -507,7 +508,7 @@ def weights(repository: Repository, commit: str) -> Weights:
         raise SnapshotError(
             f"The weight index of {where} cannot be read ({error}); bring the snapshot in again."
         ) from error
-    if not isinstance(total, (int, float)):
+    if not isinstance(total, (int, float)) or not math.isfinite(total):
         total = sum(_size(snapshot / shard) for shard in shards)
     if not shards or not total:
         raise SnapshotError(f"There are no safetensors weights in {where}; bring the snapshot in first.")

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..common import received
 from ..common.detached import JOBS
 from ..common.exchange import Deadline, addresses
 from ..common.job import Job, fingerprint
@@ -160,7 +161,7 @@ def own_address(asked: str, hint: str, toward: str) -> str:
         if torrents.is_private(address):
             return address
     raise SwarmError(
-        f"no private address for the swarm was found (looked at {', '.join(own) or 'none'}); "
+        f"no private IPv4 address for the swarm was found (looked at {', '.join(own) or 'none'}); "
         "give one in hf_cache_swarm_address"
     )
 
@@ -398,7 +399,11 @@ def _land(staging: Path, name: str, info_hash: str) -> tuple[Path, int]:
     staging = staging.resolve()  # a hub may be a link; the unit's writable path is the real one
     control, note = staging.parent / f"{name}.aria2", staging.parent / f"{name}.torrent-hash"
     _clear_of_others([control, *_below(staging)])
-    if not note.is_file() or note.read_text(encoding="ascii", errors="replace") != info_hash:
+    try:
+        known = received.content(note, len(info_hash)) == info_hash.encode()
+    except OSError:
+        known = False
+    if not known:
         # Hashing finds the pieces that are there; a control file of other pieces would be refused.
         remove(control)
         write_text(note, info_hash)
