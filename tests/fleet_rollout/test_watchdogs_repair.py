@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 
@@ -111,6 +112,11 @@ def test_sick_gpus_are_reset_and_no_other_node_is_touched(node: Node) -> None:
     before, booted = {one: scene.server(one) for one in scene.nodes}, node.booted()
     node.sh(f"echo 'ue: 3' > {node.counter}")
     node.is_at_the_gateway("DOWN")
+    # A release neither waits for that node nor goes to it.
+    edit = ["-e", json.dumps({"vllm_server_args": {"max-model-len": 300}, "rollout_min_available": 3})]
+    assert "run playbooks/repair.yml" in scene.deploy(*edit).failed().text
+    said = scene.deploy("--check", "--limit", f"vllm:!{SICK}", *edit).failed().text
+    assert re.search(r"rollout_min_available is 3, but 3 of 4 replicas of .* serve", said), said
     why = "GPU 0000:05:00.0 has 3 uncorrectable errors of memory or logic"
     refused = scene.deploy(playbook=REPAIR).failed().text
     assert f"{SICK} is not repaired: {why}; neither amd-smi nor rocm-smi may reset it" in refused

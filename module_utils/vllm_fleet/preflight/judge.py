@@ -255,7 +255,12 @@ def _ecc(gpus: Sequence[Mapping[str, Any]]) -> Finding:
     if bad:
         got = ", ".join(f"GPU {index}: {count}" for index, count in bad.items())
         return Finding(
-            "refused", what, wanted, got, "reset the GPU or reboot; if the errors come back, replace the GPU"
+            "refused",
+            what,
+            wanted,
+            got,
+            "run playbooks/repair.yml (it resets or reboots), or leave the node out with --limit; if the errors come "
+            "back, replace the GPU",
         )
     if None in counts.values():
         return Finding("unknown", what, wanted, "not known", "install amd-smi on the node to count them")
