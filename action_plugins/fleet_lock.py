@@ -17,6 +17,7 @@ import datetime
 import getpass
 import json
 import os
+import re
 import select
 import shlex
 import signal
@@ -115,6 +116,22 @@ def dead(holder: dict[str, Any], age: float, lease: float) -> str:
     return f"it has not been heard of for {abs(age):.0f} s" if abs(age) > lease else ""
 
 
+def told(answer: str) -> tuple[float, dict[str, Any], str]:
+    """Age in seconds, the holder and its line of what a node printed. Raises ValueError: a node may say anything."""
+    found = re.fullmatch(r"lock (-?\d{1,12}) (.*)", answer)
+    if not found:
+        raise ValueError(f"the node answered {answer[:100]!r}, expected the lock's age and its holder")
+    try:
+        holder = json.loads(found[2])
+    except (ValueError, RecursionError):
+        holder = {}  # a line that was cut off, for one
+    parts = holder.items() if isinstance(holder, dict) else ()
+    sound = {
+        name: value for name, value in parts if isinstance(value, str) or (type(value) is int and 0 <= value < 2**31)
+    }
+    return float(found[1]), sound, found[2]
+
+
 class ActionModule(ActionBase):
     """Takes the lock of the node that the task runs on."""
 
@@ -204,12 +221,10 @@ class ActionModule(ActionBase):
         if answer["rc"] != 0 or not lines:
             said = " ".join((answer["stderr"] or answer["stdout"]).split())[-300:]
             raise AnsibleError(f"{path}: {said or 'no answer'} (code {answer['rc']})")
-        _, age, line = lines[0].split(" ", 2)
         try:
-            holder = json.loads(line)
-        except ValueError:
-            holder = {}
-        return float(age), holder if isinstance(holder, dict) else {}, line
+            return told(lines[0])
+        except ValueError as error:
+            raise AnsibleError(f"{path}: {error}") from None
 
     def _guard(self, run: int, args: dict[str, Any], mine: str) -> None:
         """Leave a process behind that renews the lock while the run lives and drops it afterwards."""

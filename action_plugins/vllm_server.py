@@ -153,7 +153,7 @@ class ActionModule(ActionBase):
 
         def look(nonce: str) -> dict[str, Any] | None:
             # Nothing of it is needed: a node that cannot be reached for a moment is the watch's own business.
-            with contextlib.suppress(AnsibleError, ValueError):
+            with contextlib.suppress(AnsibleError, ValueError, TypeError, RecursionError):
                 text = self._low_level_execute_command(f"cat {shlex.quote(f'{folder}/news-{nonce}')}")["stdout"]
                 return dict(json.loads(text))
             return None

@@ -90,3 +90,26 @@ def test_many_at_once_and_one_has_it(tmp_path):
     crowd = [subprocess.Popen([*command, f"run{n}"], stdout=subprocess.PIPE, text=True) for n in range(20)]
     answers = [process.communicate(timeout=30)[0].split()[-1] for process in crowd]
     assert len(set(answers)) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "holder"),
+    [
+        ('lock 3 {"user": "ann", "pid": 7}', {"user": "ann", "pid": 7}),
+        ('lock -9 {"user": "a', {}),
+        ("lock 3 " + "[" * 200_000, {}),
+        ('lock 3 {"pid": 1' + "0" * 400 + ', "host": ["x"], "user": "b"}', {"user": "b"}),
+        ('lock 3 "text"', {}),
+    ],
+)
+def test_a_node_s_answer_is_read_for_what_it_can_be(answer, holder):
+    age, found, line = lock.told(answer)
+    assert (age, found) == (float(answer.split()[1]), holder)
+    assert line == answer.split(" ", 2)[2]
+    assert lock.say(found) and lock.dead(found, age, 120) in ("", "that run is dead")
+
+
+@pytest.mark.parametrize("answer", ["lock", "lock x", "lock nan {}", "lock inf {}", "lock 1e99 {}", "lock  {}"])
+def test_a_node_s_answer_of_another_form_is_none(answer):
+    with pytest.raises(ValueError, match="expected the lock's age"):
+        lock.told(answer)

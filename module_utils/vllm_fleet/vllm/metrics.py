@@ -33,6 +33,10 @@ ENGINE_SERIES = (
 SLEEP = "vllm:engine_sleep_state"
 _WANTED = (*ENGINE_SERIES, SLEEP)
 
+#: What is read of a server: characters of a line, engines, the largest value. With a line of 15 MB the pattern below
+#: takes 2 GB.
+LONGEST_LINE, MOST_ENGINES, LARGEST = 16_384, 1024, 1e18
+
 # name{labels} value [timestamp]; a label's value may hold any character, quotes and backslashes escaped.
 _SAMPLE = re.compile(
     r'(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(?:[^"}]|"(?:[^"\\]|\\.)*")*\})?\s+(?P<value>\S+)(?:\s+-?\d+)?\s*'
@@ -56,13 +60,23 @@ class Load:
 def samples(text: str) -> Iterator[tuple[str, float]]:
     """Name and value of every sample; comments, labels and timestamps are dropped, unreadable lines passed over."""
     for line in text.splitlines():
-        match = _SAMPLE.fullmatch(line.strip())
-        if match is None:
-            continue
-        try:
-            yield match["name"], float(match["value"])
-        except ValueError:
-            continue
+        if (found := _sample(line)) is not None:
+            yield found
+
+
+def _sample(line: str) -> tuple[str, float] | None:
+    match = _SAMPLE.fullmatch(line.strip()) if len(line) <= LONGEST_LINE else None
+    if match is None:
+        return None
+    try:
+        return match["name"], float(match["value"])
+    except ValueError:
+        return None
+
+
+def _counts(value: float) -> bool:
+    """Return whether a value can be a number of something; sums of such are finite."""
+    return 0 <= value <= LARGEST
 
 
 @dataclass(frozen=True)
@@ -94,21 +108,18 @@ def engines(text: str) -> dict[str, EngineLoad]:
         # A page has a thousand lines and is read every few seconds for ever; nearly all of them are of no interest.
         if not line.startswith(_WANTED):
             continue
-        match = _SAMPLE.fullmatch(line.strip())
-        if match is None or match["name"] not in _WANTED:
+        sample = _sample(line)
+        if sample is None or sample[0] not in _WANTED:
             continue
-        try:
-            value = float(match["value"])
-        except ValueError:
-            continue
+        name, value = sample
         found = re.search(r'[{,]engine="((?:[^"\\]|\\.)*)"', line)
         engine = found[1] if found else ""
-        if match["name"] == SLEEP:
+        if name == SLEEP:
             if 'sleep_state="awake"' in line and value == 0:
                 asleep.add(engine)
-        elif math.isfinite(value):
+        elif _counts(value) and (engine in sums or len(sums) < MOST_ENGINES):
             own = sums.setdefault(engine, {})
-            own[match["name"]] = own.get(match["name"], 0.0) + value
+            own[name] = own.get(name, 0.0) + value
     return {
         engine: EngineLoad(
             math.ceil(own[RUNNING]), math.ceil(own.get(WAITING, 0.0)), engine in asleep, tuple(sorted(own.items()))
@@ -122,7 +133,7 @@ def load(text: str) -> Load:
     """The load in a /metrics page; raises ValueError for a page without vLLM's two gauges."""
     sums: dict[str, float] = {}
     for name, value in samples(text):
-        if math.isfinite(value):
+        if _counts(value):
             sums[name] = sums.get(name, 0.0) + value
     missing = [name for name in (RUNNING, WAITING) if name not in sums]
     if missing:

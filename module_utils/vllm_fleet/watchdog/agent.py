@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 
 #: Seconds that a gateway may take for its line.
 TIMEOUT = 1.0
@@ -52,7 +53,10 @@ class Agent:
             except OSError:
                 if self._socket is not listening:
                     return
-                continue  # a client that was gone before it was answered
+                time.sleep(
+                    0.1
+                )  # a client that was gone before it was answered; without handles it fails at once, again
+                continue
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(TIMEOUT)
                 connection.sendall(self.line)

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from ..common import received
 
 #: The older file comes first.
 FILES = ("events.jsonl.1", "events.jsonl")
@@ -40,7 +41,7 @@ def events(lines: Iterable[str], after: str) -> tuple[list[dict[str, Any]], int]
 def _event(line: str) -> dict[str, Any] | None:
     """Return one event; None for what is none, such as half a line of a full disk."""
     try:
-        read = json.loads(line)
+        read = received.parsed(line)
     except ValueError:
         return None
     if not isinstance(read, Mapping) or not all(isinstance(read.get(name), str) for name in _TEXTS):

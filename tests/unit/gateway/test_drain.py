@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import resource
 import threading
 
 import pytest
@@ -196,3 +197,27 @@ def test_a_server_moves_in_the_configuration_alone_where_it_stands(where, old, n
 def test_haproxy_that_is_not_there_is_named(tmp_path):
     with pytest.raises(haproxy.SocketError, match=r"has no socket .*: it does not run, or with another configuration"):
         haproxy.ask(str(tmp_path / "none.sock"), "show info")
+
+
+RUN, WAIT = metrics.RUNNING, metrics.WAITING
+#: What no server of vLLM says, but one in other hands may: the watchdog and a drain read it for ever.
+HOSTILE = {
+    "a sum that is infinite": f"{RUN} 1e308\n{RUN} 1e308\n{WAIT} 1\n",
+    "less than nothing": f"{RUN} -5\n{WAIT} -1e300\n",
+    "a line without end": f"{RUN}{{{'a' * 4_000_000}\n{WAIT} 1\n",
+    "a label of quotes": f"{RUN}{{" + '"a",' * 1_000_000 + f"\n{WAIT} 1\n",
+}
+
+
+@pytest.mark.parametrize("page", HOSTILE.values(), ids=HOSTILE)
+def test_a_page_that_cannot_be_is_none(page):
+    began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert metrics.engines(page) == {}
+    with pytest.raises(ValueError, match="no vllm:num_requests_running"):
+        metrics.load(page)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - began < 64 << 10, "KiB"
+
+
+def test_a_page_of_countless_engines_is_read_for_some():
+    page = "".join(f'{RUN}{{engine="{number}"}} 1\n' for number in range(20_000))
+    assert len(metrics.engines(page)) == metrics.MOST_ENGINES
