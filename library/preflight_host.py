@@ -50,6 +50,21 @@ options:
     description: Container of the server, whose GPU memory and port are not foreign.
     type: str
     default: vllm
+  wanted_gpus:
+    description: GPUs that the server asks for of a node that it shares, as O(ignore:gpus) of M(vllm_server).
+    type: raw
+  wanted_cpus:
+    description: CPUs that it asks for, likewise.
+    type: raw
+  neighbours:
+    description: All servers that the inventory has on this node, as M(vllm_server) has them.
+    type: list
+    elements: dict
+    default: []
+  state_dir:
+    description: Folder in which the servers' places are written down.
+    type: path
+    default: /var/lib/vllm-fleet
   installs_driver:
     description: Whether a missing or unwanted driver will be installed, so that it is no reason to refuse.
     type: bool

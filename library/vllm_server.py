@@ -130,6 +130,27 @@ options:
     type: str
     choices: [rocm, cpu]
     default: rocm
+  gpus:
+    description:
+      - GPUs of a node that several servers share - how many, a list of indices as M(rocm_info) returns them, or text such as V(0-3). By default all.
+      - The server gets these alone - C(/dev/kfd) and their render nodes as O(devices), and C(HIP_VISIBLE_DEVICES). What it got stays until something else is
+        asked for, and is written to C(place.json) in its folder below O(state_dir). A list that somebody else has is refused, and a count for which there
+        are too few.
+      - Not together with O(devices) or with such a variable in O(env).
+    type: raw
+  cpus:
+    description:
+      - CPUs of a node that several servers share, as Linux counts them - how many, a list of their numbers, or text such as V(0-3,8). By default the server
+        may run on all. They are the container's C(cpuset), and without GPUs they are bound by C(VLLM_CPU_OMP_THREADS_BIND), unless that is V(auto) or
+        V(nobind) in O(env).
+    type: raw
+  neighbours:
+    description:
+      - All servers that the inventory has on this node, this one among them, in the inventory's order; empty for a server alone.
+      - Each with its container's C(name), C(gpus), C(cpus) and C(accelerator), as the options here.
+    type: list
+    elements: dict
+    default: []
   devices:
     description: >-
       Devices, as C(path[:path in the container][:permissions]), permissions of C(rwm); by default C(/dev/kfd) and C(/dev/dri)
@@ -361,6 +382,17 @@ spec:
     network_mode: {type: str, description: Network mode.}
     restart_policy: {type: str, description: Restart policy.}
     stop_timeout: {type: int, description: Seconds between SIGTERM and SIGKILL.}
+    gpus: {type: list, elements: int, description: "GPUs that it was given; absent where it has all. Then C(devices) is null."}
+    cpus: {type: list, elements: int, description: CPUs that it was given; absent where it may run on all.}
+place:
+  description: >-
+    What the server has, or in check mode would get, of a node that several servers share; null for one that has the whole node.
+  type: dict
+  returned: always
+  contains:
+    gpus: {type: list, elements: int, description: Indices of its GPUs; null where it asks for none.}
+    cpus: {type: str, description: "Its CPUs, such as V(0-3,8); null where it may run on all."}
+    numa: {type: list, elements: int, description: "NUMA nodes of these, as far as the node says."}
 mode:
   description: O(mode), where it was not V(deploy).
   type: str
@@ -403,6 +435,7 @@ release:
     image: {type: str, description: Image as it was named.}
     model: {type: str, description: Model id or path.}
     commit: {type: str, description: "Commit of the model, where it is known."}
+    place: {type: dict, description: "Its C(gpus) and C(cpus) of a node that it shared; null where it had all."}
     downtime: {type: float, description: Seconds without a server when it was brought.}
     ready: {type: float, description: Seconds from its container's start to ready.}
     ttft: {type: float, description: Seconds to the first token when it was verified.}

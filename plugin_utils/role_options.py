@@ -145,6 +145,35 @@ def _server_place(variables: Variables) -> Options:
         raise AnsibleFilterError(str(exc)) from None
 
 
+def shared_node(variables: Variables) -> Options:
+    """Return what the server asks of a node that it shares, and the servers of that node in the inventory's order."""
+    wishes = {name: variables.get(f"vllm_server_{name}") for name in ("gpus", "cpus")}
+    return {**wishes, "neighbours": _neighbours(variables)}
+
+
+def _neighbours(variables: Variables) -> list[dict[str, Any]]:
+    """Return all servers of the node, by the names of their containers; none where the server is alone."""
+    node = variables.get("vllm_node")
+    if node in (None, ""):
+        return []
+    groups, hostvars = variables.raw("groups"), variables.raw("hostvars")
+    host, serving = variables.raw("inventory_hostname"), _serving(variables)
+    # The node's own group, where it has one: to look at all hosts of a large fleet for each of them takes minutes.
+    group = groups.get(str(node)) or []
+    hosts = [one for one in group if one in serving] if host in group else serving
+    found = host_variables.neighbours(hostvars, hosts, host)
+    return [_neighbour(hostvars[one]) for one in found] if len(found) > 1 else []
+
+
+def _neighbour(of: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": str(of.get("vllm_server_name") or "vllm"),
+        "gpus": of.get("vllm_server_gpus"),
+        "cpus": of.get("vllm_server_cpus"),
+        "accelerator": str(of.get("vllm_server_accelerator") or presets.ROCM),
+    }
+
+
 def vllm_chat(variables: Variables) -> Options:
     """Return the options of vllm_chat for a server that was verified before: the first of its requests, once more."""
     return {
@@ -176,10 +205,27 @@ def vllm_server(variables: Variables) -> Options:
         # An empty one is none.
         **{option: value or None for option, value in _named(variables, "vllm_server", *texts).items()},
         "revision": variables["vllm_server_revision"] or variables["__vllm_server_preset"]["revision"] or None,
+        **_shared(variables),
         "place": _server_place(variables),
         "sysfs_root": variables.get("vllm_fleet_sysfs_root", "/sys"),
         "verification": vllm_chat(variables) if mode == "plan" else None,
     }
+
+
+def _shared(variables: Variables) -> Options:
+    """Return what a server asks of a node that it shares. Raises AnsibleFilterError for a part of a replica."""
+    found = shared_node(variables)
+    if variables.get("vllm_server_replica") and (wrong := _of_a_replica(found)):
+        raise AnsibleFilterError(f"{wrong} is set, and {_WHOLE}")
+    return found
+
+
+_WHOLE = "a node of a server over several nodes (vllm_server_replica) gives it all that it has; take one of them away"
+
+
+def _of_a_replica(found: Options) -> str:
+    """Return the name of a wish that a node of a replica cannot have; empty where there is none."""
+    return next((f"vllm_server_{name}" for name in ("gpus", "cpus") if found[name] not in (None, "")), "")
 
 
 def vllm_server_probe(variables: Variables) -> Options:
@@ -254,6 +300,8 @@ def preflight(variables: Variables) -> Options:
         if variables.get("vllm_server_gpu_memory_policy", "strict") == "strict"
         else "warning",
         "name": variables.get("vllm_server_name", "vllm"),
+        "state_dir": variables.get("vllm_server_state_dir", server_options.DEFAULT_STATE_DIR),
+        **_preflight_shared(variables),
         "installs_driver": variables.get("rocm_install_driver", True),
         "allows_reboot": variables.get("rocm_allow_reboot", False),
         "sets_numa_balancing": variables.get("rocm_disable_numa_balancing", True),
@@ -265,6 +313,13 @@ def preflight(variables: Variables) -> Options:
         "port": variables.get("vllm_server_port", 8000),
         "bind": variables.get("vllm_server_bind", "127.0.0.1"),
     }
+
+
+def _preflight_shared(variables: Variables) -> Options:
+    if variables.get("vllm_server_replica"):
+        return {}
+    found = shared_node(variables)
+    return {"wanted_gpus": found["gpus"], "wanted_cpus": found["cpus"], "neighbours": found["neighbours"]}
 
 
 def image_bytes(variables: Variables) -> int:
@@ -293,7 +348,11 @@ def preflight_place(variables: Variables) -> Options:
     }
     args = presets.lay_over(variables["__preflight_preset"]["args"], variables.get("vllm_server_args") or {})
     hostvars, host = variables.raw("hostvars"), variables.raw("inventory_hostname")
-    return place.checked(hostvars, host, _serving(variables), args, meeting)
+    found = place.checked(hostvars, host, _serving(variables), args, meeting)
+    if wrong := _of_a_replica(shared_node(variables)):
+        finding = {"level": "refused", "what": wrong, "expected": "null", "got": "a wish", "remedy": _WHOLE}
+        found["findings"] = [*found["findings"], finding]
+    return found
 
 
 def _serving(variables: Variables) -> list[str]:

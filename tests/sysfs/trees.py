@@ -166,6 +166,31 @@ class Tree:
         for gpu in range(count):
             self.add_gpu(gpu, compute, memory)
 
+    def neighbourhood(self) -> None:
+        """Say which GPUs are near: four at each of two NUMA nodes, all linked by XGMI, weight 15 (derived: MI300X)."""
+        nodes = [path for path in sorted((self.kfd / "topology/nodes").iterdir()) if path.name != "0"]
+        for gpu in range(8):
+            if self.device_dir(gpu).is_dir():
+                self.write(self.device_dir(gpu) / "numa_node", gpu // 4)
+        for node in nodes:
+            for at, other in enumerate(one for one in nodes if one != node):
+                text = f"type 11\nnode_from {node.name}\nnode_to {other.name}\nweight 15"
+                self.write(node / f"io_links/{at}/properties", text)
+
+    def cpus(self, cores: int = 8, threads: int = 2, sockets: int = 2) -> None:
+        """Give the node CPUs, numbered as Linux does: the second threads come after all first ones."""
+        folder = self.sys / "devices/system"
+        self.write(folder / "cpu/online", f"0-{cores * threads - 1}")
+        for core in range(cores):
+            siblings = [core + thread * cores for thread in range(threads)]
+            for cpu in siblings:
+                text = ",".join(map(str, siblings))
+                self.write(folder / f"cpu/cpu{cpu}/topology/thread_siblings_list", text)
+        each = cores // sockets
+        for socket in range(sockets):
+            mine = [f"{socket * each + t * cores}-{(socket + 1) * each - 1 + t * cores}" for t in range(threads)]
+            self.write(folder / f"node/node{socket}/cpulist", ",".join(mine))
+
     def process(self, pid: int, command: list[str], container: str | None = None, name: str | None = None) -> None:
         """Add a process to /proc; in a container when an id is given, known to Docker when a name is."""
         self.write(self.proc / str(pid) / "cmdline", "".join(f"{word}\0" for word in command))

@@ -104,6 +104,12 @@ class DockerApi:
         found: dict[str, Any] | None = self._ask("GET", f"/containers/{quote(name, safe='')}/json")
         return found
 
+    def containers_with_label(self, label: str) -> list[dict[str, Any]]:
+        """Inspect all containers that carry ``label`` (``key=value``), those that do not run, too."""
+        query = urlencode({"all": 1, "filters": json.dumps({"label": [label]})})
+        found = (self.container(str(row["Id"])) for row in self._ask("GET", f"/containers/json?{query}") or [])
+        return [one for one in found if one]  # without one that was removed in between
+
     def processes(self, name: str) -> list[int]:
         """Process ids (the node's) of a running container; empty when it does not run."""
         try:

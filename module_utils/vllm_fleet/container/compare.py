@@ -19,10 +19,11 @@ from typing import Any
 from ..common import secrets
 from ..common.secrets import is_hidden, is_secret
 from ..vllm import cli
-from .fields import capability_names, device, security_options
+from .fields import capability_names, device, parse_numbers, security_options
+from .inspected import cpuset
 from .mounts import ENGINE_CACHE, HF_HOME, normal_path, parse_volume, volume
 from .options import canonical_address
-from .spec import LABEL_IMAGE_ID, LABEL_PREFIX, Image, Spec
+from .spec import LABEL_GPUS, LABEL_IMAGE_ID, LABEL_PREFIX, OMP_BIND, VISIBLE, Image, Spec
 
 Fields = dict[str, object]
 Redact = Callable[[str], str]
@@ -98,6 +99,7 @@ def desired_fields(spec: Spec, image: Image, redact: Redact) -> Fields:
         "ulimits": _sorted(f"{u.name}={u.soft}:{u.hard}" for u in spec.ulimits),
         "ports": _sorted(f"{host}->{inner}" for inner, host in spec.ports.items()),
         "shm_size": None if spec.ipc_mode == "host" else (spec.shm_size or DEFAULT_SHM_SIZE),
+        "cpuset": spec.cpuset,
     }
     fields |= _command_fields(spec.command, redact)
     fields |= _named("env", _own(spec.env, image.env), redact)
@@ -133,6 +135,7 @@ def current_fields(container: Mapping[str, object], own_image: Image | None, red
         "ulimits": _sorted(f"{u['Name']}={u['Soft']}:{u['Hard']}" for u in map(_dict, _list(host.get("Ulimits")))),
         "ports": _ports(_dict(host.get("PortBindings"))),
         "shm_size": None if ipc == "host" else shm,
+        "cpuset": cpuset(container),
         "privileged": True if host.get("Privileged") else None,
     }
     fields |= _command_fields(words, redact)
@@ -152,6 +155,7 @@ def as_spec(container: Mapping[str, object], own_image: Image | None, redact: Re
         head, dot, tail = name.partition(".")
         if dot:
             named[head][tail] = value
+    shared = _shared(container, named["env"])
     args = named["args"]
     revision = args.pop("revision", None)
     ports = [str(p).partition("->")[0] for p in _list(fields.get("ports"))]
@@ -173,7 +177,26 @@ def as_spec(container: Mapping[str, object], own_image: Image | None, redact: Re
         **{name: fields.get(name, []) for name in ("devices", "groups", "capabilities", "security_opts", "ulimits")},
         **{name: fields.get(name) for name in ("ipc_mode", "shm_size", "network_mode", "restart_policy")},
         "stop_timeout": fields["stop_timeout"],
+        **shared,
     }
+
+
+def _shared(container: Mapping[str, object], env: dict[str, object]) -> dict[str, object]:
+    """Return as options what a server was given of a node that it shares, nothing for one that has the whole node.
+
+    The devices and variables that follow from it are left out, of ``env``, too.
+    """
+    found: dict[str, object] = {}
+    label = _dict(_dict(container.get("Config")).get("Labels")).get(LABEL_GPUS)
+    if label:
+        found |= {"gpus": [int(one) for one in str(label).split(",")], "devices": None}
+        env.pop(VISIBLE, None)
+    cpus = cpuset(container)
+    if cpus is not None:
+        found["cpus"] = list(parse_numbers(cpus, "cpuset"))
+        if str(env.get(OMP_BIND, ""))[:1].isdigit():
+            del env[OMP_BIND]
+    return found
 
 
 def as_diff(found: Sequence[Difference], name: str) -> dict[str, object]:

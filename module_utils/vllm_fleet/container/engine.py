@@ -20,7 +20,7 @@ from typing import Any
 from .api import DockerApi, DockerRefused, DockerUnavailable
 from .log_ends import TAIL_LINES, Ends, Latest
 from .mounts import Volume
-from .spec import LABEL_ASKED_UTILIZATION, LABEL_IMAGE_ID, LABEL_MANAGED, LABEL_SERVER, Image, Spec
+from .spec import LABEL_ASKED_UTILIZATION, LABEL_GPUS, LABEL_IMAGE_ID, LABEL_MANAGED, LABEL_SERVER, Image, Spec
 
 #: Seconds that one call to the engine may take; a stop adds the container's own stop timeout.
 CALL_TIMEOUT = 60
@@ -151,6 +151,19 @@ class Engine:
         with _errors("list containers"):
             found: list[Mapping[str, Any]] = api.containers()
         return found
+
+    def managed(self) -> list[Mapping[str, Any]]:
+        """Inspect all containers that this project made for servers, those that do not run, too. Raises EngineError."""
+        if self._socket:
+            try:
+                return list(self._socket.containers_with_label(f"{LABEL_MANAGED}=true"))
+            except (DockerRefused, DockerUnavailable) as exc:
+                raise EngineError(f"list the servers' containers: {exc}") from exc
+        api = self._api
+        with _errors("list the servers' containers"):
+            rows = api.containers(all=True, filters={"label": f"{LABEL_MANAGED}=true"})
+        found = (self._inspect("container", str(row["Id"])) for row in rows)
+        return [one for one in found if one]
 
     def network_exists(self, name: str) -> bool:
         """Return whether a network of that name is there."""
@@ -307,6 +320,7 @@ class Engine:
                 security_opt=list(spec.security_opts) or None,
                 ulimits=[Ulimit(name=u.name, soft=u.soft, hard=u.hard) for u in spec.ulimits] or None,
                 network_mode=spec.network_mode,
+                cpuset_cpus=spec.cpuset,
                 port_bindings={inner: _address(host) for inner, host in spec.ports.items()} or None,
                 restart_policy=_restart_policy(spec.restart_policy),
             )
@@ -500,7 +514,8 @@ def _joined(pieces: Iterable[bytes], most: int) -> bytes:
 def _labels(spec: Spec, image: Image) -> dict[str, str]:
     """Return the user's labels and the project's own notes on a container."""
     asked = {LABEL_ASKED_UTILIZATION: spec.asked_utilization} if spec.asked_utilization else {}
-    return {**spec.labels, **asked, LABEL_IMAGE_ID: image.id, LABEL_MANAGED: "true", LABEL_SERVER: spec.name}
+    shared = {LABEL_GPUS: ",".join(map(str, spec.gpus))} if spec.gpus else {}
+    return {**spec.labels, **asked, **shared, LABEL_IMAGE_ID: image.id, LABEL_MANAGED: "true", LABEL_SERVER: spec.name}
 
 
 def _stamp(moment: float) -> bytes:

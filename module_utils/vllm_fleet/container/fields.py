@@ -7,7 +7,7 @@ import itertools
 import json
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -19,6 +19,9 @@ _ULIMITS = (
     *("core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio"),
     *("rttime", "sigpending", "stack"),
 )
+_RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
+#: The largest number of a CPU that Linux can be built for.
+_MAX_NUMBER = 8191
 _IPC_MODES = ("host", "private", "shareable", "none")
 #: What Go reads as a boolean.
 _TRUE, _FALSE = frozenset({"1", "t", "true"}), frozenset({"0", "f", "false"})
@@ -96,6 +99,29 @@ def security_options(given: Sequence[object]) -> list[str]:
             equals = "="
         words.add(f"{name}{equals}{value}")
     return sorted(words)
+
+
+def parse_numbers(text: object, option: str) -> tuple[int, ...]:
+    """Read numbers as Docker and Linux write sets of CPUs, such as ``0-3,8``. Raises SpecError."""
+    found: set[int] = set()
+    for part in str(text).split(","):
+        match = _RANGE.fullmatch(part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last or last > _MAX_NUMBER:
+            raise SpecError(f"{option}: expected numbers such as 0-3,8, got {str(text)!r}")
+        found |= set(range(first, last + 1))
+    return tuple(sorted(found))
+
+
+def numbers_text(numbers: Iterable[int]) -> str:
+    """Write numbers in the same way, the shortest: 0, 1, 2, 3 and 8 are ``0-3,8``."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and parts[-1][1] == number - 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
 
 
 def parse_device(text: str) -> str:

@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..common.secrets import values_in
+from .fields import SpecError, numbers_text, parse_numbers
 
 #: What `docker inspect` prints of one container.
 Inspected = Mapping[str, Any]
+
+_DRI = "/dev/dri"
 
 
 def ident(container: Inspected) -> str:
@@ -56,6 +59,30 @@ def mounted_at(container: Inspected | None, target: str) -> str:
 def names(containers: Sequence[Inspected]) -> dict[str, str]:
     """Return the names of containers by their ids, from Docker's list."""
     return {str(c["Id"]): str((c.get("Names") or [c["Id"]])[0]).lstrip("/") for c in containers}
+
+
+def renders(container: Inspected) -> list[str] | None:
+    """Return the render nodes (``renderD128``) of the GPUs that a container was given; None for all of the node."""
+    host = container.get("HostConfig") or {}
+    paths = [str(device.get("PathOnHost")).rstrip("/") for device in host.get("Devices") or []]
+    if host.get("Privileged") or _DRI in paths:
+        return None
+    inside = [path.rpartition("/")[2] for path in paths if path.startswith(_DRI + "/")]
+    # By another name than its own, such as by-path/..., it may be any.
+    return (
+        None
+        if any(not name.startswith(("renderD", "card")) for name in inside)
+        else sorted({name for name in inside if name.startswith("renderD")})
+    )
+
+
+def cpuset(container: Inspected) -> str | None:
+    """Return the CPUs that a container was given, such as ``0-3,8``; None for all."""
+    given = str((container.get("HostConfig") or {}).get("CpusetCpus") or "")
+    try:
+        return numbers_text(parse_numbers(given, "cpuset")) if given else None
+    except SpecError:
+        return None  # Docker takes nothing else
 
 
 def publishes(containers: Sequence[Inspected], port: int) -> bool:

@@ -19,7 +19,8 @@ class ContainerOptions:
 
     ``flags`` are the arguments of ``vllm serve`` in their one spelling (see ``cli.normalise_args``). ``args_problem``
     is the sentence that says why they cannot be read, then ``flags`` is empty; a start is refused with it.
-    ``rocm``: the server uses AMD GPUs.
+    ``rocm``: the server uses AMD GPUs. ``given_gpus`` (indices on the node) and ``cpuset`` (``0-3,8``) are what it was
+    given of a node that it shares, see host/place.py; devices and variables that follow are among the others already.
     """
 
     name: str = "vllm"
@@ -36,6 +37,8 @@ class ContainerOptions:
     allow_unauthenticated: bool = False
     hf_cache: str | None = None
     rocm: bool = True
+    given_gpus: tuple[int, ...] | None = None
+    cpuset: str | None = None
     devices: tuple[str, ...] | None = None
     groups: tuple[str, ...] | None = None
     ipc_mode: str | None = None

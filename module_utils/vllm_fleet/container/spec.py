@@ -27,6 +27,10 @@ LABEL_MANAGED = LABEL_PREFIX + "managed"
 LABEL_SERVER = LABEL_PREFIX + "server"
 #: The share of GPU memory that was asked for, on a container that was given a lower one.
 LABEL_ASKED_UTILIZATION = LABEL_PREFIX + "asked-gpu-memory-utilization"
+#: Indices of the GPUs that the server was given of a node that it shares.
+LABEL_GPUS = LABEL_PREFIX + "gpus"
+#: Variables that follow from GPUs and CPUs that a server was given.
+VISIBLE, OMP_BIND = "HIP_VISIBLE_DEVICES", "VLLM_CPU_OMP_THREADS_BIND"
 UTILIZATION = "gpu-memory-utilization"
 
 #: Secrets that have an option of their own.
@@ -80,6 +84,8 @@ class Spec:
     labels: Mapping[str, str]
     secrets: frozenset[str] = frozenset()
     asked_utilization: str | None = None
+    gpus: tuple[int, ...] | None = None
+    cpuset: str | None = None
 
 
 #: vLLM's documented `docker run` line for CPUs (docs.vllm.ai installation/cpu) has --shm-size=4g: the executor asks for
@@ -169,6 +175,8 @@ def build(
         stop_timeout=options.stop_timeout,
         labels=options.labels,
         secrets=frozenset(key for key, value in env.items() if is_hidden(key, value)),
+        gpus=options.given_gpus,
+        cpuset=options.cpuset,
     )
     _check_exposure(spec, bind, allow=options.allow_unauthenticated)
     return spec

@@ -2,5 +2,5 @@
 """What does a node have? GPUs, memory, ports, kernel.
 
 May import: common, container, weights.
-Pure but for: ports, probe, rocm.
+Pure but for: place, ports, probe, rocm.
 """

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..common import secrets
 from ..common.terminal import plain
+from . import render_nodes
 from .driver import Driver, Kernel, read_driver, read_kernel
 from .files import Files
 
@@ -174,6 +175,11 @@ def read(
     return Inventory(gpus, pci_devices, [holder for holder, _ in processes], driver, kernel, notes)
 
 
+def topology_nodes(sysfs_root: Path) -> dict[int, Path]:
+    """Return the folders of the GPUs in the KFD topology, by their KFD ids."""
+    return {node.kfd_id: node.path for node in _gpu_nodes(Files(), sysfs_root) if node.kfd_id}
+
+
 def gfx_name(target_version: int) -> str | None:
     """Return the compiler's name for KFD's ``gfx_target_version``: 90402 is gfx942, 90010 is gfx90a; 0 (a CPU) None."""
     if target_version <= 0:
@@ -199,20 +205,9 @@ def _gpu_nodes(files: Files, sysfs: Path) -> list[_Node]:
         if location is None:
             local.notes.append(f"{path / 'properties'} has no location_id: PCI address unknown")
         else:
-            pci, partition_id = _pci_address(sysfs, properties.get("domain", 0), location)
+            pci, partition_id = render_nodes.pci_address(sysfs, properties.get("domain", 0), location)
         nodes.append(_Node(path, properties, kfd_id, pci, partition_id, local.notes))
     return nodes
-
-
-def _pci_address(sysfs: Path, domain: int, location: int) -> tuple[str, int]:
-    bus, slot, function = location >> 8 & 0xFF, location >> 3 & 0x1F, location & 7
-    address = f"{domain:04x}:{bus:02x}:{slot:02x}.{function}"
-    devices = sysfs / "bus/pci/devices"
-    if function and not (devices / address).exists():
-        whole = f"{domain:04x}:{bus:02x}:{slot:02x}.0"
-        if (devices / whole).exists():
-            return whole, function
-    return address, location >> 28 & 0xF
 
 
 def _pci_devices(files: Files, sysfs: Path) -> list[PciDevice]:

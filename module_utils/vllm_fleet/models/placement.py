@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the flags of ``vllm serve`` spread a model over GPUs, and which of a node's GPUs a server sees. Pure."""
+"""How the flags of ``vllm serve`` spread a model over GPUs and cores, and which of a node's GPUs it sees. Pure."""
 
 from __future__ import annotations
 
@@ -61,6 +61,24 @@ def count(flags: Mapping[str, Any], name: str, least: int = 1) -> int:
     if not str(value).isdigit() or int(str(value)) < least:
         raise ValueError(f"{name} is {value!r}; expected a whole number, {least} or more")
     return int(str(value))
+
+
+def omp_binding(cores: Sequence[Sequence[int]], ranks: int) -> str:
+    """Return VLLM_CPU_OMP_THREADS_BIND for a server that has ``cores``, each with its threads: a set for each rank.
+
+    As vLLM itself does it for a whole machine (0.32.0 utils/ompmultiprocessing.py): one thread of each core computes,
+    and one core is left to the scheduler where there are more than ranks. Raises ValueError for too few.
+    """
+    if len(cores) < ranks:
+        raise ValueError(f"expected a core for each of {ranks} ranks, got {len(cores)}")
+    computing = [max(threads) for threads in (cores[:-1] if len(cores) > ranks else cores)]
+    each, more = divmod(len(computing), ranks)
+    sets, at = [], 0
+    for rank in range(ranks):
+        size = each + (rank < more)
+        sets.append(",".join(map(str, sorted(computing[at : at + size]))))
+        at += size
+    return "|".join(sets)
 
 
 def visible(

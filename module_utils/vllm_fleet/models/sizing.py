@@ -36,6 +36,9 @@ VRAM: Mapping[str, int] = {"MI300X": 196592 << 20, "MI325X": 262128 << 20, "MI35
 #: Tensor parallel sizes that are named for a CPU, where a rank is a NUMA node.
 CPU_RANKS = 8
 
+#: Name of the finding of too few.
+GPUS_FOR_THE_MODEL = "GPUs for the model"
+
 _KIND = re.compile(r"\bMI\d{2,3}[A-Z]?", re.IGNORECASE)
 #: vLLM 0.32.0 utils: 32k is 32000, 32K is 32768.
 _SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -229,7 +232,7 @@ def _gpus(case: _Case) -> list[Finding]:
     if not machine.gpus or needed <= machine.gpus:
         return []
     remedy = "lower tensor-parallel-size or its like in vllm_server_args"
-    return [Finding("refused", "GPUs for the model", str(needed), f"{machine.gpus} x {machine.kind}", remedy)]
+    return [Finding("refused", GPUS_FOR_THE_MODEL, str(needed), f"{machine.gpus} x {machine.kind}", remedy)]
 
 
 def _weights(case: _Case) -> tuple[int | None, int | None]:

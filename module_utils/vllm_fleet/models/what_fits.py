@@ -8,10 +8,10 @@ chosen.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..host import gpu_memory
+from ..host import gpu_memory, share
 from ..vllm import cli, host_variables, ranks
 from . import checkpoint, presets, sizing, sizing_table
 from .sizing import Facts, Machine, Sizing
@@ -40,7 +40,9 @@ def machines(nodes: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], gpus:
         gpus_there = (variables.get("plan_node") or {}).get("gpus") or []
         machine = sizing.of_gpus(gpus_there, variables.get("vllm_server_env"), variables.get("vllm_server_devices"))
         if machine.gpus:
-            found.append((name, presets.ROCM, machine))
+            wanted = share.wish(variables.get("vllm_server_gpus"), share.GPU)
+            mine = machine if wanted is None else replace(machine, gpus=min(wanted.count, machine.gpus))
+            found.append((name, presets.ROCM, mine))
     with_gpus = any(machine.gpus for _, _, machine in found)
     for kind in kinds or ([] if with_gpus else sizing.VRAM):
         if kind.lower() == "cpu":

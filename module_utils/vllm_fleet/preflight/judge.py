@@ -37,6 +37,8 @@ class Expected:
     foreign_level: str = "refused"
     utilization: float = 0.0  # of each GPU's memory, that the server will ask for; 0 does not compare
     used: Sequence[int] | None = None  # indices of the GPUs that it will use; None is all
+    given: Sequence[int] | None = None  # those that it has of a node that it shares; None is all
+    neighbours: frozenset[str] = frozenset()  # ids of the other servers' containers
     installs_driver: bool = True
     allows_reboot: bool = False
     sets_numa_balancing: bool = True
@@ -61,7 +63,11 @@ def judge(node: Mapping[str, Any] | None, host: Host, expected: Expected) -> lis
         return found
     gpus = list(node.get("gpus") or [])
     loaded = bool((node.get("driver") or {}).get("loaded"))
-    about_gpus = [_count(node, gpus, loaded, expected), _kind(node, gpus, expected)]
+    about_gpus = [_count(node, gpus, loaded, expected)]
+    if expected.given is not None:
+        # What is wrong with others concerns those that have them.
+        gpus = [gpu for gpu in gpus if gpu["index"] in expected.given]
+    about_gpus.append(_kind(node, gpus, expected))
     if gpus:
         about_gpus += [_partition(gpus), _link(gpus), _occupied(gpus, expected)]
         about_gpus += [_room(gpus, expected), _ecc(gpus), _pages(gpus)]
@@ -111,6 +117,8 @@ def _driver(driver: Mapping[str, Any], expected: Expected) -> list[Finding]:
 
 
 def _count(node: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], loaded: bool, expected: Expected) -> Finding:
+    if expected.given is not None:
+        return _own_count(node, gpus, expected.given, expected)
     wanted = str(expected.gpus) if expected.gpus else "any number"
     on_bus = [device["pci"] for device in node.get("pci_devices") or []]
     # A GPU whose address is not known still counts as one.
@@ -133,6 +141,19 @@ def _count(node: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], loaded: b
         return Finding(
             "refused", "GPU count", wanted, got, "check the hardware (lspci -d 1002:), or set preflight_gpus"
         )
+    return Finding("ok", "GPU count", wanted, got)
+
+
+def _own_count(
+    node: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], given: Sequence[int], expected: Expected
+) -> Finding:
+    """Judge the GPUs of a server that shares its node; that others are missing there is worth a word."""
+    wanted, got = f"{len(given)} for {expected.own_container}", f"GPU {', '.join(map(str, given))} of {len(gpus)}"
+    on_bus = {device["pci"] for device in node.get("pci_devices") or []}
+    lost = sorted(on_bus - {gpu.get("pci") for gpu in gpus})
+    if lost:
+        remedy = "see `dmesg | grep amdgpu`; a GPU that the driver dropped needs a power cycle or its provider"
+        return Finding("warning", "GPU count", wanted, f"{got}, without {', '.join(lost)}", remedy)
     return Finding("ok", "GPU count", wanted, got)
 
 
@@ -189,9 +210,11 @@ def _occupied(gpus: Sequence[Mapping[str, Any]], expected: Expected) -> Finding:
     taken, unknown = [], []
     for gpu in gpus:
         holders = gpu.get("holders") or []
-        foreign = [one for one in holders if not _own(one, expected)]
+        foreign = [
+            one for one in holders if not _own(one, expected) and one.get("container") not in expected.neighbours
+        ]
         used = gpu.get("vram_used")
-        own = sum(one.get("bytes") or 0 for one in holders if _own(one, expected))
+        own = sum(one.get("bytes") or 0 for one in holders if one not in foreign)
         held = sum(one.get("bytes") or 0 for one in foreign)
         # Memory that no process holds counts too: a graphics client, or memory that a killed process has left behind.
         rest = max(held, (used or 0) - own)

@@ -3,13 +3,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import contextlib
+import dataclasses
+import errno
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..common import finding
-from ..container.api import DockerApi
-from ..host import gpu_memory, probe, rocm
+from ..container.api import DockerApi, DockerRefused, DockerUnavailable
+from ..container.spec import LABEL_MANAGED
+from ..host import gpu_memory, place, probe, rocm
+from ..host.place import Place
+from ..host.share import NoPlace
 from ..models import model_files, sizing, sizing_table
 from ..vllm.cli import CommandError
 from . import judge
@@ -55,6 +62,8 @@ def look(options: PreflightOptions) -> tuple[dict[str, Any], list[finding.Findin
         )
         if not allowed:
             node["driver"]["allowed"] = None
+    shared = look_for_place(options, node, engine)
+    options = dataclasses.replace(options, sizing=shared.sizing)
     share, used = wants(options, node)
     expected = judge.Expected(
         gpus=options.gpus,
@@ -65,6 +74,8 @@ def look(options: PreflightOptions) -> tuple[dict[str, Any], list[finding.Findin
         foreign_level=options.foreign_level,
         utilization=share,
         used=used,
+        given=shared.place.gpus if shared.place else None,
+        neighbours=shared.neighbours,
         installs_driver=options.installs_driver,
         allows_reboot=options.allows_reboot,
         sets_numa_balancing=options.sets_numa_balancing,
@@ -74,6 +85,7 @@ def look(options: PreflightOptions) -> tuple[dict[str, Any], list[finding.Findin
         sysctls=options.sysctls,
     )
     found = judge.judge(node, probe.look(options, engine, own), expected)
+    found += shared.findings
     answer: dict[str, Any] = {} if node is None else {"node": node}
     answer["place"] = {
         "machine": probe.machine(Path(options.proc_root)),
@@ -83,10 +95,67 @@ def look(options: PreflightOptions) -> tuple[dict[str, Any], list[finding.Findin
     }
     if options.sizing and options.model:
         sized, about_model = model_files.on_node(options.model, options.sizing, node, options.cache)
-        found = [*about_model, *found]
+        found = [*(_with_wish(one, shared.place) for one in about_model), *found]
         if sized:
             answer["sizing"] = sizing_table.as_row(sized)
     return answer, found
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The server's place on a node that it shares, the sizing of its model there, and the neighbours' containers."""
+
+    sizing: Mapping[str, Any] | None
+    place: Place | None = None
+    neighbours: frozenset[str] = frozenset()
+    findings: tuple[finding.Finding, ...] = ()
+
+
+def look_for_place(options: PreflightOptions, node: Mapping[str, Any] | None, engine: DockerApi) -> Shared:
+    """Find the place that the server would get now; nothing is written down."""
+    sizing_of = options.sizing or {}
+    env, devices = sizing_of.get("env") or {}, sizing_of.get("devices")
+    by_hand = next((f"{name} in vllm_server_env" for name in place.BY_HAND if env.get(name) not in (None, "")), "")
+    asked = place.Asked(
+        place.Asker(options.name, options.wanted_gpus, options.wanted_cpus, options.accelerator == "rocm"),
+        tuple(place.Asker.from_option(one) for one in options.neighbours),
+        Path(options.state_dir),
+        Path(options.sysfs_root),
+        "vllm_server_devices" if devices is not None else by_hand,
+    )
+    if not asked.shared:
+        return Shared(options.sizing)
+    containers: list[dict[str, Any]] = []
+    with contextlib.suppress(DockerUnavailable, DockerRefused):  # no engine yet, so no container
+        containers = engine.containers_with_label(f"{LABEL_MANAGED}=true")
+    gpus = (node or {}).get("gpus") or []
+    try:
+        if asked.own.rocm and not gpus:
+            place.check(asked)  # the driver is yet to come, and says then what there is
+            return Shared(options.sizing)
+        found = place.find(asked, containers, gpus)
+    except NoPlace as exc:
+        wrong = finding.Finding("refused", "place on the node", "a place of its own", exc.why, exc.remedy)
+        return Shared(options.sizing, findings=(wrong,))
+    except OSError as exc:
+        level = "unknown" if exc.errno in (errno.EACCES, errno.EPERM) else "refused"
+        remedy = "see what is wrong with it and its disk, then move it away"
+        got = f"{exc.filename} cannot be read ({exc.strerror})"
+        wrong = finding.Finding(level, "place on the node", "a place of its own", got, remedy)
+        return Shared(options.sizing, findings=(wrong,))
+    others = frozenset(str(one["Id"]) for one in containers if place.server_of(one) != options.name)
+    if found is None or found.gpus is None:
+        return Shared(options.sizing, found, others)
+    rendered = None if options.sizing is None else {**options.sizing, "devices": place.devices(found)}
+    return Shared(rendered, found, others)
+
+
+def _with_wish(found: finding.Finding, given: Place | None) -> finding.Finding:
+    """Say of GPUs that the model lacks which variable gives them."""
+    if given is None or given.gpus is None or found.what != sizing.GPUS_FOR_THE_MODEL:
+        return found
+    remedy = f"set vllm_server_gpus to {found.expected}, or {found.remedy} to {len(given.gpus)}"
+    return dataclasses.replace(found, remedy=remedy)
 
 
 def wants(options: PreflightOptions, node: dict[str, Any] | None) -> tuple[float, list[int] | None]:

@@ -43,6 +43,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "foreign_level": {"type": "str", "choices": ["warning", "refused"], "default": "refused"},
     "utilization": {"type": "float"},
     "name": {"type": "str", "default": "vllm"},
+    "wanted_gpus": {"type": "raw"},
+    "wanted_cpus": {"type": "raw"},
+    "neighbours": {"type": "list", "elements": "dict", "default": []},
+    "state_dir": {"type": "path", "default": "/var/lib/vllm-fleet"},
     "installs_driver": {"type": "bool", "default": True},
     "allows_reboot": {"type": "bool", "default": False},
     "sets_numa_balancing": {"type": "bool", "default": True},
@@ -91,6 +95,10 @@ class PreflightOptions(ServerNeeds):
     idle_vram: int
     foreign_level: str
     utilization: float | None
+    wanted_gpus: Any
+    wanted_cpus: Any
+    neighbours: tuple[Mapping[str, Any], ...]
+    state_dir: str
     installs_driver: bool
     allows_reboot: bool
     sets_numa_balancing: bool
@@ -113,6 +121,7 @@ class PreflightOptions(ServerNeeds):
             "sysctls": {name: str(value) for name, value in params["sysctls"].items()},
             "allowed_driver_versions": tuple(params["allowed_driver_versions"]),
             "accept": tuple(params["accept"]),
+            "neighbours": tuple(params["neighbours"]),
             "findings": tuple(Finding(**one) for one in params["findings"]),
         }
         as_given = {name: params[name] for name in cls.__dataclass_fields__ if name not in parsed}

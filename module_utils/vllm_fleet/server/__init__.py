@@ -3,5 +3,5 @@
 
 May import: common, container, diagnosis, host, models, vllm, weights.
 Pure but for: change, checks, gpu_gate, lifecycle, observe, preconditions, recover, release_info, release_store,
-result, run, state, watch, watched.
+result, run, sharing, state, watch, watched.
 """

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..common import names
@@ -75,6 +76,13 @@ class Lifecycle:
 
         return Change(self.context)
 
+    @property
+    def sharing(self) -> ModuleType:
+        """Return what finds a place on a node that servers share; see change."""
+        from . import sharing  # noqa: PLC0415
+
+        return sharing
+
     def run(self) -> Result:
         """Do it. Never raises for what can be foreseen: a refusal is a result with ``failed`` and ``failure``."""
         try:
@@ -117,6 +125,8 @@ class Lifecycle:
             return self._result(seen.current)
         if seen.state == "confirmed":
             return self._confirm(seen)
+        if seen.state == "restored" and seen.previous and "unkeep" in seen.plan.actions:
+            self.sharing.may_come_back(self.context, seen.previous)
         self._note_restoring(seen)
         if seen.state == "restarted" and seen.plan.actions:
             # One that hangs finishes no request, so its own stop timeout would only be waited for.
@@ -138,6 +148,8 @@ class Lifecycle:
 
     def _resume(self) -> Result:
         """Take up the watch of an earlier slice, or of the restore that it had come to."""
+        if self.state.place:
+            self.sharing.again(self.context)
         current = self.context.current()
         if current is None:
             raise Refused(
@@ -168,6 +180,8 @@ class Lifecycle:
 
     def _observe(self) -> Observation:
         context = self.context
+        if context.options.state == "started" and (context.options.shares or context.node.place):
+            self.sharing.take(context)
         seen = observe.gather(context.options, context.engine, context.node, check_mode=context.check_mode)
         context.learn(seen.current, seen.previous, seen.left)
         return seen
@@ -188,6 +202,8 @@ class Lifecycle:
         context, current = self.context, seen.current
         if current and seen.current_trust is not Trust.CONFIRMED:
             context.note_trust(current, Trust.CONFIRMED, seen.previous)
+        if context.node.place:
+            self.sharing.settle(context)
         done = self._result(current)
         record, spec = context.options.record, done["spec"]
         if record is not None and current and spec:

@@ -39,6 +39,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "hf_cache": {"type": "str"},
     "engine_cache": {"type": "bool", "default": True},
     "accelerator": {"type": "str", "choices": ["rocm", "cpu"], "default": "rocm"},
+    "gpus": {"type": "raw"},
+    "cpus": {"type": "raw"},
+    "neighbours": {"type": "list", "elements": "dict", "default": []},
     "devices": {"type": "list", "elements": "str"},
     "groups": {"type": "list", "elements": "str"},
     "ipc_mode": {"type": "str"},
@@ -76,10 +79,14 @@ class ServerOptions(ContainerOptions):
     """What the container is made of, and what the run is to do with it. Timeouts are seconds.
 
     ``record`` is what a release's record takes from the run; None where nothing is to be recorded. ``because`` is why a
-    server is restarted, ``started_at`` which start of it.
+    server is restarted, ``started_at`` which start of it. ``gpus`` and ``cpus`` are what is wanted of a node that it
+    shares, as the user wrote it, and ``neighbours`` the servers that the inventory has on that node.
     """
 
     state: str = "started"
+    gpus: Any = None
+    cpus: Any = None
+    neighbours: tuple[Mapping[str, Any], ...] = ()
     engine_cache: bool = True
     ready_timeout: float = 3600.0
     stall_timeout: float = 900.0
@@ -89,6 +96,11 @@ class ServerOptions(ContainerOptions):
     record: Mapping[str, Any] | None = None
     because: str = ""
     started_at: str = ""
+
+    @property
+    def shares(self) -> bool:
+        """Whether the server is to have a part of its node, or has neighbours there."""
+        return self.gpus not in (None, "") or self.cpus not in (None, "") or len(self.neighbours) > 1
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> ServerOptions:
@@ -100,6 +112,8 @@ class ServerOptions(ContainerOptions):
         for name in ("ready_timeout", "stall_timeout"):
             if params.get(name) is not None:
                 fields[name] = float(params[name])
+        fields |= {name: params.get(name) for name in ("gpus", "cpus")}
+        fields["neighbours"] = tuple(params.get("neighbours") or ())
         engine_cache = params.get("engine_cache")
         return cls(**fields, engine_cache=engine_cache is None or bool(engine_cache), record=params.get("record"))
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..common.secrets import sealed
+from ..container.fields import numbers_text
 from ..container.spec import SECRET_ENV
 from ..vllm import ranks
 
@@ -51,6 +52,7 @@ def build(  # noqa: PLR0917  seven things make a record, each of another kind
         "image": {"reference": spec.get("image"), "id": spec.get("image_id"), "digests": sorted(image_digests)},
         "model": {"id": spec.get("model"), "revision": spec.get("revision"), "commit": commit},
         "spec": dict(spec),
+        "place": place_of(spec),
         "settings": dict(given.get("settings") or {}),
         "verification": _without_keys(given.get("verification") or {}),
         "answers": [answer(one) for one in given.get("answers") or []],
@@ -62,6 +64,12 @@ def build(  # noqa: PLR0917  seven things make a record, each of another kind
         "restores": None,
         "rolled_back_from": None,
     }
+
+
+def place_of(spec: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the GPUs and CPUs that a server was given of a node that it shares; None for one that has it all."""
+    gpus, cpus = spec.get("gpus"), spec.get("cpus")
+    return {"gpus": gpus or None, "cpus": numbers_text(cpus) if cpus else None} if gpus or cpus else None
 
 
 def _without_keys(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,6 +179,7 @@ def summary(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "image": record["image"]["reference"],
         "model": record["model"]["id"],
         "commit": record["model"]["commit"],
+        "place": record.get("place"),
         "downtime": record["start"]["downtime"],
         "ready": record["start"]["ready"],
         "ttft": streamed.get("ttft"),
@@ -197,6 +206,8 @@ def role_variables(
     values = {name: value for name, value in spec.items() if name not in left_out}
     values["env"] = {name: value for name, value in spec["env"].items() if name not in hidden}
     values["image"] = image
+    # Its own place again, whatever the inventory asks for now; a server that had all of its node had none.
+    values |= {name: spec.get(name) for name in ("gpus", "cpus")}
     commit = record["model"].get("commit")
     values["revision"] = commit if commit and commit != commit_now else values.get("revision") or ""
     asked = record.get("verification") or {}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -39,7 +40,7 @@ def nothing(name: str, host: str, why: Refused) -> dict[str, Any]:
         "failure": why.failure.as_result(),
         **{"changed": False, "rolled_back": False, "confirmed": False, "elapsed": 0.0},
         **{key: [] for key in ("actions", "differences", "stages", "notes")},
-        **dict.fromkeys(("container", "spec", "downtime", "log_file")),
+        **dict.fromkeys(("container", "spec", "place", "downtime", "log_file")),
         "diff": {},
     }
 
@@ -70,6 +71,7 @@ def of_run(
         "rolled_back": False,
         "confirmed": current is not None and context.node.trust(ident(current)) is Trust.CONFIRMED,
         "notes": state.notes,
+        "place": _place(context, spec),
         "release": release.summary(Releases(context.node).serving(ident(current), spec) if current else None),
     }
     if context.check_mode:
@@ -115,6 +117,15 @@ def spec_of(context: RunContext, current: Inspected | None) -> dict[str, Any] | 
         redact = compare.fingerprint(context.node.fingerprint_key(create=not context.check_mode))
         return compare.as_spec(current, context.engine.image(str(current["Image"])), redact)
     return None
+
+
+def _place(context: RunContext, spec: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what the server has of a node that it shares, `gpus`, `cpus` and `numa`; None for one that has it all."""
+    if not context.state.place and not (spec and (spec.get("gpus") or spec.get("cpus"))):
+        return None
+    from . import sharing  # noqa: PLC0415  few runs need it
+
+    return sharing.facts(context, spec)
 
 
 def describe(container: Inspected | None) -> dict[str, Any] | None:

@@ -36,7 +36,8 @@ class RunState:
 
     ``phase`` is ``start`` or ``restore``; ``begun`` and ``stopped`` (when the old server got its signal) are seconds
     of ``boottime``; ``watch`` is the watch's own token; ``current`` is the id of the container that has the name after
-    what was done so far; ``held`` is where a rank of a replica waits for its partners (see replica/rank_lifecycle).
+    what was done so far; ``held`` is where a rank of a replica waits for its partners (see replica/rank_lifecycle);
+    ``place`` is what the server got of a node that it shares (host/place.Place).
     """
 
     phase: str = "start"
@@ -54,6 +55,7 @@ class RunState:
     watch: dict[str, Any] = field(default_factory=dict)
     current: str = ""
     held: str = ""
+    place: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_token(cls, token: Mapping[str, Any]) -> RunState:

@@ -24,6 +24,8 @@ from ..vllm.cli import Known
 #: Logs of failed starts that are kept for each container name.
 KEPT_LOGS = 10
 KEY_BYTES = 32
+#: As RECORD of host/place.py, which a run on a node of one server does not import.
+PLACE = "place.json"
 
 
 class LockTaken(Exception):
@@ -37,6 +39,12 @@ class NodeState:
         """Remember where; nothing is touched yet."""
         self.root = Path(state_dir)
         self.folder = self.root / name
+
+    @property
+    def place(self) -> Path | None:
+        """Return the record of the server's place on a node that it shares (host/place.py); None without one."""
+        path = self.folder / PLACE
+        return path if path.exists() else None
 
     # -- trust -------------------------------------------------------------------------------------------------
 

@@ -7,11 +7,11 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from ..container.inspected import Inspected
-from ..host import gpu_health
+from ..container.inspected import Inspected, renders
+from ..host import gpu_health, render_nodes
 from ..host.gpu_health import Fault
 from .journal import read, write_whole
 
@@ -40,8 +40,9 @@ class Gpus:
         self._known, self._sysfs, self._path = known, sysfs, log
         self._log: int | None = None
         self._states: dict[str, str] = {}
-        #: The GPUs that the node has had since its boot, by their PCI addresses.
+        #: The GPUs that the node has had since its boot, by their PCI addresses; and these by their render nodes.
         self.seen: set[str] = set()
+        self._renders: dict[str, str] = {}
         self._thread: threading.Thread | None = None
         self._begun = 0.0
         self._found: list[Fault] | None = None
@@ -77,12 +78,19 @@ class Gpus:
         ``wanted``: GPUs that have to be there besides; ``keep``: note which GPUs were seen.
         """
         now = gpu_health.read(self._sysfs)
-        known = self.known()
+        known, left = self.known(), read(self._known).get("renders") or {}
         self.seen = {*known, *now, *wanted}
-        if keep and now.keys() - known:
-            write_whole(self._known, {"gpus": sorted({*known, *now})})
+        # One that is gone is no node of the topology any more.
+        self._renders = {**left, **render_nodes.addresses(self._sysfs)}
+        if keep and (now.keys() - known or self._renders != left):
+            write_whole(self._known, {"gpus": sorted({*known, *now}), "renders": self._renders})
         self._states = gpu_health.states(self._new_lines(), self._states)
         return gpu_health.judge(self.seen, now, self._states)
+
+    def own(self, container: Inspected, faults: Iterable[Fault]) -> list[Fault]:
+        """Return the faults of GPUs that a container has; all, where it has all GPUs, or it is not known which."""
+        given = [self._renders.get(render) for render in renders(container) or ()]
+        return [fault for fault in faults if not given or None in given or fault.pci in given]
 
     def known(self) -> set[str]:
         """Return the GPUs that were seen since the boot, as the file has them."""

@@ -137,6 +137,7 @@ class Resident:
         self._trouble("gpus", "/sys has not answered for a minute: a GPU may be stuck" if self._gpus.stuck else "")
         if faults is None:
             return
+        faults = self._gpus.own(found, faults)
         self._quarantine("; ".join(fault.says for fault in faults if fault.serious))
         light = {fault.says for fault in faults if not fault.serious}
         for says in sorted(light - self._gpus_said):

@@ -35,6 +35,8 @@ OF_A_RUN = {
     ),
     *("gpu_memory_policy", "sysfs_root", "state_dir", "record", "docker_host", "reported_host", "watch_slice"),
     *("watch_token", "replica", "place", "replica_step", "because"),
+    # What the node gives for these, the container has.
+    *("gpus", "cpus", "neighbours"),
 }
 BASE = {"name": "vllm", "image": "vllm:1", "model": "acme/tiny", "allow_unauthenticated": True}
 IMAGE = spec.Image("vllm:1", "sha256:" + "1" * 64, env={"PATH": "/bin"}, labels={"vendor": "x"})

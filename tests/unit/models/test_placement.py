@@ -80,3 +80,24 @@ def test_the_gpus_that_a_server_sees(env, devices, seen):
 def test_a_name_that_only_the_driver_knows_leaves_it_open(env, devices, at_most):
     places, certain = placement.visible(RENDERS, env, devices)
     assert (len(places), certain) == (at_most, False)
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "binding"),
+    [
+        ([(0,)], 1, "0"),
+        # One core is left to the scheduler, as vLLM leaves one.
+        ([(0,), (1,)], 1, "0"),
+        ([(0, 8), (1, 9), (2, 10)], 1, "8,9"),
+        ([(0, 8), (1, 9), (2, 10), (3, 11), (4, 12)], 2, "8,9|10,11"),
+        ([(0,), (1,)], 2, "0|1"),
+        ([(0,), (1,), (2,), (3,)], 2, "0,1|2"),
+    ],
+)
+def test_threads_are_bound_to_cores_of_their_own(cores, ranks, binding):
+    assert placement.omp_binding(cores, ranks) == binding
+
+
+def test_a_rank_without_a_core_is_refused():
+    with pytest.raises(ValueError, match="expected a core for each of 2 ranks, got 1"):
+        placement.omp_binding([(0, 1)], 2)

@@ -33,6 +33,9 @@ def test_machines_of_a_plan():
     node = {"plan_node": {"gpus": [{"name": "AMD Instinct MI325X", "vram_total": 9}]}}
     cpu = {"vllm_server_accelerator": "cpu"}
     assert [one[2].kind for one in what_fits.machines({"n1": node, "n2": {}, "n3": cpu}, [], 8)] == ["MI325X", "CPU"]
+    eight = {"plan_node": {"gpus": [{"name": "AMD Instinct MI325X", "vram_total": 9}] * 8}}
+    shared = {"a": {**eight, "vllm_server_gpus": 2}, "b": {**eight, "vllm_server_gpus": [3]}, "c": eight}
+    assert [one[2].gpus for one in what_fits.machines(shared, [], 8)] == [2, 1, 8]
     assert [one[2].kind for one in what_fits.machines({"n3": cpu}, [], 8)] == ["CPU", "MI300X", "MI325X", "MI355X"]
     assert what_fits.machines({}, ["MI210=64", "cpu"], 4) == [
         ("-", "rocm", Machine("MI210", 4, 64 << 30)),
