@@ -108,6 +108,24 @@ def test_a_plan_is_of_what_the_inventory_says(tmp_path: Path, empty_home: dict[s
     assert "c" * 40 not in text
 
 
+def test_several_models_share_a_node(empty_home: dict[str, str]) -> None:
+    """Two presets on eight GPUs, without a node and without the Hub; what is proposed is an inventory's block."""
+    models = "meta-llama/Llama-3.3-70B-Instruct, Qwen/Qwen3-235B-A22B"
+    asked = {"plan_models": models, "plan_gpu": "MI300X", "plan_hub": False, "plan_fill": True}
+    code, text = playbook("plan", environment=empty_home, **asked)
+    assert code == 0, text
+    assert re.search(r"meta-llama/Llama-3.3-70B-Instruct +1 \(recommended\) +1 +8 ", text)
+    lines = [line.strip() for line in text.splitlines()]
+    assert "b1 b1 b1 b1 a1 a2 a3 a4" in lines
+    shown = text[text.index("vllm_servers:") :].partition("\n\n")[0]
+    block = yaml.safe_load("\n".join(line[4:] if line[:4].isspace() else line for line in shown.splitlines()))
+    assert block["vllm_servers"]["llama-3-3-70b-instruct"]["replicas"] == 4
+    assert block["vllm_servers"]["qwen3-235b-a22b"] == {"gpus": 4, "vllm_server_model": "Qwen/Qwen3-235B-A22B"}
+    code, text = playbook("plan", environment=empty_home, **{**asked, "plan_gpus": 4})
+    assert code != 0
+    assert "one server of each takes more than 4 GPUs" in text
+
+
 def test_a_plan_of_inventory_tensorwave_as_it_comes_needs_no_node(empty_home: dict[str, str]) -> None:
     code, text = playbook(
         "plan", "-i", "inventory/tensorwave", environment=empty_home, plan_gpu="MI300X", plan_hub=False

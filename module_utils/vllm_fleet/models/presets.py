@@ -66,7 +66,7 @@ def for_accelerator(preset: Mapping[str, Any], accelerator: str, gpu: str = "") 
     """Return a preset with ``args`` and ``env`` of one accelerator instead of all; {} stays a preset that says nothing.
 
     ``gpu`` is a GPU's kind or product name; its own entry is laid over ``rocm``, flag by flag. A served name of its
-    own becomes the flag.
+    own becomes the flag. ``gpus`` is how many its source gives one server, where it says so.
     """
     entries = preset.get("accelerators") or {}
     layers = [entries.get(accelerator) or {}]
@@ -75,6 +75,9 @@ def for_accelerator(preset: Mapping[str, Any], accelerator: str, gpu: str = "") 
     out = {key: value for key, value in preset.items() if key != "accelerators"}
     out["args"] = {key: value for layer in layers for key, value in (layer.get("args") or {}).items()}
     out["env"] = {key: value for layer in layers for key, value in (layer.get("env") or {}).items()}
+    given = [layer["gpus"] for layer in layers if "gpus" in layer]
+    if given:
+        out["gpus"] = given[-1]
     if preset.get("served_name") not in (None, preset.get("model")):
         out["args"] = {"served-model-name": preset["served_name"], **out["args"]}
     return out
