@@ -24,7 +24,7 @@ from ..container.fields import numbers_text, parse_numbers
 from ..container.inspected import Inspected, cpuset, ident, renders
 from ..container.plan import NEXT_SUFFIX, PREVIOUS_SUFFIX
 from ..container.spec import LABEL_SERVER
-from . import share, topology
+from . import gpu_health, share, topology
 from .share import CPU, GPU, Kind, NoPlace, Server, Unit
 
 #: Of the record's layout.
@@ -167,7 +167,7 @@ class _Node:
 
     @cached_property
     def _gpu_units(self) -> list[Unit]:
-        return topology.gpu_units(self.asked.sysfs, self.gpus, self._foreign())
+        return topology.gpu_units(self.asked.sysfs, self.gpus, self._against())
 
     @cached_property
     def _cpu_units(self) -> list[Unit]:
@@ -175,17 +175,21 @@ class _Node:
         allowed = os.sched_getaffinity(0) if str(self.asked.sysfs) == "/sys" else None
         return topology.cpu_units(self.asked.sysfs, allowed)
 
-    def _foreign(self) -> dict[int, str]:
-        """Return who holds memory of a GPU and is no server of this project."""
+    def _against(self) -> dict[int, str]:
+        """Return what speaks against a GPU: its errors, or who holds memory of it and is no server of this project."""
         ours, found = {ident(container) for container in self.containers}, {}
+        health = gpu_health.read(self.asked.sysfs)
         for one in self.gpus:
             holders = one.get("holders") or []
             foreign = [holder for holder in holders if holder.get("container") not in ours]
             mine = sum(holder.get("bytes") or 0 for holder in holders if holder not in foreign)
             held = max(sum(holder.get("bytes") or 0 for holder in foreign), (one.get("vram_used") or 0) - mine)
-            if held > IDLE_VRAM:
-                who = [f"pid {holder['pid']} ({str(holder.get('command') or 'unknown')[:40]})" for holder in foreign]
-                found[int(one["index"])] = " and ".join(who) or "memory that no process holds"
+            who = [f"pid {holder['pid']} ({str(holder.get('command') or 'unknown')[:40]})" for holder in foreign]
+            said = [" and ".join(who) or "memory that no process holds"] if held > IDLE_VRAM else []
+            counted = health.get(str(one.get("pci")))
+            said += [f"{counted.uncorrectable} uncorrectable errors"] if counted and counted.uncorrectable else []
+            if said:
+                found[int(one["index"])] = " and ".join(said)
         return found
 
     def renders(self, chosen: Sequence[int]) -> tuple[str, ...]:

@@ -47,14 +47,14 @@ class Unit:
     """One GPU or partition of one, or one CPU as Linux counts them.
 
     ``device`` is what units are parts of: a GPU's PCI address, a core. ``links`` is how far others are, by index: more
-    is farther. ``foreign`` names a process that holds memory of it and belongs to no server.
+    is farther. ``against`` is what speaks against it: who holds memory of it and is no server, or that it is sick.
     """
 
     index: int
     numa: int | None = None
     device: str = ""
     links: Mapping[int, int] = field(default_factory=dict)
-    foreign: str = ""
+    against: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,11 +180,11 @@ class _Machine:
     def best(self, pool: Sequence[int], count: int, base: Sequence[int] = ()) -> tuple[int, ...] | None:
         """Return the best ``count`` units: ``base`` and more of ``pool``; None where there are too few.
 
-        Memory that somebody else holds is avoided where that is possible.
+        What something speaks against is avoided where that is possible.
         """
         more = count - len(base)
         pool = sorted(pool, key=self._at.__getitem__)
-        quiet = [index for index in pool if not self.units[index].foreign]
+        quiet = [index for index in pool if not self.units[index].against]
         for those in (quiet, pool):
             if len(those) >= more:
                 return tuple(sorted({*base, *self._cheapest(those, more, base)}))
@@ -219,7 +219,7 @@ class _Machine:
         return (_numa(unit), unit.device or index)
 
     def _cost(self, chosen: Sequence[int]) -> tuple[Any, ...]:
-        """Foreign memory, NUMA nodes, devices, links, alignment, width, and at last the lowest indices."""
+        """What speaks against them, NUMA nodes, devices, links, alignment, width, and at last the lowest indices."""
         units = [self.units[index] for index in chosen]
         places = sorted(self._at[index] for index in chosen)
         width = places[-1] - places[0] + 1
@@ -229,7 +229,7 @@ class _Machine:
             for one, other in itertools.combinations(units, 2)
         )
         return (
-            sum(1 for unit in units if unit.foreign),
+            sum(1 for unit in units if unit.against),
             len({_numa(unit) for unit in units}),
             len({self._group(unit.index) for unit in units}),
             links,
@@ -310,8 +310,8 @@ class _Sentences:
         said: dict[str, list[int]] = {}
         for index in sorted(self.machine.indices):
             words = [one.name if one.described else f"{one.name} (not described)" for one in self.users(index)]
-            if self.machine.units[index].foreign:
-                words.append(self.machine.units[index].foreign)
+            if self.machine.units[index].against:
+                words.append(self.machine.units[index].against)
             said.setdefault(" and ".join(words) or "free", []).append(index)
         return ", ".join(f"{self.kind.name} {numbers_text(indices)} {who}" for who, indices in said.items())
 

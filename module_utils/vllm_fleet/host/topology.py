@@ -17,8 +17,8 @@ from .files import Files
 from .share import Unit
 
 
-def gpu_units(sysfs: Path, gpus: Sequence[Mapping[str, Any]], foreign: Mapping[int, str]) -> list[Unit]:
-    """Return GPUs, as rocm_info has them, as units; ``foreign`` says who holds memory of one and is no server."""
+def gpu_units(sysfs: Path, gpus: Sequence[Mapping[str, Any]], against: Mapping[int, str]) -> list[Unit]:
+    """Return GPUs, as rocm_info has them, as units; ``against`` says what speaks against one, by index."""
     links = _links(sysfs, gpus)
     units = []
     for one in gpus:
@@ -26,7 +26,7 @@ def gpu_units(sysfs: Path, gpus: Sequence[Mapping[str, Any]], foreign: Mapping[i
         numa = Files().number(sysfs / "bus/pci/devices" / str(pci) / "numa_node", expected=False) if pci else None
         # Linux writes -1 where the firmware does not say.
         known = numa if numa is not None and numa >= 0 else None
-        units.append(Unit(index, known, str(pci or ""), links.get(index, {}), foreign.get(index, "")))
+        units.append(Unit(index, known, str(pci or ""), links.get(index, {}), against.get(index, "")))
     return units
 
 

@@ -219,6 +219,20 @@ def test_memory_of_a_stranger_is_avoided_and_a_neighbours_is_not_strange(tmp_pat
         node.find("a")
 
 
+def test_a_sick_gpu_is_given_to_nobody_who_could_have_another(node):
+    node.tree.write(node.tree.device_dir(0) / "ras/umc_err_count", "ue: 2\nce: 4")
+    node.describe("a", gpus=1)
+    assert node.find("a").gpus == (1,)
+    node.describe("b", gpus=7)
+    with pytest.raises(NoPlace, match=r"GPU 0 2 uncorrectable errors, GPU 1-7 b"):
+        node.described[0] = Asker("a", 2)
+        node.find("a")
+    # What a server has it keeps: a repair is another matter.
+    node.described = [Asker("a", 1)]
+    node.run("a", [0])
+    assert node.find("a").gpus == (0,)
+
+
 REFUSED = [
     (Asker("a", 1), "vllm_server_devices", "set together with vllm_server_devices"),
     (Asker("a", 1, rocm=False), "", "and the server computes on CPUs"),

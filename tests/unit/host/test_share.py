@@ -90,7 +90,7 @@ def test_a_gpu_is_missing():
 
 
 def test_memory_of_a_stranger_is_avoided_where_possible():
-    foreign = [replace(unit, foreign="pid 4711 (train.py)" if unit.index in (0, 1) else "") for unit in EIGHT]
+    foreign = [replace(unit, against="pid 4711 (train.py)" if unit.index in (0, 1) else "") for unit in EIGHT]
     assert placed(foreign, servers(a=2)) == {"a": (2, 3)}
     assert placed(foreign, servers(a=6)) == {"a": (2, 3, 4, 5, 6, 7)}
     assert placed(foreign, servers(a=7)) == {"a": (1, 2, 3, 4, 5, 6, 7)}
@@ -189,7 +189,7 @@ def scene(dice):
     """A machine, and wishes that it can hold."""
     units = dice.choice([EIGHT, EIGHT, PARTITIONS, THREADS])
     foreign = {dice.randrange(len(units)) for _ in range(dice.choice([0, 0, 2]))}
-    units = [replace(unit, foreign="pid 1" if unit.index in foreign else "") for unit in units]
+    units = [replace(unit, against="pid 1" if unit.index in foreign else "") for unit in units]
     left, wishes = [unit.index for unit in units], []
     while left and len(wishes) < 7:
         size = min(len(left), dice.choice([1, 1, 2, 2, 3, 4, 8, 16]))

@@ -21,7 +21,7 @@ def test_numa_nodes_and_links_of_gpus(tmp_path):
     units = topology.gpu_units(tree.sys, gpus(tree), {3: "pid 1"})
     assert [unit.numa for unit in units] == [0, 0, 0, 0, 1, 1, 1, 1]
     assert units[0].links == dict.fromkeys(range(1, 8), 15)
-    assert (units[3].foreign, units[4].foreign) == ("pid 1", "")
+    assert (units[3].against, units[4].against) == ("pid 1", "")
     assert len({unit.device for unit in units}) == 8
 
 
