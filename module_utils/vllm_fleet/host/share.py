@@ -224,9 +224,10 @@ class _Machine:
         places = sorted(self._at[index] for index in chosen)
         width = places[-1] - places[0] + 1
         aligned = width == len(places) and places[0] % len(places) == 0
+        # Without links, as of CPUs, no pair of hundreds need be looked at.
+        pairs = itertools.combinations(units, 2) if self._far else ()
         links = sum(
-            max(one.links.get(other.index, self._far), other.links.get(one.index, self._far))
-            for one, other in itertools.combinations(units, 2)
+            max(one.links.get(other.index, self._far), other.links.get(one.index, self._far)) for one, other in pairs
         )
         return (
             sum(1 for unit in units if unit.against),
