@@ -51,9 +51,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import plugin_utils  # noqa: E402, F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.common import probes, terminal  # noqa: E402
-from ansible.module_utils.vllm_fleet.common.secrets import unmistakable  # noqa: E402
-from fleet_report import build, page, summary  # noqa: E402  found only with the line above
+from ansible.module_utils.vllm_fleet.common import probes  # noqa: E402
+from fleet_report import build, telling  # noqa: E402  found only with the line above
 from plugin_utils import watchdog_program  # noqa: E402
 
 
@@ -211,14 +210,21 @@ class CallbackModule(CallbackBase):
             self._display.vvv(traceback.format_exc())
 
     def _tell(self, stats: Any) -> None:
-        report = build.build(self._describe(stats), self._events)
-        written = None
-        if build.worth_a_page(report):
-            written = self._write(report)
-        lines = summary.lines(report, _short(written) if written else None)
-        if lines:
+        folder = Path(self.get_option("path") or ROOT / "reports") / self.run
+        told = telling.tell(self._describe(stats), self._events, _short(folder / "index.html"))
+        if told.left_out:
+            self._display.warning(
+                f"The report leaves out what {', '.join(told.left_out)} said: it has not the form of this project's "
+                "results. Look at what runs there."
+            )
+        if told.page is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(told.report, indent=1, ensure_ascii=False)
+            (folder / "report.json").write_text(f"{text}\n", encoding="utf-8")
+            (folder / "index.html").write_text(told.page, encoding="utf-8")
+        if told.lines:
             self._display.banner("FLEET")
-        for line in lines:
+        for line in told.lines:
             self._display.display(line)
 
     def _describe(self, stats: Any) -> dict[str, Any]:
@@ -250,15 +256,6 @@ class CallbackModule(CallbackBase):
         ask = filter_loader.get("vllm_configuration").j2_function
         found: dict[str, Any] = ask(str(folders[0]) if folders else "", self._basedir)
         return found
-
-    def _write(self, report: dict[str, Any]) -> Path:
-        base = Path(self.get_option("path") or ROOT / "reports")
-        folder = base / self.run
-        folder.mkdir(parents=True, exist_ok=True)
-        report = unmistakable(terminal.mapped(report, terminal.shown))
-        (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        (folder / "index.html").write_text(page.render(report), encoding="utf-8")
-        return folder / "index.html"
 
 
 def _load_for_workers() -> None:

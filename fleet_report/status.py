@@ -13,6 +13,7 @@ from fleet_report.words import DASH, clip, natural
 HEAD = ["NODE", "RELEASE", "MODEL", "IMAGE", "STATE", "HEALTH", "RUNNING", "WAITING", "WATCHDOG", "DRIFT"]
 #: Characters of a drift's text in the table.
 WIDTH = 90
+ODD = "its answer has not the form of vllm_server's; look at what that node runs"
 
 
 #: What the table shows of a server between its node and its drift.
@@ -26,6 +27,14 @@ def row(host: str, looked: Mapping[str, Any] | None, *, watched: bool = False) -
     """
     out: dict[str, Any] = dict.fromkeys(COLUMNS)
     out |= {"node": host, "drift": ""}
+    try:
+        return _row(out, looked, watched=watched)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        # A node in other hands takes no other node out of the table.
+        return {**out, **dict.fromkeys(COLUMNS), "state": "unknown", "drift": ODD}
+
+
+def _row(out: dict[str, Any], looked: Mapping[str, Any] | None, *, watched: bool) -> dict[str, Any]:
     if looked is None:
         return {**out, "state": "unknown", "drift": "it was not asked"}
     if looked.get("not_reached"):
@@ -79,12 +88,21 @@ def rows(
 ) -> list[dict[str, Any]]:
     """Describe all servers, node10 after node9; one over several nodes is one row. ``watched`` have a watchdog."""
     hosts = sorted(results, key=natural)
-    described = [(host, (results[host] or {}).get("replica")) for host in hosts]
+    described = [(host, _replica(results[host])) for host in hosts]
     out = []
     for replica, places in replicas.groups(described):
         members = [row(hosts[place], results[hosts[place]], watched=hosts[place] in watched) for place in places]
         out.append(members[0] if replica is None else _one(replica, members))
     return out
+
+
+def _replica(looked: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The replica that a node says it is part of; None for none, and for what is none."""
+    found = looked.get("replica") if isinstance(looked, Mapping) else None
+    if not isinstance(found, Mapping) or not all(isinstance(found.get(name), str) for name in ("name", "head")):
+        return None
+    hosts = found.get("hosts")
+    return found if isinstance(hosts, (list, tuple)) and all(isinstance(host, str) for host in hosts) else None
 
 
 def _one(replica: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

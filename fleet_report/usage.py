@@ -32,12 +32,24 @@ CSV_HEAD = ["day", "key", "model", *COUNTS, "first_byte_p50_s", "first_byte_p95_
 MOST = 20
 #: Characters of a name.
 WIDTH = 40
+#: Seconds since 1970 at which no journal begins yet, in the year 5138.
+LAST = 1e11
 
 
 def rows_of(gateways: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of all gateways as one list; ``gateways`` are results of gateway_usage."""
-    rows: list[dict[str, Any]] = together(found.get("rows") or [] for found in gateways.values())
+    rows: list[dict[str, Any]] = together(_counted(found) or [] for found in gateways.values())
     return rows
+
+
+def _counted(found: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The rows that a gateway says; None for none, and for what are none."""
+    try:
+        rows: list[dict[str, Any]] = together([found["rows"]])
+        sound = all(isinstance(row[name], str) for row in rows for name in ("day", "key", "model"))
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return rows if sound else None
 
 
 def lines(gateways: Mapping[str, Mapping[str, Any]], since: str, until: str) -> list[str]:
@@ -88,25 +100,33 @@ def doubts(gateways: Mapping[str, Mapping[str, Any]], since: str) -> list[str]:
     """Return what is missing in the sums, as sentences."""
     found = [
         f"{name} did not answer, so its requests are missing: {clip(str(one.get('msg') or 'it was not reached'), 200)}"
-        for name, one in gateways.items()
         if "rows" not in one
+        else f"{name} says no sums, so its requests are missing; look at what that gateway runs."
+        for name, one in gateways.items()
+        if _counted(one) is None
     ]
     for name, one in gateways.items():
-        if "rows" in one:
+        if _counted(one) is not None:
             begins = one.get("begins")
-            day = datetime.datetime.fromtimestamp(begins, datetime.UTC) if begins else None
+            sound = isinstance(begins, (int, float)) and 0 < begins < LAST
+            day = datetime.datetime.fromtimestamp(float(begins or 0), datetime.UTC) if sound else None
             if day is None:
                 found.append(f"{name} has no line of HAProxy in its journal.")
             elif day.date().isoformat() >= since and day.time() > datetime.time():
                 found.append(
                     f"The journal of {name} begins at {day:%Y-%m-%d %H:%M} UTC; what was before is not counted."
                 )
-            if one.get("unreadable"):
+            if isinstance(one.get("unreadable"), int) and one["unreadable"]:
                 found.append(
                     f"{one['unreadable']:,} lines of requests in the journal of {name} have another form, as of an "
                     "earlier release of this project, and are not counted."
                 )
     return found
+
+
+def _no_formula(text: str) -> str:
+    """A name as a cell that no spreadsheet computes: a client chooses what it calls a model."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -119,7 +139,7 @@ def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
         found.add(row)
         times = [found.quantile(part) for part in (0.5, 0.95)]
         writer.writerow(
-            [row[name] for name in ("day", "key", "model", *COUNTS)]
+            [row["day"], *(_no_formula(row[name]) for name in ("key", "model")), *(row[name] for name in COUNTS)]
             + ["" if one is None else f"{one:.3f}" for one in times]
         )
     return text.getvalue()

@@ -55,7 +55,7 @@ def moment(text: Any) -> str:
 def lines(found: Mapping[str, Mapping[str, Any] | None], since: str) -> list[str]:
     """Write the events of all nodes in one order of time, the newest last; ``found`` are results by node."""
     events = sorted(
-        ((one, node) for node, looked in found.items() for one in (looked or {}).get("events") or []),
+        ((one, node) for node, looked in found.items() for one in (looked or {}).get("events") or [] if _is_event(one)),
         key=lambda pair: str(pair[0]["at"]),
     )
     rows = [[*_cells(node, one)] for one, node in events]
@@ -67,6 +67,11 @@ def lines(found: Mapping[str, Mapping[str, Any] | None], since: str) -> list[str
         elif looked and looked.get("unreadable"):
             out.append(f"{node}: {count(looked['unreadable'], 'line')} could not be read.")
     return out
+
+
+def _is_event(one: Any) -> bool:
+    texts = isinstance(one, Mapping) and all(isinstance(one.get(name), str) for name in ("at", "server", "kind", "why"))
+    return texts and isinstance(one.get("seconds") or 0, (int, float)) and abs(one.get("seconds") or 0) < 1e9
 
 
 def _cells(node: str, event: Mapping[str, Any]) -> Sequence[str]:

@@ -145,3 +145,38 @@ def test_events_of_all_nodes_are_one_timeline():
         "node3 did not answer, so its events are missing: no route",
     ]
     assert watchdogs.lines({"node1": {"events": []}}, "1h") == ["No events in the last 1h."]
+
+
+ANSWER = {
+    **GOOD,
+    "release": {"release": 7},
+    "replica": {**PAIR, "rank": 0},
+    "watchdog": {**NOW, "state": "hung", "last_event": BACK},
+    "failure": FAILURE,
+    "msg": "x",
+}
+ODD = [None, True, -1, 1e308, float("nan"), "x", [], [1], {}, {"a": 1}, [{"name": None}], 10**30]
+
+
+@pytest.mark.parametrize("failed", [True, False])
+@pytest.mark.parametrize(
+    "place",
+    [(name,) for name in ANSWER] + [(a, b) for a in ("replica", "watchdog", "failure", "spec") for b in ANSWER[a]],
+)
+def test_a_node_that_says_anything_takes_none_out_of_the_table(place, failed):
+    for odd in ODD:
+        answer = {**ANSWER, "failed": failed}
+        if len(place) == 1:
+            answer[place[0]] = odd
+        else:
+            answer[place[0]] = {**answer[place[0]], place[1]: odd}
+        lines = status.lines(status.rows({"node1": GOOD, "node9": answer}, {"node9"}))
+        assert any(line.startswith("node1 ") and line.endswith(" none") for line in lines), (odd, lines)
+        assert len(lines) == 3
+
+
+def test_events_that_are_none_are_passed_over():
+    good = {**BACK, "server": "vllm"}
+    odd = [1, None, {}, {**good, "why": [1]}, {**good, "seconds": "x"}, {**good, "seconds": float("inf")}, good]
+    lines = watchdogs.lines({"node1": {"events": odd}}, "1h")
+    assert len(lines) == 2

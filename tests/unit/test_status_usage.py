@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from fleet_report import usage
 
 
@@ -36,6 +38,38 @@ def test_many_keys_leave_the_sum_in_sight() -> None:
     assert lines[2].startswith("key-199 ")
     assert lines[-2].startswith("180 more ")
     assert lines[-1].split()[:2] == ["all", "2,000"]
+
+
+def test_a_name_of_a_client_is_no_formula() -> None:
+    names = ("=HYPERLINK(1)", "@SUM(1)", "-1", "acme/large-1", "\tx")
+    found = {"rows": [row("app", 1, model=name) for name in names]}
+    text = usage.csv_text(usage.rows_of({"g1": found}))
+    assert [line.split(",")[2] for line in text.splitlines()[1:]] == [
+        "'\tx",
+        "'-1",
+        "'=HYPERLINK(1)",
+        "'@SUM(1)",
+        "acme/large-1",
+    ]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({"rows": rows} for rows in ("x", [1], [{}], {"a": 1}, None, 5)),
+        {"rows": [row("app", 1, first=[1])]},
+        {"rows": [{**row("app", 1), "requests": "many"}]},
+        {"rows": [row("app", 1, model=["x"])]},
+        {"rows": [row("app", 1, bytes_in=float("inf"))]},
+    ],
+)
+def test_a_gateway_that_says_anything_takes_none_out_of_the_table(odd: dict[str, Any]) -> None:
+    good = {"rows": [row("app", 5)], "begins": 1.0, "unreadable": 0}
+    text = "\n".join(usage.lines({"odd": odd, "good": good}, "2026-11-01", "2026-11-30"))
+    assert "odd says no sums, so its requests are missing" in text
+    assert "acme/large" in text
+    for begins in ("x", float("nan"), 1e300, -5, [1]):
+        assert usage.doubts({"good": {**good, "begins": begins, "unreadable": "x"}}, "2026-11-01")
 
 
 def test_what_is_missing_is_said() -> None:
