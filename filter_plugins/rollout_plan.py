@@ -11,7 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.gateway import vip
-from ansible.module_utils.vllm_fleet.rollout import gate, play_hosts, recovery, repair, replicas, steps, waves
+from ansible.module_utils.vllm_fleet.rollout import gate, play_hosts, recovery, repair, replicas, restart, steps, waves
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 
 
@@ -46,6 +46,8 @@ class FilterModule:
             "deploy_watchdogs": play_hosts.watchdogs,
             "repair_plan": repair.plan,
             "repair_refused_hosts": play_hosts.unrepaired,
+            "restart_against": restart.against,
+            "restart_asked": restart.asked,
             "rollout_answers": recovery.answers,
             "rollout_failed": play_hosts.failed,
             "rollout_forgetful_gateways": play_hosts.forgetful_gateways,

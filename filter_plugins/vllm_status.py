@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filters for the tables of playbooks/status.yml, usage.yml and events.yml; the logic is in fleet_report."""
+"""Filters for the tables of playbooks/status.yml, usage.yml, events.yml and logs.yml; the logic is in fleet_report."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ if str(ROOT) not in sys.path:
 
 import plugin_utils  # noqa: E402, F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.vllm import host_variables  # noqa: E402
-from fleet_report import gateways, status, usage, watchdogs  # noqa: E402  found only with the line above
+from fleet_report import gateways, logs, status, usage, watchdogs  # noqa: E402  found only with the line above
 
 
 def vllm_status_rows(hostvars: Mapping[str, Any], hosts: Sequence[str]) -> list[dict[str, Any]]:
     """Return the table's rows from what vllm_server returned on each host; one without a result was not asked."""
     watched = {host for host in hosts if host_variables.watched(hostvars[host])}
     return status.rows({host: hostvars[host].get("vllm_server_result") for host in hosts}, watched)
+
+
+def vllm_fleet_logs(found: Mapping[str, Mapping[str, Any] | None], level: str, since: str) -> str:
+    """Return the lines of all servers as text, from the results of vllm_logs by host."""
+    asked = (f"of class {level}" if level != "debug" else "in the logs") + (f" in the last {since}" if since else "")
+    return "\n".join(logs.lines(found, asked))
 
 
 class FilterModule:
@@ -30,6 +36,7 @@ class FilterModule:
         """Name them."""
         return {
             "vllm_fleet_events": lambda found, since: "\n".join(watchdogs.lines(found, since)),
+            "vllm_fleet_logs": vllm_fleet_logs,
             "vllm_gateways_table": lambda found: "\n".join(gateways.lines(found)),
             "vllm_gateways_usage": lambda found, since, until: "\n".join(usage.lines(found, since, until)),
             "vllm_gateways_usage_csv": lambda found: usage.csv_text(usage.rows_of(found)),

@@ -2,5 +2,5 @@
 """What is in Docker, and what is the desired container?
 
 May import: common, vllm, weights.
-Pure but for: api, dockerd, engine, find_image.
+Pure but for: api, dockerd, engine, find_image, log_lines.
 """

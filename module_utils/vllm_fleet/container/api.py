@@ -123,16 +123,25 @@ class DockerApi:
 
         Raises DockerRefused, DockerUnavailable.
         """
-        query = urlencode({"stdout": 1, "stderr": 1, "timestamps": 1, "tail": lines})
+        kept = b""
+        for piece in self.log_pieces(name, tail=lines):
+            kept = (kept + piece)[-limit:]
+        return kept
+
+    def log_pieces(self, name: str, **query: Any) -> Iterator[bytes]:
+        """Return a container's log of both streams piece by piece, each with its time stamp.
+
+        ``query`` is Docker's: `tail`, `since` (seconds since 1970), `follow`. Raises DockerRefused, DockerUnavailable,
+        also when a followed log is silent for the timeout.
+        """
+        words = urlencode({"stdout": 1, "stderr": 1, "timestamps": 1, **query})
         with self._connected() as connection:
-            connection.request("GET", f"/containers/{quote(name, safe='')}/logs?{query}")
+            connection.request("GET", f"/containers/{quote(name, safe='')}/logs?{words}")
             response = connection.getresponse()
             if response.status >= http.client.BAD_REQUEST:
                 raise DockerRefused(_message(response.read()) or f"HTTP {response.status}")
-            kind, kept = response.getheader("Content-Type") or "", b""
-            for piece in _pieces(response, multiplexed="raw" not in kind or "multiplexed" in kind):
-                kept = (kept + piece)[-limit:]
-        return kept
+            kind = response.getheader("Content-Type") or ""
+            yield from _pieces(response, multiplexed="raw" not in kind or "multiplexed" in kind)
 
     def images_with_label(self, label: str) -> list[str]:
         """Ids of the images that carry ``label`` (``key=value``), newest first."""

@@ -22,7 +22,7 @@ ROLES = (
 )
 
 #: All roles of this project. Beside them may lie somebody else's.
-OWN = (*ROLES, "apt_keyring", "benchmark", "burnin", "gateway", "repair", "rollback", "status", "teardown")
+OWN = (*ROLES, "apt_keyring", "benchmark", "burnin", "gateway", "repair", "restart", "rollback", "status", "teardown")
 
 #: Right names that stand in no specification: two that several roles read, and what roles note down for later tasks.
 ALSO_KNOWN = frozenset(
@@ -51,6 +51,7 @@ ALSO_KNOWN = frozenset(
         "repair_plan",
         "repair_probe",
         "repair_reasons",
+        "restart_asked",
         "repair_reset_result",
         "repair_stopped",
         "rocm_reboot_required",

@@ -10,6 +10,8 @@ from ..gateway.servers import Loss, entry_of
 from .replicas import Replica
 
 MANY = 6  # names in a list before the rest is counted
+#: Why a server is restarted that playbooks/restart.yml was run for.
+ASKED = "playbooks/restart.yml was run"
 #: What helps where a gateway has no record of what its servers have, or is to forget it.
 _MOVE = (
     "run deploy.yml once without that change, so that the gateway can keep the old key or name beside the new one "
@@ -60,10 +62,15 @@ def pending(first: Mapping[str, str]) -> str:
 
 
 def repairs(reasons: Mapping[str, str]) -> str:
-    """Return which servers are mended although they are as described; reasons by replica."""
+    """Return which servers are mended although they are as described, or restarted; reasons by replica."""
     return "".join(
-        f" {names(labels)} {'is' if len(labels) == 1 else 'are'} mended first, because {why}."
-        for why, labels in _by_value(reasons)
+        f" {names(labels)} {'is' if len(labels) == 1 else 'are'} {_mended(why)}." for why, labels in _by_value(reasons)
+    )
+
+
+def _mended(why: str) -> str:
+    return (
+        "drained and restarted in that wave, with nothing changed" if why == ASKED else f"mended first, because {why}"
     )
 
 

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lines of the servers' logs with the names of their nodes, for playbooks/logs.yml. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fleet_report.words import clip, count
+
+#: Characters of the reason why a node did not answer.
+WIDTH = 200
+
+
+def of_node(node: str, found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the lines of one node as they are shown, each with its class; ``found`` is a result of vllm_logs."""
+    return [(f"[{node}] {_moment(stamp)} {text}", level) for stamp, level, text in found.get("lines") or []]
+
+
+def lines(found: Mapping[str, Mapping[str, Any] | None], asked: str) -> list[str]:
+    """Return the lines of all nodes in one order of time, the newest last; ``asked`` says what was looked for."""
+    every = [
+        (stamp, f"[{node}] {_moment(stamp)} {text}")
+        for node, looked in found.items()
+        for stamp, _, text in (looked or {}).get("lines") or []
+    ]
+    out = [text for _, text in sorted(every, key=lambda pair: pair[0])] or [f"No lines {asked}."]
+    for node, looked in found.items():
+        if "lines" not in (looked or {}):
+            why = clip(str((looked or {}).get("msg") or "it was not asked"), WIDTH)
+            out.append(f"{node} did not answer, so its lines are missing: {why}")
+        elif looked and looked.get("left_out"):
+            out.append(f"{node}: {count(looked['left_out'], 'older line')} not shown; logs_lines shows more.")
+    return out
+
+
+def _moment(stamp: str) -> str:
+    return stamp[:19].replace("T", " ")
