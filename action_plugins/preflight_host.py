@@ -26,6 +26,7 @@ from ansible.module_utils.vllm_fleet.container import archive
 from ansible.module_utils.vllm_fleet.gateway import pools
 from ansible.module_utils.vllm_fleet.host import gpu
 from ansible.module_utils.vllm_fleet.preflight import inventory, role_specs
+from ansible.module_utils.vllm_fleet.vllm import host_variables
 from plugin_utils import role_options
 from plugin_utils.variables import Variables
 
@@ -97,6 +98,9 @@ class ActionModule(ActionBase):
         open_to_all = inventory.published(values, self._gateways(variables))
         if open_to_all and "vllm_server_bind" not in known:
             found.append(open_to_all)
+        if host_variables.unread_servers(variables):
+            got = "a host that has vllm_servers and is one server"
+            found.append(Finding("refused", "vllm_servers", "a host for each server", got, host_variables.READ_SERVERS))
         found += [one for one in self._specified(variables) if one.what not in known]
         hosts = list(variables.get("ansible_play_hosts_all") or [])
         found += self._misspelt(variables, hosts)

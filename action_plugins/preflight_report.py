@@ -3,21 +3,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.common import finding, secrets
-from ansible.module_utils.vllm_fleet.preflight import inventory
+from ansible.module_utils.vllm_fleet.preflight import machines
+from ansible.module_utils.vllm_fleet.vllm import host_variables
 
 display = Display()
 
@@ -28,14 +32,26 @@ COLOURS = {"refused": "red", "unseen": "red", "warning": "bright purple", "unkno
 WIDEST = 60
 
 
-def rows(by_node: Mapping[str, list[Mapping[str, str]]], *, everything: bool) -> list[tuple[str, ...]]:
-    """Choose what is shown: what is fine only on request, what is merely unknown only beside what matters."""
+def rows(
+    by_host: Mapping[str, list[Mapping[str, str]]], *, everything: bool, nodes: Mapping[str, str] | None = None
+) -> list[tuple[str, ...]]:
+    """Choose what is shown: what is fine only on request, what is merely unknown only beside what matters.
+
+    ``nodes`` are the nodes of hosts that share one: what was found for all of them is shown once, for the node.
+    """
     chosen = [
-        (node, *(str(one[field]) for field in FIELDS))
-        for node, found in by_node.items()
+        (host, *(str(one[field]) for field in FIELDS))
+        for host, found in by_host.items()
         for one in found
         if everything or one["level"] != "ok"
     ]
+    if nodes:
+        size, alike = Counter(nodes.values()), Counter((nodes.get(row[0]), row[1:]) for row in chosen)
+        of_all = [
+            (nodes[row[0]], *row[1:]) if size[nodes.get(row[0], "")] == alike[nodes.get(row[0]), row[1:]] > 1 else row
+            for row in chosen
+        ]
+        chosen = list(dict.fromkeys(of_all))
     worth = everything or any(row[1] not in ("ok", "unknown") for row in chosen)
     return chosen if worth else []
 
@@ -57,10 +73,27 @@ def read(result: Mapping[str, Any] | None) -> list[finding.Finding] | None:
     return None if given is None else [finding.Finding(**one) for one in given]
 
 
-def places(results: Mapping[str, Mapping[str, Any] | None], replicas: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Give where the servers are to be, of the nodes that answered."""
+def places(
+    results: Mapping[str, Mapping[str, Any] | None], told: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Give where the servers are to be, of the nodes that answered; ``told`` is what the inventory says of each."""
     given = {node: (result or {}).get("place") for node, result in results.items()}
-    return {node: {**place, "replica": replicas[node]} for node, place in given.items() if place}
+    return {node: {**place, **told[node]} for node, place in given.items() if place}
+
+
+def said_of(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what a host's variables say of its place: its replica, and what counts where a node has several servers."""
+    node = str(variables.get("vllm_node") or "")
+    said: dict[str, Any] = {"replica": str(variables.get("vllm_server_replica") or ""), "node": node}
+    if node:
+        said["rocm"] = (variables.get("vllm_server_accelerator") or "rocm") == "rocm"
+        # A value that cannot be had is reported elsewhere.
+        said |= {"gpus": "?", "agent": 0}
+        with contextlib.suppress(AnsibleError, TypeError, ValueError):
+            said["gpus"] = variables.get("vllm_server_gpus")
+        with contextlib.suppress(AnsibleError, TypeError, ValueError):
+            said["agent"] = host_variables.agent_port(variables)
+    return said
 
 
 def worst(found: list[finding.Finding] | None) -> str:
@@ -73,12 +106,14 @@ def verdict(levels: list[str]) -> str:
     return next((word for word in ("refused", "unseen") if word in levels), "fine")
 
 
-def summary(levels: list[str]) -> str:
-    """Count the nodes by their worst finding."""
+def summary(levels: list[str], nodes: Mapping[str, str] | None = None) -> str:
+    """Count the nodes by their worst finding; of ``nodes`` with several servers, the servers."""
     words = {"refused": "refused", "unseen": "not seen", "warning": "with warnings"}
     said = [words.get(level, "fine") for level in levels]
     counts = [f"{said.count(word)} {word}" for word in (*words.values(), "fine") if word in said]
-    return f"{len(said)} node{'' if len(said) == 1 else 's'}: {', '.join(counts)}"
+    machines_ = len(said) - len(nodes or ()) + len(set((nodes or {}).values()))
+    on = f"{len(said)} servers on " if machines_ < len(said) else ""
+    return f"{on}{machines_} node{'' if machines_ == 1 else 's'}: {', '.join(counts)}"
 
 
 class ActionModule(ActionBase):
@@ -121,12 +156,12 @@ class ActionModule(ActionBase):
     ) -> dict[str, dict[str, Any]]:
         """Judge all nodes, and show them; returns {host: {msg, unseen}} of those that end the run."""
         results: dict[str, Mapping[str, Any] | None] = {}
-        replicas: dict[str, str] = {}
+        told: dict[str, dict[str, Any]] = {}
         for node in nodes:
             # A registered result holds no templates, and much: as it is, not as a variable that may hold some.
             results[node] = variables["hostvars"].raw_get(node).get(args["result"])
-            replicas[node] = str(variables["hostvars"][node].get("vllm_server_replica") or "")
-        crossed = inventory.machines(places(results, replicas))
+            told[node] = said_of(variables["hostvars"][node])
+        crossed = self._sharing(variables, told) | machines.machines(places(results, told))
         looked: dict[str, list[finding.Finding] | None] = {}
         for node, seen in results.items():
             own = read(seen)
@@ -135,8 +170,9 @@ class ActionModule(ActionBase):
             levels = [worst(found) for found in looked.values()]
             by_node = {node: [asdict(one) for one in found or []] for node, found in looked.items()}
             by_node = secrets.unmistakable(by_node)
-            shown = table(rows(by_node, everything=args["show_all"]))
-            for line, level in [*shown, (summary(levels), "")] if shown else []:
+            sharing = {host: said["node"] for host, said in told.items() if said["node"]}
+            shown = table(rows(by_node, everything=args["show_all"], nodes=sharing))
+            for line, level in [*shown, (summary(levels, sharing), "")] if shown else []:
                 display.display(line, color=COLOURS.get(level))
             if os.environ.get("VLLM_FLEET_VERDICT"):  # scripts/preflight makes its exit code of it
                 Path(os.environ["VLLM_FLEET_VERDICT"]).write_text(f"{verdict(levels)}\n", encoding="utf-8")
@@ -149,3 +185,16 @@ class ActionModule(ActionBase):
                 msg = f"{node}: {'. Also '.join(sentences)}. {args['ending']}"
                 refusals[node] = {"msg": msg, "unseen": worst(found) == "unseen"}
         return refusals
+
+    @staticmethod
+    def _sharing(variables: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]]) -> dict[str, finding.Finding]:
+        """Judge the servers of nodes that have several, those outside of this run among them."""
+        nodes = {said["node"] for said in told.values()} - {""}
+        if not nodes:
+            return {}
+        hostvars, hosts = variables["hostvars"], dict(told)
+        for host in (variables.get("groups") or {}).get("vllm") or ():
+            if host not in hosts and str(hostvars[host].get("vllm_node") or "") in nodes:
+                hosts[host] = said_of(hostvars[host])
+        found = machines.sharing({host: said for host, said in hosts.items() if said["node"]})
+        return {host: one for host, one in found.items() if host in told}

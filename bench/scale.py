@@ -119,6 +119,7 @@ class Bench:
             "hosts": {
                 f"host{number}": {
                     **nodes[number % len(nodes)],
+                    "vllm_node": f"node{number % len(nodes)}",
                     "vllm_server_name": f"vllm-{number}",
                     "vllm_server_port": FIRST_PORT + number,
                 }
@@ -139,7 +140,7 @@ class Bench:
                 "hf_cache_controller_path": str(self.seed.cache),
                 "hf_cache_path": "/var/lib/huggingface",
                 "hf_cache_create": True,
-                # Hosts that share a machine would warm the same files at once.
+                # Servers that share a machine would warm the same files at once.
                 "hf_cache_prewarm": "off",
                 "rollout_waves": ["100%"],
             },

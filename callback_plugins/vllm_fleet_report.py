@@ -74,6 +74,7 @@ class CallbackModule(CallbackBase):
         self._tasks: dict[str, Any] = {}
         #: What preflight's probe of each node found; of servers that need no task of their own it is the result.
         self._probed: dict[str, dict[str, Any]] = {}
+        self._inventory: Any = None
         self._playbook = ""
         self._basedir = ""
         #: Whether the playbook probes nodes and no play has begun.
@@ -97,6 +98,7 @@ class CallbackModule(CallbackBase):
         hosts: list[str] = []
         manager = play.get_variable_manager()
         if manager is not None:
+            self._inventory = manager._inventory
             hosts = list(manager.get_vars(play=play).get("ansible_play_hosts_all") or [])
             self._prepare_watchdog(manager)
         roles = [role.get_name().rpartition(".")[2] for role in play.get_roles()]
@@ -246,8 +248,15 @@ class CallbackModule(CallbackBase):
             "configuration": self._configuration(),
             "failed": [host for host in hosts if stats.failures.get(host)],
             "unreachable": [host for host in hosts if stats.dark.get(host)],
+            "machines": self._machines(),
             "benchmarks": {h: custom[h]["vllm_benchmark"] for h in custom if "vllm_benchmark" in (custom[h] or {})},
         }
+
+    def _machines(self) -> dict[str, str]:
+        """Return the node of each host that shares one, where the host itself has vllm_node."""
+        group = self._inventory.groups.get("vllm") if self._inventory is not None else None
+        hosts = group.get_hosts() if group else []
+        return {host.name: str(host.vars["vllm_node"]) for host in hosts if host.vars.get("vllm_node")}
 
     def _configuration(self) -> dict[str, Any] | None:
         """Read it where the records of this run have it from, so that both always agree."""

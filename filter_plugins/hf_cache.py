@@ -14,7 +14,11 @@ from ansible.errors import AnsibleFilterError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.weights import prewarm, said, team
+from ansible.module_utils.vllm_fleet.vllm import host_variables
+from ansible.module_utils.vllm_fleet.weights import layout, prewarm, said, team
+
+#: The variables that may name a commit.
+_REVISIONS = ("hf_cache_revision", "vllm_server_revision")
 
 
 def _of_its_form(filter_: Callable[..., Any]) -> Callable[..., Any]:
@@ -139,6 +143,13 @@ def hf_cache_as_owner(result: Mapping[str, Any], host: str) -> list[str]:
     return said.as_owner(result.get("as_owner") or [], host)
 
 
+def hf_cache_commits_of_neighbours(hostvars: Mapping[str, Any], fleet: Sequence[str], host: str) -> list[str]:
+    """Return the commits that other servers of a host's node want, which may not have a container yet."""
+    others = [hostvars[one] for one in host_variables.neighbours(hostvars, fleet, host) if one != host]
+    named = {str(one.get(name) or "") for one in others for name in ("hf_cache_commit", *_REVISIONS)}
+    return sorted(name for name in named if layout.is_commit(name))
+
+
 def hf_cache_missed(team_of: Mapping[str, Any], hostvars: Mapping[str, Any], me: str) -> str:
     """Return why the blobs that the host ``me`` lacks have not arrived; an empty string when none are lacking."""
     mine = {name: _registered(hostvars, me, name) for name in ("missing", "followed", "copied")}
@@ -160,6 +171,7 @@ class FilterModule:
             "hf_cache_blobs": said.blobs,
             "hf_cache_by_rsync": hf_cache_by_rsync,
             "hf_cache_commit": hf_cache_commit,
+            "hf_cache_commits_of_neighbours": hf_cache_commits_of_neighbours,
             "hf_cache_fetched": team.fetched,
             "hf_cache_followers": hf_cache_followers,
             "hf_cache_key": hf_cache_key,

@@ -17,10 +17,25 @@ from ansible.module_utils.vllm_fleet.vllm import host_variables  # noqa: E402
 from fleet_report import gateways, logs, status, usage, watchdogs  # noqa: E402  found only with the line above
 
 
-def vllm_status_rows(hostvars: Mapping[str, Any], hosts: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the table's rows from what vllm_server returned on each host; one without a result was not asked."""
-    watched = {host for host in hosts if host_variables.watched(hostvars[host])}
-    return status.rows({host: hostvars[host].get("vllm_server_result") for host in hosts}, watched)
+def vllm_status_rows(
+    hostvars: Mapping[str, Any], hosts: Sequence[str], fleet: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Return the table's rows from what vllm_server returned on each host; one without a result was not asked.
+
+    ``fleet`` are all hosts that serve: what none of them describes has a row, too.
+    """
+    own = {host: hostvars[host] for host in hosts}
+    watched = {host for host in hosts if host_variables.watched(own[host])}
+    results = {host: own[host].get("vllm_server_result") for host in hosts}
+    nodes = {host: str(node) for host in hosts if (node := own[host].get("vllm_node"))}
+    others = {
+        host: servers
+        for host, found in results.items()
+        if isinstance(found, Mapping)
+        and (servers := host_variables.servers_seen(found))
+        and set(servers) - {host_variables.container_name(own[host])}
+    }
+    return status.rows(results, watched, nodes, host_variables.undescribed(hostvars, fleet or hosts, others))
 
 
 def vllm_fleet_logs(found: Mapping[str, Mapping[str, Any] | None], level: str, since: str) -> str:

@@ -57,6 +57,10 @@ _RESTART = {"name": "state", "current": "running", "desired": "restarted"}
 _FAILURE = ("class", "cause", "evidence", "remedy", "exit_code", "host")
 
 
+#: What of a run is said of its nodes one by one.
+_OF_HOSTS = ("failed", "unreachable", "benchmarks", "machines")
+
+
 def module_of(action: str) -> str:
     """Give a module's short name."""
     return action.rpartition(".")[2]
@@ -69,6 +73,7 @@ def picked(action: str, result: Mapping[str, Any], *, failed: bool) -> dict[str,
         noted = {
             "mark": (facts.get("rollout_outcome") or {}).get("state"),
             "repair": (facts.get("vllm_server_repair") or {}).get("because"),
+            "undescribed": _names_of((facts.get("rollout_plan") or {}).get("undescribed") or {}),
         }
         return {name: value for name, value in noted.items() if value}
     names = _PICKED.get(module_of(action), ())
@@ -80,26 +85,35 @@ def picked(action: str, result: Mapping[str, Any], *, failed: bool) -> dict[str,
     return kept
 
 
+def _names_of(undescribed: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    return {node: sorted(found["servers"]) for node, found in undescribed.items()}
+
+
 def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Make the report.
 
     ``run``: id, playbook, began, elapsed, check_mode, and whatever else describes the run; ``failed`` and
-    ``unreachable`` list the hosts that ended so, ``benchmarks`` maps hosts to figures.
+    ``unreachable`` list the hosts that ended so, ``benchmarks`` maps hosts to figures, ``machines`` those that share a
+    node to its name.
     """
     tasks = {e["task"]: e for e in events if e["type"] == "task"}
     roles = {role for e in events if e["type"] == "play" for role in e["roles"]}
     results = [e for e in events if e["type"] == "result" and not _foreign(e)]
     starts = {(e["task"], e["host"]): e["at"] for e in events if e["type"] == "start"}
+    on: Mapping[str, str] = run.get("machines") or {}
     nodes = replicas.merged(
         [
             _node(host, run, [r for r in results if r["host"] == host], tasks, starts)
-            for host in _hosts(events, results, tasks)
+            for host in sorted(
+                _hosts(events, results, tasks), key=lambda host: (natural(on.get(host, host)), natural(host))
+            )
         ]
     )
     report = {
         "format": FORMAT,
-        **{name: value for name, value in run.items() if name not in ("failed", "unreachable", "benchmarks")},
+        **{name: value for name, value in run.items() if name not in _OF_HOSTS},
         "nodes": nodes,
+        "undescribed": next((r["data"]["undescribed"] for r in results if r["data"].get("undescribed")), {}),
         "gateways": gateways.rows(run, results, tasks),
         # Hosts that are no nodes, such as gateways.
         "failed_elsewhere": sorted({*run.get("failed", ()), *run.get("unreachable", ())} - _names(nodes), key=natural),
@@ -184,6 +198,7 @@ def _node(
     down = _down(seen)
     return {
         "name": host,
+        "on": (run.get("machines") or {}).get(host),
         "outcome": "tried" if burn_in and outcome == "untouched" else outcome,
         **_server(seen, check_mode=bool(run.get("check_mode"))),
         **_answered(seen),

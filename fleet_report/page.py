@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,6 +20,8 @@ TEMPLATE = Path(__file__).with_name("page.html.j2")
 WIDTH = 1000
 #: Beyond so many nodes the rows of the picture are thinner.
 MANY = 16
+#: Beyond so many servers those of a node that are well are folded into one line.
+FOLDED = 64
 #: Tasks named in the table of where the time went.
 TASKS = 12
 
@@ -50,6 +54,10 @@ def render(report: Mapping[str, Any]) -> str:
         bars={node["name"]: bars(node, _length(report)) for node in drawn},
         width=WIDTH,
         dense=len(drawn) > MANY,
+        grouped=grouped,
+        folds=folds,
+        told=told,
+        undescribed=summary.undescribed(report),
         measured=[node for node in nodes if node["benchmark"]],
         tried=[node for node in nodes if node["burn_in"]],
         compared=[node for node in nodes if node["started"] or node["answers"]],
@@ -61,6 +69,24 @@ def render(report: Mapping[str, Any]) -> str:
         longest=max((task["seconds"] for task in report["tasks"]), default=0) or 1,
         change=change,
     )
+
+
+def grouped(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str | None, list[Mapping[str, Any]]]]:
+    """Return servers by the node that they share, in their order; what shares none is together, without a name."""
+    return [(on, list(members)) for on, members in groupby(nodes, key=lambda node: node.get("on"))]
+
+
+def folds(nodes: Sequence[Mapping[str, Any]], members: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the servers of a node are one line: there are many, and nothing is wrong with these."""
+    return len(nodes) > FOLDED and not any(node["outcome"] in summary.BAD for node in members)
+
+
+def told(members: Sequence[Mapping[str, Any]]) -> str:
+    """Say how the servers of a node ended, and how long one of them was away at most."""
+    outcomes = Counter(str(node["outcome"]) for node in members)
+    downtimes = [node["downtime"] for node in members if node["downtime"] is not None]
+    away = f", at most {words.duration(max(downtimes))} without a server" if downtimes else ""
+    return f"{words.count(len(members), 'server')}: {summary.told(outcomes)}{away}"
 
 
 def _length(report: Mapping[str, Any]) -> float:

@@ -90,8 +90,8 @@ def _failure(head: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> M
 
 
 def number(nodes: Sequence[Mapping[str, Any]]) -> str:
-    """Say how many there are: ``4 nodes``, or ``2 servers on 3 nodes`` where some are over several."""
-    if not any(node.get("members") for node in nodes):
+    """Say how many there are: ``4 nodes``, or ``2 servers on 3 nodes`` where some are over several, or share one."""
+    if not any(node.get("members") or node.get("on") for node in nodes):
         return count(len(nodes), "node")
-    machines = sum(len(node.get("members") or [node]) for node in nodes)
-    return f"{count(len(nodes), 'server')} on {count(machines, 'node')}"
+    machines = {str(one.get("on") or one["name"]) for node in nodes for one in node.get("members") or [node]}
+    return f"{count(len(nodes), 'server')} on {count(len(machines), 'node')}"

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from fleet_report import replicas, watchdogs
@@ -14,6 +15,8 @@ HEAD = ["NODE", "RELEASE", "MODEL", "IMAGE", "STATE", "HEALTH", "RUNNING", "WAIT
 #: Characters of a drift's text in the table.
 WIDTH = 90
 ODD = "its answer has not the form of vllm_server's; look at what that node runs"
+#: Beyond so many rows the servers of a node are one row, but for those that are not as described.
+MANY = 40
 
 
 #: What the table shows of a server between its node and its drift.
@@ -84,15 +87,27 @@ def _reason(msg: str) -> str:
 
 
 def rows(
-    results: Mapping[str, Mapping[str, Any] | None], watched: Collection[str] = frozenset()
+    results: Mapping[str, Mapping[str, Any] | None],
+    watched: Collection[str] = frozenset(),
+    nodes: Mapping[str, str] | None = None,
+    undescribed: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Describe all servers, node10 after node9; one over several nodes is one row. ``watched`` have a watchdog."""
-    hosts = sorted(results, key=natural)
+    """Describe all servers, node10 after node9; one over several nodes is one row. ``watched`` have a watchdog.
+
+    ``nodes`` are the nodes of hosts that share one, which is `on` of their rows; ``undescribed`` are the servers that
+    no host describes (host_variables.undescribed()), each a row after those of its node.
+    """
+    nodes = nodes or {}
+    hosts = sorted(results, key=lambda host: (natural(nodes.get(host, host)), natural(host)))
     described = [(host, _replica(results[host])) for host in hosts]
     out = []
     for replica, places in replicas.groups(described):
         members = [row(hosts[place], results[hosts[place]], watched=hosts[place] in watched) for place in places]
         out.append(members[0] if replica is None else _one(replica, members))
+        out[-1]["on"] = nodes.get(hosts[places[0]])
+    for node, left in (undescribed or {}).items():
+        place = max((at for at, one in enumerate(out) if node in (one["on"], one["node"])), default=len(out) - 1) + 1
+        out[place:place] = [_leftover(node, name, state, nodes) for name, state in sorted(left["servers"].items())]
     return out
 
 
@@ -103,6 +118,14 @@ def _replica(looked: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         return None
     hosts = found.get("hosts")
     return found if isinstance(hosts, (list, tuple)) and all(isinstance(host, str) for host in hosts) else None
+
+
+def _leftover(node: str, name: str, state: str, nodes: Mapping[str, str]) -> dict[str, Any]:
+    """Describe a server that no host of the inventory describes."""
+    out: dict[str, Any] = dict.fromkeys(COLUMNS)
+    on = node if node in nodes.values() else None
+    drift = "not described any more" if state == "running" else "not described any more, and does not run"
+    return {**out, "node": f"{node}: {name}", "state": state, "drift": drift, "on": on}
 
 
 def _one(replica: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -119,10 +142,53 @@ def _one(replica: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> di
 
 
 def lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Write the table."""
+    """Write the table; of many servers those of a node in one row, and by themselves what is not as described."""
     out = [HEAD]
-    for one in found:
+    for one in _few(found) if len(found) > MANY else found:
         cells = [one["node"], *(one[name] for name in COLUMNS)]
         drift = "" if one["state"] == "unreachable" and not one["drift"] else one["drift"] or "none"
         out.append([DASH if cell is None else str(cell) for cell in cells] + [drift])
     return table(out)
+
+
+def _few(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Put the servers of each node that are as described into one row."""
+    out: list[Mapping[str, Any]] = []
+    good: dict[str, list[Mapping[str, Any]]] = {}
+    for one in found:
+        node = one.get("on")
+        if not node or one["drift"]:
+            out.append(one)
+        elif node in good:
+            good[node].append(one)
+        else:
+            out.append({"all_of": node})
+            good[node] = [one]
+    return [_all_of(one["all_of"], good[one["all_of"]]) if "all_of" in one else one for one in out]
+
+
+def _all_of(node: str, servers: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Write the servers of a node in one row: how many of each kind, and requests of all."""
+    if len(servers) == 1:
+        return servers[0]
+    models = Counter(str(one["model"] or DASH).rpartition("/")[2] for one in servers)
+    together = {name: ", ".join(_counted(one[name] for one in servers)) for name in ("state", "health", "watchdog")}
+    requests = {
+        name: sum(one[name] for one in servers if isinstance(one[name], int)) for name in ("running", "waiting")
+    }
+    images = list(dict.fromkeys(str(one["image"] or DASH) for one in servers))
+    return {
+        "node": f"{node} ({len(servers)})",
+        "release": None,
+        "model": ", ".join(f"{count} {name}" if count > 1 else name for name, count in models.items()),
+        "image": images[0] if len(images) == 1 else f"{len(images)} images",
+        "drift": "",
+        **together,
+        **requests,
+    }
+
+
+def _counted(words: Iterable[Any]) -> list[str]:
+    """Count words, where there is more than one kind of them."""
+    counts = Counter(DASH if word is None else str(word) for word in words)
+    return [f"{count} {word}" if len(counts) > 1 else word for word, count in counts.items()]

@@ -49,11 +49,11 @@ def lines(report: Mapping[str, Any], page: str | None = None) -> list[str]:
     if elsewhere and page is None and not told_failures and any(node["started"] for node in nodes):
         return [f"{number(nodes)}, none replaced: {', '.join(elsewhere)} failed (see above)."]
     if report["check_mode"]:
-        return [*_checked(nodes), *_gateways(report)]
+        return [*_checked(nodes), *_gateways(report), *_undescribed(report)]
     if page is None and not told_failures:
-        return [*_calm(nodes), *_gateways(report)]
+        return [*_calm(nodes), *_gateways(report), *_undescribed(report)]
     head = f"{number(nodes)} in {duration(report['elapsed'])}: {told(report['outcome'])}"
-    out = [head, *_table(nodes), *_gateways(report), *_benchmarks(nodes), *told_failures]
+    out = [head, *_table(nodes), *_gateways(report), *_undescribed(report), *_benchmarks(nodes), *told_failures]
     return [*out, f"Report: {page}"] if page else out
 
 
@@ -67,6 +67,17 @@ def _gateways(report: Mapping[str, Any]) -> list[str]:
         f"{clip(', '.join(names), 60)}: {outcome}{f' ({what})' if what else ''}"
         for (outcome, what), names in groups.items()
     ]
+
+
+def undescribed(report: Mapping[str, Any]) -> list[str]:
+    """Name the servers that no host of the inventory describes, with their nodes."""
+    found = report.get("undescribed") or {}
+    return [f"{', '.join(servers)} on {node}" for node, servers in found.items()]
+
+
+def _undescribed(report: Mapping[str, Any]) -> list[str]:
+    found = undescribed(report)
+    return [f"Not described any more: {clip('; '.join(found), 200)}"] if found else []
 
 
 def _calm(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -118,6 +129,7 @@ def _table(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     if left:  # what failed is not what may be left out
         shown = sorted(shown, key=lambda node: node["outcome"] not in BAD)
         shown, left = shown[:_ROWS], shown[_ROWS:]
+    of = "server" if any(node.get("on") for node in nodes) else "node"
     rows = [["NODE", "OUTCOME", "RELEASE", "DOWN", "READY AFTER", "FIRST TOKEN", "TOKENS/S"]]
     for node in shown:
         before = node["previous"] or {}
@@ -132,7 +144,7 @@ def _table(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
                 _beside(node["tokens_per_second"], before.get("tokens_per_second"), rate),
             ]
         )
-    return [*table(rows), *([f"and {count(len(left), 'more node')}, in the report"] if left else [])]
+    return [*table(rows), *([f"and {count(len(left), 'more ' + of)}, in the report"] if left else [])]
 
 
 def _benchmarks(nodes: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -40,7 +40,10 @@ _FILES = {
 }
 #: Other task files of the role rollout.
 _OWN = frozenset(
-    ("main", "plan", "probe_gateways", "readmit_leftovers", "recover", "replace", "restore_or_confirm", "verdict")
+    (
+        *("main", "plan", "probe_gateways", "readmit_leftovers", "recover", "remove", "replace", "restore_or_confirm"),
+        "verdict",
+    )
 )
 #: What a server's state in the rollout makes of tasks that its user has written (rollout_drain_tasks, ..._admit_tasks),
 #: and of those that drain and admit have in common.

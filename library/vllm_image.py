@@ -68,6 +68,12 @@ options:
         record cannot be read, no image is pruned.
     type: path
     default: /var/lib/vllm-fleet
+  keep:
+    description:
+      - With V(pruned), names of images that are needed, too, such as those of other servers of the node.
+    type: list
+    elements: str
+    default: []
   state:
     description:
       - V(found) returns whether the image is there and corrects its tags; it is no error when it is missing.
@@ -252,7 +258,8 @@ def _prune(module: AnsibleModule, api: DockerApi, wanted: Wanted, archived: list
             "image its release needs; repair or remove that record"
         )
         return {"changed": False, "pruned": [], "image_id": str(image["Id"])}
-    held = api.images_in_use() | recorded
+    needed = (api.image(ref) for ref in module.params["keep"])
+    held = api.images_in_use() | recorded | {str(one["Id"]) for one in needed if one}
     rows = api.images()
     ours = {str(row["Id"]): row for row in rows if belongs(row, wanted.name)}
     tagged = {ident: str(((api.image(ident) or {}).get("Metadata") or {}).get("LastTagTime", "")) for ident in ours}

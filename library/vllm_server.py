@@ -455,6 +455,11 @@ serving:
     detail: {type: str, description: Why it is not ready.}
     running: {type: int, description: Requests that are being computed.}
     waiting: {type: int, description: Requests that wait for a place.}
+servers:
+  description: Containers of all servers that this module has made on the node, by name, and Docker's state of each.
+  type: dict
+  returned: in check mode
+  sample: {vllm-chat: running, vllm-coder: exited}
 watchdog:
   description: What the server's watchdog thinks of it.
   type: dict

@@ -92,8 +92,17 @@ def vllm_image_probe(variables: Variables) -> Options:
     if (source == "archive" and first) or (of_checkout and not variables["vllm_image_build_revision"]):
         return {}
     host, hosts = variables.raw("inventory_hostname"), variables.raw("ansible_play_hosts_all")
-    asks = first and source == "pull" and host == hosts[0]
+    asks = first and source == "pull" and (host == hosts[0] or _first_of_entry(variables, host, hosts))
     return {"module": "vllm_image", "args": {**vllm_image(variables), "state": "found", "resolve": asks}}
+
+
+def _first_of_entry(variables: Variables, host: str, hosts: list[str]) -> bool:
+    """Return whether a host is the first of an entry of vllm_servers, which may have an image of its own."""
+    names = variables.raw("group_names") if "vllm_node" in variables else []
+    groups = variables.raw("groups")
+    return any(
+        name.startswith("entry_") and host == next((one for one in groups[name] if one in hosts), "") for name in names
+    )
 
 
 # -- hf_cache

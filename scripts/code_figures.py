@@ -35,7 +35,15 @@ MANY_FILTERS = 3
 PRONOUNS = re.compile(r"\b(it|its|them|they)\b", re.IGNORECASE)
 PRIVATE = re.compile(r"(?<![A-Za-z0-9_])__[a-z][a-z0-9_]*?[a-z0-9](?![A-Za-z0-9_])")
 SKIPPED = {"__pycache__", "reports", "results", "node_modules"}
-PLUGINS = ("action_plugins", "callback_plugins", "filter_plugins", "lookup_plugins", "library", "fleet_report")
+PLUGINS = (
+    "action_plugins",
+    "callback_plugins",
+    "filter_plugins",
+    "inventory_plugins",
+    "lookup_plugins",
+    "library",
+    "fleet_report",
+)
 # A task's keys that hold an expression without braces.
 BARE = {"when", "until", "failed_when", "changed_when", "that"}
 PACKAGE = "module_utils/vllm_fleet"

@@ -115,8 +115,10 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
             "vllm_server_accelerator": "cpu",
             "vllm_server_name": f"preflight-{os.getpid()}-b",
             "vllm_server_port": 2,
+            "vllm_node": "here",
         },
         "unset": {
+            "vllm_node": "here",
             "vllm_server_accelerator": "cpu",
             "vllm_server_model": "",
             "vllm_server_bind": "0.0.0.0",
@@ -126,6 +128,7 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
         },
         # Without a key, on loopback; a gateway would open it.
         "open": {
+            "vllm_node": "here",
             "vllm_server_accelerator": "cpu",
             "vllm_server_api_key": "",
             "vllm_server_name": f"preflight-{os.getpid()}-c",
@@ -154,7 +157,7 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
     assert done.returncode == 1, said
     assert done.stdout.count("WHAT TO DO") == 1
     assert re.search(r"^good +ok +GPU count ", done.stdout, re.MULTILINE)
-    assert "8 nodes: 5 refused, 1 not seen, 2 fine" in done.stdout
+    assert "8 servers on 6 nodes: 5 refused, 1 not seen, 2 fine" in done.stdout
     for sentence in (
         "bad1: replica pair: expected one model on all its hosts, found bad1: acme/tiny; bad2: acme/other; give these",
         "Also rollout_waves: expected waves that add up, found [100%, 1], where nothing is left after 100%; put 100% last",
@@ -193,7 +196,9 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
     assert "rack" in {one["what"] for one in found["gone"]}, "what others found is kept of a node that is out of reach"
 
 
-def test_two_hosts_that_are_one_machine_are_refused_unless_each_has_its_own_container_and_port(tmp_path: Path) -> None:
+def test_hosts_of_one_machine_are_refused_unless_they_say_so_and_each_has_its_own_container_and_port(
+    tmp_path: Path,
+) -> None:
     """They would replace each other's server for ever, and every run would end well."""
     name = COMMON["vllm_server_name"]
     hosts = {
@@ -202,11 +207,11 @@ def test_two_hosts_that_are_one_machine_are_refused_unless_each_has_its_own_cont
         "node3": {"vllm_server_name": f"{name}-c", "vllm_server_bind": "localhost"},
         "node4": {"vllm_server_name": f"{name}-d", "vllm_server_port": 4},
     }
-    variables = {**COMMON, "ansible_connection": "local", "vllm_server_accelerator": "cpu"}
+    variables = {**COMMON, "ansible_connection": "local", "vllm_server_accelerator": "cpu", "vllm_node": "here"}
     done = preflight({"hosts": hosts, "vars": variables}, tmp_path)
     said = done.stdout + done.stderr
     assert done.returncode == 1, said
-    assert "4 nodes: 3 refused, 1 fine" in done.stdout
+    assert "4 servers on 1 node: 3 refused, 1 fine" in done.stdout
     own = "one machine: expected a container and a port of its own for each host, found"
     for node in ("node1", "node2"):
         assert (
@@ -217,6 +222,10 @@ def test_two_hosts_that_are_one_machine_are_refused_unless_each_has_its_own_cont
     assert f"node3: {own} node1 and node3 are the same machine, with one vllm_server_port (1); give each" in said
     # Judged are those that this run is for.
     assert preflight({"hosts": hosts, "vars": variables}, tmp_path, "--limit", "node1,node4").returncode == 0
+    # Hosts of one machine say that they are.
+    done = preflight({"hosts": hosts, "vars": {**variables, "vllm_node": ""}}, tmp_path, "--limit", "node1,node4")
+    assert done.returncode == 1
+    assert "one vllm_node for all servers of a machine, found node1 and node4 are the same machine; give" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -245,7 +254,7 @@ def test_a_misspelt_variable_is_refused_wherever_it_was_set(tmp_path: Path) -> N
         "a": {"hf_cache_pth": "/x"},
         "b": {"vllm_server_name": COMMON["vllm_server_name"] + "-b", "vllm_server_port": 2},
     }
-    variables = {**COMMON, **fine, "ansible_connection": "local", "vllm_server_accelerator": "cpu"}
+    variables = {**COMMON, **fine, "ansible_connection": "local", "vllm_server_accelerator": "cpu", "vllm_node": "here"}
     # What stands here is no gateway's: its role does not see it.
     variables |= {
         "vllm_server_modell": "acme/tiny",

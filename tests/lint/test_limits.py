@@ -11,7 +11,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (
-    *("action_plugins", "callback_plugins", "filter_plugins", "fleet_report", "library", "module_utils"),
+    *(
+        "action_plugins",
+        "callback_plugins",
+        "filter_plugins",
+        "inventory_plugins",
+        "fleet_report",
+        "library",
+        "module_utils",
+    ),
     *("plugin_utils", "roles", "scripts"),
 )
 #: Calls that wait and take a limit by this name, by the last two words of what is called.

@@ -511,3 +511,27 @@ def test_a_failure_of_one_node_is_its_replicas_and_told_once():
     assert sum("kv_cache_too_small" in line for line in lines) == 1
     assert "pair (node1+node2): kv_cache_too_small: node2: No room" in "\n".join(lines)
     assert "node2:/var/lib/vllm-fleet/vllm/logs/x.log" in page.render(report)
+
+
+def test_servers_of_one_node_are_counted_and_drawn_together():
+    run = Run(6)
+    machines = {name: f"host{number // 3}" for number, name in enumerate(run.names)}
+    made = report_of(run.deploy(), machines=machines)
+    made["undescribed"] = {"host1": ["vllm-a", "vllm-b"]}
+    lines = terminal.lines(made, "page")
+    assert lines[0].startswith("6 servers on 2 nodes in ")
+    assert "Not described any more: vllm-a, vllm-b on host1" in lines
+    shown = page.render(made)
+    assert shown.count('<details class="host" open>') == 2, "few are all shown"
+    assert shown.count('<tr class="host">') == 2
+    assert "3 servers: 3 replaced, at most" in shown
+    assert "Not described any more" in shown
+    assert 'class="host"' not in page.render(report_of(run))
+
+
+def test_many_servers_are_folded_by_node_but_for_those_that_failed():
+    run = Run(72, failing=("node3",))
+    machines = {name: f"host{number // 8 + 1}" for number, name in enumerate(run.names)}
+    made = report_of(run.deploy(), machines=machines)
+    assert page.render(made).count('<details class="host" open>') == 1
+    assert len(page.grouped(made["nodes"])) == 9

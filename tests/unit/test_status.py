@@ -180,3 +180,37 @@ def test_events_that_are_none_are_passed_over():
     odd = [1, None, {}, {**good, "why": [1]}, {**good, "seconds": "x"}, {**good, "seconds": float("inf")}, good]
     lines = watchdogs.lines({"node1": {"events": odd}}, "1h")
     assert len(lines) == 2
+
+
+def servers_of(nodes, kinds=("chat-1", "chat-2", "coder")):
+    """Results and nodes of as many nodes, each with these servers."""
+    hosts = {f"node{n}-{kind}": f"node{n}" for n in range(1, nodes + 1) for kind in kinds}
+    return dict.fromkeys(hosts, GOOD), hosts
+
+
+def test_servers_of_one_node_stand_together_with_what_nobody_describes():
+    results, nodes = servers_of(2)
+    results["alone"], nodes["b"] = GOOD, "node1"
+    results["b"] = GOOD
+    left = {"node1": {"by": "b", "servers": {"vllm-old": "running", "vllm-x": "exited"}}}
+    found = status.rows(results, set(), nodes, left)
+    first = ["alone", "b", "node1-chat-1", "node1-chat-2", "node1-coder", "node1: vllm-old", "node1: vllm-x"]
+    assert [one["node"] for one in found] == [*first, "node2-chat-1", "node2-chat-2", "node2-coder"]
+    assert [one["drift"] for one in found][5:7] == [
+        "not described any more",
+        "not described any more, and does not run",
+    ]
+
+
+def test_of_many_servers_those_of_a_node_are_one_line_but_for_what_is_not_as_described():
+    results, nodes = servers_of(64, ("a", "b", "c", "d", "e", "f", "g", "h"))
+    results["node2-c"] = {**GOOD, "differences": [{"name": "image"}]}
+    results["node3-a"] = {**GOOD, "serving": {"health": "ready", "running": 5, "waiting": 2}, "spec": {"model": "x/y"}}
+    lines = status.lines(status.rows(results, set(), nodes, {"node1": {"servers": {"old": "running"}}}))
+    assert len(lines) == 1 + 64 + 2
+    cells = [re.split(r"  +", line) for line in lines]
+    assert cells[1] == ["node1 (8)", "\u2013", "8 tiny", "vllm:1", "running", "ready", "24", "0", "\u2013", "none"]
+    assert cells[2][0] == "node1: old"
+    assert [cells[3][0], cells[4][0], cells[4][-1]] == ["node2 (7)", "node2-c", "image"]
+    assert cells[5][2:4] == ["y, 7 tiny", "2 images"]
+    assert cells[5][6:8] == ["26", "2"]

@@ -165,6 +165,17 @@ class Engine:
         found = (self._inspect("container", str(row["Id"])) for row in rows)
         return [one for one in found if one]
 
+    def servers(self) -> dict[str, str]:
+        """Return the servers that this project has made here: Docker's word for each by the name of its container.
+
+        A container that waits as another one's previous or next is none of its own.
+        """
+        api = self._api
+        with _errors("list containers"):
+            found = api.containers(all=True, filters={"label": f"{LABEL_MANAGED}=true"})
+        names = {str(one["Names"][0]).lstrip("/"): one for one in found if one.get("Names")}
+        return {name: str(one.get("State")) for name, one in names.items() if one["Labels"].get(LABEL_SERVER) == name}
+
     def network_exists(self, name: str) -> bool:
         """Return whether a network of that name is there."""
         api = self._api

@@ -46,6 +46,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "content": {"type": "str", "default": ""},
     "allow_latest": {"type": "bool", "default": False},
     "state_dir": {"type": "path", "default": "/var/lib/vllm-fleet"},
+    "keep": {"type": "list", "elements": "str", "default": []},
     "state": {
         "type": "str",
         "choices": ["found", "present", "resolved", "read", "pruned", "validated"],

@@ -12,6 +12,7 @@ from ..common.secrets import unsendable
 from ..vllm import cli
 from ..vllm.host_variables import (
     LOOPBACK,
+    READ_SERVERS,
     WILDCARDS,
     agent_port,
     container_spec,
@@ -19,6 +20,7 @@ from ..vllm.host_variables import (
     replica_head,
     served_names,
     truth,
+    unread_servers,
 )
 from . import fronts as listeners
 from . import generations, room
@@ -157,6 +159,8 @@ def pools_behind(
                     f"and {served_names(hostvars[head])[0]}: give them the same model, or another vllm_server_replica."
                 )
             continue
+        if unread_servers(variables):
+            problems.append(f"{host} has vllm_servers and is one server: {READ_SERVERS}.")
         if not re.fullmatch(NAME, host):
             problems.append(f"HAProxy cannot call a server {host!r}: rename it with letters, digits and _.:- alone.")
         pool = pools.setdefault(

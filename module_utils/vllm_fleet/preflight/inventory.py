@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the inventory alone: variables for which no node has to be probed, and hosts that are one machine. Pure.
+"""Checks of the inventory alone: variables for which no node has to be probed. Pure.
 
 Values in, findings out. Runs on the controller. ``values`` maps a variable's name to its value; one that cannot be had
 (a vault variable that is not defined, say) is an :class:`Unset` with the reason. A variable that is not there is not
@@ -15,7 +15,7 @@ from typing import Any
 
 from ..common.finding import Finding
 from ..common.secrets import kind, unsendable
-from ..container.spec import LOOPBACK, overlap
+from ..container.spec import LOOPBACK
 from ..vllm import host_variables
 from ..vllm.cli import flag_name
 
@@ -51,7 +51,6 @@ __all__ = [
     "VARIABLES",
     "Unset",
     "judge",
-    "machines",
     "published",
     "replica",
     "wave",
@@ -124,49 +123,6 @@ def replica(name: str, hosts: Mapping[str, Mapping[str, Any]]) -> Finding:
             remedy = f"give these hosts the same {variable}, or another vllm_server_replica"
             return Finding("refused", what, wanted, got, remedy)
     return Finding("ok", what, wanted, next((_text(one.get(OF_A_REPLICA[0])) for one in hosts.values()), ""))
-
-
-def machines(places: Mapping[str, Mapping[str, Any]]) -> dict[str, Finding]:
-    """Judge hosts against each other: those that are one machine replace each other's container, or want one port.
-
-    ``places`` has of each host ``machine`` (empty where it is not known), ``name`` of its container, ``bind``, ``port``
-    (0 without one) and ``replica``, the name of the server over several nodes that it belongs to. Gives a refusal for
-    each host that is in another's way.
-    """
-    by_machine: dict[str, list[str]] = {}
-    for host, place in places.items():
-        by_machine.setdefault(str(place["machine"]), []).append(host)
-    by_machine.pop("", None)
-    found = {}
-    what, wanted = "one machine", "a container and a port of its own for each host"
-    for together in by_machine.values():
-        for host in together:
-            mine = places[host]
-            same = [one for one in together if places[one]["name"] == mine["name"]]
-            if len(same) > 1:
-                got = f"{_names(same)} are the same machine, with one vllm_server_name ({mine['name']})"
-                remedy = (
-                    "take all but one of them out of the inventory, or give each a vllm_server_name and a "
-                    "vllm_server_port of its own"
-                )
-                found[host] = Finding("refused", what, wanted, got, remedy)
-                continue
-            same = [one for one in together if one == host or _one_port(mine, places[one])]
-            if len(same) > 1:
-                got = f"{_names(same)} are the same machine, with one vllm_server_port ({mine['port']})"
-                found[host] = Finding("refused", what, wanted, got, "give each a vllm_server_port of its own")
-    return found
-
-
-def _one_port(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Tell whether two servers of a machine would listen on one port; of one replica the head alone has a port."""
-    if one["replica"] and one["replica"] == other["replica"]:
-        return False
-    return bool(one["port"]) and one["port"] == other["port"] and overlap(str(one["bind"]), str(other["bind"]))
-
-
-def _names(hosts: Sequence[str]) -> str:
-    return f"{', '.join(hosts[:-1])} and {hosts[-1]}"
 
 
 def wave(given: Any) -> tuple[int, int]:

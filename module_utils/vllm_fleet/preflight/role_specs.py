@@ -24,11 +24,14 @@ ROLES = (
 #: All roles of this project. Beside them may lie somebody else's.
 OWN = (*ROLES, "apt_keyring", "benchmark", "burnin", "gateway", "repair", "restart", "rollback", "status", "teardown")
 
-#: Right names that stand in no specification: two that several roles read, and what roles note down for later tasks.
+#: Right names that stand in no specification: those that several roles or the inventory plugin read, and what roles
+#: note down for later tasks.
 ALSO_KNOWN = frozenset(
     {
         "hf_token",
         "vllm_fleet_sysfs_root",
+        "vllm_node",
+        "vllm_servers",
         "deploy_done",
         "fleet_lock_held",
         "deploy_stage",

@@ -92,6 +92,14 @@ def reboots(planned: Mapping[str, str], waiting: Mapping[str, str]) -> str:
     return "".join(said)
 
 
+def undescribed(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return which servers are on nodes and in no inventory, by node."""
+    listed = [f"{node} ({', '.join(one['servers'])})" for node, one in found.items()]
+    if not listed:
+        return ""
+    return f" Not described any more, and left alone unless rollout_remove_undescribed is true: {names(listed)}."
+
+
 def _by_value(reasons: Mapping[str, str]) -> list[tuple[str, list[str]]]:
     grouped: dict[str, list[str]] = {}
     for host, why in reasons.items():
@@ -134,6 +142,14 @@ def wrong(replicas: Iterable[str], max_failures: int) -> str:
 def half_a_replica(hosts: Iterable[str], inside: Iterable[str]) -> str:
     """Refuse a limit that cuts a replica."""
     return f"{names(hosts)} are one replica, and this run is limited to {names(inside)}: name all of them with --limit."
+
+
+def half_a_node(node: str, outside: Iterable[str]) -> str:
+    """Refuse a boot or a repair of a node some of whose servers are not in the run."""
+    return (
+        f"{node} has to be rebooted or repaired, which stops all of its servers, and {names(outside)} of it are not in "
+        f"this run: name the node with --limit {node}."
+    )
 
 
 def gateway_outside(gateways: Sequence[str], what: str, replicas: Sequence[Replica]) -> str:
@@ -194,6 +210,15 @@ def stuck(pool: str, keep: int, serving: Sequence[str], members: int) -> str:
         f"rollout_min_available is {keep}, but {len(serving)} of {members} replicas of {pool} serve "
         f"({names(serving)}), so none of them can be replaced: add replicas, bring back those that are down, or allow "
         f"the gap with -e rollout_min_available={max(0, len(serving) - 1)}. Nothing was replaced."
+    )
+
+
+def node_stuck(node: str, pool: str, keep: int, going: int, serving: int) -> str:
+    """Refuse a boot or a repair of a node that would leave too few of a pool."""
+    return (
+        f"{node} has to be rebooted or repaired, which stops {going} of the {serving} replicas of {pool} that serve, "
+        f"and rollout_min_available is {keep}: add replicas on other nodes, bring back those that are down, or allow "
+        f"the gap with -e rollout_min_available={max(0, serving - going)}. Nothing was replaced."
     )
 
 

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..common.probes import probed
-from ..vllm.host_variables import replica_name
+from ..gateway import vip
+from ..vllm.host_variables import replica_name, truth
 from .replicas import outcome
-from .steps import STEPS
+from .steps import FACTS, STEPS
 
 #: A pattern that matches no host, without Ansible's warning.
 NOBODY = ["all:!all"]
@@ -47,6 +48,34 @@ def _prepared(hostvars: Mapping[str, Any], step: str = "") -> Mapping[str, Any]:
 def step(hostvars: Mapping[str, Any], name: str) -> list[str]:
     """Return the hosts of a play of deploy.yml: `refused`, `lock`, or one of steps.STEPS."""
     return list(_prepared(hostvars, name).get(name) or NOBODY)
+
+
+def batches(hostvars: Mapping[str, Any], name: str) -> list[int]:
+    """Return the sizes of the batches of a play of deploy.yml; none where all of its hosts are in one."""
+    return list((_prepared(hostvars, name).get("batches") or {}).get(name) or [])
+
+
+def step_ends(hostvars: Mapping[str, Any], name: str, batch: Iterable[str]) -> bool:
+    """Return whether the hosts of ``batch`` are in the last batch of a step."""
+    steps = _fact(hostvars, "localhost", "deploy_steps") or {}
+    sizes = (steps.get("batches") or {}).get(name) or []
+    return len(sizes) < 2 or not set(batch).isdisjoint(steps[name][-sizes[-1] :])
+
+
+def takers(hostvars: Mapping[str, Any]) -> list[str]:
+    """Return the hosts for which another server of their node did a step."""
+    return [host for host in _prepared(hostvars).get("takes") or () if taken(hostvars, host)] or NOBODY
+
+
+def taken(hostvars: Mapping[str, Any], host: str) -> dict[str, Any]:
+    """Return what those noted that did a step for ``host``, as facts for it."""
+    takes = (_fact(hostvars, "localhost", "deploy_steps") or {}).get("takes") or {}
+    return {
+        name: value
+        for step_, actor in (takes.get(host) or {}).items()
+        for name in FACTS[step_]
+        if (value := _fact(hostvars, actor, name)) is not None
+    }
 
 
 def watchdogs(hostvars: Mapping[str, Any]) -> list[str]:
@@ -118,6 +147,21 @@ def _ready(hostvars: Mapping[str, Any], gateways: Iterable[str]) -> bool:
         _fact(hostvars, gateway, "gateway_takes_part") and not _fact(hostvars, gateway, "gateway_ready")
         for gateway in gateways
     )
+
+
+def removers(hostvars: Mapping[str, Any], gateways: Iterable[str]) -> list[str]:
+    """Return the hosts that remove what is not described any more on their nodes, where a user has asked for that.
+
+    None after a failure, nor where a gateway may still send requests there: one that was not in the run.
+    """
+    plan = _plan(hostvars)
+    found = plan.get("undescribed") or {}
+    if not found or plan.get("problems") or failed(hostvars) != NOBODY:
+        return NOBODY
+    if any(not _fact(hostvars, gateway, "gateway_ready") for gateway in vip.standing(hostvars, gateways)):
+        return NOBODY
+    hosts = [one["by"] for one in found.values() if not _fact(hostvars, one["by"], "rollout_drain_tasks")]
+    return [host for host in hosts if truth(_fact(hostvars, host, "rollout_remove_undescribed"))] or NOBODY
 
 
 def forgetful_gateways(hostvars: Mapping[str, Any], gateways: Iterable[str]) -> list[str]:

@@ -25,6 +25,11 @@ def not_drained(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
     return [host for host in hosts if outcome(hostvars[host]).get("state") != "drained"]
 
 
+def node_lacks(hostvars: Mapping[str, Any], hosts: Iterable[str], step: str) -> list[str]:
+    """Return those of a node's hosts that have not come so far: `ready` to be stopped, `stopped`, `booted`."""
+    return [host for host in hosts if not outcome(hostvars[host]).get(step)]
+
+
 def old_is_back(stage: str, result: Mapping[str, Any], restored: Mapping[str, Any]) -> bool:
     """Return whether the old server runs and has been seen ready: it was never stopped, or it was put back.
 

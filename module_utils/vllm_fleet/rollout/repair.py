@@ -40,12 +40,16 @@ def plan(
         ways = [probe.get("reset") if reset else "", host_variables.truth(hostvars[host].get("rocm_allow_reboot"))]
         sick = bool(probe.get("sick") or because)
         # A repair that was begun is brought to its end, whatever the limits are.
-        against = _against(int(probe.get("tries") or 0), tries, possible=any(ways)) if sick else ""
+        against = _against(_tries(hostvars, hosts, host) if sick else 0, tries, possible=any(ways)) if sick else ""
         if against:
             refused[host] = f"{' and '.join(why)}; {against}"
         elif why:
             reasons[host] = why
     groups = list(host_variables.replicas(hostvars, hosts).values())
+    for servers in host_variables.by_node(hostvars, hosts).values() if reasons or refused else ():
+        if len(servers) > 1:
+            groups.append(servers)
+            _together(servers, reasons, refused)
     for members in groups:
         bad = next((host for host in members if host in refused), "")
         for host in members if bad else ():
@@ -53,10 +57,28 @@ def plan(
                 refused[host] = f"its server is one with {bad}, which is not repaired"
     return {
         "reasons": reasons,
-        "hosts": [host for members in groups if set(members) & reasons.keys() for host in members],
+        "hosts": list(dict.fromkeys(host for members in groups if set(members) & reasons.keys() for host in members)),
         "refused": refused,
-        "says": _says(hosts, reasons, refused),
+        "says": _says(hostvars, hosts, reasons, refused),
     }
+
+
+def _together(servers: list[str], reasons: dict[str, list[str]], refused: dict[str, str]) -> None:
+    """Repair all servers of a node for the reasons of any of them, or none: GPUs of one node are reset together."""
+    why = list(dict.fromkeys(one for host in servers for one in reasons.get(host, ())))
+    against = next((refused[host] for host in servers if host in refused), "")
+    for host in servers:
+        if against:
+            reasons.pop(host, None)
+            refused[host] = against
+        elif why:
+            reasons[host] = why
+
+
+def _tries(hostvars: Mapping[str, Any], hosts: list[str], host: str) -> int:
+    """Return the repairs of a day that the servers of a host's node have noted, each its own."""
+    probes = [hostvars[one].get("repair_probe") or {} for one in host_variables.neighbours(hostvars, hosts, host)]
+    return sum(int(probe.get("tries") or 0) for probe in probes)
 
 
 def _against(done: int, tries: int, *, possible: bool) -> str:
@@ -69,7 +91,14 @@ def _against(done: int, tries: int, *, possible: bool) -> str:
     return "" if possible else "neither amd-smi nor rocm-smi may reset it, and rocm_allow_reboot is false"
 
 
-def _says(hosts: list[str], reasons: Mapping[str, list[str]], refused: Mapping[str, str]) -> str:
+def _says(
+    hostvars: Mapping[str, Any], hosts: list[str], reasons: Mapping[str, list[str]], refused: Mapping[str, str]
+) -> str:
+    def of_nodes(said: Mapping[str, Any]) -> dict[str, Any]:
+        return {host_variables.node_of(hostvars[host], host): one for host, one in said.items()}
+
+    reasons, refused = of_nodes(reasons), of_nodes(refused)
+    hosts = list(of_nodes(dict.fromkeys(hosts)))
     well = [host for host in hosts if host not in reasons and host not in refused]
     lines = [f"{host}: {' and '.join(why)}." for host, why in reasons.items()]
     lines += [f"{host} is not repaired: {why}." for host, why in refused.items()]

@@ -34,6 +34,8 @@ class Replica:
     sick: dict[str, str] = field(default_factory=dict)
     #: Why it is mended in its wave although it is as described: it gives no answer.
     repair: str = ""
+    #: Of a host alone: all servers of this project on its node, where one of them is not its own.
+    servers: dict[str, str] = field(default_factory=dict)
     #: Whether no request to it ever ends: it serves nobody, and nobody waits for its requests.
     silent: bool = False
 
@@ -174,6 +176,9 @@ def _add_host(
 ) -> None:
     """Add to a replica what the plan found on one of its hosts."""
     found = planned(hostvars[host])
+    servers = host_variables.servers_seen(found)
+    if any(name != host_variables.container_name(hostvars[host]) for name in servers):
+        replica.servers = servers
     confirmed = bool(found.get("confirmed"))
     running = (found.get("container") or {}).get("status") == "running"
     why, allowed = reboot_needed(hostvars[host])

@@ -2,6 +2,9 @@
 """Which nodes need which step before the waves, from what preflight's probe of each node found. Pure.
 
 A node whose probe is missing, ended early, failed, or was for something else needs the step: no answer is never "fine".
+
+Of the servers of one node (``vllm_node``) one does what belongs to the node: the first of them for the engine, the
+first for each image and for each snapshot. The others take over what it found.
 """
 
 from __future__ import annotations
@@ -11,10 +14,31 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..common.probes import nothing_to_do, probed
-from ..vllm.host_variables import replica_name, truth
+from ..vllm.host_variables import node_of, replica_name, truth
 
 #: The steps in their order, and the plays of deploy.yml that are named after them.
 STEPS = ("engine", "image", "weights")
+#: What the roles of each step note on a host, and later ones read.
+FACTS = {
+    "engine": ("docker_engine_become", "docker_engine_result", "rocm_reboot_required"),
+    "image": ("vllm_image_id", "vllm_image_ref", "vllm_image_result"),
+    "weights": ("hf_cache_folder", "hf_cache_commit", "hf_cache_result"),
+}
+#: The variables that say which image and which snapshot a host wants.
+_WANTED = {
+    "engine": (),
+    "image": tuple(
+        f"vllm_image_{name}"
+        for name in (
+            *("source", "name", "tag", "tags", "digest", "archive", "archive_location", "expected_id", "build_kind"),
+            *("build_version", "build_host", "build_context", "build_target", "build_args", "build_revision"),
+        )
+    ),
+    "weights": (
+        *("hf_cache_path", "hf_cache_repo_id", "hf_cache_revision", "hf_cache_source", "hf_cache_list_digest"),
+        *("vllm_server_model", "vllm_server_revision"),
+    ),
+}
 
 
 def plan(
@@ -24,7 +48,7 @@ def plan(
     refused: Iterable[str] = (),
     verify: bool = False,
     gateways: Iterable[str] = (),
-) -> dict[str, list[str]]:
+) -> dict[str, Any]:
     """Return the hosts that need each step, and under `answered` those whose server needs no visit at all.
 
     With them go `hosts`, all of the run, `refused`, those of them that end it, `watchdog`, those whose watchdog is not
@@ -32,6 +56,9 @@ def plan(
     nothing is to change. What ``gateways`` need is found later. Image and weights concern all hosts as soon as one
     lacks them: they go from node to node. A server counts as answered only where no node needs any step, and not where
     the user asks for a verification (``verify``).
+
+    Where nodes have several servers, `batches` are the sizes of the batches of a step that has more than one, and
+    `takes` says for a host that a step leaves out whose findings it takes over, {host: {step: host}}.
     """
     variables = {host: hostvars[host] for host in hosts}
     facts = {host: found.get("ansible_facts") or {} for host, found in variables.items()}
@@ -41,6 +68,7 @@ def plan(
         "weights": _all_or_none(variables, facts, "hf_snapshot", "commit"),
     }
     quiet = not verify and not any(steps.values())
+    once = {step: _once(variables, needing, _WANTED[step]) for step, needing in steps.items()}
     watchdog = [host for host in variables if not _right(facts[host], "vllm_watchdog")]
     answered = [host for host in variables if quiet and _answered(variables[host], facts[host])]
     changes = len(answered) < len(variables) or watchdog or list(gateways)
@@ -48,10 +76,48 @@ def plan(
         "hosts": list(variables),
         "refused": list(refused),
         "lock": list(variables) if changes else [],
-        **steps,
+        **{step: [host for batch in batches for host in batch] for step, (batches, _) in once.items()},
+        "batches": {step: [len(one) for one in batches] for step, (batches, _) in once.items() if len(batches) > 1},
+        "takes": _takes({step: takes for step, (_, takes) in once.items()}),
         "watchdog": watchdog,
         "answered": answered,
     }
+
+
+def _once(
+    variables: Mapping[str, Mapping[str, Any]], needing: list[str], names: Iterable[str]
+) -> tuple[list[list[str]], dict[str, str]]:
+    """Return the hosts that do a step for their nodes, in batches, and for each other host the one that does it.
+
+    Hosts want the same thing where they have the same values of the variables ``names``. All that want the same are in
+    one batch, because things go from node to node; a node is in a batch once, because two loads at once take longer
+    than one after the other, and want the same ports.
+    """
+    nodes = {host: node_of(found, host) for host, found in variables.items()} if needing else {}
+    if len(set(nodes.values())) == len(nodes):
+        return [needing] if needing else [], {}
+    wants = {host: json.dumps([variables[host].get(name) for name in names], default=str) for host in variables}
+    actors: dict[tuple[str, str], str] = {}
+    for host in needing:
+        actors.setdefault((nodes[host], wants[host]), host)
+    batches: list[list[str]] = []
+    for want in dict.fromkeys(wants[host] for host in actors.values()):
+        team = [host for host in actors.values() if wants[host] == want]
+        busy = {nodes[host] for host in team}
+        batch = next((one for one in batches if busy.isdisjoint(nodes[host] for host in one)), None)
+        if batch is None:
+            batches.append(batch := [])
+        batch += team
+    known = {host: actors.get((nodes[host], wants[host]), host) for host in variables}
+    return batches, {host: actor for host, actor in known.items() if actor != host}
+
+
+def _takes(by_step: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for step, takes in by_step.items():
+        for host, actor in takes.items():
+            found.setdefault(host, {})[step] = actor
+    return found
 
 
 def _right(facts: Mapping[str, Any], module: str) -> bool:

@@ -15,6 +15,7 @@ from ..gateway.servers import DRAIN
 from ..preflight import inventory
 from ..vllm import cli, host_variables
 from . import messages
+from .node_units import Unit, boots, left_out, take_part, units
 from .replicas import (
     Replica,
     gateway_states,
@@ -85,17 +86,21 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
     heads; ``play`` and ``wrong`` are the hosts of the run and those that failed their verification. ``repair`` are
     heads that are mended because they give no answer, ``admit`` heads that need nothing but to be admitted,
     ``leftovers`` those to visit for it, ``reboot`` the hosts that are rebooted in their wave, ``sick`` those
-    whose GPUs are repaired; ``problems`` are sentences, with any of them nothing is done. ``says`` is the plan in
-    words.
+    whose GPUs are repaired, ``boots`` what node_units.boots() says of them, ``undescribed`` the
+    servers that no host describes (host_variables.undescribed()); ``problems`` are sentences, with any of
+    them nothing is done. ``says`` is the plan in words.
     """
     found = collect(scene, check_mode=check_mode)
     problems = judge(scene, limits, found)
     change = found.change
+    together = units(scene.hostvars, change)
     waves: list[list[Replica]] = []
     if not problems:
-        waves, problems = fill(scene.hostvars, found.replicas, change, sizes(limits.waves, len(change)))
+        waves, problems = fill(scene.hostvars, found.replicas, together, sizes(limits.waves, len(change)))
     same = [one for one in found.replicas if not one.change and set(one.hosts) <= set(scene.alive)]
     admit = [one.head for one in same if DRAIN in gateway_states(scene.hostvars, scene.gateways, one.head)]
+    others = {one.head: one.servers for one in found.replicas if one.servers}
+    undescribed = host_variables.undescribed(scene.hostvars, scene.fleet, others)
     reboots = {host: why for replica in change for host, why in replica.reboots.items()}
     sick = {host: why for replica in change for host, why in replica.sick.items()}
     return {
@@ -110,16 +115,19 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
         "wrong": found.wrong,
         "reboot": list(reboots),
         "sick": list(sick),
+        "boots": boots(together, scene.fleet),
         "repair": [replica.head for replica in change if replica.repair],
         "silent": [replica.head for replica in change if replica.silent],
+        "undescribed": undescribed,
         "problems": problems,
         "says": messages.plan(
             waves, same, total=len([one for one in found.replicas if set(one.hosts) & set(scene.play)])
         )
         + messages.pending({host: what for replica in change for host, what in replica.pending.items()})
         + messages.repairs({replica.label: replica.repair for replica in change if replica.repair})
-        + messages.sick(sick)
-        + messages.reboots(reboots, _waiting(scene)),
+        + messages.sick(_of_nodes(scene.hostvars, sick))
+        + messages.reboots(_of_nodes(scene.hostvars, reboots), _of_nodes(scene.hostvars, _waiting(scene)))
+        + messages.undescribed(undescribed),
     }
 
 
@@ -131,7 +139,13 @@ def collect(scene: Scene, *, check_mode: bool) -> Found:
     for replica in replicas:
         if set(wrong).intersection(replica.hosts):
             replica.serves = replica.change = False
+    take_part(scene.hostvars, replicas)
     return Found(silent, wrong, replicas)
+
+
+def _of_nodes(hostvars: Mapping[str, Any], reasons: Mapping[str, str]) -> dict[str, str]:
+    """Return reasons by host as reasons by node."""
+    return {host_variables.node_of(hostvars[host], host): why for host, why in reasons.items()}
 
 
 def _waiting(scene: Scene) -> dict[str, str]:
@@ -154,6 +168,7 @@ def judge(scene: Scene, limits: Limits, found: Found) -> list[str]:
         inside = [host for host in replica.hosts if host in scene.play]
         if inside and len(inside) < len(replica.hosts):
             problems.append(messages.half_a_replica(replica.hosts, inside))
+    problems += left_out(scene.hostvars, found.replicas, scene.play)
     if problems:
         return problems
     changed = [host for replica in found.replicas if replica.change for host in replica.hosts]
@@ -238,40 +253,52 @@ def gateway_problems(
 
 
 def fill(
-    hostvars: Mapping[str, Any], replicas: list[Replica], change: list[Replica], wanted: list[int]
+    hostvars: Mapping[str, Any], replicas: list[Replica], change: list[Unit], wanted: list[int]
 ) -> tuple[list[list[Replica]], list[str]]:
-    """Return waves as large as wanted and as small as it takes to keep enough replicas, or none and a problem."""
+    """Return waves as large as wanted and as small as it takes to keep enough replicas, or none and a problem.
+
+    ``change`` are the replicas to replace, those that are replaced together as one.
+    """
     serving = Counter(replica.pool for replica in replicas if replica.serves)
-    pools = {replica.pool for replica in change}
+    pools = {replica.pool for unit in change for replica in unit}
     spare = {pool: serving[pool] - min_available(hostvars, replicas, pool) for pool in pools}
     waves: list[list[Replica]] = []
     left = list(change)
     while left:
-        wave = _wave(left, spare, wanted[min(len(waves), len(wanted) - 1)])
-        if not wave:
-            return [], [_stuck(hostvars, replicas, left[0].pool)]
-        waves.append(wave)
-        left = [replica for replica in left if replica not in wave]
-        for replica in wave:
+        taken = _wave(left, spare, wanted[min(len(waves), len(wanted) - 1)])
+        if not taken:
+            return [], [_stuck(hostvars, replicas, left[0], spare)]
+        waves.append([replica for unit in taken for replica in unit])
+        left = [unit for unit in left if unit not in taken]
+        for replica in waves[-1]:
             spare[replica.pool] += not replica.serves and not replica.kept_out
     return waves, []
 
 
-def _wave(left: list[Replica], spare: Mapping[str, int], size: int) -> list[Replica]:
-    """Return the next wave of at most ``size`` replicas; empty where no pool can spare one."""
-    wave: list[Replica] = []
+def _wave(left: list[Unit], spare: Mapping[str, int], size: int) -> list[Unit]:
+    """Return the next wave of at most ``size`` replicas, or of one unit; empty where no pool can spare one."""
+    wave: list[Unit] = []
+    count = 0
     taken: Counter[str] = Counter()
-    for replica in left:
-        if len(wave) == size:
+    for unit in left:
+        if count >= size:
             break
-        if replica.serves and taken[replica.pool] >= spare[replica.pool]:
+        going = Counter(replica.pool for replica in unit if replica.serves)
+        if (wave and count + len(unit) > size) or any(taken[pool] + going[pool] > spare[pool] for pool in going):
             continue
-        taken[replica.pool] += replica.serves
-        wave.append(replica)
+        taken += going
+        count += len(unit)
+        wave.append(unit)
     return wave
 
 
-def _stuck(hostvars: Mapping[str, Any], replicas: list[Replica], pool: str) -> str:
+def _stuck(hostvars: Mapping[str, Any], replicas: list[Replica], unit: Unit, spare: Mapping[str, int]) -> str:
+    going = Counter(replica.pool for replica in unit if replica.serves)
+    pool = next(pool for pool in going if going[pool] > spare[pool])
     members = [replica for replica in replicas if replica.pool == pool]
     serving = [replica.label for replica in members if replica.serves]
-    return messages.stuck(pool, min_available(hostvars, replicas, pool), serving, len(members))
+    keep = min_available(hostvars, replicas, pool)
+    if len(unit) > 1:
+        host = unit[0].head
+        return messages.node_stuck(host_variables.node_of(hostvars[host], host), pool, keep, going[pool], len(serving))
+    return messages.stuck(pool, keep, serving, len(members))

@@ -78,6 +78,7 @@ def of_run(
         up = current is not None and running(current)
         result["serving"] = standing(endpoint.of_container(current)) if current and up else None
         result["watchdog"] = watched.look(context.name)
+        result["servers"] = context.engine.servers()
     if state.failure:
         result["failure"] = state.failure.as_result()
     if failed:

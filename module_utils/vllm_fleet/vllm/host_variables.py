@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,10 +15,13 @@ from ..common.probes import probed
 from . import cli
 
 PORT = 8000  # default of the role vllm_server
+NAME = "vllm"  # likewise, of its container
 LOOPBACK = "127.0.0.1"  # likewise
 KEEP = 1  # default of rollout_min_available
 WATCHED = False  # default of the role vllm_watchdog
 AGENT_OFFSET = 10000  # likewise: from a server's port to its watchdog's
+MOST = 200  # servers of a node that are believed
+_CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 #: Addresses that stand for all of a node.
 WILDCARDS = ("0.0.0.0", "::", "*")  # noqa: S104 - names of what a server may listen on, nothing is bound here
 _TRUE = ("true", "yes", "on", "1", "y", "t")
@@ -105,6 +109,89 @@ def neighbours(hostvars: Mapping[str, Any], hosts: Iterable[str], host: str) -> 
         return [host]
     node = node_of(hostvars[host], host)
     return [other for other in hosts if other == host or node_of(hostvars[other], other) == node]
+
+
+def container_name(variables: Mapping[str, Any]) -> str:
+    """Return the name of a host's container."""
+    return str(variables.get("vllm_server_name") or NAME)
+
+
+def servers_seen(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return `servers` of a result of vllm_server; what is no name of a container with a state is a node's fancy."""
+    servers = found.get("servers")
+    named = servers.items() if isinstance(servers, Mapping) else ()
+    good = {name: str(state)[:20] for name, state in named if isinstance(name, str) and _CONTAINER.fullmatch(name)}
+    return good if len(good) <= MOST else {}
+
+
+def undescribed(
+    hostvars: Mapping[str, Any], fleet: Iterable[str], found: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, Any]]:
+    """Return the servers on nodes that no host of the ``fleet`` describes, by node.
+
+    ``found`` are `servers` of vllm_server's results by host, where one of them is not the host's own. Gives of each
+    node `by`, the first host that saw them, and `servers`, {container: state}.
+    """
+    if not found:
+        return {}
+    # A run that is limited to one of two hosts has not seen whether they are one machine: the same address counts.
+    places = {host: _places(hostvars[host], host) for host in {*fleet, *found}}
+    described = {(place, container_name(hostvars[host])) for host in fleet for place in places[host]}
+    out: dict[str, dict[str, Any]] = {}
+    for host, servers in found.items():
+        node, *_ = places[host]
+        left = {
+            name: state
+            for name, state in servers.items()
+            if described.isdisjoint((place, name) for place in places[host])
+        }
+        if left:
+            out.setdefault(node, {"by": host, "servers": {}})["servers"] |= left
+    return out
+
+
+def _places(variables: Mapping[str, Any], host: str) -> tuple[str, ...]:
+    local = variables.get("ansible_connection") == "local"
+    return (node_of(variables, host), f"at {'local' if local else variables.get('ansible_host') or host}")
+
+
+def unread_servers(variables: Mapping[str, Any]) -> bool:
+    """Return whether a host has ``vllm_servers`` that the inventory plugin of this name has not made hosts of."""
+    return variables.get("vllm_node") in (None, "") and bool(variables.get("vllm_servers"))
+
+
+#: What helps then, as the end of a sentence.
+READ_SERVERS = (
+    "put a file vllm_servers.yml with `plugin: vllm_servers` beside the inventory's hosts (its name comes after "
+    "theirs), or leave out vllm_servers (docs/servers-per-node.md)"
+)
+
+
+def sharing_weights(
+    hostvars: Mapping[str, Any], fleet: Iterable[str], play: Iterable[str], host: str
+) -> dict[str, Any]:
+    """Return which servers of a host's node have its model: `left` are not in ``play``, `first` is the first there."""
+    model, play = hostvars[host].get("vllm_server_model"), list(play)
+    same = [one for one in neighbours(hostvars, fleet, host) if hostvars[one].get("vllm_server_model") == model]
+    return {"left": [one for one in same if one not in play], "first": next((one for one in same if one in play), host)}
+
+
+def by_node(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> dict[str, list[str]]:
+    """Return the hosts of each machine in the order of ``hosts``, by node_of()."""
+    found: dict[str, list[str]] = {}
+    for host in hosts:
+        found.setdefault(node_of(hostvars[host], host), []).append(host)
+    return found
+
+
+def first_of_nodes(hostvars: Mapping[str, Any], hosts: Iterable[str], number: int) -> list[str]:
+    """Return the first host of each of the first ``number`` machines; no host after them is looked at."""
+    found: dict[str, str] = {}
+    for host in hosts:
+        if len(found) == number:
+            break
+        found.setdefault(node_of(hostvars[host], host), host)
+    return list(found.values())
 
 
 def replica_name(variables: Mapping[str, Any]) -> str:

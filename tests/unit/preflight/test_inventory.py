@@ -164,35 +164,6 @@ def test_a_server_with_a_key_says_what_is_open_without_it(bind, who):
     assert "k3y" not in str(found)
 
 
-def place(machine="m1", name="vllm", port=8000, bind="127.0.0.1", replica=""):
-    return {"machine": machine, "name": name, "port": port, "bind": bind, "replica": replica}
-
-
-@pytest.mark.parametrize(
-    ("places", "refused", "words"),
-    [
-        ([place("m1"), place("m2")], "", ""),
-        ([place(""), place("")], "", ""),  # not known is not the same
-        ([place(), place(port=8001)], "ab", "a and b are the same machine, with one vllm_server_name (vllm)"),
-        ([place(), place("m2"), place()], "ac", "a and c are the same machine, with one vllm_server_name (vllm)"),
-        ([place(), place(), place()], "abc", "a, b and c are the same machine, with one vllm_server_name"),
-        ([place(), place(name="b")], "ab", "a and b are the same machine, with one vllm_server_port (8000)"),
-        ([place(), place(name="b", bind="localhost")], "ab", "vllm_server_port (8000)"),
-        ([place(bind="10.0.0.1"), place(name="b", bind="0.0.0.0")], "ab", "vllm_server_port (8000)"),
-        ([place(), place(name="b", bind="10.0.0.1")], "", ""),
-        ([place(), place(name="b", port=8001)], "", ""),
-        ([place(port=0), place(name="b", port=0)], "", ""),
-        ([place(replica="r"), place(replica="r")], "ab", "with one vllm_server_name (vllm)"),
-        ([place(replica="r"), place(name="b", replica="r")], "", ""),  # of these the head alone has a port
-        ([place(replica="r"), place(name="b", replica="s")], "ab", "vllm_server_port (8000)"),
-    ],
-)
-def test_hosts_that_are_one_machine(places, refused, words):
-    found = inventory.machines(dict(zip("abc", places, strict=False)))
-    assert set(found) == set(refused)
-    assert all(one.level == "refused" and words in one.got for one in found.values())
-
-
 @pytest.mark.parametrize(
     ("values", "what"),
     [

@@ -97,3 +97,23 @@ def test_the_network_is_checked_between_the_nodes_of_replicas():
     assert play_hosts.in_replicas(hostvars, ["node1", "node2", "node3", "away"]) == ["node2", "node3"]
     assert play_hosts.in_replicas(hostvars, ["node1"]) == NOBODY
     assert play_hosts.in_replicas({}, ["node1"]) == NOBODY
+
+
+def test_a_step_of_several_batches_ends_with_the_last_one():
+    made = {**STEPS, "weights": ["a", "b", "c"], "batches": {"weights": [2, 1]}}
+    hosts = {"localhost": {"deploy_steps": made, "deploy_done": ["lock", "engine"]}}
+    assert play_hosts.batches(hosts, "weights") == [2, 1]
+    assert play_hosts.batches(hosts, "engine") == play_hosts.batches({}, "weights") == []
+    ends = [play_hosts.step_ends(hosts, "weights", batch) for batch in (["a", "b"], ["a"], ["c"])]
+    assert ends == [False, False, True]
+    assert play_hosts.step_ends(hosts, "engine", ["node2"])
+
+
+def test_what_one_server_of_a_node_found_is_taken_over_once_all_steps_are_done():
+    made = {**STEPS, "takes": {"b": {"engine": "a", "weights": "a"}, "c": {"image": "b"}}}
+    hosts = {"localhost": {"deploy_steps": made, "deploy_done": ["lock", "engine"]}, "b": {}}
+    hosts["a"] = {"rocm_reboot_required": [], "hf_cache_commit": "c1", "vllm_image_ref": "i"}
+    assert play_hosts.takers(hosts) == NOBODY
+    hosts["localhost"]["deploy_done"].append("weights")
+    assert play_hosts.takers(hosts) == ["b"]  # nothing was noted for c
+    assert play_hosts.taken(hosts, "b") == {"rocm_reboot_required": [], "hf_cache_commit": "c1"}

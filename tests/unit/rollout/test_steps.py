@@ -158,3 +158,51 @@ def test_what_a_tag_stands_for_has_to_be_known():
 
 def test_a_host_without_facts_needs_everything():
     assert plan({}) == {key: ["node1"] for key in (*steps.STEPS, "watchdog")}
+
+
+def servers(*rows):
+    """Hosts of nodes with several servers, from (node, name, model) or (node, name, model, image)."""
+    lacks = {"docker_engine": {"right": False}, "vllm_image": None, "hf_snapshot": None, "vllm_server": None}
+    return {
+        f"{node_}-{name}": node(
+            lacks, vllm_node=node_, vllm_server_model=model, vllm_image_tag=image[0] if image else "1"
+        )
+        for node_, name, model, *image in rows
+    }
+
+
+def test_of_several_servers_of_a_node_one_does_each_thing():
+    hostvars = servers(("n1", "a", "m"), ("n1", "b", "m"), ("n1", "c", "x"), ("n2", "a", "m"), ("n2", "c", "x"))
+    hostvars["n3"] = node({"docker_engine": {"right": False}}, vllm_server_model="x", vllm_image_tag="1")
+    found = steps.plan(hostvars, list(hostvars))
+    assert found["engine"] == ["n1-a", "n2-a", "n3"]
+    assert found["image"] == ["n1-a", "n2-a", "n3"]
+    # Those that want the same are together, and no node is twice in a batch.
+    assert found["weights"] == ["n1-a", "n2-a", "n1-c", "n2-c", "n3"]
+    assert found["batches"] == {"weights": [2, 3]}
+    assert found["takes"] == {
+        "n1-b": {"engine": "n1-a", "image": "n1-a", "weights": "n1-a"},
+        "n1-c": {"engine": "n1-a", "image": "n1-a"},
+        "n2-c": {"engine": "n2-a", "image": "n2-a"},
+    }
+
+
+def test_each_image_of_a_node_is_fetched_by_the_first_that_wants_it():
+    hostvars = servers(("n1", "a", "m", "1"), ("n1", "b", "m", "2"), ("n1", "c", "m", "2"))
+    found = steps.plan(hostvars, list(hostvars))
+    assert (found["image"], found["batches"]) == (["n1-a", "n1-b"], {"image": [1, 1]})
+    assert found["takes"]["n1-c"] == {"engine": "n1-a", "image": "n1-b", "weights": "n1-a"}
+
+
+def test_of_a_node_the_first_that_needs_the_step_does_it_and_all_others_take_it_over():
+    hostvars = servers(("n1", "a", "m"), ("n1", "b", "m"))
+    hostvars["n1-a"] = node(vllm_node="n1", vllm_server_model="m", vllm_image_tag="1")
+    found = steps.plan(hostvars, list(hostvars))
+    assert found["engine"] == ["n1-b"]
+    assert found["takes"]["n1-a"]["engine"] == "n1-b"
+
+
+def test_a_fleet_without_several_servers_has_one_batch_and_takes_nothing_over():
+    hostvars = {"n1": node({"vllm_image": None}), "n2": node()}
+    found = steps.plan(hostvars, list(hostvars))
+    assert (found["image"], found["batches"], found["takes"]) == (["n1", "n2"], {}, {})

@@ -53,3 +53,13 @@ def test_a_host_without_vllm_node_looks_at_no_other():
     only = {"node2": {}}  # any other would raise KeyError
     assert host_variables.neighbours(only, ["node1", "node2"], "node2") == ["node2"]
     assert host_variables.neighbours({"a": {"vllm_node": 7}, "b": {"vllm_node": "7"}}, ["b", "a"], "a") == ["b", "a"]
+
+
+@pytest.mark.parametrize("odd", [None, 1, "x", ["vllm"], {1: "running"}, {"../x": "running"}, {"x" * 200: "y"}])
+def test_what_is_no_server_of_a_node_is_not_believed(odd):
+    assert host_variables.servers_seen({"servers": odd}) == {}
+
+
+def test_servers_of_a_node_are_believed_up_to_a_number():
+    assert host_variables.servers_seen({"servers": {"vllm": "running"}}) == {"vllm": "running"}
+    assert host_variables.servers_seen({"servers": {f"v{n}": "running" for n in range(500)}}) == {}

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of preflight: what was found for all servers of a node stands there once."""
+
+from __future__ import annotations
+
+from action_plugins import preflight_report as report
+
+CLOCK = {"level": "warning", "what": "clock", "expected": "synchronised", "got": "no", "remedy": "ntp"}
+PORT = {**CLOCK, "what": "port"}
+
+
+def shown(by_host, nodes=None):
+    return [row[:3] for row in report.rows(by_host, everything=False, nodes=nodes)]
+
+
+def test_what_all_servers_of_a_node_have_in_common_is_the_nodes():
+    found = {"n1-a": [CLOCK, PORT], "n1-b": [CLOCK], "n2-a": [CLOCK], "n2-b": [], "n3": [CLOCK]}
+    nodes = {"n1-a": "n1", "n1-b": "n1", "n2-a": "n2", "n2-b": "n2"}
+    assert shown(found, nodes) == [
+        ("n1", "warning", "clock"),
+        ("n1-a", "warning", "port"),
+        ("n2-a", "warning", "clock"),
+        ("n3", "warning", "clock"),
+    ]
+    assert len(shown(found)) == 5
+
+
+def test_nodes_are_counted_and_their_servers():
+    assert report.summary(["refused", "ok"]) == "2 nodes: 1 refused, 1 fine"
+    nodes = {"n1-a": "n1", "n1-b": "n1"}
+    assert report.summary(["refused", "ok", "ok"], nodes) == "3 servers on 2 nodes: 1 refused, 2 fine"
