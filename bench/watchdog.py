@@ -77,7 +77,8 @@ def ask(port: int, body: dict[str, Any], *, cut: bool = False, timeout: float = 
     """Ask for a completion: `whole`, `cut`, or `lost`."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     with contextlib.suppress(OSError, http.client.HTTPException):
-        connection.request("POST", "/v1/completions", json.dumps({**body, "stream": True}))
+        asked = json.dumps({**body, "stream": True})
+        connection.request("POST", "/v1/completions", asked, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         said = answer.read(300) if cut else answer.read()
         return "cut" if cut else "whole" if said.endswith(b"[DONE]\n\n") else "lost"
@@ -243,7 +244,11 @@ def trial(server: Any, made: Any, who: str, number: int) -> dict[str, Any]:
     body = {"model": server.fixed["model"], "prompt": "the " * 20, "max_tokens": 60, "ignore_eos": True}
     clients = Clients(server.port, lambda _: body, 6)
     time.sleep(10)  # in the middle of its work
-    (pid, *_) = [pid for pid in server.engine.pids(server.id()) if who.encode() in cmdline(pid)]
+    found: list[int] = []
+    while not found:  # it names itself some time after its start
+        found = [pid for pid in server.engine.pids(server.id()) if who.encode() in cmdline(pid)]
+        time.sleep(0.2)
+    pid = found[0]
     begun = time.monotonic()
     os.kill(pid, number)
     row: dict[str, Any] = {}
@@ -253,13 +258,16 @@ def trial(server: Any, made: Any, who: str, number: int) -> dict[str, Any]:
         with contextlib.suppress(OSError):
             if "out (s)" not in row and made.agent() != "up\n":
                 row["out (s)"] = round(time.monotonic() - begun, 1)
-        if made.started_at() != first and made.state["state"] == "serving":
+        # A dead engine ends its container, which Docker starts again before the watchdog has looked.
+        again = made.started_at() != first and made.state["state"] == "serving"
+        if again and ask(server.port, {**body, "max_tokens": 1}, timeout=5) == "whole":
             row["serves again (s)"] = round(time.monotonic() - begun, 1)
             break
     clients.over.set()
     row["events"] = [event["kind"] for event in made.events[seen:] if event["kind"] != "started"]
     row["why"] = next((event["why"] for event in made.events[seen:] if event["kind"] == "hung"), "")
     row["requests"] = clients.counts
+    print(json.dumps({who: row}), flush=True)
     return row
 
 

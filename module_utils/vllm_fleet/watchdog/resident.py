@@ -103,12 +103,12 @@ class Resident:
         self._look_at_gpus(found)
         if found is None:
             self._begin("absent", f"there is no container {self.settings.name}", None)
-        elif ident(found) != standing.container:
-            self._begin("starting", "the container has not been ready yet", found)
-        elif standing.state == "restarting":
+        elif standing.state == "restarting" and ident(found) == standing.container:
             self._resume()
         else:
-            if found["State"].get("Running") and found["State"].get("StartedAt") != standing.started_at:
+            if ident(found) != standing.container:
+                self._begin("starting", "the container has not been ready yet", found)
+            elif found["State"].get("Running") and found["State"].get("StartedAt") != standing.started_at:
                 # One that the watchdog took out is verified before it gets requests again: here, or by who drained it.
                 out = standing.state in words.DOWN and self.settings.action == "restart"
                 verify = out and not self._others.reason(found)
