@@ -25,7 +25,7 @@ from ansible.module_utils.vllm_fleet.common.finding import Finding
 from ansible.module_utils.vllm_fleet.container import archive
 from ansible.module_utils.vllm_fleet.gateway import pools
 from ansible.module_utils.vllm_fleet.host import gpu
-from ansible.module_utils.vllm_fleet.preflight import inventory, role_specs
+from ansible.module_utils.vllm_fleet.preflight import connection, inventory, role_specs
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 from plugin_utils import role_options
 from plugin_utils.variables import Variables
@@ -72,10 +72,9 @@ class ActionModule(ActionBase):
         try:
             answer = self._node(args, variables, more)
         except (AnsibleConnectionFailure, _Unreachable) as exc:
-            remedy = "check that it is on and that `ssh` to it works with this inventory's address, user and key"
-            more.append(Finding("unseen", "connection", "an answer", _line(str(exc)), remedy))
+            more.append(_failed(str(exc), self._way(), "connection"))
         except AnsibleError as exc:
-            more.append(_failed(_line(str(exc))))
+            more.append(_failed(str(exc), self._way(), "look"))
         if not self._later:
             with contextlib.suppress(AnsibleError):  # what was to be known of the node before it was lost
                 self._late(args, Variables(self._templar, variables), more)
@@ -276,6 +275,15 @@ class ActionModule(ActionBase):
         answer["ansible_facts"] = {**(answer.get("ansible_facts") or {}), **user}
         return answer
 
+    def _way(self) -> connection.Way:
+        """Return how this node is reached, for what the user is to type."""
+        words: dict[str, Any] = {}
+        for name, option in (("address", "host"), ("port", "port"), ("user", "remote_user")):
+            with contextlib.suppress(AnsibleError, KeyError):  # a local connection has none of them
+                words[name] = self._connection.get_option(option)
+        given = {name: value for name, value in words.items() if value}
+        return connection.Way(**{**given, "port": int(given.get("port") or 22)})
+
     def _late(self, args: dict[str, Any], known: Variables, found: list[Finding]) -> None:
         """Take options from variables that lean on the kind of GPU, which is known only now (preflight_gpu_found).
 
@@ -383,12 +391,16 @@ def _line(text: str) -> str:
     return " ".join(text.split())[:240]
 
 
-def _failed(told: str) -> Finding:
-    """Give the finding of a look that failed. Of a refused password Ansible has one sentence by SSH, another here."""
-    if re.search(r"\bIncorrect \w+ password\b|\bDuplicate become password prompt\b", told):
-        remedy = "give the connecting user's own with --ask-become-pass, or as ansible_become_password from vault"
-        return Finding("refused", "root", _ROOT, "a password that the node does not accept", remedy)
-    return Finding("unseen", "look", "an answer", told, "run again with -vvv")
+def _failed(said: str, way: connection.Way, what: str) -> Finding:
+    """Give the finding of a look that failed: a known message as its cause and what to do, another as it is."""
+    told = connection.explain(said, way)
+    if told is None:
+        remedy = "check that `ssh` to it works with this inventory's address, user and key"
+        remedy = remedy if what == "connection" else "run again with -vvv"
+        return Finding("unseen", what, "an answer", _line(said), remedy)
+    if told.what == "root":
+        return Finding("refused", told.what, _ROOT, told.cause, told.remedy)
+    return Finding("unseen", told.what, "", told.cause, told.remedy)
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible.module_utils.vllm_fleet.preflight import connection
 from ansible.module_utils.vllm_fleet.rollout.replicas import repair_of
 from fleet_report import gateways, replicas, timeline
 from fleet_report.words import natural
@@ -297,6 +298,17 @@ def _ready(started: Mapping[str, Any]) -> float | None:
     return reached[-1] if reached and "start" in (started.get("actions") or []) and not started.get("failure") else None
 
 
+def _lost(host: str, last: Mapping[str, Any], tasks: Mapping[Any, Mapping[str, Any]]) -> tuple[str, str]:
+    """Why a node is out of reach, and what to do; ``last`` is what was said of it. Preflight says both in one."""
+    said = str(last.get("data", {}).get("msg") or "the node did not answer")
+    if module_of(str(tasks.get(last.get("task"), {}).get("action"))) == "preflight_report":
+        return said, ""
+    told = connection.explain(said, name=host)
+    if told is None:
+        return said, "See to its network and its SSH server, then run again: what was begun is taken up"
+    return told.cause, f"{told.remedy[0].upper()}{told.remedy[1:]}. Then run again: what was begun is taken up"
+
+
 def _failure(
     host: str,
     run: Mapping[str, Any],
@@ -306,8 +318,7 @@ def _failure(
     """Why a node failed: the first failure that counts is the cause, the last one says how it ended."""
     if host in run.get("unreachable", ()):
         last = next((r for r in reversed(results) if r["status"] == "unreachable"), None)
-        cause = str((last or {}).get("data", {}).get("msg") or "the node did not answer")
-        remedy = "See to its network and its SSH server, then run again: what was begun is taken up"
+        cause, remedy = _lost(host, last or {}, tasks)
         return {"class": "unreachable", "cause": cause, "evidence": [], "remedy": remedy, "exit_code": None}
     bad = [r for r in results if r["status"] == "failed" and not r["ignored"]]
     if host not in run.get("failed", ()) or not bad:

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ansible.module_utils.vllm_fleet.preflight import connection
 from fleet_report.words import clip, count
 
 #: Characters of the reason why a node did not answer.
-WIDTH = 200
+WIDTH = 300
 
 
 def of_node(node: str, found: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -27,7 +28,9 @@ def lines(found: Mapping[str, Mapping[str, Any] | None], asked: str) -> list[str
     out = [text for _, text in sorted(every, key=lambda pair: pair[0])] or [f"No lines {asked}."]
     for node, looked in found.items():
         if "lines" not in (looked or {}):
-            why = clip(str((looked or {}).get("msg") or "it was not asked"), WIDTH)
+            said = str((looked or {}).get("msg") or "it was not asked")
+            told = connection.explain(said, name=node)
+            why = clip(f"{told.cause}; {told.remedy}" if told else said, WIDTH)
             out.append(f"{node} did not answer, so its lines are missing: {why}")
         elif looked and looked.get("left_out"):
             out.append(f"{node}: {count(looked['left_out'], 'older line')} not shown; logs_lines shows more.")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from ansible.module_utils.vllm_fleet.preflight import connection
 from fleet_report import replicas, watchdogs
 from fleet_report.summary import table
 from fleet_report.words import DASH, clip, natural
@@ -41,7 +42,7 @@ def _row(out: dict[str, Any], looked: Mapping[str, Any] | None, *, watched: bool
     if looked is None:
         return {**out, "state": "unknown", "drift": "it was not asked"}
     if looked.get("not_reached"):
-        return {**out, "state": "unreachable", "drift": clip(_reason(str(looked.get("msg"))), WIDTH)}
+        return {**out, "state": "unreachable", "drift": clip(_reason(str(looked.get("msg")), out["node"]), WIDTH)}
     container, spec = looked.get("container"), looked.get("spec") or {}
     serving, release = _serving(looked), looked.get("release")
     out["state"] = (container or {}).get("status") or ("absent" if "container" in looked else "unknown")
@@ -79,8 +80,11 @@ def _serving(looked: Mapping[str, Any]) -> Mapping[str, Any]:
     return {} if (looked.get("replica") or {}).get("rank") else looked.get("serving") or {}
 
 
-def _reason(msg: str) -> str:
-    """Of what Ansible and ssh say, ssh's last line is the reason."""
+def _reason(msg: str, node: str) -> str:
+    """Of what Ansible and ssh say, the known cause, or else ssh's last line."""
+    told = connection.explain(msg, name=node)
+    if told:
+        return str(told.cause)
     said = msg.rpartition("over ssh:")[2].replace("\\r\\n", "\n")
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return lines[-1].removeprefix("ssh: ") if lines else "no answer"

@@ -109,7 +109,7 @@ def test_a_failed_canary_stops_the_rest():
 def test_an_unreachable_node_is_one_failure_with_what_to_do():
     report = report_of(Run(3, unreachable=("node2",)).deploy())
     assert node(report, "node2")["outcome"] == "unreachable"
-    assert "node2: unreachable: Connection timed out" in "\n".join(terminal.lines(report, "x"))
+    assert "node2: unreachable: node2, port 22, does not answer in time" in "\n".join(terminal.lines(report, "x"))
 
 
 def test_nodes_that_fail_alike_are_one_story_and_a_long_table_is_cut():

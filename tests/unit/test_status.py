@@ -45,7 +45,7 @@ def test_what_a_node_is_called(change, state, drift):
 
 def test_nodes_that_cannot_be_asked():
     row = status.row("node3", {"failed": True, "not_reached": True, "msg": REFUSED})
-    assert (row["state"], row["drift"]) == ("unreachable", "connect to host 192.0.2.13 port 22: Connection refused")
+    assert (row["state"], row["drift"]) == ("unreachable", "nothing listens at 192.0.2.13, port 22")
     assert (
         status.row("node3", {"failed": True, "msg": "no Docker engine answers"})["drift"] == "no Docker engine answers"
     )

@@ -28,8 +28,9 @@ class Finding:
 
     @property
     def sentence(self) -> str:
-        """The finding as one sentence."""
-        return f"{self.what}: expected {self.expected}, found {self.got}; {self.remedy}"
+        """The finding as one sentence; without anything that was expected, what was found is the cause."""
+        found = f"expected {self.expected}, found {self.got}" if self.expected else self.got
+        return f"{self.what}: {found}; {self.remedy}"
 
 
 def worst(findings: Iterable[Finding]) -> str:
