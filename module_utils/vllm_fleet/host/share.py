@@ -244,7 +244,7 @@ def _numa(unit: Unit) -> int:
     return -1 if unit.numa is None else unit.numa
 
 
-_REMOVE = "remove it (playbooks/teardown.yml, or rollout_remove_undescribed: true), then run again"
+_REMOVE = "remove it first (playbooks/teardown.yml with an inventory that describes it), then run again"
 
 
 @dataclass(frozen=True)
