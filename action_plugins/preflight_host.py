@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
+import resource
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
@@ -25,7 +29,7 @@ from ansible.module_utils.vllm_fleet.common.finding import Finding
 from ansible.module_utils.vllm_fleet.container import archive
 from ansible.module_utils.vllm_fleet.gateway import pools
 from ansible.module_utils.vllm_fleet.host import gpu
-from ansible.module_utils.vllm_fleet.preflight import connection, inventory, role_specs
+from ansible.module_utils.vllm_fleet.preflight import connection, controller, inventory, role_specs
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 from plugin_utils import role_options
 from plugin_utils.variables import Variables
@@ -75,6 +79,7 @@ class ActionModule(ActionBase):
             more.append(_failed(str(exc), self._way(), "connection"))
         except AnsibleError as exc:
             more.append(_failed(str(exc), self._way(), "look"))
+        more += self._controller(variables, answer, reached=bool(answer))
         if not self._later:
             with contextlib.suppress(AnsibleError):  # what was to be known of the node before it was lost
                 self._late(args, Variables(self._templar, variables), more)
@@ -220,6 +225,37 @@ class ActionModule(ActionBase):
         members = [host for host in hosts if self._of(variables, host, "vllm_server_replica") == replica]
         return {host: {name: self._of(variables, host, name) for name in inventory.OF_A_REPLICA} for host in members}
 
+    # -- the controller
+
+    def _controller(self, variables: dict[str, Any], answer: Mapping[str, Any], *, reached: bool) -> list[Finding]:
+        """Judge the controller: what this node needs of it, and with the first node what the whole run needs."""
+        found: list[Finding] = []
+        hosts = list(variables.get("ansible_play_hosts_all") or [])
+        if hosts and variables.get("inventory_hostname") == hosts[0]:
+            found += self._of_the_run(min(int(variables.get("ansible_forks") or 1), len(hosts)))
+        if not reached:
+            with contextlib.suppress(AnsibleError, KeyError):  # only the connection ssh has such an option
+                program = str(self._connection.get_option("ssh_executable"))
+                found += controller.ssh(program, there=shutil.which(program) is not None)
+            return found
+        if shutil.which("rsync") is None or shutil.which("git") is None:
+            known = Variables(self._templar, variables)
+            found += controller.rsync(_sends(known, answer), there=shutil.which("rsync") is not None)
+            builds = known.get("vllm_image_source") == "build" and known.get("vllm_image_build_host") == "localhost"
+            checkout = known.get("vllm_image_build_kind") != "cpu" and not known.get("vllm_image_build_revision")
+            found += controller.git(needed=builds and checkout, there=shutil.which("git") is not None)
+        return found
+
+    @staticmethod
+    def _of_the_run(forks: int) -> list[Finding]:
+        reports = Path(os.environ.get("VLLM_FLEET_REPORTS") or "reports").absolute()
+        found = controller.files(resource.getrlimit(resource.RLIMIT_NOFILE)[0], forks)
+        for folder in (reports, Path(str(C.DEFAULT_LOCAL_TMP))):
+            there = next(one for one in (folder, *folder.parents) if one.is_dir())
+            with contextlib.suppress(OSError):
+                found += controller.room(str(folder), shutil.disk_usage(there).free)
+        return found
+
     # -- the node
 
     def _node(self, args: dict[str, Any], variables: dict[str, Any], found: list[Finding]) -> dict[str, Any]:
@@ -351,6 +387,22 @@ class ActionModule(ActionBase):
                 needed = boolean(known[name])
                 rows.append({"module": role, "args": {}, "result": {"changed": needed}})
         return rows
+
+
+def _sends(known: Variables, answer: Mapping[str, Any]) -> dict[str, bool | None]:
+    """Return what the controller would send to a node, and whether the node lacks it; None where that is not known."""
+    facts = answer.get("ansible_facts") or {}
+
+    def lacks(module: str) -> bool | None:
+        row = probes.probed(facts, module)
+        return not probes.nothing_to_do(module, row["result"]) if row else None
+
+    # A node without an engine has no image. One without its image was not asked for the weights.
+    image = True if lacks("docker_engine") else lacks("vllm_image")
+    weights = True if image else lacks("hf_snapshot")
+    archive = known.get("vllm_image_source") == "archive" and known.get("vllm_image_archive_location") == "controller"
+    sends = {"the image's archive": image} if archive else {}
+    return {**sends, **({"the weights": weights} if known.get("hf_cache_source") == "controller" else {})}
 
 
 def preload(roles: Path) -> None:

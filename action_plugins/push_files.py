@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 import threading
@@ -84,12 +85,17 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         args = dict(self._task.args)
+        rsync = str(task_vars.get("ansible_rsync_path") or "rsync")
+        if shutil.which(rsync) is None:
+            msg = f"The controller has no {rsync}, which sends the files: `sudo apt-get install rsync`, then run again."
+            result.update(failed=True, msg=msg)
+            return result
         label = f"[{task_vars.get('inventory_hostname', '?')}] {args.pop('label', 'sending files')}"
         task = self._task.copy()
         task.args = args
         with tempfile.TemporaryDirectory(dir=C.DEFAULT_LOCAL_TMP) as folder, self._far_end(Path(folder), args) as pipe:
             wrapper = Path(folder) / "rsync"
-            program = shlex.quote(str(task_vars.get("ansible_rsync_path") or "rsync"))
+            program = shlex.quote(rsync)
             text = WRAPPER.replace("{pipe}", shlex.quote(shlex.join(pipe))).replace("{program}", program)
             wrapper.write_text(text, encoding="utf-8")
             wrapper.chmod(0o700)

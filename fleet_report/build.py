@@ -333,7 +333,7 @@ def _failure(
             told |= {"cause": said, "remedy": "" if told["remedy"] == said else told["remedy"]}
         return told
     # Whatever the image could not be had for, by modules that know no classes.
-    kind = "image_missing" if task.get("role") == "vllm_image" else "task"
+    kind = "image_missing" if task.get("role") == "vllm_image" and module_of(task["action"]) != "push_files" else "task"
     if module_of(task["action"]) == "vllm_chat":
         kind = "verification"
     cause = said or f"the task {task['name']!r} failed"

@@ -455,3 +455,19 @@ def about_archive(
     answer = preflight_host(image=image, image_source="archive", archive=asked, disk_image=disk_image, clock=False)
     found = answer["findings"]
     return {one["what"]: (one["level"], one[key], one["remedy"]) for one in found}
+
+
+def test_a_controller_without_rsync_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for one in [*Path("/usr/bin").iterdir(), *Path("/bin").iterdir(), *Path("/usr/sbin").iterdir()]:
+        if one.name != "rsync" and not (programs / one.name).exists():
+            (programs / one.name).symlink_to(one)
+    local = {**COMMON, "ansible_connection": "local", "vllm_server_accelerator": "cpu"}
+    os.environ["PATH"], path = f"{Path(sys.executable).parent}:{programs}", os.environ["PATH"]
+    try:
+        done = preflight({"hosts": {"cpu": {}}, "vars": {**local, "hf_cache_source": "controller"}}, tmp_path)
+    finally:
+        os.environ["PATH"] = path
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "cpu warning controller rsync, to send the weights none install it: `sudo apt-get install rsync`" in said
