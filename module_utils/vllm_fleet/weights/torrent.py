@@ -189,7 +189,7 @@ def _decode(data: bytes, at: int, spans: dict[bytes, tuple[int, int]]) -> tuple[
     kind = data[at : at + 1]
     if kind == b"i":
         end = data.index(b"e", at)
-        return int(data[at + 1 : end]), end + 1
+        return _whole(data[at + 1 : end]), end + 1
     if kind == b"l":
         items, at = [], at + 1
         while data[at : at + 1] != b"e":
@@ -205,8 +205,18 @@ def _decode(data: bytes, at: int, spans: dict[bytes, tuple[int, int]]) -> tuple[
             at = end
         return found, at + 1
     colon = data.index(b":", at)
-    end = colon + 1 + int(data[at:colon])
+    size = _whole(data[at:colon])
+    if not 0 <= size <= len(data) - colon - 1:
+        # Less than nothing would lead back to what was read, for ever.
+        raise ValueError(f"a text of {size} bytes")
+    end = colon + 1 + size
     return data[colon + 1 : end], end
+
+
+def _whole(digits: bytes) -> int:
+    if not re.fullmatch(rb"-?[0-9]{1,19}", digits):
+        raise ValueError(f"{digits[:20]!r} is no number")
+    return int(digits)
 
 
 _BLOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The swarm's commands and readings: recorded output in, values out."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,27 @@ def test_a_file_that_is_no_blob_of_the_folder_makes_no_torrent() -> None:
         with pytest.raises(torrents.SwarmError, match="cannot be read"):
             torrents.read_torrent(data)
     assert torrents.read_torrent(b"d4:infod5:filesld6:lengthi1e4:pathl3:abceeeee").files == (("abc", 1),)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"l-3:", b"d1:al-30:ee", b"li1_0ee", b"l+1:ae", b"l" * 200_000, b"i" + b"9" * 100_000 + b"e", b"99:a", b"l1:a"],
+    ids=lambda data: repr(data[:12]),
+)
+def test_a_torrent_leads_its_reader_nowhere(data: bytes) -> None:
+    """A length below nothing led back to what was read, for ever."""
+
+    def over(*_: object) -> None:
+        raise TimeoutError("it is read for ever")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.alarm(5)
+    try:
+        with pytest.raises(torrents.SwarmError):
+            torrents.read_torrent(data)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("data", [b"", b"d4:infoi1ee", b"not a torrent", b"d8:announce3:xyz", b"i12e"])
