@@ -78,7 +78,9 @@ class ActionModule(ActionBase):
         except (AnsibleConnectionFailure, _Unreachable) as exc:
             more.append(_failed(str(exc), self._way(), "connection"))
         except AnsibleError as exc:
-            more.append(_failed(str(exc), self._way(), "look"))
+            # What leans on arguments of a wrong kind cannot be worked out: their own finding says it.
+            if not refused & {"vllm_server_args", "vllm_server_env"}:
+                more.append(_failed(str(exc), self._way(), "look"))
         more += self._controller(variables, answer, reached=bool(answer))
         if not self._later:
             with contextlib.suppress(AnsibleError):  # what was to be known of the node before it was lost

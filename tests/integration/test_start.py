@@ -97,3 +97,30 @@ def test_all_tags_of_the_playbooks_are_known() -> None:
             used |= {tag.strip() for tag in listed.split(",")}
     assert used - {"always", "never"} <= known
     assert {"prepare", "stage", "rollout", "verify"} <= used
+
+
+def fleet(*words: str, here: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    outside = {name: value for name, value in play.environment().items() if name != "ANSIBLE_CONFIG"}
+    return subprocess.run(
+        [str(here / "vllm-fleet"), *words],
+        cwd=here,
+        env={**outside, **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_one_command_runs_every_playbook_from_any_folder(tmp_path: Path) -> None:
+    (tmp_path / "vllm-fleet").symlink_to(play.ROOT / "bin/vllm-fleet")
+    (tmp_path / "hosts.yml").write_text("{vllm: {hosts: {node9: {}}}}")
+    listed = fleet(here=tmp_path)
+    assert listed.returncode == 0
+    named = set(re.findall(r"^  (\S+) +\S", listed.stdout, re.MULTILINE))
+    assert named == {path.stem for path in (play.ROOT / "playbooks").glob("*.yml")} - {"rollout"}
+    done = fleet("status", "-i", "hosts.yml", "--list-hosts", here=tmp_path)
+    assert done.returncode == 0 and "node9" in done.stdout, done.stdout + done.stderr
+    wrong = fleet("stauts", "-i", "hosts.yml", here=tmp_path)
+    assert wrong.returncode == 2
+    assert "vllm-fleet has no command stauts; it has" in wrong.stderr

@@ -115,9 +115,11 @@ def normalise_args(args: Mapping[str, object]) -> dict[str, FlagValue | None]:
     for key, value in args.items():
         name = flag_name(str(key))
         if name in RESERVED_FLAGS:
+            option = RESERVED_FLAGS[name]
+            variable = option if option == "hf_token" else f"vllm_server_{option}"
             raise CommandError(
-                f"args: {key}: this flag is set by the option {RESERVED_FLAGS[name]!r}; "
-                f"remove it from args and set that option instead"
+                f"args: {key}: this flag is set by the option {option!r}; "
+                f"remove it from args and set that option instead, in an inventory {variable}"
             )
         if name in spelt:
             raise CommandError(f"args: {spelt[name]} and {key} are the same flag --{name}; keep one of them")
