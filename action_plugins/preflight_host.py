@@ -25,7 +25,7 @@ from ansible.plugins.action import ActionBase
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.common import finding, probes
-from ansible.module_utils.vllm_fleet.common.finding import Finding
+from ansible.module_utils.vllm_fleet.common.finding import Finding, told
 from ansible.module_utils.vllm_fleet.container import archive
 from ansible.module_utils.vllm_fleet.gateway import pools
 from ansible.module_utils.vllm_fleet.host import gpu
@@ -304,7 +304,11 @@ class ActionModule(ActionBase):
                 answer = self._module(args, facts, known, variables)
             finally:
                 self._connection.set_become_plugin(become)
-            found += [Finding(**one) for one in answer.pop("findings", [])]
+            try:
+                found += [told(one) for one in answer.pop("findings", None) or []]
+            except (TypeError, ValueError):
+                got, remedy = "an answer of another form", "look at what that node runs"
+                found.append(Finding("refused", "findings", "those of preflight_host", got, remedy))
         user = {
             "ansible_user_id": facts["user"],
             "ansible_user_uid": int(facts["uid"]),
@@ -333,7 +337,10 @@ class ActionModule(ActionBase):
             args[option] = known[name]
         if self._of_role:
             args.update(role_options.made(role_options.preflight_late, known))
-        found += [Finding(**one) for one in args.pop("findings", None) or []]
+        try:
+            found += [told(one) for one in args.pop("findings", None) or []]
+        except ValueError as error:
+            raise AnsibleError(f"preflight_findings: {error}; correct it") from None
 
     def _module(
         self, args: dict[str, Any], facts: dict[str, str], known: Variables, variables: dict[str, Any]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 LEVELS = ("ok", "unknown", "warning", "unseen", "refused")
@@ -31,6 +31,17 @@ class Finding:
         """The finding as one sentence; without anything that was expected, what was found is the cause."""
         found = f"expected {self.expected}, found {self.got}" if self.expected else self.got
         return f"{self.what}: {found}; {self.remedy}"
+
+
+def told(given: object) -> Finding:
+    """Return a finding that a user or a node gives. Raises ValueError, one sentence, for what is none."""
+    parts = {str(name): value for name, value in given.items()} if isinstance(given, Mapping) else {}
+    texts = all(isinstance(value, (str, int, float)) for value in parts.values())
+    names = {"level", "what", "expected", "got"}
+    if not (names <= parts.keys() <= names | {"remedy"} and texts and parts["level"] in LEVELS):
+        levels = ", ".join(LEVELS)
+        raise ValueError(f"a finding has level (one of {levels}), what, expected, got and remedy, each a text")
+    return Finding(**{name: str(value) for name, value in parts.items()})
 
 
 def worst(findings: Iterable[Finding]) -> str:

@@ -60,9 +60,9 @@ def is_hidden(name: str, value: object) -> bool:
 
 # -- shapes ------------------------------------------------------------------------------------------------------------
 
-_QUOTE = r"\\?['\"]"
-#: A text in quotes, which may be those of a text in a text.
-_QUOTED = r"\\['\"][^'\"\\]*\\['\"]|'[^'\n]*'|\"[^\"\n]*\""
+_QUOTE = r"(?:''|\\?['\"])"
+#: A text in quotes, which may be those of a text in a text: YAML doubles one.
+_QUOTED = r"''[^'\n]+''|\\['\"][^'\"\\]*\\['\"]|'(?:[^'\n]|'')*'|\"[^\"\n]*\""
 #: One value after its name, with or without quotes.
 _VALUE = rf"(?:\[[^\]]{{0,2000}}\]|{_QUOTED}|[^\s'\",;&}})\]]+)"
 
@@ -70,11 +70,11 @@ _VALUE = rf"(?:\[[^\]]{{0,2000}}\]|{_QUOTED}|[^\s'\",;&}})\]]+)"
 def _in_place(found: re.Match[str]) -> str:
     """Put the mark in the place of a value, between the brackets or quotes that it had."""
     value = found[2]
-    if value.lower() in _ORDINARY:  # `api_key=None` says that there is none
+    if value.lower() in _ORDINARY or value in ("''", '""'):  # `api_key=None` says that there is none
         return found[0]
     if value[0] == "[":
         return f"{found[1]}[{HIDDEN}]"
-    mark = value[:2] if value[0] == "\\" else value[0] if value[0] in "'\"" else ""
+    mark = value[:2] if value[0] == "\\" or value[:2] == "''" else value[0] if value[0] in "'\"" else ""
     return f"{found[1]}{mark}{HIDDEN}{mark}"
 
 

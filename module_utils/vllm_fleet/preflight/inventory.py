@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..common.finding import Finding
-from ..common.secrets import kind, unsendable
+from ..common.secrets import kind, scrub, unsendable
 from ..container.spec import LOOPBACK
 from ..vllm import host_variables
 from ..vllm.cli import flag_name
@@ -150,7 +150,7 @@ def waves(given: Any) -> Finding:
         try:
             _, percent = wave(entry)
         except ValueError:
-            got = f"{entry!r} in {_list(entries)}"
+            got = f"{scrub(repr(entry))} in {_list(entries)}"
             return Finding(
                 "refused", what, wanted, got, f"a wave is 1 or more servers, or 1% to 100% of them, {example}"
             )
@@ -162,7 +162,7 @@ def waves(given: Any) -> Finding:
 
 
 def _list(given: Sequence[Any]) -> str:
-    return f"[{', '.join(str(one) for one in given)}]"
+    return scrub(f"[{', '.join(str(one) for one in given)}]")
 
 
 def _text(value: Any) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common.finding import Finding
+from ..common.finding import Finding, told
 from ..host.server_needs import Archive, ServerNeeds
 
 SIZING: dict[str, Any] = {
@@ -122,7 +122,7 @@ class PreflightOptions(ServerNeeds):
             "allowed_driver_versions": tuple(params["allowed_driver_versions"]),
             "accept": tuple(params["accept"]),
             "neighbours": tuple(params["neighbours"]),
-            "findings": tuple(Finding(**one) for one in params["findings"]),
+            "findings": tuple(map(told, params["findings"])),
         }
         as_given = {name: params[name] for name in cls.__dataclass_fields__ if name not in parsed}
         return cls(**parsed, **as_given)

@@ -55,6 +55,10 @@ def test_no_flag_of_vllm_is_hidden_that_holds_none():
 # -- shapes --
 
 SHAPES = {
+    # YAML doubles a quote in quotes.
+    "got: '{''api_key'': ''canary-1'', ''b'': ''c''}'": "got: '{''api_key'': ''***'', ''b'': ''c''}'",
+    "'api_key': 'can''ary', 'b': 'c'": "'api_key': '***', 'b': 'c'",
+    "{'api_key': '', 'b': 'c'}": "{'api_key': '', 'b': 'c'}",
     "http://user:canary@proxy:3128": "http://user:***@proxy:3128",
     "redis://:can@ry/x@h": "redis://:***@ry/x@h",  # no URL: a slash ends the host
     "http://u:can@ary@h/p": "http://u:***@h/p",
