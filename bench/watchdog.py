@@ -29,6 +29,8 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "real")]
 
 #: Seconds of silence: the role's default against false alarms, and a short one to measure with.
 DEFAULT, SHORT = 120.0, 20.0
+#: Of the watchdog where a process is made to hang.
+LIMITS = {"interval": 5, "silence": SHORT, "ready_timeout": 900, "stall_timeout": 600, "restarts": 20}
 #: The longest step of the abuse, seconds.
 PREFILL = 90.0
 TOKEN = 10.0
@@ -200,8 +202,12 @@ def load(minutes: float) -> dict[str, Any]:
 def hangs() -> dict[str, Any]:
     """The real engine's processes, one fault after the other: how soon it is out, and serves again."""
     from local_inventory import PRESET_VERIFY  # noqa: PLC0415
-    from tiny_model import make_model  # noqa: PLC0415
 
+    return {**hangs_of_engine(PRESET_VERIFY), **hangs_of_worker()}
+
+
+def hangs_of_engine(verify: list[dict[str, Any]]) -> dict[str, Any]:
+    """One process that computes."""
     rows: dict[str, Any] = {}
     with watched(real=True, silence=SHORT) as (server, made):
         spins = server.folder / "spins"
@@ -211,16 +217,22 @@ def hangs() -> dict[str, Any]:
         begun = time.monotonic()
         server.ready(**extra)
         rows["start (s)"] = round(time.monotonic() - begun, 1)
-        limits = {"interval": 5, "silence": SHORT, "ready_timeout": 900, "stall_timeout": 600, "restarts": 20}
-        made.configure(**limits, model=server.fixed["model"], verify=PRESET_VERIFY)
+        made.configure(**LIMITS, model=server.fixed["model"], verify=verify)
         for name, number in TRIALS.items():
             rows[f"engine, {name}"] = trial(server, made, ENGINE, number)
+    return rows
+
+
+def hangs_of_worker() -> dict[str, Any]:
+    """Two that compute together, on random weights, which the seed's model cannot be cut into."""
+    from tiny_model import make_model  # noqa: PLC0415
+
+    rows: dict[str, Any] = {}
     with watched(real=True, silence=SHORT) as (server, made):
         spins = server.folder / "spins"
         spins.mkdir()
         (spins / "sitecustomize.py").write_text(SPINS)
         make_model(server.folder / "tiny")
-        # Two workers on random weights, which the seed's model cannot be cut into.
         server.fixed |= {"model": "/models/tiny", "revision": None, "hf_cache": None}
         args = {"dtype": "float32", "max-model-len": 512, "enforce-eager": True, "load-format": "dummy"}
         volumes = [f"{spins}:/spins:ro", f"{server.folder / 'tiny'}:/models/tiny:ro"]
@@ -229,7 +241,7 @@ def hangs() -> dict[str, Any]:
         server.ready(args={**args, "tensor-parallel-size": 2}, volumes=volumes, env=env, shm_size="1g")
         rows["start with two workers (s)"] = round(time.monotonic() - begun, 1)
         any_answer = {"timeout": 120, "requests": [{"prompt": "Hello", "max_tokens": 8, "expect": {"min_chars": 1}}]}
-        made.configure(**limits, model="/models/tiny", verify=any_answer)
+        made.configure(**LIMITS, model="/models/tiny", verify=any_answer)
         for name, number in TRIALS.items():
             rows[f"one of two workers, {name}"] = trial(server, made, WORKERS, number)
     return rows
@@ -243,7 +255,9 @@ def trial(server: Any, made: Any, who: str, number: int) -> dict[str, Any]:
     first, seen = made.started_at(), len(made.events)
     body = {"model": server.fixed["model"], "prompt": "the " * 20, "max_tokens": 60, "ignore_eos": True}
     clients = Clients(server.port, lambda _: body, 6)
-    time.sleep(10)  # in the middle of its work
+    # In the middle of its work; an engine's first steps are given more time than all later ones.
+    while clients.counts["whole"] < 3:
+        time.sleep(0.2)
     found: list[int] = []
     while not found:  # it names itself some time after its start
         found = [pid for pid in server.engine.pids(server.id()) if who.encode() in cmdline(pid)]
