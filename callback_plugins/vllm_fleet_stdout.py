@@ -16,6 +16,7 @@ from ansible.plugins.callback.default import CallbackModule as Default
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.common import secrets, terminal
+from ansible.module_utils.vllm_fleet.preflight import connection
 
 if TYPE_CHECKING:
     from ansible.executor.task_result import CallbackTaskResult
@@ -51,7 +52,7 @@ OWN_COLOUR = r"(\x1b\[(?:[01];)?[\d;]{1,12}m)"
 #: Tasks that say nothing by being fine.
 SILENT = frozenset({"validate_argument_spec", "set_fact", "set_stats", "assert"})
 #: Tasks of which nothing is to be read but what they say, well or badly.
-MESSAGES = frozenset({"debug", "assert", "fail", "vllm_chat"})
+MESSAGES = frozenset({"debug", "assert", "fail", "preflight_report", "vllm_chat"})
 #: Hosts named in a line before they are only counted; messages of a task shown whole before only their first lines are.
 NAMED = 4
 
@@ -226,6 +227,26 @@ class CallbackModule(Default):
         lines += ["...ignoring"] if ignore_errors else []
         for line in lines:
             self._display.display(line, constants.COLOR_ERROR, stderr=self.get_option("display_failed_stderr"))
+
+    def v2_runner_on_unreachable(self, result: CallbackTaskResult) -> None:
+        """Show why a node is out of reach, and what to type."""
+        found, host = result.result, self.host_label(result)
+        if not self._brief or not isinstance(found.get("msg"), str):
+            super().v2_runner_on_unreachable(result)
+            return
+        if self._last_task_banner != result.task._uuid:
+            self._print_task_banner(result.task)
+        self._handle_warnings(found)
+        said = found["msg"].rstrip()
+        # Preflight has put it into words already.
+        told = connection.explain(said, name=host) if result.task.action != "preflight_report" else None
+        words = f"{told.cause}; {told.remedy}" if told else said
+        lines = [f"fatal: [{host}]: UNREACHABLE!", *(f"    {line}".rstrip() for line in words.splitlines())]
+        lines += ["...ignoring"] if result.task.ignore_unreachable else []
+        for line in lines:
+            self._display.display(
+                line, color=constants.COLOR_UNREACHABLE, stderr=self.get_option("display_failed_stderr")
+            )
 
     def v2_on_file_diff(self, result: CallbackTaskResult) -> None:
         """Show what differs."""

@@ -302,7 +302,7 @@ def _lost(host: str, last: Mapping[str, Any], tasks: Mapping[Any, Mapping[str, A
     """Why a node is out of reach, and what to do; ``last`` is what was said of it. Preflight says both in one."""
     said = str(last.get("data", {}).get("msg") or "the node did not answer")
     if module_of(str(tasks.get(last.get("task"), {}).get("action"))) == "preflight_report":
-        return said, ""
+        return said.removeprefix(f"{host}: "), ""
     told = connection.explain(said, name=host)
     if told is None:
         return said, "See to its network and its SSH server, then run again: what was begun is taken up"

@@ -151,3 +151,14 @@ def test_a_secret_that_shows_by_its_shape_is_hidden_whoever_says_it(tmp_path):
     )
     assert "canary" not in said
     assert "http://user:***@proxy:1" in said
+
+
+def test_a_node_out_of_reach_is_its_cause_and_what_to_type(tmp_path):
+    ping = {"name": "Ping", "ansible.builtin.ping": {}}
+    told = shown(tmp_path, ping, hosts="nodexyz.invalid,", connection="ssh")
+    assert told.endswith(
+        "fatal: [nodexyz.invalid]: UNREACHABLE!\n"
+        "    the name nodexyz.invalid is not known to the controller's DNS; correct it, or give the node's address as "
+        "ansible_host"
+    )
+    assert "Origin:" not in told and "unreachable: true" not in told
