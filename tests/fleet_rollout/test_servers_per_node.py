@@ -109,7 +109,7 @@ def test_a_first_deployment_does_what_belongs_to_a_node_once(pair, load):
     """The nodes lack what the engine's role installs, and the second model; each server of the old kind goes."""
     for node in PAIR:
         pair.sh(node, "DEBIAN_FRONTEND=noninteractive apt-get -qq remove python3-docker >/dev/null 2>&1")
-    run = pair.deploy(vllm_server_port=8300, rollout_remove_undescribed=True).ok()
+    run = pair.deploy(vllm_server_port=8300, rollout_waves=["100%"], rollout_remove_undescribed=True).ok()
     servers = [f"{node}-{name}" for node in PAIR for name in ("chat-1", "chat-2", "second")]
     assert sorted(pair.containers()) == servers
     assert pair.up() == set(servers)
