@@ -25,7 +25,8 @@ from ansible.plugins.action import ActionBase
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.common import finding, probes
-from ansible.module_utils.vllm_fleet.common.finding import Finding, told
+from ansible.module_utils.vllm_fleet.common.finding import Finding
+from ansible.module_utils.vllm_fleet.common.finding import told as told_finding
 from ansible.module_utils.vllm_fleet.container import archive
 from ansible.module_utils.vllm_fleet.gateway import pools
 from ansible.module_utils.vllm_fleet.host import gpu
@@ -305,7 +306,7 @@ class ActionModule(ActionBase):
             finally:
                 self._connection.set_become_plugin(become)
             try:
-                found += [told(one) for one in answer.pop("findings", None) or []]
+                found += [told_finding(one) for one in answer.pop("findings", None) or []]
             except (TypeError, ValueError):
                 got, remedy = "an answer of another form", "look at what that node runs"
                 found.append(Finding("refused", "findings", "those of preflight_host", got, remedy))
@@ -338,7 +339,7 @@ class ActionModule(ActionBase):
         if self._of_role:
             args.update(role_options.made(role_options.preflight_late, known))
         try:
-            found += [told(one) for one in args.pop("findings", None) or []]
+            found += [told_finding(one) for one in args.pop("findings", None) or []]
         except ValueError as error:
             raise AnsibleError(f"preflight_findings: {error}; correct it") from None
 
