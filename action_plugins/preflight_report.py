@@ -179,11 +179,14 @@ class ActionModule(ActionBase):
             if args["json"]:
                 Path(args["json"]).expanduser().write_text(json.dumps(by_node, indent=2) + "\n", encoding="utf-8")
         refusals = {}
+        lost = [node for node, found in looked.items() if worst(found) == "unseen"]
         for node, found in looked.items():
             sentences = [one.sentence for one in found or [] if one.level in finding.ENDING]
             if sentences:
                 msg = f"{node}: {'. Also '.join(sentences)}. {args['ending']}"
-                refusals[node] = {"msg": msg, "unseen": worst(found) == "unseen"}
+                if node in lost and len(lost) < len(looked):
+                    msg += f" To go on without it, add --limit '{':'.join(f'!{one}' for one in lost)}'."
+                refusals[node] = {"msg": msg, "unseen": node in lost}
         return refusals
 
     @staticmethod

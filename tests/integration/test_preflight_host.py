@@ -171,7 +171,8 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
         "Also cache: expected a folder, found /no/such/disk/hf is not there; mount the disk",
     ):
         assert sentence in said
-    assert "gone: connection: " in " ".join(said.split())
+    words = " ".join(said.split())
+    assert "gone: connection: " in words and "To go on without it, add --limit '!gone'." in words
     assert "s3cret" not in said
     assert "failed=0" in next(
         line for line in done.stdout.splitlines() if line.startswith("good ") and "failed=" in line
