@@ -112,15 +112,15 @@ def driver(case: Case) -> Words:
     return (
         f"{device} does not exist on the node, so the amdgpu driver is not loaded",
         "Run `sudo modprobe amdgpu` and read `dmesg`, or install the driver with "
-        "`ansible-playbook deploy.yml --tags prepare` if the node has no such module",
+        "`ansible-playbook deploy.yml -i INVENTORY --tags prepare` if the node has no such module",
     )
 
 
 def old_driver(case: Case) -> Words:
     return (
         f"The node's GPU driver is older than {case.context.image_name} needs",
-        "Install a newer driver with `ansible-playbook deploy.yml --tags prepare`, or choose an image with an older "
-        "ROCm (`vllm_image_tag`)",
+        "Install a newer driver with `ansible-playbook deploy.yml -i INVENTORY --tags prepare`, or choose an image "
+        "with an older ROCm (`vllm_image_tag`)",
     )
 
 

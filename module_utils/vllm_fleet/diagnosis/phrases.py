@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from .case import Case
 
 #: Brings and checks the model's files and the image, and stops nothing.
-STAGE = "`ansible-playbook deploy.yml --tags stage`"
+STAGE = "`ansible-playbook deploy.yml -i INVENTORY --tags stage`"
 
 #: Cause and remedy.
 Words = tuple[str, str]
