@@ -46,3 +46,8 @@ def free_blocks(name: str) -> Iterator[ipaddress.IPv4Network]:
     for block in blocks[offset:] + blocks[:offset]:
         if not any(block.overlaps(network) for network in used):
             yield block
+
+
+def beside(block: ipaddress.IPv4Network) -> ipaddress.IPv6Network:
+    """Return the private IPv6 network that goes with a /24 of the block: as free as that is."""
+    return ipaddress.IPv6Network(f"fd10:213:{block.network_address.packed[2]:x}::/64")

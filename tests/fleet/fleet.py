@@ -27,12 +27,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import owner
 import yaml
-from addresses import ADDRESS_BLOCK, free_blocks, uplink_mtu
+from addresses import ADDRESS_BLOCK, beside, free_blocks, uplink_mtu
 from cut import Cut, cut_script
 from inside import inside
 from node_image import SUITES, VARIANTS, FleetError, cache_directory, docker, ensure_image, run, tar_of
@@ -146,7 +146,8 @@ class Fleet:
         found = []
         for data in json.loads(docker("inspect", *ids)) if ids else []:
             labels, networks = data["Config"]["Labels"], data["NetworkSettings"]["Networks"]
-            address = (networks.get(self.name, {}).get("IPAMConfig") or {}).get("IPv4Address", "")
+            given = networks.get(self.name, {}).get("IPAMConfig") or {}
+            address = given.get("IPv6Address") or given.get("IPv4Address", "")
             container = data["Name"].lstrip("/")
             found.append(Node(labels[LABEL_NODE], container, labels[LABEL_GROUP], labels[LABEL_SUITE], address))
         return sorted(found, key=lambda node: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", node.name)])
@@ -186,13 +187,15 @@ class Fleet:
         variant: str = "engine",
         gpus: int = 1,
         mounts: Sequence[str] = (),
+        ipv6: bool = False,
         keep_on_failure: bool = False,
         lasting: bool = False,
     ) -> list[Node]:
         """Boot one node per suite, plus gateways (always bare), and write what Ansible needs into ``directory``.
 
         ``gpus`` is the number of stand-in GPU device files per node, ``mounts`` are more mounts of group vllm's nodes,
-        as docker's --volume takes them. Returns when systemd has finished booting and
+        as docker's --volume takes them. With ``ipv6`` Ansible reaches the nodes by IPv6; they have IPv4 as well until
+        `drop_ipv4`, so that they can install packages where the archive has no IPv6. Returns when systemd has finished booting and
         sshd lets the user in on every node. A fleet that does not come up is removed again, unless asked to keep it.
         Unless it is ``lasting``, a fleet is this process's: when that is gone, the next `up` of any fleet removes it.
         """
@@ -205,7 +208,7 @@ class Fleet:
         directory.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
         try:
-            subnet = self._create_network(directory, "" if lasting else owner.of())
+            subnet = self._create_network(directory, "" if lasting else owner.of(), ipv6=ipv6)
             addresses = (str(address) for address in itertools.islice(subnet.hosts(), 9, None))
             plan = [(f"node{n}", "vllm", suite, images[suite], gpus) for n, suite in enumerate(suites, 1)]
             plan += [(f"gateway{n}", "gateway", suite, gateway_images[suite], 0) for n, suite in enumerate(gateways, 1)]
@@ -264,6 +267,11 @@ class Fleet:
         node = self.node(node_name)
         docker("start", node.container)
         self._await_boot(node, time.monotonic() + BOOT_DEADLINE)
+
+    def drop_ipv4(self) -> None:
+        """Leave the nodes the loopback's IPv4 and their IPv6 alone; a power cycle brings the rest back."""
+        for node in self.nodes:
+            self.exec(node.name, ["ip", "-4", "address", "flush", "dev", "eth0"])
 
     # -- use
 
@@ -348,15 +356,19 @@ class Fleet:
 
     # -- parts of up
 
-    def _create_network(self, directory: Path, mine: str) -> IPv4Network:
-        """Create the fleet's network on the first free /24; another fleet may take one at the same moment."""
+    def _create_network(self, directory: Path, mine: str, *, ipv6: bool) -> IPv4Network | IPv6Network:
+        """Create the fleet's network on the first free /24; another fleet may take one at the same moment.
+
+        Returns what the nodes' addresses are of. Docker gives each network IPv4, so one with IPv6 has both.
+        """
         options = ["--label", f"{LABEL}={self.name}", "--label", f"{LABEL_DIRECTORY}={directory}"]
         options += ["--label", f"{LABEL_OWNER}={mine}"]
         options += ["--opt", f"com.docker.network.driver.mtu={min(1500, uplink_mtu())}"]
         for block in free_blocks(self.name):
-            made = run(["docker", "network", "create", "--subnet", str(block), *options, self.name], check=False)
+            more = ["--ipv6", "--subnet", str(beside(block))] if ipv6 else []
+            made = run(["docker", "network", "create", "--subnet", str(block), *more, *options, self.name], check=False)
             if made.returncode == 0:
-                return block
+                return beside(block) if ipv6 else block
             if "overlap" not in made.stderr:
                 raise FleetError(f"Docker cannot create the network {self.name}: {made.stderr.strip()}")
         raise FleetError(f"No free /24 is left in {ADDRESS_BLOCK}.")
@@ -374,7 +386,8 @@ class Fleet:
         volume = f"{node.container}-docker"
         docker("volume", "create", "--label", f"{LABEL}={self.name}", volume)
         arguments = ["create", "--name", node.container, "--hostname", node.name]
-        arguments += ["--network", self.name, "--ip", node.address, "--network-alias", node.name]
+        arguments += ["--network", self.name, "--network-alias", node.name]
+        arguments += ["--ip6" if ":" in node.address else "--ip", node.address]
         for label, value in (
             (LABEL, self.name),
             (LABEL_NODE, node.name),

@@ -264,3 +264,24 @@ def test_docker_ce_is_installed_from_a_mirror_and_configured(bed: Bed, docker_ce
     assert bed.sh("systemctl is-enabled docker; systemctl is-active docker").split() == ["enabled", "active"]
     again = role(bed, **wanted)
     assert "changed=0" in again.stdout, again.stdout + again.stderr
+
+
+def test_docker_with_userns_remap_is_refused(bed: Bed) -> None:
+    """The compile cache is root's on the node, and root in a container would be somebody else."""
+    remap = """echo '{"userns-remap": "default"}' >/etc/docker/daemon.json; systemctl restart docker"""
+    bed.sh(f"mkdir -p /etc/docker; test ! -e /etc/docker/daemon.json; {remap}")
+    try:
+        done = bed.run(
+            str(play.ROOT / "scripts/preflight"),
+            vllm_server_model="acme/tiny",
+            vllm_server_accelerator="cpu",
+            vllm_image_name="acme",
+            vllm_image_tag="1",
+            vllm_image_source="archive",
+            vllm_image_archive="/nowhere.tar",
+        )
+    finally:
+        bed.sh("rm /etc/docker/daemon.json; systemctl restart docker")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(r"users in containers +those of the node +others \(userns-remap\)", done.stdout), done.stdout
+    assert "remove userns-remap from daemon.json" in done.stdout

@@ -81,7 +81,8 @@ def _in_place(found: re.Match[str]) -> str:
 # Patterns are compiled when they are first needed, by the re module's cache: most runs of a module need none of them.
 #: Shapes that are nothing else, and what takes their place.
 _SHAPES: tuple[_Shape, ...] = (
-    (r"(://[^/\s:@'\"]*:)[^/\s'\"]+@", rf"\1{HIDDEN}@"),
+    # One slash is what is left of two where a URL was taken for a path.
+    (r"(:/{1,2}[^/\s:@'\"]*:)[^/\s'\"]+@", rf"\1{HIDDEN}@"),
     (r"(://)[\w.~%+-]{16,}@", rf"\1{HIDDEN}@"),
     (
         r"(?i)([?&][\w.-]{0,60}(?:token|key|secret|password|signature|credential)[\w.-]{0,60}=)[^&\s'\"#]+",
@@ -130,7 +131,7 @@ _LOOSE: tuple[_Shape, ...] = (
 #: What a text must hold for any of them to be worth a try.
 _HINT = (
     r"(?i)hf_|sk-|bearer|key|token|secret|passw|passphrase|credential|authorization|cookie|_auth|_pass\b|_pwd|_dsn"
-    r"|://[^/\s]*@|gh[pousr]_|github_pat|glpat|gldt|pypi-|r8_|wandb_v1|xox|akia|asia|aiza|eyj|nvapi|dckr_pat|npm_"
+    r"|:/{1,2}[^/\s]*@|gh[pousr]_|github_pat|glpat|gldt|pypi-|r8_|wandb_v1|xox|akia|asia|aiza|eyj|nvapi|dckr_pat|npm_"
     r"|signature"
 )
 

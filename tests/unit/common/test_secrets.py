@@ -60,6 +60,7 @@ SHAPES = {
     "'api_key': 'can''ary', 'b': 'c'": "'api_key': '***', 'b': 'c'",
     "{'api_key': '', 'b': 'c'}": "{'api_key': '', 'b': 'c'}",
     "http://user:canary@proxy:3128": "http://user:***@proxy:3128",
+    "no file /srv/https:/user:canary@proxy/x": "no file /srv/https:/user:***@proxy/x",
     "redis://:can@ry/x@h": "redis://:***@ry/x@h",  # no URL: a slash ends the host
     "http://u:can@ary@h/p": "http://u:***@h/p",
     "https://canarycanarycanary@git.example": "https://***@git.example",
