@@ -39,6 +39,15 @@ def test_make_alone_prints_every_target_and_does_nothing_else():
     assert all(line.lstrip().startswith(("awk ", "printf ")) for line in commands), commands
 
 
+# Tests
+
+
+def test_files_of_tests_have_names_of_their_own():
+    # pytest imports them by that name alone; of two, one is an error where both are collected.
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert not {name for name in names if names.count(name) > 1}
+
+
 # Changelog
 
 

@@ -234,11 +234,11 @@ def test_whatever_moves_is_not_stalled(moves):
     docker.usage = usage
     if moves == "log":
         docker.follow = lambda c, s, sink: threading.Thread(
-            target=lambda: [(sink.put(("log", line(1, "still here"))), time.sleep(0.05)) for _ in range(30)],
+            target=lambda: [(sink.put(("log", line(1, "still here"))), time.sleep(0.05)) for _ in range(60)],
             daemon=True,
         ).start()
     # Three times as long as the patience with a server in which nothing moves.
-    out = run(docker, limits=Limits(1e8, 0.4, 1.2), clock=time.monotonic)
+    out = run(docker, limits=Limits(1e8, 0.8, 2.4), clock=time.monotonic)
     assert out.verdict == "pending"
 
 
