@@ -412,7 +412,9 @@ def _sends(known: Variables, answer: Mapping[str, Any]) -> dict[str, bool | None
     weights = True if image else lacks("hf_snapshot")
     archive = known.get("vllm_image_source") == "archive" and known.get("vllm_image_archive_location") == "controller"
     sends = {"the image's archive": image} if archive else {}
-    return {**sends, **({"the weights": weights} if known.get("hf_cache_source") == "controller" else {})}
+    # To itself the controller copies weights by other means (roles/hf_cache/tasks/copy_local.yml).
+    pushed = known.get("hf_cache_source") == "controller" and known.get("ansible_connection") != "local"
+    return {**sends, **({"the weights": weights} if pushed else {})}
 
 
 def preload(roles: Path) -> None:
@@ -456,7 +458,8 @@ def _line(text: str) -> str:
 def _failed(said: str, way: connection.Way, what: str) -> Finding:
     """Give the finding of a look that failed: a known message as its cause and what to do, another as it is."""
     told = connection.explain(said, way)
-    if told is None:
+    # What failed on a node that was reached has another cause than the connection, whatever its words are.
+    if told is None or (what != "connection" and told.what == "connection"):
         remedy = "check that `ssh` to it works with this inventory's address, user and key"
         remedy = remedy if what == "connection" else "run again with -vvv"
         return Finding("unseen", what, "an answer", _line(said), remedy)

@@ -72,7 +72,8 @@ def collect(pieces: Iterable[bytes], wanted: Wanted, kept: Kept, until: float = 
         shown = terminal.shown(text.rpartition("\r")[2]).strip("\n")
         level = levels.of(shown)
         if stamp > wanted.after and shown.strip() and log_level.wanted(level, wanted.level):
-            clean = secrets.scrub(shown[:LONGEST], wanted.hidden)
+            # A secret that the end of a line would cut is hidden before.
+            clean = secrets.scrub(shown[: 2 * LONGEST], wanted.hidden)[:LONGEST]
             kept.add((stamp, level, clean), min(wanted.lines, MOST_LINES))
         if until and kept.lines and time.monotonic() > until:
             return

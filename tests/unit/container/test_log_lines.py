@@ -45,6 +45,13 @@ def test_secrets_and_what_a_terminal_obeys_are_taken_out():
     assert [text for _, _, text in found.lines] == ["key=*** red", "--api-key ***", "2%"]
 
 
+def test_a_secret_at_the_end_of_a_line_that_is_cut_is_hidden():
+    log = [piece(1, "x" * (log_lines.LONGEST - 20) + "known-key-of-27-characters-\n")]
+    ((_, _, text),) = kept(log, hidden=frozenset({"known-key-of-27-characters-"})).lines
+    assert len(text) <= log_lines.LONGEST
+    assert "known" not in text
+
+
 def test_memory_is_bounded_whatever_is_asked_for(monkeypatch):
     monkeypatch.setattr(log_lines, "MOST", 9000)
     found = kept([piece(1, "x" * 100_000 + "\n")] * 5, lines=99)
