@@ -38,6 +38,7 @@ plugin: vllm_servers
 #   coder:
 #     gpus: 2
 #     vllm_server_model: Qwen/Qwen3-Coder-30B-A3B-Instruct
+#     vllm_server_args: {tensor-parallel-size: 2}
 """
 
 import sys

@@ -121,6 +121,8 @@ def test_one_command_runs_every_playbook_from_any_folder(tmp_path: Path) -> None
     assert named == {path.stem for path in (play.ROOT / "playbooks").glob("*.yml")} - {"rollout"}
     done = fleet("status", "-i", "hosts.yml", "--list-hosts", here=tmp_path)
     assert done.returncode == 0 and "node9" in done.stdout, done.stdout + done.stderr
+    nowhere = fleet("status", here=tmp_path)
+    assert nowhere.returncode == 2 and "Which fleet? Add -i INVENTORY" in nowhere.stderr
     wrong = fleet("stauts", "-i", "hosts.yml", here=tmp_path)
     assert wrong.returncode == 2
     assert "vllm-fleet has no command stauts; it has" in wrong.stderr
