@@ -114,7 +114,8 @@ def misspelt(names: Iterable[str], known: Collection[str], where: str = "") -> l
     """Judge names of variables that somebody has set: one with a role's prefix that no role knows is refused.
 
     ``known`` are the options of all roles and :data:`ALSO_KNOWN`. A name without such a prefix is somebody else's; it
-    is a warning where it is a letter from a known one (``vllm_sever_port``). ``where`` names the hosts that have the
+    is a warning where it is a letter from a known one (``vllm_sever_port``), and refused where that says which servers
+    a node has. ``where`` names the hosts that have the
     variables, where they are not the node itself.
     """
     prefixes = {f"{role}_": role for role in OWN}
@@ -128,9 +129,10 @@ def misspelt(names: Iterable[str], known: Collection[str], where: str = "") -> l
             remedy = f"{correct}; if it is your own, rename it or add it to preflight_accept"
             found.append(Finding("refused", name, f"a variable of the role {role}", got, remedy))
         elif near := _slip(name, known):
-            found.append(
-                Finding("warning", name, "a variable of a role", got, f"correct it to {near}, if that is meant")
-            )
+            # Without its servers a node would be one server of another model, and gateways would forget them.
+            level = "refused" if near in ("vllm_servers", "vllm_node") else "warning"
+            remedy = f"correct it to {near}, if that is meant"
+            found.append(Finding(level, name, "a variable of a role", got, remedy))
     return found
 
 

@@ -85,6 +85,8 @@ KNOWN = {
         ("gateway_prt", "refused", "gateway_port"),
         ("rocm_zzzzzzzzzzzzzzzzz", "refused", "roles/rocm/README.md"),
         ("vllm_sever_port", "warning", "vllm_server_port"),
+        ("vllm_servres", "refused", "vllm_servers"),
+        ("vllm_server", "refused", "vllm_servers"),
         ("hf_tokn", "warning", "hf_token"),
     ],
 )
