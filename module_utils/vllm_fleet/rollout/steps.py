@@ -3,8 +3,9 @@
 
 A node whose probe is missing, ended early, failed, or was for something else needs the step: no answer is never "fine".
 
-Of the servers of one node (``vllm_node``) one does what belongs to the node: the first of them for the engine, the
-first for each image and for each snapshot. The others take over what it found.
+Of the servers of one node (``vllm_node``) one does what belongs to the node: the first of them that uses GPUs, or
+else the first, for engine and driver, the first for each image and for each snapshot. The others take over what it
+found.
 """
 
 from __future__ import annotations
@@ -63,7 +64,11 @@ def plan(
     variables = {host: hostvars[host] for host in hosts}
     facts = {host: found.get("ansible_facts") or {} for host, found in variables.items()}
     steps = {
-        "engine": [host for host in variables if _engine(variables[host], facts[host])],
+        # Of a node's servers the first that uses GPUs, where there is one: for no other the role rocm runs.
+        "engine": sorted(
+            (host for host in variables if _engine(variables[host], facts[host])),
+            key=lambda host: not _rocm(variables[host]),
+        ),
         "image": _all_or_none(variables, facts, "vllm_image", "content"),
         "weights": _all_or_none(variables, facts, "hf_snapshot", "commit"),
     }
@@ -125,9 +130,12 @@ def _right(facts: Mapping[str, Any], module: str) -> bool:
     return bool(row) and nothing_to_do(module, row["result"])
 
 
+def _rocm(variables: Mapping[str, Any]) -> bool:
+    return str(variables.get("vllm_server_accelerator") or "rocm") == "rocm"
+
+
 def _engine(variables: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
-    rocm = str(variables.get("vllm_server_accelerator") or "rocm") == "rocm"
-    return not _right(facts, "docker_engine") or (rocm and not _right(facts, "rocm"))
+    return not _right(facts, "docker_engine") or (_rocm(variables) and not _right(facts, "rocm"))
 
 
 #: The variable that asks for more than what is there, by the module of a step.

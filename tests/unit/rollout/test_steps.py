@@ -187,6 +187,16 @@ def test_of_several_servers_of_a_node_one_does_each_thing():
     }
 
 
+def test_engine_and_driver_of_a_node_are_prepared_by_a_server_that_uses_gpus():
+    hostvars = servers(("n1", "cpu", "m"), ("n1", "gpu", "m"), ("n2", "cpu", "m"))
+    for host in ("n1-cpu", "n2-cpu"):
+        hostvars[host]["vllm_server_accelerator"] = "cpu"
+    found = steps.plan(hostvars, list(hostvars))
+    assert found["engine"] == ["n1-gpu", "n2-cpu"]
+    assert found["takes"]["n1-cpu"]["engine"] == "n1-gpu"
+    assert found["image"] == ["n1-cpu", "n2-cpu"]
+
+
 def test_each_image_of_a_node_is_fetched_by_the_first_that_wants_it():
     hostvars = servers(("n1", "a", "m", "1"), ("n1", "b", "m", "2"), ("n1", "c", "m", "2"))
     found = steps.plan(hostvars, list(hostvars))
