@@ -22,7 +22,13 @@ def will_change(result: Mapping[str, Any], mode: str, tags: Collection[str], *, 
 
 
 def repair(
-    chat: Mapping[str, Any], result: Mapping[str, Any], mode: str, tags: Collection[str], *, ranks: int
+    chat: Mapping[str, Any],
+    result: Mapping[str, Any],
+    mode: str,
+    tags: Collection[str],
+    *,
+    ranks: int,
+    asked: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return how a wave mends a server that is as described, was good before, and gave no answer to a plan.
 
@@ -30,7 +36,19 @@ def repair(
     `restart` (whether it is stopped first), `silent` (whether no request to it ever ends, so that none is waited for)
     and `because` (a sentence without its end); empty where the plan fails over it: a wrong answer has its reason in
     what is described, a busy server is late, and ranks are started together.
+
+    ``asked`` is the restart that a user asked for (rollout/restart.py). It is done whatever the server answers; nobody
+    waits for requests that never end.
     """
+    found = _mended(chat, result, mode, tags, ranks=ranks)
+    if mode != "plan" or not asked:
+        return found
+    return {**asked, "silent": bool(asked.get("silent") or found.get("silent"))}
+
+
+def _mended(
+    chat: Mapping[str, Any], result: Mapping[str, Any], mode: str, tags: Collection[str], *, ranks: int
+) -> dict[str, Any]:
     waves = mode == "plan" and bool({"all", "rollout"}.intersection(tags))
     if not waves or ranks > 1 or not result.get("confirmed") or result.get("actions"):
         return {}

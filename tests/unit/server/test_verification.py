@@ -82,3 +82,24 @@ def test_a_server_without_an_answer_is_mended_by_its_wave(said, more, restart):
     found = verification.repair(said, call["result"], call["mode"], call["tags"], ranks=call["ranks"])
     assert found.get("restart") is restart
     assert bool(found.get("because")) is (restart is not None)
+
+
+ASKED = {"restart": True, "silent": False, "because": "a restart was asked for", "asked": True}
+
+
+@pytest.mark.parametrize(
+    ("said", "more", "silent"),
+    [
+        # It does not listen: without a stop before the start, nothing would happen to it.
+        (chat("", "refused"), {}, True),
+        (chat("hung"), {}, True),
+        (chat("failing", "http_status"), {}, False),
+        (chat("busy"), {}, False),
+        (chat("", "refused"), {"ranks": 2}, False),
+        (chat("busy"), {"asked": {**ASKED, "silent": True}}, True),
+    ],
+)
+def test_a_restart_that_was_asked_for_is_done_whatever_the_server_answers(said, more, silent):
+    call = {"ranks": 1, "asked": ASKED, **more}
+    assert verification.repair(said, SAME, "plan", ["all"], **call) == {**ASKED, "silent": silent}
+    assert not verification.repair(chat("busy"), SAME, "deploy", ["all"], **call)
