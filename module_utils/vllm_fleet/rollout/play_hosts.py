@@ -152,11 +152,14 @@ def _ready(hostvars: Mapping[str, Any], gateways: Iterable[str]) -> bool:
 def removers(hostvars: Mapping[str, Any], gateways: Iterable[str]) -> list[str]:
     """Return the hosts that remove what is not described any more on their nodes, where a user has asked for that.
 
-    None after a failure, nor where a gateway may still send requests there: one that was not in the run.
+    None unless every server of the waves was replaced and every other one was right: one out of reach fails without a
+    word. Nor where a gateway may still send requests there: one that was not in the run.
     """
     plan = _plan(hostvars)
     found = plan.get("undescribed") or {}
-    if not found or plan.get("problems") or failed(hostvars) != NOBODY:
+    if not found or plan.get("problems") or plan.get("wrong"):
+        return NOBODY
+    if any(outcome(hostvars[host]).get("state") != "replaced" for host in plan.get("hosts") or ()):
         return NOBODY
     if any(not _fact(hostvars, gateway, "gateway_ready") for gateway in vip.standing(hostvars, gateways)):
         return NOBODY

@@ -8,6 +8,7 @@ from test_waves import EDIT, SAME, plan
 
 from ansible.module_utils.vllm_fleet.rollout import messages, play_hosts, recovery, repair
 
+REPLACED = {"rollout_outcome": {"state": "replaced", "serving": True}}
 BOOT = {"rocm_reboot_required": ["the driver is new"], "rocm_allow_reboot": True}
 
 
@@ -119,6 +120,36 @@ def test_what_no_host_of_a_node_describes_is_told():
 )
 def test_a_server_that_nobody_describes_is_removed_where_that_is_asked_for_and_safe(more, gateway, removes):
     found = {"problems": [], "hosts": ["n1-a"], "undescribed": {"n1": {"by": "n1-a", "servers": {"old": "running"}}}}
-    hosts = {"localhost": {"rollout_plan": found}, "n1-a": more, "gw": gateway}
+    hosts = {"localhost": {"rollout_plan": found}, "n1-a": {**REPLACED, **more}, "gw": gateway}
     assert play_hosts.removers(hosts, ["gw"]) == (["n1-a"] if removes else play_hosts.NOBODY)
     assert play_hosts.removers({}, ["gw"]) == play_hosts.NOBODY
+
+
+@pytest.mark.parametrize(
+    ("more", "a", "b", "removes"),
+    [
+        ({}, REPLACED, REPLACED, True),
+        ({"hosts": []}, {}, {}, True),
+        # One that was lost on the way, and waves that did not begin, have no failure of their own.
+        ({}, {"rollout_outcome": {"state": "draining"}}, REPLACED, False),
+        ({}, {"rollout_outcome": {"state": "replacing"}}, REPLACED, False),
+        ({}, REPLACED, {}, False),
+        ({}, {}, {}, False),
+        # rollout_max_failures lets the waves go on past one that answered wrongly in the plan.
+        ({"wrong": ["b"]}, REPLACED, REPLACED, False),
+    ],
+)
+def test_nothing_is_removed_where_a_server_was_not_replaced_or_is_wrong(more, a, b, removes):
+    found = {
+        "problems": [],
+        "wrong": [],
+        "hosts": ["a", "b"],
+        "undescribed": {"n": {"by": "c", "servers": {"old": "up"}}},
+    }
+    hosts = {
+        "localhost": {"rollout_plan": {**found, **more}},
+        "a": a,
+        "b": b,
+        "c": {"rollout_remove_undescribed": True},
+    }
+    assert play_hosts.removers(hosts, []) == (["c"] if removes else play_hosts.NOBODY)
