@@ -50,6 +50,7 @@ class FilterModule:
             "deploy_watchdogs": play_hosts.watchdogs,
             "repair_plan": repair.plan,
             "repair_refused_hosts": play_hosts.unrepaired,
+            "repair_sick": repair.sick,
             "restart_against": restart.against,
             "restart_asked": restart.asked,
             "rollout_answers": recovery.answers,

@@ -63,6 +63,16 @@ def plan(
     }
 
 
+def sick(hostvars: Mapping[str, Any], host: str) -> bool:
+    """Return whether any server of a host's node found its GPUs sick.
+
+    One of them repairs the node for all, and what another one's own watchdog has read may be known to nobody else.
+    """
+    hosts = hostvars["localhost"]["repair_plan"]["hosts"]
+    probes = [hostvars[one].get("repair_probe") or {} for one in host_variables.neighbours(hostvars, hosts, host)]
+    return any(probe.get("sick") for probe in probes)
+
+
 def _together(servers: list[str], reasons: dict[str, list[str]], refused: dict[str, str]) -> None:
     """Repair all servers of a node for the reasons of any of them, or none: GPUs of one node are reset together."""
     why = list(dict.fromkeys(one for host in servers for one in reasons.get(host, ())))

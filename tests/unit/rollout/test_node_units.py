@@ -87,6 +87,21 @@ def test_a_sick_gpu_is_repaired_for_all_servers_of_its_node():
     assert list(repair.plan(hosts, list(hosts))["refused"]) == ["n1-b", "n1-a"]
 
 
+def test_a_node_is_repaired_for_what_the_watchdog_of_any_of_its_servers_has_read():
+    """With a kernel's log that has lost it, the server that repairs the node finds its GPUs well."""
+    sick, well = {"reasons": ["GPU 3 is sick"], "sick": True}, {"reasons": [], "sick": False}
+    hosts = {
+        "n1-a": {"vllm_node": "n1", "repair_probe": well},
+        "n1-b": {"vllm_node": "n1", "repair_probe": sick},
+        "n1-cpu": {"vllm_node": "n1", "repair_probe": {"skipped": True}},
+        "n2-a": {"vllm_node": "n2", "repair_probe": {**well, "reasons": ["an earlier repair"]}},
+        "n3": {"repair_probe": sick},
+    }
+    made = {"repair_plan": {"hosts": list(hosts)}}
+    found = {host: repair.sick({**hosts, "localhost": made}, host) for host in hosts}
+    assert found == {"n1-a": True, "n1-b": True, "n1-cpu": True, "n2-a": False, "n3": True}
+
+
 def seen(**servers):
     return {**SAME, "servers": {f"vllm-{name}": state for name, state in servers.items()}}
 
