@@ -141,9 +141,11 @@ def _all(machine: _Machine, servers: Sequence[Server]) -> dict[str, tuple[int, .
             rivals = (set(other.listed or ()) for one, other in asking if one is not server)
             open_to_it = (there - _held(servers, server) - _given(found)).difference(*rivals)
             found[server.name] = wanted.listed if set(wanted.listed) <= open_to_it else None
-    for _, server, wanted, has in sorted(counts, key=lambda one: one[0]):
+    for _, server, wanted, had in sorted(counts, key=lambda one: one[0]):
         taken = _held(servers, server) | _given(found)
         free = [index for index in machine.indices if index not in taken]
+        # What a record alone says that it has, another may have got.
+        has = tuple(index for index in had if index not in taken)
         if len(has) >= wanted.count:
             found[server.name] = machine.best(has, wanted.count)
         else:

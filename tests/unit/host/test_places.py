@@ -264,6 +264,13 @@ def test_a_server_that_chose_gpus_by_hand_has_what_its_container_has(node):
     assert node.find("b").gpus == (1,)
 
 
+def test_a_record_of_a_server_that_was_removed_gives_its_gpus_to_a_list(node):
+    node.describe("a", gpus=2)
+    assert node.take("a").gpus == (0, 1)
+    node.described = [Asker("a", 1), Asker("b", [0])]
+    assert (node.find("a").gpus, node.find("b").gpus) == ((1,), (0,))
+
+
 def test_cpus_without_gpus(node):
     node.described = [Asker("a", None, 8, rocm=False), Asker("b", None, "0-3", rocm=False), Asker("c", rocm=False)]
     found = node.take("b")

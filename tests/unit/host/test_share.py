@@ -116,6 +116,20 @@ def test_growing_keeps_and_shrinking_gives_back():
     assert share.place(GPU, EIGHT, [one("a", Wish(2), (3, 6))], "a") == (3, 6)
 
 
+def test_of_what_a_record_alone_says_nothing_is_given_twice():
+    """The container of `a` is gone, and it is to have less."""
+    torn = one("a", Wish(1), (0, 1), holds=())
+    for there in ([torn, one("b", Wish(1, (0,)))], [torn, one("b", Wish(1, (0,)), (0,))]):
+        assert [share.place(GPU, EIGHT, there, name) for name in "ab"] == [(1,), (0,)]
+    there = [torn, one("b", Wish(4))]
+    assert [share.place(GPU, EIGHT, there, name) for name in "ab"] == [(4,), (0, 1, 2, 3)]
+    # What its container has is its own.
+    there = [one("a", Wish(1), (0, 1)), one("b", Wish(1, (0,)))]
+    assert share.place(GPU, EIGHT, there, "a") == (0,)
+    with pytest.raises(NoPlace, match="GPU 0, which a has and keeps"):
+        share.place(GPU, EIGHT, there, "b")
+
+
 def test_a_partition_grows_on_its_device():
     assert share.place(GPU, PARTITIONS, [one("a", Wish(8), (60,))], "a") == tuple(range(56, 64))
     used = [one("a", Wish(4), (8,)), one("b", Wish(6), range(10, 16))]
