@@ -20,7 +20,9 @@ from ansible.utils.display import Display
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.common import finding, secrets
+from ansible.module_utils.vllm_fleet.host.place import chosen_by_hand
 from ansible.module_utils.vllm_fleet.preflight import machines
+from ansible.module_utils.vllm_fleet.server import options as server_options
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 
 display = Display()
@@ -88,11 +90,17 @@ def said_of(variables: Mapping[str, Any]) -> dict[str, Any]:
     if node:
         said["rocm"] = (variables.get("vllm_server_accelerator") or "rocm") == "rocm"
         # A value that cannot be had is reported elsewhere.
-        said |= {"gpus": "?", "agent": 0}
+        said |= {"gpus": "?", "agent": 0, "by_hand": "", "state_dir": ""}
         with contextlib.suppress(AnsibleError, TypeError, ValueError):
             said["gpus"] = variables.get("vllm_server_gpus")
         with contextlib.suppress(AnsibleError, TypeError, ValueError):
             said["agent"] = host_variables.agent_port(variables)
+        with contextlib.suppress(AnsibleError, TypeError, ValueError, AttributeError):
+            env = variables.get("vllm_server_env") or {}
+            said["by_hand"] = chosen_by_hand(env, variables.get("vllm_server_devices"))
+        with contextlib.suppress(AnsibleError, TypeError, ValueError):
+            folder = variables.get("vllm_server_state_dir") or server_options.DEFAULT_STATE_DIR
+            said["state_dir"] = os.path.normpath(str(folder))
     return said
 
 

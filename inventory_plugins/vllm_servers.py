@@ -81,7 +81,7 @@ class InventoryModule(BaseInventoryPlugin):
         odd = set(self._read_config_data(path)) - {"plugin"}
         if odd:
             raise AnsibleParserError(f"{path}: {', '.join(sorted(odd))} is no option of vllm_servers: leave it out.")
-        nodes = _nodes(inventory, loader)
+        nodes = _nodes(inventory, loader, path)
         if not nodes:
             return
         groups = {host: {group.name for group in inventory.hosts[host].get_groups()} for host in nodes}
@@ -98,11 +98,15 @@ class InventoryModule(BaseInventoryPlugin):
         _replace(inventory, {host: own for host, (_, own) in nodes.items()}, plan.servers)
 
 
-def _nodes(inventory: Any, loader: Any) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Return the hosts to expand, with all variables that they have now and those of their own."""
+def _nodes(inventory: Any, loader: Any, path: str) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the hosts to expand, with all variables that they have now and those of their own.
+
+    ``path`` is the file of this source.
+    """
     found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
     group = inventory.groups.get("vllm")
-    sources = inventory.processed_sources
+    # A source counts as processed once it was read; group_vars beside this one are known now.
+    sources = [*inventory.processed_sources, path]
     of_groups: dict[Any, dict[str, Any]] = {}
     for host in group.get_hosts() if group else []:
         groups = sort_groups({*host.get_groups(), inventory.groups["all"]})

@@ -100,6 +100,16 @@ def test_a_mistake_ends_the_run_and_never_makes_one_server_of_a_node(folder: Pat
     assert "Traceback" not in said
 
 
+def test_variables_beside_a_source_of_its_own_are_read(folder: Path, tmp_path: Path) -> None:
+    second = tmp_path / "servers"
+    (second / "group_vars").mkdir(parents=True)
+    (folder / "vllm_servers.yml").rename(second / "vllm_servers.yml")
+    (second / "group_vars/vllm.yml").write_text(yaml.safe_dump({"vllm_servers": BLOCK}))
+    for source in (second, second / "vllm_servers.yml"):
+        graph = run("ansible-inventory", "-i", str(folder), "-i", str(source), "--graph")
+        assert "|  |--@node1:\n  |  |  |--node1-chat-1\n" in graph
+
+
 def test_a_source_that_comes_before_the_hosts_is_noticed(folder: Path) -> None:
     (folder / "group_vars/vllm/servers.yml").write_text(yaml.safe_dump({"vllm_servers": BLOCK}))
     (folder / "vllm_servers.yml").rename(folder / "a.yml")

@@ -99,6 +99,13 @@ class Place:
         return {"gpus": None if self.gpus is None else list(self.gpus), "cpus": cpus, "numa": list(self.numa)}
 
 
+def chosen_by_hand(env: Mapping[str, Any], given: Any) -> str:
+    """Return the option by which a user has chosen GPUs: a variable of ``env``, or ``given`` devices; empty if none."""
+    if given is not None:
+        return "vllm_server_devices"
+    return next((f"{one} in vllm_server_env" for one in BY_HAND if env.get(one) not in (None, "")), "")
+
+
 def devices(place: Place) -> list[str]:
     """Return the devices of a container that sees the GPUs of a place, and no others."""
     return ["/dev/kfd", *(f"/dev/dri/{render}" for render in place.renders)]

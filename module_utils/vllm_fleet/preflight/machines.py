@@ -9,6 +9,8 @@ from typing import Any
 from ..common.finding import Finding
 from ..container.spec import overlap
 
+#: No vllm_server_gpus.
+_NONE: tuple[Any, ...] = (None, "", [])
 _OWN = "a container and a port of its own for each host"
 
 
@@ -100,25 +102,40 @@ def _torn(node: str, places: Mapping[str, Mapping[str, Any]]) -> Finding:
 def sharing(hosts: Mapping[str, Mapping[str, Any]]) -> dict[str, Finding]:
     """Judge the servers of nodes that have several, by the inventory alone.
 
-    ``hosts`` has of each ``node``, ``replica``, ``rocm`` (whether it is for AMD GPUs) and ``gpus``, its
-    vllm_server_gpus, empty without one. Gives a refusal for each host that cannot share its node.
+    ``hosts`` has of each ``node``, ``replica``, ``rocm`` (whether it is for AMD GPUs), ``gpus``, its vllm_server_gpus
+    (empty without one), ``by_hand``, the option by which its GPUs are chosen instead (empty without one), and
+    ``state_dir`` (empty where it is not known). Gives a refusal for each host that cannot share its node.
     """
     by_node: dict[str, list[str]] = {}
     for host, said in hosts.items():
         by_node.setdefault(str(said["node"]), []).append(host)
     found = {}
     for node, together in by_node.items():
+        # Of GPUs that were chosen by hand the project knows nothing, so it must not choose any beside them.
+        none_placed = all(hosts[one]["gpus"] in _NONE for one in together)
         for host in together if len(together) > 1 else ():
-            others = _names([one for one in together if one != host])
+            others, by_hand = _names([one for one in together if one != host]), hosts[host]["by_hand"]
             if hosts[host]["replica"]:
                 got = f"{host} is a part of {hosts[host]['replica']}, and {node} has {others}, too"
                 remedy = "leave out vllm_server_replica, or the other servers of the node"
                 found[host] = Finding("refused", "vllm_server_replica", "a node for itself", got, remedy)
-            elif hosts[host]["rocm"] and hosts[host]["gpus"] in (None, "", []):
+            elif unlike := _other_folder(host, together, hosts):
+                got = f"{hosts[host]['state_dir']} for {host}, and {hosts[unlike]['state_dir']} for {unlike}"
+                remedy = "set it for the node (group_vars, or the node's variables): servers see there what is taken"
+                expected = "one folder for all servers of a node"
+                found[host] = Finding("refused", "vllm_server_state_dir", expected, got, remedy)
+            elif hosts[host]["rocm"] and hosts[host]["gpus"] in _NONE and not (by_hand and none_placed):
                 got = f"none for {host}, and {node} has {others}, too"
                 remedy = "say how many GPUs it gets, or which: vllm_server_gpus: 1 (gpus in vllm_servers)"
+                remedy += f", and take {by_hand} away" if by_hand else ""
                 found[host] = Finding("refused", "vllm_server_gpus", "a part of the node for each server", got, remedy)
     return found
+
+
+def _other_folder(host: str, together: Sequence[str], hosts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the first host whose records are in another folder than those of ``host``; empty without one."""
+    mine = hosts[host]["state_dir"]
+    return next((one for one in together if mine and hosts[one]["state_dir"] not in ("", mine)), "")
 
 
 def _one_port(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

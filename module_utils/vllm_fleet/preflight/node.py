@@ -114,14 +114,12 @@ class Shared:
 def look_for_place(options: PreflightOptions, node: Mapping[str, Any] | None, engine: DockerApi) -> Shared:
     """Find the place that the server would get now; nothing is written down."""
     sizing_of = options.sizing or {}
-    env, devices = sizing_of.get("env") or {}, sizing_of.get("devices")
-    by_hand = next((f"{name} in vllm_server_env" for name in place.BY_HAND if env.get(name) not in (None, "")), "")
     asked = place.Asked(
         place.Asker(options.name, options.wanted_gpus, options.wanted_cpus, options.accelerator == "rocm"),
         tuple(place.Asker.from_option(one) for one in options.neighbours),
         Path(options.state_dir),
         Path(options.sysfs_root),
-        "vllm_server_devices" if devices is not None else by_hand,
+        place.chosen_by_hand(sizing_of.get("env") or {}, sizing_of.get("devices")),
     )
     if not asked.shared:
         return Shared(options.sizing)

@@ -28,12 +28,14 @@ _PREFIXES = (
     "benchmark_",
 )
 _ALSO = ("hf_token",)
-#: Variables that the names of node and entry make, or that speak against a node of its own.
-_MADE = ("vllm_server_name", "vllm_node", "vllm_server_replica")
+#: Variables that the names of node and entry make, that speak against a node of its own, or that are the node's.
+_MADE = ("vllm_server_name", "vllm_node", "vllm_server_replica", "vllm_server_state_dir")
 #: Part of the names of hosts, containers and of the servers of a gateway. A dot would look like `.previous`.
 _ENTRY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?")
 #: Characters of a container's longest name, which is also that of a folder.
 _LONGEST = 60
+#: In a node's name Ansible would read these as a part of a pattern: plays and --limit would not find its servers.
+_OF_PATTERNS = re.compile(r"[,:&!\[\]*?~\s]")
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,12 @@ def plan(nodes: Mapping[str, Mapping[str, Any]], hosts: Collection[str], groups:
     ``hosts`` are all names of the inventory, ``groups`` the direct groups of each node and, under ``""``, all groups.
     """
     made = Plan()
+    entries: dict[str, str] = {}
     for host, variables in nodes.items():
         against = _against(host, variables, groups)
         made.problems += [against] if against else []
         if not against:
-            _expand(made, host, variables)
+            _expand(made, host, variables, entries)
     _clashes(made, [name for name in hosts if name not in nodes], groups.get("", ()))
     made.problems = _together(made.problems)
     return made
@@ -74,7 +77,7 @@ def _together(problems: Iterable[str]) -> list[str]:
     """Return sentences that say the same of several nodes as one: nodes mostly have the same block."""
     nodes: dict[str, list[str]] = {}
     for problem in problems:
-        node = re.split("[,:]", problem, maxsplit=1)[0]
+        node = re.split("[,:] ", problem, maxsplit=1)[0]
         nodes.setdefault(problem.replace(node, "NODE"), []).append(problem)
     return [
         told[0] if len(told) == 1 else f"{told[0]} (And so of {len(told) - 1} more node{'s' if len(told) > 2 else ''}.)"
@@ -91,6 +94,11 @@ def _against(host: str, variables: Mapping[str, Any], groups: Mapping[str, Colle
     elif host in ("localhost", "127.0.0.1", "::1"):
         told = (
             f"{host}: it cannot have vllm_servers, for plays of the controller have its name: call the node otherwise."
+        )
+    elif odd := _OF_PATTERNS.search(host):
+        told = (
+            f"{host}: its name has {odd[0]!r}, which Ansible's patterns read as their own, so no play would find its "
+            "servers: give the node another name, and its address as ansible_host."
         )
     elif host in groups.get("", ()):
         told = f"{host}: there is a group {host}, too, and the node's name becomes a group: rename one of them."
@@ -109,8 +117,8 @@ def _against(host: str, variables: Mapping[str, Any], groups: Mapping[str, Colle
     return told
 
 
-def _expand(made: Plan, host: str, variables: Mapping[str, Any]) -> None:
-    """Add the servers of one node."""
+def _expand(made: Plan, host: str, variables: Mapping[str, Any], entries: dict[str, str]) -> None:
+    """Add the servers of one node. ``entries`` are those of all nodes, by the names of their groups."""
     base = _port(variables.get("vllm_server_port", host_variables.PORT))
     if base is None:
         made.problems.append(
@@ -121,6 +129,12 @@ def _expand(made: Plan, host: str, variables: Mapping[str, Any]) -> None:
     for number, (name, given) in enumerate(variables["vllm_servers"].items()):
         entry = {} if given is None else given
         problems = _odd(host, str(name), entry)
+        other = entries.setdefault(_group_of(str(name)), str(name))
+        if other != str(name):
+            problems.append(
+                f"{host}, entry {name}: its group would be {_group_of(other)}, as of the entry {other}: rename one of "
+                "the two."
+            )
         made.problems += problems
         if not problems:
             made.servers += _servers(host, str(name), entry, variables, base + number * STEP)
@@ -165,6 +179,8 @@ def _odd_key(key: str, value: Any) -> str:
         return {
             "vllm_server_name": "vllm_server_name is made of the entry's name: rename the entry.",
             "vllm_node": "vllm_node is the name of the host that has vllm_servers: leave it out.",
+            "vllm_server_state_dir": "vllm_server_state_dir is one for all servers of a node, which see there what is "
+            "taken: set it for the node.",
         }.get(key, f"{key} is for a server over several nodes, which has its nodes for itself: leave it out.")
     if key == "vllm_server_port" and _port(value) is None:
         return f"vllm_server_port is {value!r}, expected a number from 1 to 65535 that is known before the run."
@@ -219,7 +235,7 @@ def _servers(
     """Return the servers of one entry whose first port is ``base``, unless it has a port of its own."""
     base = _port(entry.get("vllm_server_port")) or base
     model = str(entry.get("vllm_server_model") or variables.get("vllm_server_model") or "")
-    groups = [f"entry_{_identifier(name)}"]
+    groups = [_group_of(name)]
     groups += [f"model_{_identifier(model)}"] if model and not _template(model) else []
     own = {_PARTS.get(key, key): value for key, value in entry.items() if key != "replicas"}
     for number in range(1, entry["replicas"] + 1) if "replicas" in entry else (0,):
@@ -234,6 +250,11 @@ def _servers(
         yield Server(f"{host}-{called}", host, tuple(groups), {**own, **derived})
 
 
+def _group_of(entry: str) -> str:
+    """Return the name of the group of an entry's servers."""
+    return f"entry_{_identifier(entry)}"
+
+
 def _identifier(text: str) -> str:
     """Return a text as a part of a group's name, which Ansible wants to be like a variable's."""
     return re.sub(r"\W", "_", text, flags=re.ASCII)
@@ -242,6 +263,8 @@ def _identifier(text: str) -> str:
 def _clashes(made: Plan, hosts: Iterable[str], groups: Collection[str]) -> None:
     """Add what two servers of a node, or two hosts of the inventory, cannot both have."""
     named = dict.fromkeys(hosts, "a host of the inventory") | dict.fromkeys(groups, "a group")
+    # Its name becomes a group.
+    named |= dict.fromkeys({server.node for server in made.servers}, "a node with vllm_servers")
     ports: dict[tuple[str, int], str] = {}
     lists: dict[tuple[str, str, str], str] = {}
     for server in made.servers:

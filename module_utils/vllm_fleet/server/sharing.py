@@ -82,15 +82,12 @@ def _tuples(value: Any) -> Any:
 
 def asked(options: ServerOptions) -> Asked:
     """Return what a server asks of the node."""
-    by_hand = next((f"{one} in vllm_server_env" for one in place.BY_HAND if options.env.get(one) not in (None, "")), "")
-    if options.devices is not None:
-        by_hand = "vllm_server_devices"
     return Asked(
         Asker(options.name, options.gpus, options.cpus, options.rocm),
         tuple(Asker.from_option(one) for one in options.neighbours),
         Path(options.state_dir),
         Path(options.sysfs_root),
-        by_hand,
+        place.chosen_by_hand(options.env, options.devices),
     )
 
 

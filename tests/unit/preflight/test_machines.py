@@ -48,8 +48,12 @@ def test_hosts_that_are_one_machine(places, refused, words):
     assert all(one.level == "refused" and words in one.got for one in found.values())
 
 
-def server(node="n", gpus=1, replica="", rocm=True):
-    return {"node": node, "gpus": gpus, "replica": replica, "rocm": rocm}
+def server(node="n", gpus=1, replica="", rocm=True, by_hand="", state_dir="/var/lib/vllm-fleet"):
+    given = {"node": node, "gpus": gpus, "replica": replica, "rocm": rocm}
+    return {**given, "by_hand": by_hand, "state_dir": state_dir}
+
+
+BY_HAND = server(gpus=None, by_hand="vllm_server_devices")
 
 
 @pytest.mark.parametrize(
@@ -63,9 +67,23 @@ def server(node="n", gpus=1, replica="", rocm=True):
         ([server(gpus=None, rocm=False), server(gpus=None, rocm=False)], {}),
         ([server(replica="r"), server()], {"a": "vllm_server_replica"}),
         ([server(replica="r"), server("o", replica="r")], {}),
+        # GPUs that were split by hand stay so, as long as the project chooses none beside them.
+        ([BY_HAND, BY_HAND], {}),
+        ([BY_HAND, server(gpus=None, rocm=False)], {}),
+        ([BY_HAND, server(gpus=None)], {"b": "vllm_server_gpus"}),
+        ([BY_HAND, server()], {"a": "vllm_server_gpus"}),
+        # Records in two folders: neither server would see what the other has.
+        ([server(), server(state_dir="/srv")], {"a": "vllm_server_state_dir", "b": "vllm_server_state_dir"}),
+        ([server(), server("o", state_dir="/srv")], {}),
+        ([server(), server(state_dir="")], {}),
     ],
 )
 def test_servers_of_one_node(hosts, refused):
     found = machines.sharing(dict(zip("abc", hosts, strict=False)))
     assert {host: one.what for host, one in found.items()} == refused
     assert all(one.remedy for one in found.values())
+
+
+def test_a_choice_by_hand_beside_a_wish_is_named():
+    found = machines.sharing({"a": BY_HAND, "b": server()})
+    assert found["a"].remedy.endswith(", and take vllm_server_devices away")

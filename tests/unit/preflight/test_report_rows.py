@@ -29,3 +29,16 @@ def test_nodes_are_counted_and_their_servers():
     assert report.summary(["refused", "ok"]) == "2 nodes: 1 refused, 1 fine"
     nodes = {"n1-a": "n1", "n1-b": "n1"}
     assert report.summary(["refused", "ok", "ok"], nodes) == "3 servers on 2 nodes: 1 refused, 2 fine"
+
+
+def test_what_variables_say_of_a_host_that_shares_its_node():
+    assert report.said_of({}) == {"replica": "", "node": ""}
+    said = report.said_of({"vllm_node": "n", "vllm_server_gpus": 1})
+    assert (said["gpus"], said["by_hand"], said["state_dir"]) == (1, "", "/var/lib/vllm-fleet")
+    said = report.said_of(
+        {"vllm_node": "n", "vllm_server_env": {"HIP_VISIBLE_DEVICES": "0"}, "vllm_server_state_dir": "/srv/x/"}
+    )
+    assert (said["gpus"], said["by_hand"]) == (None, "HIP_VISIBLE_DEVICES in vllm_server_env")
+    assert said["state_dir"] == "/srv/x"
+    assert report.said_of({"vllm_node": "n", "vllm_server_devices": ["/dev/kfd"]})["by_hand"] == "vllm_server_devices"
+    assert report.said_of({"vllm_node": "n", "vllm_server_env": "x"})["by_hand"] == "", "reported elsewhere"

@@ -84,6 +84,11 @@ def test_a_node_without_an_address_is_reached_by_its_name():
         ({"a": {"vllm_server_name": "x"}}, {}, "vllm_server_name is made of the entry's name"),
         ({"a": {"vllm_node": "x"}}, {}, "vllm_node is the name of the host"),
         ({"a": {"vllm_server_replica": "x"}}, {}, "vllm_server_replica is for a server over several nodes"),
+        ({"a": {"vllm_server_state_dir": "/x"}}, {}, "node1, entry a: vllm_server_state_dir is one for all servers"),
+        ({"a-b": {}, "a_b": {}}, {}, "node1, entry a_b: its group would be entry_a_b, as of the entry a-b: rename one"),
+        ({"a": {}}, {"node": "fd00::1"}, "fd00::1: its name has ':', which Ansible's patterns read"),
+        ({"a": {}}, {"node": "n,1"}, "n,1: its name has ','"),
+        ({"a": {}}, {"node": "n[1]"}, "n[1]: its name has '['"),
         ({"a": {"vllm_server_port": "http"}}, {}, "node1, entry a: vllm_server_port is 'http'"),
         ({"a.b": {}}, {}, "node1, entry a.b: its name is part of the names"),
         ({"a_": {}}, {}, "entry a_: its name"),
@@ -112,3 +117,20 @@ def test_nodes_with_the_same_mistake_have_one_sentence():
     nodes = {f"node{n}": {"vllm_servers": {"a": {"gpu": 1}}} for n in (1, 2, 3)}
     found = servers.plan(nodes, list(nodes), {"": set()}).problems
     assert found == ["node1, entry a: gpu is no key of an entry: write gpus. (And so of 2 more nodes.)"]
+
+
+def test_nodes_named_by_addresses_have_one_sentence():
+    (found,) = servers.plan({f"fd00::{n}": {"vllm_servers": {"a": {}}} for n in (1, 2)}, [], {}).problems
+    assert found.startswith("fd00::1: its name has ':'") and found.endswith("(And so of 1 more node.)")
+
+
+def test_a_server_with_the_name_of_another_node_is_refused():
+    nodes = {"n": {"vllm_servers": {"a": {}}}, "n-a": {"vllm_servers": {"b": {}}}}
+    (found,) = servers.plan(nodes, list(nodes), {"": set()}).problems
+    assert found.startswith("n: its server n-a has the name of a node with vllm_servers: rename the entry")
+
+
+def test_entries_of_two_nodes_have_no_group_in_common():
+    nodes = {"n1": {"vllm_servers": {"a-b": {}}}, "n2": {"vllm_servers": {"a_b": {}}}}
+    (found,) = servers.plan(nodes, list(nodes), {"": set()}).problems
+    assert found.startswith("n2, entry a_b: its group would be entry_a_b")
