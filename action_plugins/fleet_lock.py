@@ -16,6 +16,7 @@ import contextlib
 import datetime
 import getpass
 import json
+import multiprocessing
 import os
 import re
 import select
@@ -154,7 +155,9 @@ class ActionModule(ActionBase):
         if self._task.check_mode:
             return result
         node = str(self._task.delegate_to or (task_vars or {}).get("inventory_hostname", "?"))
-        run = os.getppid()  # ansible-playbook itself, whose workers run the tasks
+        # ansible-playbook itself, whose workers run the tasks; of a worker that it left behind init is the parent.
+        parent = multiprocessing.parent_process()
+        run = parent.pid if parent is not None and parent.pid else os.getppid()
         mine = json.dumps(describe(run))
         if args["state"] == "kept":
             return self._kept(result, node, args["path"], run)
@@ -228,7 +231,12 @@ class ActionModule(ActionBase):
 
     def _guard(self, run: int, args: dict[str, Any], mine: str) -> None:
         """Leave a process behind that renews the lock while the run lives and drops it afterwards."""
-        handle = os.pidfd_open(run) if hasattr(os, "pidfd_open") else None
+        try:
+            handle = os.pidfd_open(run) if hasattr(os, "pidfd_open") else None
+        except ProcessLookupError:  # the run was killed since the lock was taken
+            with contextlib.suppress(AnsibleError):
+                self._ask(args["path"], "drop", "", mine)
+            return
         if os.fork():
             return
         # From here on nothing may raise into the worker's code, nor write to its queue.

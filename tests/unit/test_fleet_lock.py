@@ -113,3 +113,14 @@ def test_a_node_s_answer_is_read_for_what_it_can_be(answer, holder):
 def test_a_node_s_answer_of_another_form_is_none(answer):
     with pytest.raises(ValueError, match="expected the lock's age"):
         lock.told(answer)
+
+
+def test_a_run_that_was_killed_since_it_took_the_lock_gives_it_back_at_once(monkeypatch):
+    asked = []
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    action = lock.ActionModule.__new__(lock.ActionModule)
+    monkeypatch.setattr(action, "_ask", lambda *given: asked.append(given), raising=False)
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("there is no run to watch"))
+    action._guard(ended.pid, {"path": "/x/fleet.lock", "lease": 120.0}, "mine")
+    assert asked == [("/x/fleet.lock", "drop", "", "mine")]
