@@ -14,6 +14,7 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ..common import secrets
 from ..common.finding import Finding
+from .servers import OF_SERVERS
 
 #: The roles of a deployment whose variables are the user's.
 ROLES = (
@@ -70,17 +71,6 @@ ALSO_KNOWN = frozenset(
         "vllm_server_result",
         "vllm_watchdog_result",
     }
-)
-
-#: Options of the role gateway that are read on the serving hosts. All others are read on the gateways.
-OF_SERVERS = (
-    "gateway_server_address",
-    "gateway_drain_timeout",
-    "gateway_admit_timeout",
-    "gateway_land_request",
-    "gateway_land_timeout",
-    "gateway_require_server",
-    "gateway_admit_wait",
 )
 
 #: How much a name must resemble a known one to be taken for it where it begins with no role's prefix: 1 is the same.

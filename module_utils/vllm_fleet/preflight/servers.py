@@ -24,10 +24,20 @@ STEP = 100
 _PARTS = {"gpus": "vllm_server_gpus", "cpus": "vllm_server_cpus"}
 #: Beginnings of the variables that an entry may set: those of a server. What belongs to the node is the node's.
 _PREFIXES = (
-    *("vllm_server_", "vllm_image_", "vllm_watchdog_", "hf_cache_", "gateway_", "rollout_", "preflight_"),
+    *("vllm_server_", "vllm_image_", "vllm_watchdog_", "hf_cache_", "rollout_", "preflight_"),
     "benchmark_",
 )
 _ALSO = ("hf_token",)
+#: Options of the role gateway that are read on the serving hosts. All others are read on the gateways.
+OF_SERVERS = (
+    "gateway_server_address",
+    "gateway_drain_timeout",
+    "gateway_admit_timeout",
+    "gateway_land_request",
+    "gateway_land_timeout",
+    "gateway_require_server",
+    "gateway_admit_wait",
+)
 #: Variables that the names of node and entry make, that speak against a node of its own, or that are the node's.
 _MADE = ("vllm_server_name", "vllm_node", "vllm_server_replica", "vllm_server_state_dir")
 #: Part of the names of hosts, containers and of the servers of a gateway. A dot would look like `.previous`.
@@ -184,8 +194,14 @@ def _odd_key(key: str, value: Any) -> str:
         }.get(key, f"{key} is for a server over several nodes, which has its nodes for itself: leave it out.")
     if key == "vllm_server_port" and _port(value) is None:
         return f"vllm_server_port is {value!r}, expected a number from 1 to 65535 that is known before the run."
-    if key.startswith(_PREFIXES) or key in (*_ALSO, *_PARTS.values()):
+    if key.startswith(_PREFIXES) or key in (*_ALSO, *_PARTS.values(), *OF_SERVERS):
         return ""
+    return _unknown_key(key)
+
+
+def _unknown_key(key: str) -> str:
+    if key.startswith("gateway_"):
+        return f"{key} is the gateways', and changes nothing for a server: move it to group_vars/gateway.yml."
     near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
     meant = (
         f"write {near[0]}" if near else f"write one of {', '.join(KEYS)}, or a variable of the server (vllm_server_...)"

@@ -63,6 +63,7 @@ def test_a_node_without_an_address_is_reached_by_its_name():
         (["chat"], {}, "node1: vllm_servers is list ['chat']"),
         ({"a": "x"}, {}, "node1, entry a: it is 'x', expected keys"),
         ({"a": {"gpu": 2}}, {}, "node1, entry a: gpu is no key of an entry: write gpus."),
+        ({"a": {"gateway_port": 81}}, {}, "node1, entry a: gateway_port is the gateways', and changes nothing for"),
         ({"a": {"replica": 2}}, {}, "write replicas."),
         (
             {"a": {"rocm_allow_reboot": True}},
