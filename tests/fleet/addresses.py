@@ -23,7 +23,8 @@ def used_networks() -> list[ipaddress.IPv4Network]:
         with contextlib.suppress(ValueError):  # "default" and route types are no networks
             used.append(ipaddress.IPv4Network(route["dst"], strict=False))
     ids = docker("network", "ls", "-q").split()
-    for network in json.loads(docker("network", "inspect", *ids)) if ids else []:
+    # Another fleet may remove its own meanwhile: the answer has those that are left.
+    for network in json.loads(run(["docker", "network", "inspect", *ids], check=False).stdout or "[]") if ids else []:
         for pool in network["IPAM"]["Config"] or []:
             with contextlib.suppress(ValueError):  # IPv6
                 used.append(ipaddress.IPv4Network(pool["Subnet"]))
