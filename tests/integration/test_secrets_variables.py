@@ -30,7 +30,7 @@ TRACE = "canary8b3e"
 #: Where a role is; what a file on the controller is called is what its user has named it.
 HARMLESS = {"preflight_json": "", "burnin_json": "", "ansible_host": ""}
 #: Paths that are words of a command on a node; who puts a secret there has it in the node's process list.
-WORDS = {"fleet_lock_path"}
+WORDS = {"fleet_lock_path", "preflight_sysfs_root"}
 
 
 def value(name: str, option: dict[str, Any], secret: str) -> Any:
