@@ -68,6 +68,7 @@ class FilterModule:
             "rollout_node_lacks": recovery.node_lacks,
             "rollout_not_drained": recovery.not_drained,
             "rollout_part": play_hosts.part,
+            "rollout_warms": steps.warms,
             "rollout_old_is_back": recovery.old_is_back,
             "rollout_old_loads": recovery.old_loads,
             "rollout_pending_artifact": replicas.pending_artifact,

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..common.probes import nothing_to_do, probed
-from ..vllm.host_variables import node_of, replica_name, truth
+from ..vllm.host_variables import neighbours, node_of, replica_name, truth
 
 #: The steps in their order, and the plays of deploy.yml that are named after them.
 STEPS = ("engine", "image", "weights")
@@ -176,3 +176,17 @@ def _answered(variables: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
         and server.get("release") is not None
         and _right(facts, "vllm_chat")
     )
+
+
+#: What tells the weights of two servers of a node apart.
+_WEIGHTS = ("hf_cache_repo_id", "vllm_server_model", "vllm_server_revision", "hf_cache_revision", "hf_cache_path")
+
+
+def warms(hostvars: Mapping[str, Any], batch: Iterable[str], host: str) -> bool:
+    """Return whether a host of a wave reads its weights into memory: the first of those of its node that have them."""
+
+    def weights(one: str) -> list[str]:
+        return [str(hostvars[one].get(name) or "") for name in _WEIGHTS]
+
+    here = neighbours(hostvars, batch, host)
+    return len(here) == 1 or next((one for one in here if weights(one) == weights(host)), host) == host

@@ -216,3 +216,16 @@ def test_a_fleet_without_several_servers_has_one_batch_and_takes_nothing_over():
     hostvars = {"n1": node({"vllm_image": None}), "n2": node()}
     found = steps.plan(hostvars, list(hostvars))
     assert (found["image"], found["batches"], found["takes"]) == (["n1", "n2"], {}, {})
+
+
+def test_the_weights_of_a_node_are_read_into_memory_by_one_of_its_servers_in_a_wave():
+    chat, other = {"vllm_node": "n1", "vllm_server_model": "acme/chat"}, {"vllm_node": "n1", "vllm_server_model": "b/b"}
+    hosts = {
+        "a": chat,
+        "b": chat,
+        "c": other,
+        "d": {**chat, "vllm_node": "n2"},
+        "e": {"vllm_server_model": "acme/chat"},
+    }
+    assert [one for one in hosts if steps.warms(hosts, list(hosts), one)] == ["a", "c", "d", "e"]
+    assert steps.warms(hosts, ["b", "c"], "b"), "a is in another wave"
