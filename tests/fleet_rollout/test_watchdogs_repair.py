@@ -113,7 +113,7 @@ def test_sick_gpus_are_reset_and_no_other_node_is_touched(node: Node) -> None:
     node.sh(f"echo 'ue: 3' > {node.counter}")
     node.is_at_the_gateway("DOWN")
     # A release neither waits for that node nor goes to it.
-    edit = ["-e", json.dumps({"vllm_server_args": {"max-model-len": 300}, "rollout_min_available": 3})]
+    edit = ["-e", json.dumps({"vllm_server_labels": {"edited": "yes"}, "rollout_min_available": 3})]
     assert "run playbooks/repair.yml" in scene.deploy(*edit).failed().text
     said = scene.deploy("--check", "--limit", f"vllm:!{SICK}", *edit).failed().text
     assert re.search(r"rollout_min_available is 3, but 3 of 4 replicas of .* serve", said), said
