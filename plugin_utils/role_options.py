@@ -176,7 +176,7 @@ def _neighbours(variables: Variables) -> list[dict[str, Any]]:
 
 def _neighbour(of: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "name": str(of.get("vllm_server_name") or "vllm"),
+        "name": host_variables.container_name(of),
         "gpus": of.get("vllm_server_gpus"),
         "cpus": of.get("vllm_server_cpus"),
         "accelerator": str(of.get("vllm_server_accelerator") or presets.ROCM),

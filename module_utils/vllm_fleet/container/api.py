@@ -104,10 +104,14 @@ class DockerApi:
         found: dict[str, Any] | None = self._ask("GET", f"/containers/{quote(name, safe='')}/json")
         return found
 
-    def containers_with_label(self, label: str) -> list[dict[str, Any]]:
-        """Inspect all containers that carry ``label`` (``key=value``), those that do not run, too."""
+    def list_with_label(self, label: str) -> list[dict[str, Any]]:
+        """List all containers with ``label`` (``key=value``), also those that do not run, in Docker's short form."""
         query = urlencode({"all": 1, "filters": json.dumps({"label": [label]})})
-        found = (self.container(str(row["Id"])) for row in self._ask("GET", f"/containers/json?{query}") or [])
+        return list(self._ask("GET", f"/containers/json?{query}") or [])
+
+    def containers_with_label(self, label: str) -> list[dict[str, Any]]:
+        """Inspect the same."""
+        found = (self.container(str(row["Id"])) for row in self.list_with_label(label))
         return [one for one in found if one]  # without one that was removed in between
 
     def processes(self, name: str) -> list[int]:

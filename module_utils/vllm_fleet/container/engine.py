@@ -154,26 +154,28 @@ class Engine:
 
     def managed(self) -> list[Mapping[str, Any]]:
         """Inspect all containers that this project made for servers, those that do not run, too. Raises EngineError."""
+        found = (self._inspect("container", str(row["Id"])) for row in self._managed())
+        return [one for one in found if one]  # without one that was removed in between
+
+    def _managed(self) -> list[Mapping[str, Any]]:
+        """List them in Docker's short form."""
+        label = f"{LABEL_MANAGED}=true"
         if self._socket:
             try:
-                return list(self._socket.containers_with_label(f"{LABEL_MANAGED}=true"))
+                return list(self._socket.list_with_label(label))
             except (DockerRefused, DockerUnavailable) as exc:
                 raise EngineError(f"list the servers' containers: {exc}") from exc
         api = self._api
         with _errors("list the servers' containers"):
-            rows = api.containers(all=True, filters={"label": f"{LABEL_MANAGED}=true"})
-        found = (self._inspect("container", str(row["Id"])) for row in rows)
-        return [one for one in found if one]
+            rows: list[Mapping[str, Any]] = api.containers(all=True, filters={"label": label})
+        return rows
 
     def servers(self) -> dict[str, str]:
         """Return the servers that this project has made here: Docker's word for each by the name of its container.
 
         A container that waits as another one's previous or next is none of its own.
         """
-        api = self._api
-        with _errors("list containers"):
-            found = api.containers(all=True, filters={"label": f"{LABEL_MANAGED}=true"})
-        names = {str(one["Names"][0]).lstrip("/"): one for one in found if one.get("Names")}
+        names = {str(one["Names"][0]).lstrip("/"): one for one in self._managed() if one.get("Names")}
         return {name: str(one.get("State")) for name, one in names.items() if one["Labels"].get(LABEL_SERVER) == name}
 
     def network_exists(self, name: str) -> bool:

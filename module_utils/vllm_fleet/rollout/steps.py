@@ -178,15 +178,11 @@ def _answered(variables: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
     )
 
 
-#: What tells the weights of two servers of a node apart.
-_WEIGHTS = ("hf_cache_repo_id", "vllm_server_model", "vllm_server_revision", "hf_cache_revision", "hf_cache_path")
-
-
 def warms(hostvars: Mapping[str, Any], batch: Iterable[str], host: str) -> bool:
     """Return whether a host of a wave reads its weights into memory: the first of those of its node that have them."""
 
-    def weights(one: str) -> list[str]:
-        return [str(hostvars[one].get(name) or "") for name in _WEIGHTS]
+    def weights(one: str) -> list[Any]:
+        return [hostvars[one].get(name) for name in _WANTED["weights"]]
 
     here = neighbours(hostvars, batch, host)
     return len(here) == 1 or next((one for one in here if weights(one) == weights(host)), host) == host

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import requests
 from docker.errors import APIError
@@ -91,3 +93,19 @@ def test_a_diagnosis_names_the_nodes_folder_of_the_compilers_cache(tmp_path):
 )
 def test_a_program_that_is_too_slow_has_given_no_answer(api, answer):
     assert engine(**api).run_once(IMAGE, ["vllm"], timeout=1.0) == answer
+
+
+def test_the_servers_of_a_node_are_listed_without_the_sdk(monkeypatch):
+    rows = [
+        {"Id": "1", "Names": ["/vllm-a"], "State": "running", "Labels": {spec.LABEL_SERVER: "vllm-a"}},
+        {"Id": "2", "Names": ["/vllm-a.previous"], "State": "exited", "Labels": {spec.LABEL_SERVER: "vllm-a"}},
+    ]
+    made = engine()
+    made._sdk_client = None
+    made._socket = SimpleNamespace(
+        list_with_label=lambda label: rows if label == f"{spec.LABEL_MANAGED}=true" else [],
+        container=lambda name: None if name == "2" else {"Id": name},
+    )
+    monkeypatch.setattr(Engine, "_client", lambda *_: pytest.fail("its import takes as long as a whole probe"))
+    assert made.servers() == {"vllm-a": "running"}
+    assert made.managed() == [{"Id": "1"}], "the other one was removed in between"
