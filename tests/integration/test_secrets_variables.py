@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A secret in every variable of every role, on a node: what the terminal and the process list show of it.
+"""A secret in every variable of every role, on a node with a journal: what its user, its disk and its processes see of it.
 
 The values are ones that people write: a URL with a password, `NAME=value` in a list, a key by its name, a header. Most are
 wrong for their variable, so that each role also says what it does not like.
@@ -29,8 +29,11 @@ ROOT = Path(__file__).resolve().parents[2]
 TRACE = "canary8b3e"
 #: Where a role is; what a file on the controller is called is what its user has named it.
 HARMLESS = {"preflight_json": "", "burnin_json": "", "ansible_host": ""}
-#: Paths that are words of a command on a node; who puts a secret there has it in the node's process list.
-WORDS = {"fleet_lock_path", "preflight_sysfs_root"}
+#: Paths, a name and an address that are words of a command or of a module's call on a node: they stand in its process list
+#: and its journal.
+WORDS = {"fleet_lock_path", "preflight_sysfs_root", "vllm_server_name", "vllm_server_bind"}
+#: Folders of a node in which something may be left.
+LEFT = "/tmp /var/tmp /run /root/.ansible /home/ops/.ansible /var/lib/vllm-fleet /var/log /etc/vllm-fleet"
 
 
 def value(name: str, option: dict[str, Any], secret: str) -> Any:
@@ -100,6 +103,12 @@ def traces(text: str) -> list[str]:
     return sorted({match[0] for match in re.finditer(rf".{{0,120}}{TRACE}\d+x.{{0,20}}", text)})
 
 
+def told(text: str, given: dict[str, Any]) -> dict[str, list[str]]:
+    """The variables whose secrets stand in a text, with the lines."""
+    found = {name: re.search(rf"{TRACE}\d+x", str(value)) for name, value in given.items()}
+    return {name: traces(text) for name, secret in found.items() if secret and secret[0] in text}
+
+
 def test_no_variable_of_any_role_shows_the_secret_in_it(fleet: Fleet, tmp_path: Path) -> None:
     given = variables()
     assert len(given) > 130
@@ -119,6 +128,8 @@ def test_no_variable_of_any_role_shows_the_secret_in_it(fleet: Fleet, tmp_path: 
     environ = {
         **play.environment(),
         "VLLM_FLEET_REPORTS": str(tmp_path / "reports"),
+        "ANSIBLE_CACHE_PLUGIN": "jsonfile",
+        "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(tmp_path / "facts"),
     }
     said = ""
     with Watch() as watch:
@@ -139,5 +150,17 @@ def test_no_variable_of_any_role_shows_the_secret_in_it(fleet: Fleet, tmp_path: 
     tried = re.findall(r"ended (\w+)", said)
     assert len(set(tried)) > len(OWN) / 2, said[-3000:]
     assert traces(said) == []
-    shown = {secret for line in watch.seen for secret in re.findall(rf"{TRACE}\d+x", line)}
-    assert {name for name in given if any(secret in str(given[name]) for secret in shown)} <= WORDS
+    shown = told("\n".join(watch.seen), given)
+    assert shown.keys() <= WORDS, shown
+    for folder in ("reports", "facts", "work"):
+        for path in (tmp_path / folder).rglob("*"):
+            assert TRACE not in str(path) and (not path.is_file() or traces(path.read_text(errors="replace")) == []), (
+                path
+            )
+    journal = fleet.exec("node1", ["journalctl", "--no-pager", "--output", "json"]).stdout
+    assert "Invoked with" in journal
+    # sudo writes down the commands that it runs.
+    shown = told(journal, given)
+    assert shown.keys() <= WORDS, shown
+    look = f"grep -rIsl {TRACE} {LEFT} --exclude-dir=journal || true"
+    assert fleet.exec("node1", ["sh", "-c", look]).stdout == ""
