@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -36,7 +37,7 @@ class ActionModule(ActionBase):
         variables = task_vars or {}
         args = dict(self._task.args)
         host = str(variables.get("inventory_hostname", "?"))
-        follows = str(args.get("follow", False)).lower() in ("true", "yes", "1")
+        follows = boolean(args.get("follow", False), strict=False)
         servers, forks = list(variables.get("ansible_play_batch") or [host]), int(variables.get("ansible_forks") or 1)
         if follows and len(servers) > forks:
             result.update(

@@ -105,9 +105,8 @@ def follow(name: str, wanted: Wanted, seconds: float) -> Kept:
         try:
             pieces = docker.log_pieces(name, follow=1, tail=MOST_LINES, since=int(since))
             collect(pieces, wanted, kept, until=time.monotonic() + QUIET)
-            time.sleep(
-                max(0.0, QUIET - (time.monotonic() - began))
-            )  # a container that does not run ends its log at once
+            # The log of a container that does not run ends at once, and no event says that it goes on.
+            time.sleep(max(0.0, QUIET - (time.monotonic() - began)))
         except api.DockerUnavailable as exc:
             if not isinstance(exc.__cause__, TimeoutError):
                 raise

@@ -3,7 +3,7 @@
 
 For a look every few seconds: no program is started, and what cannot be read is no fault. Counters and bad pages are
 described in Linux, Documentation/gpu/amdgpu/ras; they begin at zero with the driver, so a reset or a reboot that helped
-is seen by itself.
+is seen by itself. Temperatures are in Documentation/gpu/amdgpu/thermal (hwmon), memory in driver-misc.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .files import Files
+from .render_nodes import pci_address
+
 AMD_VENDOR = "0x1002"
 #: PCI base class 12h, processing accelerators: no graphics card of a display is one.
 _ACCELERATOR = "0x12"
 _COUNT = re.compile(r"^(ue|ce|de): *(\d+)", re.MULTILINE)
+#: Bytes of a GPU that its driver and idle programs may hold, as preflight_idle_vram.
+IDLE_VRAM = 5_000_000_000
 #: One page a line: address, size, and R (retired), P (pending) or F (could not be reserved).
 _PAGE = re.compile(r"^0x[0-9a-f]+ *: *0x[0-9a-f]+ *: *([RPF])", re.MULTILINE)
 _PCI = r"(?P<pci>[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])"
@@ -35,12 +40,18 @@ _LINE = re.compile(rf"amdgpu {_PCI}:.*?(?:{'|'.join(f'(?P<{kind}>{text})' for ki
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as the kernel counts it; None where it does not say. ``slow``: its link has less than it could have."""
+    """One GPU as the kernel counts it; None where it does not say. ``slow``: its link has less than it could have.
+
+    ``hot``: which of its sensors is at its critical temperature. ``loose``: more of its memory is in use than its
+    processes hold, and than a driver needs.
+    """
 
     uncorrectable: int | None
     correctable: int | None
     bad_pages: int | None
     slow: str = ""
+    hot: str = ""
+    loose: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,11 +66,14 @@ class Fault:
 
 def read(sysfs: Path) -> dict[str, Gpu]:
     """Return the AMD accelerators of a node by their PCI addresses."""
-    found = {}
+    found, held = {}, _held(sysfs)
     for folder in sorted((sysfs / "bus/pci/devices").glob("*")):
         if _text(folder / "vendor") == AMD_VENDOR and _text(folder / "class").startswith(_ACCELERATOR):
-            counts = ras_counts(folder / "ras")
-            found[folder.name] = Gpu(counts.get("ue"), counts.get("ce"), _bad_pages(folder), _slow(folder))
+            counts, pci = ras_counts(folder / "ras"), folder.name
+            loose = pci in held and (_number(folder / "mem_info_vram_used") or 0) - held[pci] > IDLE_VRAM
+            found[pci] = Gpu(
+                counts.get("ue"), counts.get("ce"), _bad_pages(folder), _slow(folder), _hot(folder), loose=loose
+            )
     return found
 
 
@@ -94,6 +108,12 @@ def judge(known: Iterable[str], now: Mapping[str, Gpu], log: Mapping[str, str]) 
             )
         if gpu.slow:
             faults.append(Fault("link", pci, f"the link of GPU {pci} runs at {gpu.slow}", serious=False))
+        if gpu.hot:
+            says = f"the {gpu.hot} of GPU {pci} is at its critical temperature, so the GPU slows down"
+            faults.append(Fault("hot", pci, says, serious=False))
+        if gpu.loose:
+            says = f"more than 5 GB of the memory of GPU {pci} is held by no process; a reset of the GPU gives it free"
+            faults.append(Fault("memory", pci, says, serious=False))
         if gpu.bad_pages:
             faults.append(Fault("bad_pages", pci, f"GPU {pci} has {gpu.bad_pages} bad pages of memory", serious=False))
     return sorted(faults, key=lambda fault: not fault.serious)
@@ -145,6 +165,37 @@ def _slow(folder: Path) -> str:
     width, most = _text(folder / "current_link_width"), _text(folder / "max_link_width")
     known = width.isdigit() and most.isdigit() and int(width) > 0
     return f"x{width} of x{most}" if known and int(width) < int(most) else ""
+
+
+def _hot(folder: Path) -> str:
+    """Return the name of a sensor (`edge`, `junction`, `mem`) that is at its critical temperature; empty if none is."""
+    for limit in sorted(folder.glob("hwmon/hwmon*/temp*_crit")):
+        sensor = limit.name.removesuffix("_crit")
+        most, now = _number(limit), _number(limit.with_name(f"{sensor}_input"))
+        if most and now is not None and now >= most:
+            return _text(limit.with_name(f"{sensor}_label")) or sensor
+    return ""
+
+
+def _held(sysfs: Path) -> dict[str, int]:
+    """Return the bytes of memory that processes hold of each GPU of the KFD topology, all its partitions together."""
+    kfd = sysfs / "class/kfd/kfd"
+    gpus, found = {}, {}
+    for node in Files().entries(kfd / "topology/nodes", expected=False):
+        properties, ident = Files().properties(node / "properties"), _text(node / "gpu_id")
+        if ident not in ("", "0") and "location_id" in properties:
+            gpus[ident] = pci_address(sysfs, properties.get("domain", 0), properties["location_id"])[0]
+            found[gpus[ident]] = 0
+    for path in kfd.glob("proc/[0-9]*/vram_*"):
+        pci = gpus.get(path.name.removeprefix("vram_"))
+        if pci:
+            found[pci] += _number(path) or 0
+    return found
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path)
+    return int(text) if text.isdigit() else None
 
 
 def _text(path: Path) -> str:

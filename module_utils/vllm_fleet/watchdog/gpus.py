@@ -40,6 +40,8 @@ class Gpus:
         self._known, self._sysfs, self._path = known, sysfs, log
         self._log: int | None = None
         self._states: dict[str, str] = {}
+        #: GPUs of whose memory more was in use at the last look than processes held: one that ends gives it free soon.
+        self._loose: set[str] = set()
         #: The GPUs that the node has had since its boot, by their PCI addresses; and these by their render nodes.
         self.seen: set[str] = set()
         self._renders: dict[str, str] = {}
@@ -85,7 +87,9 @@ class Gpus:
         if keep and (now.keys() - known or self._renders != left):
             write_whole(self._known, {"gpus": sorted({*known, *now}), "renders": self._renders})
         self._states = gpu_health.states(self._new_lines(), self._states)
-        return gpu_health.judge(self.seen, now, self._states)
+        loose, self._loose = self._loose, {pci for pci, one in now.items() if one.loose}
+        faults = gpu_health.judge(self.seen, now, self._states)
+        return [fault for fault in faults if fault.kind != "memory" or fault.pci in loose]
 
     def own(self, container: Inspected, faults: Iterable[Fault]) -> list[Fault]:
         """Return the faults of GPUs that a container has; all, where it has all GPUs, or it is not known which."""

@@ -57,6 +57,30 @@ def test_what_is_wrong_with_each(tree):
     assert says[2] == f"the link of GPU {SECOND} runs at x8 of x16"
 
 
+def test_heat_and_memory_that_nobody_holds(tree):
+    gb = 10**9
+    hwmon = tree.device_dir(0) / "hwmon/hwmon4"
+    for name, value in {"temp2_crit": 100_000, "temp2_input": 100_500, "temp2_label": "junction"}.items():
+        tree.write(hwmon / name, value)
+    tree.write(tree.device_dir(1) / "hwmon/hwmon5/temp3_crit", 100_000)
+    tree.write(tree.device_dir(1) / "hwmon/hwmon5/temp3_input", 99_000)
+    tree.hold(2, 4242, 100 * gb)
+    used = tree.device_dir(3) / "mem_info_vram_used"
+    tree.write(used, int(used.read_text()) + 20 * gb)
+    now = gpu_health.read(tree.sys)
+    assert [(pci, gpu.hot, gpu.loose) for pci, gpu in now.items() if gpu.hot or gpu.loose] == [
+        (FIRST, "junction", False),
+        (tree.device_dir(3).name, "", True),
+    ]
+    says = [fault.says for fault in gpu_health.judge(now, now, {})]
+    assert says == [
+        f"the junction of GPU {FIRST} is at its critical temperature, so the GPU slows down",
+        f"more than 5 GB of the memory of GPU {tree.device_dir(3).name} is held by no process; a reset of the GPU gives it"
+        " free",
+    ]
+    assert not any(fault.serious for fault in gpu_health.judge(now, now, {}))
+
+
 def test_a_display_card_and_a_card_of_another_maker_are_no_accelerators(tree):
     for number, (name, value) in enumerate((("class", "0x030000"), ("vendor", "0x10de"))):
         tree.write(tree.device_dir(number) / name, value)

@@ -66,3 +66,14 @@ def test_where_it_is_not_known_which_gpus_a_server_has_all_concern_it(tree, look
     faults = gpus.faults()
     for one in (container("/dev/dri/renderD144"), container("/dev/dri/by-path/pci-0000"), container()):
         assert [fault.says for fault in gpus.own(one, faults)] == said
+
+
+def test_memory_that_nobody_holds_is_told_when_it_was_so_before(tree, tmp_path):
+    gpus = Gpus(tmp_path / "gpus.json", tree.sys, tmp_path / "kmsg")
+    used = tree.device_dir(0) / "mem_info_vram_used"
+    free = used.read_text()
+    tree.write(used, int(free) + 20 * 10**9)
+    assert gpus.faults() == [], "its process may have ended a moment ago"
+    assert [fault.kind for fault in gpus.faults()] == ["memory"]
+    tree.write(used, free)
+    assert gpus.faults() == []
