@@ -63,15 +63,21 @@ def test_another_controllers_run_is_respected_until_it_is_silent_for_a_lease(sce
     scene.until(lambda: holder(scene) is None, "given back")
 
 
+def processes(scene):
+    """The run, those that give its lock back, one for each of three nodes, and the worker that pauses."""
+    pattern = f"{scene.dir}/lock.yml"
+    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
 def test_a_run_of_this_machine_is_known_to_be_dead_at_once(scene, play):
     run = play(pause=60)
     scene.until(lambda: holder(scene, "node3") is not None, "held")
+    scene.until(lambda: len(processes(scene)) == 5, "pausing")
     assert holder(scene)["pid"] == run.process.pid
-    # With those that would give the lock back: all that a machine loses with its power.
-    pattern = f"{scene.dir}/lock.yml"
-    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True, check=True).stdout.split()
-    for pid in found:
-        os.kill(int(pid), signal.SIGKILL)
+    # All that a machine loses with its power, also those that would give the lock back.
+    for pid in processes(scene):
+        os.kill(pid, signal.SIGKILL)
     run.process.wait(30)
     time.sleep(1)
     assert holder(scene)["pid"] == run.process.pid
