@@ -104,6 +104,7 @@ class _Case:
     flags: Mapping[str, Any]
     env: Mapping[str, Any]
     ranks: Ranks
+    tag: str = ""
     lines: list[str] = field(default_factory=list)
 
 
@@ -167,7 +168,7 @@ def size(
     """
     flags = normalise_args(args)
     config = plain_config(overridden(facts.config, flags))
-    case = _Case(facts, config, machine, flags, env or {}, spread(flags))
+    case = _Case(facts, config, machine, flags, env or {}, spread(flags), image_version)
     ranks, lines, nodes = case.ranks, case.lines, count(flags, "nnodes")
     found: list[Finding] = []
     heads, shared = whole(config.get("num_attention_heads")), kv_heads(config)
@@ -273,7 +274,7 @@ def _room(case: _Case, per_gpu: int | None) -> tuple[int | None, int | None, boo
     if machine.vram is None:
         lines.append("KV cache: the GPUs' memory is not known")
         return None, None, False
-    share = _share(case.flags)
+    share = _share(case.flags, case.tag)
     budget = gpu_memory.requested(machine.vram, share)
     whole = f"{share:g} x {gpu_memory.gib(machine.vram)} GiB ({machine.kind}) = {gpu_memory.gib(budget)} GiB"
     if per_gpu is None:
@@ -287,10 +288,10 @@ def _room(case: _Case, per_gpu: int | None) -> tuple[int | None, int | None, boo
     return budget, kv, False
 
 
-def _share(flags: Mapping[str, Any]) -> float:
+def _share(flags: Mapping[str, Any], tag: str = "") -> float:
     value = flags.get("gpu-memory-utilization")
     if value is None:
-        return gpu_memory.DEFAULT_UTILIZATION
+        return float(releases.default_of("gpu-memory-utilization", tag))
     try:
         share = float(str(value))
     except ValueError:
@@ -355,9 +356,8 @@ def _too_large(case: _Case, heads: int | None, least: int, budget: int) -> Findi
     remedy = "use a quantised or smaller model, or spread it over more GPUs"
     if fitting:
         remedy = f"set tensor-parallel-size in vllm_server_args to {fitting[0]}"
-    wanted = (
-        f"at most {gpu_memory.gib(budget)} GiB per GPU ({_share(case.flags):g} of {gpu_memory.gib(machine.vram or 0)})"
-    )
+    share, whole = _share(case.flags, case.tag), gpu_memory.gib(machine.vram or 0)
+    wanted = f"at most {gpu_memory.gib(budget)} GiB per GPU ({share:g} of {whole})"
     return Finding(
         "refused", "size of the model", wanted, f"at least {gpu_memory.gib(least)} GiB of weights per GPU", remedy
     )

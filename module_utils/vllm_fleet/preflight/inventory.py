@@ -16,7 +16,7 @@ from typing import Any
 from ..common.finding import Finding
 from ..common.secrets import kind, scrub, unsendable
 from ..container.spec import LOOPBACK
-from ..vllm import host_variables
+from ..vllm import host_variables, release_data, releases
 from ..vllm.cli import flag_name
 
 #: The variables that the checks read; the controller fetches these.
@@ -93,7 +93,7 @@ def judge(values: Mapping[str, Any]) -> list[Finding]:
     judged = [
         check(known) for name, check in checks.items() if name not in unknown and leans_on.get(name) not in unknown
     ]
-    return [*lost, *(one for one in judged if one is not None)]
+    return [*lost, *(one for one in (*judged, _variables(known)) if one is not None)]
 
 
 def published(values: Mapping[str, Any], gateways: Mapping[str, Any]) -> Finding | None:
@@ -246,6 +246,18 @@ def _watchdog(values: Mapping[str, Any]) -> Finding | None:
     if given and given == (server or str(host_variables.PORT)):
         return Finding("refused", "vllm_watchdog_port", "a port of its own", f"{given}, the server's", "give another")
     return None
+
+
+def _variables(values: Mapping[str, Any]) -> Finding | None:
+    """Return the variables that the image's vLLM passes over without a word to whoever set them; it starts anyway."""
+    env, tag = values.get("vllm_server_env"), _text(values.get("vllm_image_tag"))
+    wrong = releases.wrong_variables([str(name) for name in env], tag) if isinstance(env, Mapping) else {}
+    if not wrong:
+        return None
+    instead = [release_data.VARIABLES_INSTEAD[name] for name in wrong if name in release_data.VARIABLES_INSTEAD]
+    got = ", ".join(f"{name} ({why})" for name, why in wrong.items())
+    remedy = "; ".join([*instead, "take out of vllm_server_env what this release does not read"])
+    return Finding("warning", "vllm_server_env", f"variables of vLLM {tag}", got, remedy)
 
 
 def _port(values: Mapping[str, Any]) -> Finding:

@@ -8,7 +8,8 @@ import re
 import pytest
 from test_diagnose import FIXTURES
 
-from ansible.module_utils.vllm_fleet.diagnosis.flags import REMOVED, meant, removed, split_words
+from ansible.module_utils.vllm_fleet.diagnosis.flags import meant, removed, split_words
+from ansible.module_utils.vllm_fleet.vllm.release_data import FLAGS_GONE as REMOVED
 
 USAGE = (FIXTURES.parent / "standin" / "standin_vllm" / "serve-usage.txt").read_text()
 KNOWN = sorted(set(re.findall(r"--([a-z][a-z0-9-]+)", USAGE)))

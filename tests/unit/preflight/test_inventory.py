@@ -89,6 +89,29 @@ def test_what_is_meant_is_allowed(values):
     assert {one.level for one in judged(**values).values()} == {"ok"}
 
 
+@pytest.mark.parametrize(
+    ("env", "tag", "got", "remedy"),
+    [
+        (
+            {"VLLM_ATTENTION_BACKEND": "X"},
+            "v0.31.0",
+            "gone since 0.15",
+            "set attention-backend in vllm_server_args; take",
+        ),
+        ({"VLLM_ROCM_USE_AITER_MOE_SITUV2": 1}, "v0.30.0", "since 0.31", "take out"),
+        ({"VLLM_ROCM_USE_AITER_FP4_ASM_GEMM": 1, "HOME": "/"}, "v0.33.0", "gone since 0.33", "take out"),
+        ({"VLLM_ROCM_USE_AITER_FP4_ASM_GEMM": 1}, "v0.32.0", "", ""),
+        ({"VLLM_ATTENTION_BACKEND": "X"}, "nightly", "", ""),
+        (Unset("'x' is undefined"), "v0.31.0", "'x' is undefined", "define"),
+    ],
+)
+def test_a_variable_that_the_release_passes_over_is_said(env, tag, got, remedy):
+    found = judged(vllm_server_env=env, vllm_image_tag=tag).get("vllm_server_env")
+    assert (found.level if found else "ok") == ("ok" if not got else "refused" if isinstance(env, Unset) else "warning")
+    if found:
+        assert got in found.got and remedy in found.remedy
+
+
 def test_a_secret_that_cannot_be_had_is_told_once():
     """The bind beside it is not called keyless: whether it has a key is what nobody knows."""
     found = judged(vllm_server_bind="0.0.0.0", vllm_server_api_key=Unset("'vault_key' is undefined"))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ansible.module_utils.vllm_fleet.diagnosis.flags import REMOVED
 from ansible.module_utils.vllm_fleet.vllm import cli, releases
+from ansible.module_utils.vllm_fleet.vllm.release_data import FLAGS_GONE as REMOVED
 
 TESTS = Path(__file__).resolve().parents[2]
 RECORDED = {
