@@ -11,7 +11,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.gateway import vip
-from ansible.module_utils.vllm_fleet.rollout import gate, play_hosts, recovery, repair, replicas, restart, steps, waves
+from ansible.module_utils.vllm_fleet.rollout import (
+    gate,
+    node_units,
+    play_hosts,
+    recovery,
+    repair,
+    replicas,
+    restart,
+    steps,
+    waves,
+)
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 
 
@@ -54,6 +64,7 @@ class FilterModule:
             "restart_against": restart.against,
             "restart_asked": restart.asked,
             "rollout_answers": recovery.answers,
+            "rollout_canary": node_units.canary,
             "rollout_failed": play_hosts.failed,
             "rollout_first_of_nodes": host_variables.first_of_nodes,
             "rollout_forgetful_gateways": play_hosts.forgetful_gateways,

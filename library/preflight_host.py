@@ -24,6 +24,13 @@ options:
     type: list
     elements: str
     default: []
+  wanted_driver:
+    description: Release of the driver that a run installs where the one here is not right.
+    type: str
+    default: ""
+  drivers:
+    description: AMD's drivers and ROCm releases, as C(roles/rocm/files/drivers.yml) has them. Without it no driver is held against an image.
+    type: dict
   gpus:
     description: Number of GPUs in a node. The partitions of a GPU count as one. V(0) accepts any number except none.
     type: int

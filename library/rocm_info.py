@@ -60,7 +60,8 @@ options:
   allowed_driver_versions:
     description:
       - Drivers that are good as they are, for RV(driver.allowed). A release (V(30.30.4)), a line of releases (V(30.30)), the
-        version of the module itself (V(6.16.13)), or V(inbox) for the distribution's module, which has no version.
+        version of the module itself (V(6.16.13)), V(>31.50) for releases above a line, or V(inbox) for the distribution's module, which
+        has no version.
     type: list
     elements: str
     default: []

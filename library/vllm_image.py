@@ -141,6 +141,10 @@ image_ref:
   description: The image with its digest where a registry gave it one, else with its tag.
   type: str
   returned: for O(state=found) and O(state=present)
+rocm:
+  description: ROCm release in the image, by its files, environment, labels or tag; empty where none says it.
+  type: str
+  returned: for O(state=found) and O(state=present)
 digest:
   description: Digest in the registry, or empty.
   type: str

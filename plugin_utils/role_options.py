@@ -16,12 +16,13 @@ from ansible.module_utils.parsing.convert_bool import boolean
 
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.container import daemon_json
+from ansible.module_utils.vllm_fleet.host import driver_table
 from ansible.module_utils.vllm_fleet.models import presets
 from ansible.module_utils.vllm_fleet.replica import place
 from ansible.module_utils.vllm_fleet.server import options as server_options
 from ansible.module_utils.vllm_fleet.vllm import cli, host_variables
 from ansible.module_utils.vllm_fleet.vllm.ranks import ReplicaError
-from plugin_utils import model_presets, watchdog_program
+from plugin_utils import driver_releases, model_presets, watchdog_program
 from plugin_utils.variables import Variables
 
 Options = dict[str, Any]
@@ -298,13 +299,16 @@ def preflight(variables: Variables) -> Options:
         "cache": variables.get("vllm_image_cache_path", "~/.cache/vllm-fleet"),
     }
     # The role rocm's own list, so that it can go on with what was seen here.
-    versions = variables.get("rocm_allowed_driver_versions", ["30.10", "30.20", "30.30", "31.30", "31.40"])
+    versions = variables.get("rocm_allowed_driver_versions", [driver_table.KNOWN, driver_table.NEWER])
+    wanted = str(variables.get("rocm_driver_version", "30.30.4"))
     variables.note("__preflight_image_bytes", image_bytes(variables))
     return {
         **_named(variables, "preflight", "ask", "conclude", "accept", "min_python", "host", "accelerator"),
         **_named(variables, "preflight", "sysfs_root", "proc_root", "gpus", "gpu_name", "idle_vram", "image"),
         **_named(variables, "preflight", "image_source", "disk_image", "clock", "sysctls"),
-        "allowed_driver_versions": [*versions, variables.get("rocm_driver_version", "30.30.4")],
+        "allowed_driver_versions": driver_table.allowed([*versions, wanted], driver_releases.table()),
+        "wanted_driver": wanted,
+        "drivers": driver_releases.option() if variables["preflight_accelerator"] == presets.ROCM else None,
         "foreign_level": "refused"
         if variables.get("vllm_server_gpu_memory_policy", "strict") == "strict"
         else "warning",

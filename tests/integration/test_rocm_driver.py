@@ -389,6 +389,15 @@ def fleet_variables(bed):
 WAITS = "the amdgpu module on disk (6.16.13) is not the one in memory (of the distribution)"
 
 
+# Which notes whether a server runs beside it, and reaches what an MI300X has to.
+PROGRAM = "/opt/TransferBench/TransferBench"
+BENCH = f"""\
+#!/bin/sh
+[ "$(docker ps -q)" ] && echo a server >> {PROGRAM}.called || echo no server >> {PROGRAM}.called
+echo "Average   bandwidth (GPU Timed):   46.552 GB/s"
+"""
+
+
 def test_a_node_that_serves_is_rebooted_in_its_wave_and_serves_again(bed, fleet_variables):
     """deploy.yml: without leave it is told, with leave node by node; a reboot that does not help ends the run."""
     rc, said = bed.deploy(**fleet_variables)
@@ -411,6 +420,10 @@ def test_a_node_that_serves_is_rebooted_in_its_wave_and_serves_again(bed, fleet_
     assert {suite: bed.booted(suite) for suite in SUITES} == booted
     assert {suite: bed.server(suite) for suite in SUITES} == served
 
+    # A burn-in program: the first wave tries the driver for all.
+    for suite in SUITES:
+        bed.sh(suite, f"mkdir -p /opt/TransferBench; printf '%s' '{BENCH}' > {PROGRAM}; chmod +x {PROGRAM}")
+
     # One whose initramfs is stale, so to speak: its boot brings the old driver again.
     bed.sh("trixie", "systemctl disable -q load-amdgpu.service")
     rc, said = bed.deploy(**leave)
@@ -421,7 +434,10 @@ def test_a_node_that_serves_is_rebooted_in_its_wave_and_serves_again(bed, fleet_
         " (allowed: 30.30.4). Look for a blacklist" in said
     )
     assert "for a stale initramfs. Replaced before: bookworm." in said
+    assert bed.sh("bookworm", f"cat {PROGRAM}.called") == "no server", said
+    assert bed.sh("trixie", f"ls {PROGRAM}.called || true") == ""
     for suite in SUITES:
+        bed.sh(suite, "rm -r /opt/TransferBench")
         assert bed.booted(suite) != booted[suite]
         # The same container, started once more and asked: what was stopped for a boot in vain serves as before.
         assert bed.server(suite)[0] == served[suite][0]

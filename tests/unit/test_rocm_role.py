@@ -327,6 +327,14 @@ OUT = (
     "amdgpu is kept out by vendor.conf and nothing here loads it at boot: take the entry away, or set"
     " rocm_load_blacklisted_driver to true"
 )
+UBUNTU = {"rocm_probe": {"os": {"id": "ubuntu", "version_id": "26.04"}}}
+FITS = {"rocm_probe": {"driver": {"loaded": True, "allowed": True, "release": "30.30.4", "version": "6.16.13"}}}
+UNFIT = (
+    "driver and image: expected within a year, found driver 30.30.4, ROCm 6.1.2; ROCm 6.1 is older than the rule of one"
+    " year; AMD names ROCm 6.3, 6.4, 7.0, 7.1, 7.2, 7.14 for driver 30.30. Take an image or a driver"
+    " (rocm_driver_version) nearer to the other, or preflight_accept: [driver and image] if it is known to work"
+)
+SAID = {"what": "driver and image", "got": "driver 30.30.4, ROCm 6.1.2", "level": "warning"}
 ANSWERS = {
     "newer: an exact release": ("newer", {**driver("30.30.4", "6.16.13"), **OLD}, ["release 30.30.4"]),
     "newer: the wanted line itself": ("newer", {**driver("30.30", "6.16.13"), "rocm_driver_version": "30.30.4"}, []),
@@ -335,6 +343,31 @@ ANSWERS = {
     "newer: none": ("newer", {**driver(None, None), **NEW}, []),
     "newer: from before the releases": ("newer", {**driver(None, "6.10.5"), **OLD}, []),
     "newer: who knows": ("newer", {**driver(None, "6.20.1"), **NEW}, ["version 6.20.1, of no known release,"]),
+    "allowed: all that is known": (
+        "allowed",
+        {"rocm_driver_version": "30.30.4"},
+        ["30.10", "30.20", "30.30", "31.10", "31.20", "31.30", "31.40", "31.50", ">31.50", "30.30.4"],
+    ),
+    "packages: none for this Ubuntu": (
+        "lacks_packages",
+        {"rocm_probe": {"os": {"id": "ubuntu", "version_id": "26.04"}}},
+        "AMD has driver 30.30.4 for debian-12, debian-13, ubuntu-22.04, ubuntu-24.04, and not for ubuntu-26.04: set"
+        " rocm_driver_version to one of 31.30, 31.40.",
+    ),
+    "packages: of a release that is none": ("lacks_packages", {"rocm_driver_version": "latest", **UBUNTU}, ""),
+    "image: no ROCm that anybody knows": ("image_fault", FITS, ""),
+    "image: one that goes with it": ("image_fault", {**FITS, "vllm_image_rocm": "7.2.3"}, ""),
+    "image: too old": ("image_fault", {**FITS, "vllm_image_rocm": "6.1.2"}, UNFIT),
+    "image: preflight has said it": (
+        "image_fault",
+        {**FITS, "vllm_image_rocm": "6.1.2", "preflight_result": {"node": {"gpus": 1}, "findings": [SAID]}},
+        "",
+    ),
+    "image: accepted": (
+        "image_fault",
+        {**FITS, "vllm_image_rocm": "6.1.2", "preflight_accept": ["driver and image"]},
+        "",
+    ),
     "boot: nothing to lose": ("foreseen", before_reboot(), ""),
     "boot: a kernel without the driver": ("foreseen", before_reboot(lost=True), LOST),
     "boot: a kernel without the driver, allowed": (

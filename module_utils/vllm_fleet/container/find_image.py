@@ -29,6 +29,7 @@ from .image import (
     problems,
     repo_digests,
 )
+from .image_rocm import rocm_of
 
 #: Seconds for a client of Docker to say what it is.
 CLIENT_PATIENCE = 30.0
@@ -165,6 +166,7 @@ def _find(api: DockerApi, wanted: Wanted, archived: list[Archived], *, dry: bool
         "image_ref": f"{wanted.name}@{digest}" if digest and digest in digests else wanted.ref,
         "entrypoint": (image.get("Config") or {}).get("Entrypoint") or [],
         "size": int(image["Size"]),
+        "rocm": rocm_of(image),
         "tags_moved": moved,
         "diff": {
             "before": {f"{wanted.name}:{tag}": before[tag] for tag in moved},
@@ -186,6 +188,7 @@ def missing(wanted: Wanted, reason: str) -> dict[str, Any]:
         "replaces": "",
         "python": sys.executable,
         "content": "",
+        "rocm": "",
     }
 
 

@@ -15,14 +15,17 @@ from pathlib import Path
 
 from .files import Files
 
-# Kernel module version -> AMD driver release line (AMD's driver release table). The module itself does not
-# carry the release; only the package version does (see driver_release).
+# Kernel module version -> AMD driver release line. Modules before 31.40 do not carry the release; only the version of
+# the package does (see driver_release). Later ones do (see module_release). As roles/rocm/files/drivers.yml has it.
 MODULE_RELEASES: Mapping[str, str] = {
     "6.14.14": "30.10",
     "6.16.6": "30.20",
     "6.16.13": "30.30",
+    "6.18.4": "31.10",
+    "6.19.0": "31.20",
     "6.19.4": "31.30",
     "6.19.14": "31.40",
+    "7.1.3": "31.50",
 }
 
 # "Required" in AMD's system acceptance documents for Instinct nodes. The bare `pci=realloc` is the opposite.
@@ -33,6 +36,7 @@ REQUIRED_ON_INTEL = ("intel_iommu=on",)
 INBOX = "inbox"
 
 _RELEASE = re.compile(r"\.(\d\d)(\d\d)(\d\d)(\d\d)-\d+")
+_OF_MODULE = re.compile(r"\d+\.\d+\.\d+\.(\d\d)(\d\d)(\d\d)\d\d$")
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,18 @@ def driver_release(package_version: str) -> str | None:
     ``1:6.16.13.30300400-2341068.24.04`` is release 30.30.4, ``6.19.14.31400000-2364437`` is 31.40. None where the
     version follows another scheme.
     """
-    match = _RELEASE.search(package_version)
+    return _spelled(_RELEASE.search(package_version))
+
+
+def module_release(version: str | None) -> str | None:
+    """Return AMD's driver release out of the version of a kernel module, None where it does not carry it.
+
+    ``6.19.14.31400100`` is release 31.40.1. Seen since 31.40; before, the version is ``6.16.13`` alone.
+    """
+    return _spelled(_OF_MODULE.match(version or ""))
+
+
+def _spelled(match: re.Match[str] | None) -> str | None:
     return strip_zero(".".join(str(int(part)) for part in match.groups()[:3])) if match else None
 
 
@@ -85,7 +100,8 @@ def driver_allowed(release: str | None, version: str | None, allowed: Iterable[s
     """Return whether a loaded driver is on the list.
 
     An entry matches AMD's release (``30.30.4``), a line of releases (``30.30`` matches 30.30.4) or the module's own
-    version (``6.16.13``); ``inbox`` stands for the distribution's module, which has no version.
+    version (``6.16.13``); ``>31.50`` a release above that line; ``inbox`` stands for the distribution's module, which
+    has no version.
     """
     for entry in allowed:
         wanted = strip_zero(str(entry))
@@ -93,7 +109,13 @@ def driver_allowed(release: str | None, version: str | None, allowed: Iterable[s
             return True
         if release is not None and (release == wanted or release.startswith(wanted + ".")):
             return True
+        if wanted.startswith(">") and release not in (None, INBOX) and _parts(str(release)) > _parts(wanted):
+            return True
     return False
+
+
+def _parts(release: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", release)[:2]]
 
 
 def read_driver(files: Files, sysfs: Path, proc: Path, modules_root: Path) -> Driver:
@@ -104,7 +126,7 @@ def read_driver(files: Files, sysfs: Path, proc: Path, modules_root: Path) -> Dr
     srcversion = files.text(module / "srcversion", expected=False) if loaded else None
     release = None
     if loaded:
-        release = INBOX if version is None else MODULE_RELEASES.get(version)
+        release = INBOX if version is None else module_release(version) or MODULE_RELEASES.get(version)
 
     kernel = files.text(proc / "sys/kernel/osrelease", expected=False)
     on_disk = module_file(modules_root / kernel, files) if kernel else None

@@ -25,6 +25,7 @@ class Image:
 
     ``source`` is how it gets to a node that lacks it (pull, build, archive; "" does not say). ``answer`` is the
     registry's when it was asked: the digest, or its refusal; ``missing`` is true when the registry does not have it.
+    ``rocm`` is the ROCm release in an image that is present, empty where that is not known; ``ident`` is its id.
     """
 
     name: str
@@ -32,6 +33,8 @@ class Image:
     source: str = ""
     answer: str = ""
     missing: bool = False
+    rocm: str = ""
+    ident: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common import finding
-from ..container import archive
+from ..container import archive, image_rocm
 from ..container.api import DockerApi, DockerRefused, DockerUnavailable
 from ..container.image import Wanted, chosen, is_wanted, misnamed
 from ..weights import layout
@@ -94,8 +94,9 @@ def image_state(needs: ServerNeeds, engine: DockerApi) -> facts.Image | None:
     if not name:
         return None
     try:
-        if engine.image(name) is not None:
-            return facts.Image(name, True, source)
+        found = engine.image(name)
+        if found is not None:
+            return facts.Image(name, True, source, rocm=image_rocm.rocm_of(found), ident=str(found.get("Id") or ""))
     except (DockerUnavailable, DockerRefused):
         return facts.Image(name, None, source)
     if source != "pull":

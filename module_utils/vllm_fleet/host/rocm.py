@@ -106,7 +106,7 @@ def driver(found: Driver, allowed: Sequence[str], notes: list[str]) -> dict[str,
     facts["package_allowed"] = release is not None and driver_allowed(release, "", allowed)
     if release and found.version and not facts["reboot_required"]:
         upstream = facts["package"].rpartition(":")[2]
-        if upstream.startswith(found.version + "."):
+        if upstream.startswith((found.version + ".", found.version + "-")):
             facts["release"] = release
     facts["allowed"] = found.loaded and driver_allowed(facts["release"], found.version, allowed)
     return facts

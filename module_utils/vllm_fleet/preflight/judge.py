@@ -14,8 +14,9 @@ from typing import Any
 
 from ..common.finding import Finding
 from ..common.units import size
-from ..host import gpu_memory
+from ..host import driver_table, gpu_memory
 from ..host.driver import INBOX, REQUIRED_ON_INTEL
+from ..host.driver_table import Table
 from ..host.facts import Folder, Host, Image, Room
 
 TERA = 10**12
@@ -40,6 +41,10 @@ class Expected:
     given: Sequence[int] | None = None  # those that it has of a node that it shares; None is all
     neighbours: frozenset[str] = frozenset()  # ids of the other servers' containers
     installs_driver: bool = True
+    #: AMD's drivers and ROCm releases; the release that the role installs; whether the server runs as it will run.
+    drivers: Table = field(default_factory=Table)
+    wanted_driver: str = ""
+    proven: bool = False
     allows_reboot: bool = False
     sets_numa_balancing: bool = True
     min_ram: int | None = None  # None: by the GPU's name
@@ -71,7 +76,9 @@ def judge(node: Mapping[str, Any] | None, host: Host, expected: Expected) -> lis
     if gpus:
         about_gpus += [_partition(gpus), _link(gpus), _occupied(gpus, expected)]
         about_gpus += [_room(gpus, expected), _ecc(gpus), _pages(gpus)]
-    return [*_driver(node.get("driver") or {}, expected), *about_gpus, *_kernel(node, gpus, expected), *found]
+    driver = node.get("driver") or {}
+    of_driver = [*_driver(driver, expected), *_driver_and_image(driver, host.image, expected)]
+    return [*of_driver, *about_gpus, *_kernel(node, gpus, expected), *found]
 
 
 def _numbers(gpus: Iterable[Mapping[str, Any]]) -> str:
@@ -94,6 +101,9 @@ def _driver(driver: Mapping[str, Any], expected: Expected) -> list[Finding]:
         newer = "" if driver.get("release") == INBOX else "unless it is newer than rocm_driver_version, "
         remedy = f"{newer}the role rocm replaces it {boot}; to keep it, {keep}" if by_role else keep
         found = Finding(mended, "driver", wanted, f"{name}, not on the list", remedy)
+    elif driver_table.newer_than_known(driver.get("release"), expected.drivers):
+        remedy = "it is kept; see AMD's compatibility matrix for the image's ROCm"
+        found = Finding("warning", "driver", wanted, f"{name}, newer than all that is known here", remedy)
     else:
         found = Finding("ok", "driver", wanted, str(name))
     if driver.get("loaded") and driver.get("reboot_required"):
@@ -114,6 +124,17 @@ def _driver(driver: Mapping[str, Any], expected: Expected) -> list[Finding]:
         )
         return [found, waiting]
     return [found]
+
+
+def _driver_and_image(driver: Mapping[str, Any], image: Image | None, expected: Expected) -> list[Finding]:
+    """Hold the driver that the server will start on against the ROCm of an image that is there."""
+    release = driver_table.coming(
+        driver, expected.wanted_driver, installs=expected.installs_driver, reboots=expected.allows_reboot
+    )
+    stays = release == driver.get("release")
+    rocm = image.rocm if image else ""
+    found = driver_table.finding(expected.drivers, release, rocm, proven=expected.proven and stays)
+    return [found] if found else []
 
 
 def _count(node: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], loaded: bool, expected: Expected) -> Finding:

@@ -77,6 +77,8 @@ def look(options: PreflightOptions) -> tuple[dict[str, Any], list[finding.Findin
         given=shared.place.gpus if shared.place else None,
         neighbours=shared.neighbours,
         installs_driver=options.installs_driver,
+        drivers=options.drivers,
+        wanted_driver=options.wanted_driver,
         allows_reboot=options.allows_reboot,
         sets_numa_balancing=options.sets_numa_balancing,
         min_ram=options.min_ram,
@@ -84,7 +86,10 @@ def look(options: PreflightOptions) -> tuple[dict[str, Any], list[finding.Findin
         clock=options.clock,
         sysctls=options.sysctls,
     )
-    found = judge.judge(node, probe.look(options, engine, own), expected)
+    host = probe.look(options, engine, own)
+    ident = host.image.ident if host.image else ""
+    proven = bool(ident) and own.get("Image") == ident and bool((own.get("State") or {}).get("Running"))
+    found = judge.judge(node, host, dataclasses.replace(expected, proven=proven))
     found += shared.findings
     answer: dict[str, Any] = {} if node is None else {"node": node}
     answer["place"] = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.finding import Finding, told
+from ..host.driver_table import Table, parse
 from ..host.server_needs import Archive, ServerNeeds
 
 SIZING: dict[str, Any] = {
@@ -37,6 +38,8 @@ ARCHIVE: dict[str, Any] = {
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "accelerator": {"type": "str", "choices": ["rocm", "cpu"], "default": "rocm"},
     "allowed_driver_versions": {"type": "list", "elements": "str", "default": []},
+    "wanted_driver": {"type": "str", "default": ""},
+    "drivers": {"type": "dict"},
     "gpus": {"type": "int", "default": 8},
     "gpu_name": {"type": "str", "default": ""},
     "idle_vram": {"type": "int", "default": 5_000_000_000},
@@ -90,6 +93,8 @@ class PreflightOptions(ServerNeeds):
     look: bool
     accelerator: str
     allowed_driver_versions: tuple[str, ...]
+    wanted_driver: str
+    drivers: Table
     gpus: int
     gpu_name: str
     idle_vram: int
@@ -120,6 +125,7 @@ class PreflightOptions(ServerNeeds):
             "cache": Path(params["cache"]) if params["cache"] else None,
             "sysctls": {name: str(value) for name, value in params["sysctls"].items()},
             "allowed_driver_versions": tuple(params["allowed_driver_versions"]),
+            "drivers": parse(params["drivers"]) if params["drivers"] else Table(),
             "accept": tuple(params["accept"]),
             "neighbours": tuple(params["neighbours"]),
             "findings": tuple(map(told, params["findings"])),

@@ -75,3 +75,13 @@ def left_out(hostvars: Mapping[str, Any], replicas: Iterable[Replica], play: Ite
         if node in going and replica.head not in play:
             outside.setdefault(node, []).append(replica.head)
     return [messages.half_a_node(node, hosts) for node, hosts in outside.items()]
+
+
+def canary(plan: Mapping[str, Any], host: str) -> bool:
+    """Return whether a host is in the first wave of a plan that reboots nodes."""
+    hosts = list(plan.get("hosts") or [])
+    for size in plan.get("serial") or []:
+        wave, hosts = hosts[:size], hosts[size:]
+        if set(wave) & set(plan.get("reboot") or []):
+            return host in wave
+    return False

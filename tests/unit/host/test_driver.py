@@ -23,6 +23,24 @@ def test_driver_in_memory_and_on_disk(tmp_path):
     assert (driver.on_disk_version, driver.reboot_required) == ("6.19.14", True)
 
 
+@pytest.mark.parametrize(
+    ("version", "release"),
+    [
+        ("6.19.14.31400000", "31.40"),  # amd-smi and modinfo of nodes, since 31.40
+        ("6.19.14.31400100", "31.40.1"),
+        ("7.1.3.31500000", "31.50"),
+        ("6.19.14", "31.40"),
+        ("6.18.4", "31.10"),
+        ("6.20.1", None),
+    ],
+)
+def test_the_release_that_a_module_says(tmp_path, version, release):
+    tree = trees.Tree(tmp_path)
+    tree.host()
+    tree.driver(version=version)
+    assert read(tree).driver.release == release
+
+
 def test_inbox_driver(tmp_path):
     tree = trees.Tree(tmp_path)
     tree.host()

@@ -7,7 +7,7 @@ import pytest
 from sysfs import trees
 
 from ansible.module_utils.vllm_fleet.common.finding import Finding
-from ansible.module_utils.vllm_fleet.host import gpu
+from ansible.module_utils.vllm_fleet.host import driver_table, gpu
 from ansible.module_utils.vllm_fleet.host.facts import Folder, Host, Image, Room
 from ansible.module_utils.vllm_fleet.preflight import judge
 from ansible.module_utils.vllm_fleet.preflight.judge import Expected
@@ -133,6 +133,38 @@ def test_one_thing_wrong(tmp_path, scenario, changes, expected, what, level, wor
     found = judged(node(tmp_path, scenario, **changes), **expected)[what]
     assert (found.level, words in f"{found.got} {found.remedy}") == (level, True), found
     assert bool(found.remedy) == (level != "ok")
+
+
+TABLE = driver_table.parse(
+    {
+        "rocm": {"6.4": {"released": 739352}, "7.2": {"released": 739637}},
+        "drivers": [
+            {"line": "30.30", "module": "6.16.13", "releases": {"30.30.0": 739637}, "rocm": ["7.2"]},
+            {"line": "31.50", "module": "7.1.3", "releases": {"31.50.0": 739854}, "rocm": []},
+        ],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("release", "rocm", "expected", "levels"),
+    [
+        ("30.30", "7.2.3", {}, {"driver and image": "ok", "driver": "ok"}),
+        ("31.50", "6.4.1", {}, {"driver and image": "refused", "driver": "ok"}),
+        ("31.50", "6.4.1", {"proven": True}, {"driver and image": "warning", "driver": "ok"}),
+        ("31.60", "7.2.3", {}, {"driver and image": "unknown", "driver": "warning"}),
+        ("31.60", "6.4.1", {}, {"driver and image": "refused", "driver": "warning"}),
+        ("31.60", "", {}, {"driver": "warning"}),
+        ("31.60", "6.4.1", {"drivers": driver_table.Table()}, {"driver": "ok", "driver and image": "unknown"}),
+    ],
+)
+def test_the_driver_and_the_rocm_of_the_image(tmp_path, release, rocm, expected, levels):
+    facts = node(tmp_path, driver__release=release)
+    host = Host(clock_synchronised=True, image=Image("i:1", True, rocm=rocm))
+    found = judged(facts, host, **{"drivers": TABLE, "wanted_driver": "30.30.4", **expected})
+    assert {
+        what: one.level for what, one in found.items() if what.startswith("driver") and what != "driver at boot"
+    } == levels
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from test_waves import EDIT, SAME, plan
 
-from ansible.module_utils.vllm_fleet.rollout import messages, play_hosts, recovery, repair
+from ansible.module_utils.vllm_fleet.rollout import messages, node_units, play_hosts, recovery, repair
 
 REPLACED = {"rollout_outcome": {"state": "replaced", "serving": True}}
 BOOT = {"rocm_reboot_required": ["the driver is new"], "rocm_allow_reboot": True}
@@ -168,3 +168,19 @@ def test_nothing_is_removed_where_a_server_was_not_replaced_or_is_wrong(more, a,
         "c": {"rollout_remove_undescribed": True},
     }
     assert play_hosts.removers(hosts, []) == (["c"] if removes else play_hosts.NOBODY)
+
+
+@pytest.mark.parametrize(
+    ("reboot", "canaries"),
+    [
+        (["b", "c", "d"], ["b", "c"]),
+        (["d"], ["d"]),
+        (["a"], ["a"]),
+        ([], []),
+    ],
+)
+def test_the_first_wave_that_boots_tries_the_driver_for_all(reboot, canaries):
+    made = {"hosts": ["a", "b", "c", "d"], "serial": [1, 2, 1], "reboot": reboot}
+    found = [host for host in made["hosts"] if host in reboot and node_units.canary(made, host)]
+    assert found == canaries
+    assert not node_units.canary({}, "a")
