@@ -37,6 +37,8 @@ OLDEST = (2, 19)
 COLLECTIONS = ("ansible.posix", "community.docker", "community.general")
 #: Tags of the playbooks, and Ansible's own words beside them.
 TAGS = ("preflight", "prepare", "stage", "rollout", "verify", "watchdog")
+#: No run may leave these out: what it does rests on what they find.
+NEEDED = ("preflight", "always")
 OF_ANSIBLE = ("all", "always", "never", "tagged", "untagged")
 
 
@@ -94,6 +96,11 @@ def tags_fault(option: str, given: Iterable[str]) -> str:
     """Say in a sentence which tag no task has; "" if all are known. ``option`` is the word of the command line."""
     known = {*TAGS, *OF_ANSIBLE}
     for tag in given:
+        if option == "--skip-tags" and tag in NEEDED:
+            return (
+                f"{tag} cannot be left out (--skip-tags), because a run rests on what it finds; preflight_accept makes"
+                " a warning of a refusal that you know"
+            )
         if tag in known:
             continue
         near = nearest(tag, known)

@@ -43,6 +43,7 @@ def run(*words: str, here: Path = play.ROOT, **environ: str) -> tuple[int, str]:
             ("playbooks/status.yml", "--skip-tags", "stage,xyz"),
             "No task has the tag xyz (--skip-tags); there are preflight, prepare, stage, rollout, verify, watchdog.",
         ),
+        (("deploy.yml", "--skip-tags", "preflight"), "Preflight cannot be left out (--skip-tags), because a run rests"),
         (("playbooks/status.yml", "-i", "localhost,"), "The inventory has no host in group vllm; put"),
     ],
 )
@@ -126,3 +127,46 @@ def test_one_command_runs_every_playbook_from_any_folder(tmp_path: Path) -> None
     wrong = fleet("stauts", "-i", "hosts.yml", here=tmp_path)
     assert wrong.returncode == 2
     assert "vllm-fleet has no command stauts; it has" in wrong.stderr
+
+
+def test_a_list_of_a_deployments_parts_names_groups_and_all_tags(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text("{vllm: {hosts: {node9: {}}}, gateway: {hosts: {gateway1: {}}}}")
+    code, said = run("deploy.yml", "-i", str(tmp_path / "hosts.yml"), "--list-tags")
+    assert code == 0, said
+    assert "all:!all" not in said
+    assert "(vllm): Replace the servers, wave by wave" in said and "(gateway1): Configure the gateways" in said
+    assert {"preflight", "prepare", "stage", "rollout", "verify", "watchdog"} <= set(re.findall(r"\w+", said))
+
+
+COMPLETE = """
+set -u; PATH="$1:$PATH"; source <(vllm-fleet completion); shift
+COMP_WORDS=(vllm-fleet "$@"); COMP_CWORD=$#; _vllm_fleet; printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (("st",), {"status"}),
+        (("rol",), {"rollback"}),  # rollout.yml is a part of others
+        (("deploy", "--ch"), {"--check"}),
+        (("deploy", "-i", ""), {"inventory/local", "inventory/mine"}),
+        (("deploy", "-i", "inventory/m"), {"inventory/mine"}),
+        (("deploy", "--tags", "prepare,st"), {"prepare,stage"}),
+        (("logs", "-e", "@va"), set()),
+    ],
+)
+def test_words_are_completed(words: tuple[str, ...], found: set[str], tmp_path: Path) -> None:
+    for name in ("local", "mine"):
+        (tmp_path / "inventory" / name).mkdir(parents=True)
+    command = ["bash", "-c", COMPLETE, "bash", str(play.ROOT / "bin"), *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20, check=True)
+    assert set(done.stdout.split()) >= found, done.stderr
+    assert (set(done.stdout.split()) == found) or words[-1] == "st"
+
+
+def test_completion_knows_the_tags() -> None:
+    text = (play.ROOT / "bin/completion.bash").read_text()
+    callback = (play.ROOT / "callback_plugins/vllm_fleet_start.py").read_text()
+    tags = re.findall(r'"(\w+)"', callback.partition("\nTAGS = ")[2].partition("\n")[0])
+    assert f"-W '{' '.join(tags)}'" in text
