@@ -154,6 +154,7 @@ class CallbackModule(CallbackBase):
                 "role": role,
                 "file": Path(str(task.get_path() or "").rpartition(":")[0]).stem,
                 "action": task.action,
+                "once": task.run_once is True,
                 "at": self._now(),
             }
         )
@@ -166,6 +167,8 @@ class CallbackModule(CallbackBase):
         )
         if build.module_of(task.action) == "vllm_server":
             self._events[-1]["state"] = (task.args or {}).get("state")
+            # In the loop over servers that are not described any more: which one.
+            self._events[-1]["of"] = task.get_vars().get("rollout_remove")
         facts = found.get("ansible_facts")
         if isinstance(facts, Mapping):
             if probes.FACT in facts:
@@ -249,6 +252,7 @@ class CallbackModule(CallbackBase):
             "failed": [host for host in hosts if stats.failures.get(host)],
             "unreachable": [host for host in hosts if stats.dark.get(host)],
             "machines": self._machines(),
+            "gateway_hosts": self._gateway_hosts(),
             "benchmarks": {h: custom[h]["vllm_benchmark"] for h in custom if "vllm_benchmark" in (custom[h] or {})},
         }
 
@@ -257,6 +261,10 @@ class CallbackModule(CallbackBase):
         group = self._inventory.groups.get("vllm") if self._inventory is not None else None
         hosts = group.get_hosts() if group else []
         return {host.name: str(host.vars["vllm_node"]) for host in hosts if host.vars.get("vllm_node")}
+
+    def _gateway_hosts(self) -> list[str]:
+        group = self._inventory.groups.get("gateway") if self._inventory is not None else None
+        return [host.name for host in group.get_hosts()] if group else []
 
     def _configuration(self) -> dict[str, Any] | None:
         """Read it where the records of this run have it from, so that both always agree."""

@@ -4,8 +4,8 @@
 Events, in the order they came (``at``: seconds since the run began):
 
 - ``{"type": "play", "hosts": [...], "roles": [...]}``
-- ``{"type": "task", "task": id, "name", "role", "file", "action", "at"}``: ``file`` is that of the task, without folder
-  and ending
+- ``{"type": "task", "task": id, "name", "role", "file", "action", "once", "at"}``: ``file`` is that of the task,
+  without folder and ending, ``once`` true for a task that one host does for all
 - ``{"type": "start", "task": id, "host", "at"}``
 - ``{"type": "result", "task": id, "host", "at", "status", "changed", "ignored", "state", "asked", "data"}``: ``status``
   is one of ok, failed, unreachable, skipped, ``data`` what ``picked`` left of the module's result, and ``asked`` true
@@ -18,16 +18,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible.module_utils.vllm_fleet.preflight import connection
 from ansible.module_utils.vllm_fleet.rollout.replicas import repair_of
-from fleet_report import gateways, replicas, timeline
+from ansible.module_utils.vllm_fleet.vllm.host_variables import LOOPBACK
+from fleet_report import endpoints, failure, gateways, replicas, timeline
 from fleet_report.words import natural
 
 FORMAT = 1
 #: Roles whose plays are about the nodes of the fleet.
-NODE_ROLES = frozenset({"vllm_server", "rollout", "vllm_image", "hf_cache", "benchmark", "burnin"})
+NODE_ROLES = frozenset({"vllm_server", "rollout", "vllm_image", "hf_cache", "benchmark", "burnin", "teardown"})
 #: Roles of plays that may leave a server changed; their failures are worth a report.
-CHANGING_ROLES = frozenset({"vllm_server", "rollout", "rollback"})
+CHANGING_ROLES = frozenset({"vllm_server", "rollout", "rollback", "teardown"})
 _PICKED = {
     "vllm_server": (
         "actions",
@@ -55,11 +55,10 @@ _PICKED = {
 _ANSWER = ("name", "api", "content", "finish_reason", "usage", "ttft", "tokens_per_second", "error")
 #: What a run would do to a server that gives no answer.
 _RESTART = {"name": "state", "current": "running", "desired": "restarted"}
-_FAILURE = ("class", "cause", "evidence", "remedy", "exit_code", "host")
 
 
 #: What of a run is said of its nodes one by one.
-_OF_HOSTS = ("failed", "unreachable", "benchmarks", "machines")
+_OF_HOSTS = ("failed", "unreachable", "benchmarks", "machines", "gateway_hosts")
 
 
 def module_of(action: str) -> str:
@@ -74,16 +73,28 @@ def picked(action: str, result: Mapping[str, Any], *, failed: bool) -> dict[str,
         noted = {
             "mark": (facts.get("rollout_outcome") or {}).get("state"),
             "repair": (facts.get("vllm_server_repair") or {}).get("because"),
+            "urls": facts.get("gateway_urls"),
             "undescribed": _names_of((facts.get("rollout_plan") or {}).get("undescribed") or {}),
         }
         return {name: value for name, value in noted.items() if value}
     names = _PICKED.get(module_of(action), ())
     kept = {name: result[name] for name in names if result.get(name) is not None}
+    spec = result.get("spec")
+    if module_of(action) == "vllm_server" and isinstance(spec, Mapping) and spec.get("port"):
+        kept["at"] = {"bind": str(spec.get("bind") or LOOPBACK), "port": int(spec["port"])}
     if failed:
+        result = _failed_item(result)
         kept |= {"msg": result["msg"]} if result.get("msg") is not None else {}
         # Of other modules, too, as hf_snapshot's; a word of the same name is none of these.
         kept |= {"failure": result["failure"]} if isinstance(result.get("failure"), Mapping) else {}
     return kept
+
+
+def _failed_item(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the item for which a loop failed: of the loop itself Ansible says only that one did."""
+    items = result.get("results")
+    items = [one for one in items if isinstance(one, Mapping)] if isinstance(items, Sequence) else []
+    return next((one for one in items if one.get("failed") or one.get("unreachable")), result)
 
 
 def _names_of(undescribed: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -95,7 +106,7 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
 
     ``run``: id, playbook, began, elapsed, check_mode, and whatever else describes the run; ``failed`` and
     ``unreachable`` list the hosts that ended so, ``benchmarks`` maps hosts to figures, ``machines`` those that share a
-    node to its name.
+    node to its name, ``gateway_hosts`` are the gateways of the inventory.
     """
     tasks = {e["task"]: e for e in events if e["type"] == "task"}
     roles = {role for e in events if e["type"] == "play" for role in e["roles"]}
@@ -110,14 +121,23 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
             )
         ]
     )
+    elsewhere = sorted({*run.get("failed", ()), *run.get("unreachable", ())} - _names(nodes), key=natural)
     report = {
         "format": FORMAT,
         **{name: value for name, value in run.items() if name not in _OF_HOSTS},
         "nodes": nodes,
         "undescribed": next((r["data"]["undescribed"] for r in results if r["data"].get("undescribed")), {}),
+        "removed": _removed(run, results, tasks),
         "gateways": gateways.rows(run, results, tasks),
+        "endpoints": endpoints.found(run, results, nodes),
+        "stopped": failure.of_the_run(results, tasks),
         # Hosts that are no nodes, such as gateways.
-        "failed_elsewhere": sorted({*run.get("failed", ()), *run.get("unreachable", ())} - _names(nodes), key=natural),
+        "failed_elsewhere": elsewhere,
+        "failures_elsewhere": [
+            {"name": host, "failure": told}
+            for host in elsewhere
+            if (told := failure.of_host(host, run, [r for r in results if r["host"] == host], tasks))
+        ],
         "changing": bool(roles & CHANGING_ROLES) or any(n["started"] for n in nodes),
         "tasks": _tasks(results, tasks, starts),
     }
@@ -130,13 +150,31 @@ def worth_a_page(report: Mapping[str, Any]) -> bool:
     if report["check_mode"]:
         return False
     nodes = report["nodes"]
-    bad = any(n["outcome"] in ("failed", "restored", "unreachable") for n in nodes)
+    bad = bool(report["stopped"]) or any(n["outcome"] in ("failed", "restored", "unreachable") for n in nodes)
     return any(n["changed"] or n["benchmark"] or n["burn_in"] for n in nodes) or (bool(report["changing"]) and bad)
 
 
 def _names(nodes: Sequence[Mapping[str, Any]]) -> set[str]:
     """The hosts of the nodes, and those of servers over several."""
     return {str(n["name"]) for one in nodes for n in (one, *(one.get("members") or ()))}
+
+
+def _of_another(task: Mapping[str, Any]) -> bool:
+    """Return whether a task of vllm_server is about a server that no host of the inventory describes any more."""
+    return task.get("role") == "rollout" and task.get("file") == "remove"
+
+
+def _removed(
+    run: Mapping[str, Any], results: Iterable[Mapping[str, Any]], tasks: Mapping[Any, Mapping[str, Any]]
+) -> dict[str, list[str]]:
+    """Return which servers that are not described any more were removed, by node."""
+    found: dict[str, list[str]] = {}
+    for one in results:
+        task = tasks[one["task"]]
+        if one["changed"] and _of_another(task) and module_of(task["action"]) == "vllm_server":
+            node = (run.get("machines") or {}).get(one["host"], one["host"])
+            found.setdefault(node, []).append(str(one.get("of") or "a server"))
+    return found
 
 
 def _foreign(result: Mapping[str, Any]) -> bool:
@@ -193,18 +231,20 @@ def _node(
     for one in results:
         task = tasks[one["task"]]
         _collect(seen, one, task, starts.get((one["task"], host), task["at"]))
-    failure = _failure(host, run, results, tasks)
+    why = failure.of_host(host, run, results, tasks)
     burn_in = [r["data"]["finding"] for r in results if r["data"].get("finding")]
-    outcome = _node_outcome(host, run, seen.last, failure, answered=seen.right)
+    server = _server(seen, check_mode=bool(run.get("check_mode")))
+    outcome = _node_outcome(host, run, seen.last, why, answered=seen.right)
+    outcome = "rolled_back" if outcome == "replaced" and (server["release"] or {}).get("restores") else outcome
     down = _down(seen)
     return {
         "name": host,
         "on": (run.get("machines") or {}).get(host),
         "outcome": "tried" if burn_in and outcome == "untouched" else outcome,
-        **_server(seen, check_mode=bool(run.get("check_mode"))),
+        **server,
         **_answered(seen),
         "downtime": _downtime(seen, down),
-        "failure": failure,
+        "failure": why,
         "timeline": timeline.joined(seen.stretches),
         "down": [[round(at, 3), round(to, 3)] for at, to in down],
         "benchmark": (run.get("benchmarks") or {}).get(host),
@@ -216,7 +256,7 @@ def _node(
 def _collect(seen: _Seen, one: Mapping[str, Any], task: Mapping[str, Any], begin: float) -> None:
     """Add one result to what was seen of its host; ``begin`` is when the task began there."""
     module, state, end = module_of(task["action"]), one.get("state"), one["at"]
-    if module == "vllm_server":
+    if module == "vllm_server" and not _of_another(task):
         seen.last["asked" if one.get("asked") else state or "started"] = one
     said = one["data"].get("results") or [] if module == "vllm_chat" else []
     # A request that only shows that the gateway finds the server is no measurement of the server.
@@ -260,13 +300,17 @@ def _server(seen: _Seen, *, check_mode: bool) -> dict[str, Any]:
     started, confirmed = seen.data("started", "asked"), seen.data("confirmed")
     # A server that was restarted is as described afterwards, so what the restart did is what the run did.
     did = seen.data("restarted") or started
+    if seen.last.get("absent", {}).get("changed"):
+        did = seen.data("absent")
     because = seen.repair or repair_of({"vllm_server_result": started}).get("because")
     if check_mode and because and not started.get("actions"):
         did = {"differences": [_RESTART], "actions": ["start"], "notes": [f"restarted because {because}"]}
     changed = did is not started or any(seen.last.get(state, {}).get("changed") for state in ("started", "restarted"))
+    at = seen.data("restored", "confirmed", "restarted", "started", "asked").get("at")
     release = confirmed.get("release") or started.get("release") or (seen.restored or {}).get("data", {}).get("release")
     return {
         "started": "started" in seen.last or "asked" in seen.last,
+        "at": at,
         "changed": changed or bool(seen.restored),
         "release": release,
         "previous": confirmed.get("previous_release"),
@@ -298,55 +342,11 @@ def _ready(started: Mapping[str, Any]) -> float | None:
     return reached[-1] if reached and "start" in (started.get("actions") or []) and not started.get("failure") else None
 
 
-def _lost(host: str, last: Mapping[str, Any], tasks: Mapping[Any, Mapping[str, Any]]) -> tuple[str, str]:
-    """Why a node is out of reach, and what to do; ``last`` is what was said of it. Preflight says both in one."""
-    said = str(last.get("data", {}).get("msg") or "the node did not answer")
-    if module_of(str(tasks.get(last.get("task"), {}).get("action"))) == "preflight_report":
-        return said.removeprefix(f"{host}: "), ""
-    told = connection.explain(said, name=host)
-    if told is None:
-        return said, "See to its network and its SSH server, then run again: what was begun is taken up"
-    return told.cause, f"{told.remedy[0].upper()}{told.remedy[1:]}. Then run again: what was begun is taken up"
-
-
-def _failure(
-    host: str,
-    run: Mapping[str, Any],
-    results: Sequence[Mapping[str, Any]],
-    tasks: Mapping[Any, Mapping[str, Any]],
-) -> dict[str, Any] | None:
-    """Why a node failed: the first failure that counts is the cause, the last one says how it ended."""
-    if host in run.get("unreachable", ()):
-        last = next((r for r in reversed(results) if r["status"] == "unreachable"), None)
-        cause, remedy = _lost(host, last or {}, tasks)
-        return {"class": "unreachable", "cause": cause, "evidence": [], "remedy": remedy, "exit_code": None}
-    bad = [r for r in results if r["status"] == "failed" and not r["ignored"]]
-    if host not in run.get("failed", ()) or not bad:
-        return None
-    first = next((r for r in bad if r["data"].get("failure")), bad[0])
-    task = tasks[first["task"]]
-    found = first["data"].get("failure")
-    said = str(first["data"].get("msg") or "")
-    if found:
-        told = {**{name: found.get(name) for name in _FAILURE}, "log_file": first["data"].get("log_file")}
-        if told["cause"] is None:  # a module that says all of it in one sentence
-            told |= {"cause": said, "remedy": "" if told["remedy"] == said else told["remedy"]}
-        return told
-    # Whatever the image could not be had for, by modules that know no classes.
-    kind = "image_missing" if task.get("role") == "vllm_image" and module_of(task["action"]) != "push_files" else "task"
-    if module_of(task["action"]) == "vllm_chat":
-        kind = "verification"
-    cause = said or f"the task {task['name']!r} failed"
-    ending = str(bad[-1]["data"].get("msg") or "") if bad[-1] is not first else ""
-    rest = ending.removeprefix(f"{host}: ").removeprefix(said).strip()
-    return {"class": kind, "cause": cause, "evidence": [], "remedy": rest, "exit_code": None, "task": task["name"]}
-
-
 def _node_outcome(
     host: str,
     run: Mapping[str, Any],
     last: Mapping[str, Mapping[str, Any]],
-    failure: Mapping[str, Any] | None,
+    why: Mapping[str, Any] | None,
     *,
     answered: bool,
 ) -> str:
@@ -354,14 +354,15 @@ def _node_outcome(
     if host in run.get("unreachable", ()):
         return "unreachable"
     started, restored = last.get("started"), last.get("restored")
-    if failure or host in run.get("failed", ()):
+    if why:
         back = (started or {}).get("data", {}).get("rolled_back") or (restored and _went_back(restored))
         return "restored" if back else "failed"
     if started:
         deed = _deed(started["data"].get("actions") or []) if started["changed"] else "unchanged"
         return "restarted" if (last.get("restarted") or {}).get("changed") else deed
-    if "asked" in last:
-        return "untouched" if last["asked"]["data"].get("actions") else "unchanged"
+    for state, acted, not_acted in (("absent", "removed", "absent"), ("asked", "untouched", "unchanged")):
+        if state in last:
+            return acted if last[state]["data"].get("actions") else not_acted
     if host in (run.get("benchmarks") or {}):
         return "measured"
     return "stopped" if last else "answered" if answered else "untouched"
@@ -387,17 +388,22 @@ def _tasks(
 ) -> list[dict[str, Any]]:
     """Say how long each task took, from its first host's start to its last one's end, all waves together."""
     spans: dict[Any, list[float]] = {}
+    hosts: dict[tuple[Any, Any], set[str]] = {}
     for one in results:
         # What an include brings in is counted itself.
         if module_of(tasks[one["task"]]["action"]).startswith("include_"):
             continue
         begin = starts.get((one["task"], one["host"]), tasks[one["task"]]["at"])
-        span = spans.setdefault(one["task"], [begin, one["at"], 0])
-        spans[one["task"]] = [min(span[0], begin), max(span[1], one["at"]), span[2] + 1]
+        span = spans.setdefault(one["task"], [begin, one["at"]])
+        spans[one["task"]] = [min(span[0], begin), max(span[1], one["at"])]
+        hosts.setdefault(_heading(tasks[one["task"]]), set()).add(one["host"])
     rows: dict[tuple[Any, Any], dict[str, Any]] = {}
-    for task, (begin, end, hosts) in spans.items():
-        name, role = tasks[task]["name"], tasks[task].get("role")
-        row = rows.setdefault((role, name), {"name": name, "role": role, "seconds": 0.0, "hosts": 0})
+    for task, (begin, end) in spans.items():
+        role, name = heading = _heading(tasks[task])
+        row = rows.setdefault(heading, {"name": name, "role": role, "seconds": 0.0, "hosts": len(hosts[heading])})
         row["seconds"] = round(row["seconds"] + end - begin, 3)
-        row["hosts"] += int(hosts)
     return sorted(rows.values(), key=lambda row: -row["seconds"])
+
+
+def _heading(task: Mapping[str, Any]) -> tuple[Any, Any]:
+    return task.get("role"), task["name"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from fleet_report import replicas, summary, timeline, words
+from fleet_report import failure, replicas, summary, timeline, words
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 #: Width of a picture's own units; the page stretches them.
@@ -47,7 +47,8 @@ def render(report: Mapping[str, Any]) -> str:
         drawn=drawn,
         headline=headline(report),
         cards=cards(nodes),
-        failures=summary.failures(nodes),
+        failures=[*_stopped(report), *summary.failures([*nodes, *report["failures_elsewhere"]])],
+        plain_class=failure.PLAIN,
         phases={name: text for name, text in timeline.PHASES.items() if name in used},
         any_down=any(node["down"] for node in drawn),
         axis=[{"left": 100 * at / _length(report), "label": words.axis(at)} for at in timeline.ticks(_length(report))],
@@ -89,6 +90,11 @@ def told(members: Sequence[Mapping[str, Any]]) -> str:
     return f"{words.count(len(members), 'server')}: {summary.told(outcomes)}{away}"
 
 
+def _stopped(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What ended the run for all nodes, as a failure of none of them."""
+    return [{**report["stopped"], "nodes": [], "logs": []}] if report["stopped"] else []
+
+
 def _length(report: Mapping[str, Any]) -> float:
     return max(float(report["elapsed"]), 0.001)
 
@@ -102,7 +108,7 @@ def headline(report: Mapping[str, Any]) -> dict[str, str]:
     """Say in one sentence how it went, and whether that is good."""
     outcome = report["outcome"]
     bad = sum(outcome.get(name, 0) for name in summary.BAD)
-    level = "bad" if bad else "good"
+    level = "bad" if bad or report["stopped"] or report["failures_elsewhere"] else "good"
     return {"level": level, "text": f"{replicas.number(report['nodes'])}: {summary.told(outcome)}"}
 
 

@@ -9,7 +9,19 @@ from typing import Any
 from fleet_report.words import count
 
 #: The worst first: what a replica is called when its nodes ended differently.
-WORST = ("unreachable", "failed", "restored", "deployed", "replaced", "restarted", "started", "updated", "stopped")
+WORST = (
+    "unreachable",
+    "failed",
+    "restored",
+    "removed",
+    "deployed",
+    "replaced",
+    "rolled_back",
+    "restarted",
+    "started",
+    "updated",
+    "stopped",
+)
 #: Difference of a node that has none of its own and was replaced with its partners.
 WITH_PARTNERS = "replica"
 #: What of a node is repeated among the members of its replica.

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fleet_report import failure
 from fleet_report.replicas import number
 from fleet_report.words import DASH, clip, count, duration, latency, rate, spread
 
@@ -16,6 +17,8 @@ OUTCOMES = {
     "restored": "failed and restored",
     "deployed": "deployed",
     "replaced": "replaced",
+    "rolled_back": "rolled back",
+    "removed": "removed",
     "restarted": "restarted",
     "started": "started",
     "updated": "updated",
@@ -24,6 +27,7 @@ OUTCOMES = {
     "unchanged": "unchanged",
     "answered": "answered as expected",
     "tried": "burned in",
+    "absent": "had no server",
     "untouched": "not attempted",
 }
 BAD = ("failed", "unreachable", "restored")
@@ -44,17 +48,28 @@ def lines(report: Mapping[str, Any], page: str | None = None) -> list[str]:
     nodes = report["nodes"]
     if not nodes:
         return []
-    told_failures = [line for group in failures(nodes) for line in _why(group)]
-    elsewhere = report.get("failed_elsewhere")
-    if elsewhere and page is None and not told_failures and any(node["started"] for node in nodes):
-        return [f"{number(nodes)}, none replaced: {', '.join(elsewhere)} failed (see above)."]
+    told_failures = [
+        *_why_all(report.get("stopped")),
+        *(line for group in failures([*nodes, *report.get("failures_elsewhere", ())]) for line in _why(group)),
+    ]
+    others = [*_gateways(report), *_undescribed(report), *_ask(report)]
     if report["check_mode"]:
-        return [*_checked(nodes), *_gateways(report), *_undescribed(report)]
+        return [*_checked(nodes, failed=bool(told_failures)), *others, *told_failures]
+    elsewhere = report.get("failed_elsewhere")
+    if elsewhere and page is None and any(node["started"] for node in nodes):
+        seen = "" if told_failures else " (see above)"
+        return [f"{number(nodes)}, none replaced: {', '.join(elsewhere)} failed{seen}.", *told_failures]
     if page is None and not told_failures:
-        return [*_calm(nodes), *_gateways(report), *_undescribed(report)]
+        return [*_calm(nodes), *others]
     head = f"{number(nodes)} in {duration(report['elapsed'])}: {told(report['outcome'])}"
-    out = [head, *_table(nodes), *_gateways(report), *_undescribed(report), *_benchmarks(nodes), *told_failures]
+    out = [head, *_table(nodes), *_benchmarks(nodes), *others, *told_failures]
     return [*out, f"Report: {page}"] if page else out
+
+
+def _ask(report: Mapping[str, Any]) -> list[str]:
+    """Say where the fleet is asked; none in a check run, after which nothing has to be tried."""
+    found = report.get("endpoints")
+    return [f"To ask: {', '.join(found)}"] if found and not report["check_mode"] else []
 
 
 def _gateways(report: Mapping[str, Any]) -> list[str]:
@@ -71,12 +86,17 @@ def _gateways(report: Mapping[str, Any]) -> list[str]:
 
 def undescribed(report: Mapping[str, Any]) -> list[str]:
     """Name the servers that no host of the inventory describes, with their nodes."""
-    found = report.get("undescribed") or {}
-    return [f"{', '.join(servers)} on {node}" for node, servers in found.items()]
+    return _on_nodes(report.get("undescribed") or {})
+
+
+def _on_nodes(servers: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"{', '.join(names)} on {node}" for node, names in servers.items()]
 
 
 def _undescribed(report: Mapping[str, Any]) -> list[str]:
-    found = undescribed(report)
+    found, removed = undescribed(report), report.get("removed") or {}
+    if removed:
+        return [f"Removed, not described any more: {clip('; '.join(_on_nodes(removed)), 200)}"]
     return [f"Not described any more: {clip('; '.join(found), 200)}"] if found else []
 
 
@@ -94,9 +114,12 @@ def _calm(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     return [line + (f", {spread(rates, rate)} tokens/s." if rates else ".")]
 
 
-def _checked(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+def _checked(nodes: Sequence[Mapping[str, Any]], *, failed: bool) -> list[str]:
     changing = [node for node in nodes if node["changed"]]
-    if not any(node["started"] for node in nodes):
+    if failed:
+        would = f" {len(changing)} of {number(nodes)} would have to change." if changing else ""
+        return [f"Check: a run would fail.{would}"]
+    if not any(node["started"] or node["changed"] for node in nodes):
         return []
     if not changing:
         return [f"Check: {number(nodes)}, nothing would change."]
@@ -118,6 +141,8 @@ def differences(node: Mapping[str, Any]) -> str:
         return "started again"
     if any(d["name"] == "state" and d["current"] is None for d in found):
         return "a server where there is none"
+    if any(d["name"] == "state" and d["desired"] == "absent" for d in found):
+        return "its server would be removed"
     return clip(", ".join(d["name"] for d in found), 100)
 
 
@@ -137,7 +162,7 @@ def _table(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
             [
                 node["name"],
                 OUTCOMES[node["outcome"]],
-                str((node["release"] or {}).get("release") or DASH),
+                _release(node["release"] or {}),
                 duration(node["downtime"]),
                 duration(node["ready"]),
                 _beside(node["ttft"], before.get("ttft"), latency),
@@ -182,23 +207,40 @@ def failures(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Put nodes that failed alike together: sixty nodes with one cause are one story."""
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     for node in nodes:
-        failure = node["failure"]
-        if not failure:
+        why = node["failure"]
+        if not why:
             continue
-        cause = str(failure["cause"]).replace(node["name"], "the node")
-        group = groups.setdefault((failure["class"], cause), {**failure, "nodes": [], "logs": []})
+        cause = str(why["cause"]).replace(node["name"], "the node")
+        group = groups.setdefault((why["class"], cause), {**why, "nodes": [], "logs": []})
         group["nodes"].append(node)
-        if failure.get("log_file"):
-            group["logs"].append(f"{failure.get('host') or node['name']}:{failure['log_file']}")
+        if why.get("log_file"):
+            group["logs"].append(f"{why.get('host') or node['name']}:{why['log_file']}")
     return sorted(groups.values(), key=lambda group: -len(group["nodes"]))
 
 
 def _why(group: Mapping[str, Any]) -> list[str]:
     names = clip(", ".join(node["name"] for node in group["nodes"]), 60)
-    out = [f"{names}: {group['class']}: {clip(group['cause'], 300)}"]
-    if group.get("remedy"):
-        out.append(f"  {clip(group['remedy'], 300)}")
-    return out
+    kind = "" if group["class"] == failure.PLAIN else f"{group['class']}: "
+    return [f"{names}: {kind}{clip(group['cause'], 300)}", *_remedy(group)]
+
+
+def _why_all(found: Mapping[str, Any] | None) -> list[str]:
+    """Say what ended the run for all hosts."""
+    return (
+        [clip(line, 300) for line in str(found["cause"]).splitlines()[:_NAMED] if line] + _remedy(found)
+        if found
+        else []
+    )
+
+
+def _remedy(found: Mapping[str, Any]) -> list[str]:
+    return [f"  {clip(found['remedy'], 300)}"] if found.get("remedy") else []
+
+
+def _release(found: Mapping[str, Any]) -> str:
+    """Number of a release, and of the one that it brings back."""
+    number = str(found.get("release") or DASH)
+    return f"{number} (as {found['restores']})" if found.get("restores") else number
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

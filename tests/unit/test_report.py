@@ -148,9 +148,100 @@ def test_a_gateway_that_fails_before_the_waves_is_no_run_with_nothing_to_change(
     run.task(
         "Ask", "vllm_server", "vllm_server", dict.fromkeys(run.names, (1, "ok", question)), state="started", asked=True
     )
+    run.task("Configure", "gateway", "ansible.builtin.copy", {"gateway1": (1, "failed", {"msg": "the disk is full"})})
     report = report_of(run, failed=["gateway1"], check_mode=check_mode)
-    assert terminal.lines(report) == ["2 nodes, none replaced: gateway1 failed (see above)."]
+    head = "Check: a run would fail." if check_mode else "2 nodes, none replaced: gateway1 failed."
+    assert terminal.lines(report) == [head, "gateway1: the disk is full"]
     assert report_of(noop(), failed=["node1"])["failed_elsewhere"] == []
+
+
+def test_what_one_host_did_for_all_is_a_failure_of_the_run_and_of_no_host():
+    run = Run(2)
+    run.play("vllm_server")
+    held = {
+        "msg": "One or more items failed",
+        "results": [{"held": True}, {"failed": True, "msg": "Another run holds it"}],
+    }
+    kept = build.picked("fleet_lock", held, failed=True)
+    assert kept == {"msg": "Another run holds it"}
+    run.task("Lock", "fleet_lock", "fleet_lock", {"node1": (1, "failed", kept)})
+    next(e for e in run.events if e["type"] == "task")["once"] = True
+    report = report_of(run, failed=["node1"])
+    assert report["outcome"] == {"untouched": 2}
+    head, why = terminal.lines(report)
+    assert head.endswith(": 2 not attempted") and why == "Another run holds it"
+    html = page.render(report)
+    assert "<h3>the run</h3>" in html and 'class="bad"' in html
+    assert terminal.lines(report_of(run, failed=["node1"], check_mode=True)) == ["Check: a run would fail.", why]
+
+
+def removal(check_mode=False):
+    run = Run(2)
+    run.play("teardown")
+    gone = {"actions": ["remove"], "differences": [{"name": "state", "current": "running", "desired": "absent"}]}
+    run.task("Remove", "teardown", "vllm_server", {"node1": (1, "ok", gone)}, state="absent", changed=True)
+    run.task("Remove", "teardown", "vllm_server", {"node2": (1, "ok", {"actions": []})}, state="absent")
+    return report_of(run, check_mode=check_mode)
+
+
+def test_a_teardown_says_what_it_removed():
+    report = removal()
+    assert build.worth_a_page(report)
+    head, *rest = terminal.lines(report, "x")
+    assert head.endswith(": 1 removed, 1 had no server") and rest == ["Report: x"]
+    page.render(report)
+    assert terminal.lines(removal(check_mode=True)) == [
+        "Check: 1 of 2 nodes would change.",
+        "  node1: its server would be removed",
+    ]
+
+
+def test_a_server_that_nobody_describes_is_no_server_of_the_host_that_removes_it():
+    run = noop()
+    gone = {"actions": ["remove"], "differences": []}
+    run.task(
+        "Remove",
+        "rollout",
+        "vllm_server",
+        {"node1": (1, "ok", gone)},
+        state="absent",
+        changed=True,
+        file="remove",
+        of="old",
+    )
+    report = report_of(run)
+    assert report["outcome"] == {"unchanged": 2} and report["removed"] == {"node1": ["old"]}
+    assert "Removed, not described any more: old on node1" in terminal.lines(report)
+
+
+def test_where_to_ask():
+    run = noop(("node1", "node2", "node3"))
+    for n, (bind, port) in {
+        "node1": ("127.0.0.1", 8000),
+        "node2": ("127.0.0.1", 8000),
+        "node3": ("0.0.0.0", 8001),
+    }.items():
+        spec = {"spec": {"bind": bind, "port": port}}
+        data = build.picked("vllm_server", spec, failed=False)
+        run.task("Run", "vllm_server", "vllm_server", {n: (1, "ok", data)}, state="started")
+    asked = "To ask: http://127.0.0.1:8000/v1 on node1, node2, port 8001 of node3"
+    assert terminal.lines(report_of(run))[-1] == asked
+    # Behind a gateway servers are not for clients, also where nothing is known of the gateway.
+    assert len(terminal.lines(report_of(run, gateway_hosts=["gateway1"]))) == 1
+    fact = {"ansible_facts": {"gateway_urls": ["http://192.0.2.10:8080/v1"]}}
+    note = build.picked("ansible.builtin.set_fact", fact, failed=False)
+    run.task("Record", "gateway", "ansible.builtin.set_fact", {"gateway1": (0, "ok", note)})
+    assert terminal.lines(report_of(run, gateway_hosts=["gateway1"]))[-1] == "To ask: http://192.0.2.10:8080/v1"
+
+
+def test_a_rollback_says_what_came_back():
+    run = Run(1).deploy()
+    for event in run.events:
+        if event.get("data", {}).get("release"):
+            event["data"]["release"] |= {"restores": 5}
+    report = report_of(run)
+    assert report["outcome"] == {"rolled_back": 1}
+    assert terminal.lines(report, "x")[2].startswith("node1  rolled back  7 (as 5)")
 
 
 def test_a_row_for_each_gateway_says_what_changed():

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..vllm.host_variables import truth
+from ..vllm.host_variables import WILDCARDS, bracketed, truth
 
 # One segment after the other, without escapes and without dots that climb. The end says whether more may follow.
 SEGMENTS = r"(/[A-Za-z0-9_:@~-][A-Za-z0-9._:@~-]*)+"
@@ -247,3 +247,19 @@ def server_ids(names: Iterable[str]) -> dict[str, int]:
             number = number % (2**31 - 2) + 1
         found[name] = number
     return found
+
+
+def urls(
+    made: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], *, name: str, bind: str, vip: str, tls: bool
+) -> list[str]:
+    """Return where clients ask a gateway, one text for each front; of several the model behind those with one.
+
+    ``variables`` are the gateway's own, ``name`` is its host, ``vip`` the shared address with its prefix, or empty.
+    """
+    own = str(variables.get("gateway_address") or variables.get("ansible_host") or name)
+    host = vip.partition("/")[0] or (own if bind in ("*", *WILDCARDS) else bind)
+    return [
+        f"{'https' if tls else 'http'}://{bracketed(host)}:{front['port']}/v1"
+        + (f" ({front['pools'][0]['model']})" if len(made) > 1 and len(front["pools"]) == 1 else "")
+        for front in made
+    ]

@@ -72,6 +72,7 @@ class FilterModule:
             "gateway_room_problems": room.problems,
             "gateway_standing": vip.standing,
             "gateway_status_changed": servers.status_changed,
+            "gateway_urls": fronts.urls,
             "gateway_up_in": servers.up_in,
             "gateway_sums": haproxy.sums,
             "gateway_verification_urls": servers.verification_urls,
