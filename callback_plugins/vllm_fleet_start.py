@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from ansible import context
+from ansible import constants, context
 from ansible.plugins.callback import CallbackBase
 from ansible.release import __version__ as ANSIBLE
 
@@ -25,6 +25,7 @@ short_description: Ends a run at its start where the command line or the control
 description:
   - Refuses an C(ansible-core) older than the tested one and a missing collection, and for this project's own playbooks
     an inventory that does not exist, one without a host in group C(vllm), and a tag that none of them has.
+  - Warns where they run without this project's C(ansible.cfg).
   - Ansible itself warns of these, or says nothing, and ends with exit code 0.
 requirements:
   - none; it is loaded from C(callback_plugins) without being enabled
@@ -40,6 +41,12 @@ TAGS = ("preflight", "prepare", "stage", "rollout", "verify", "watchdog")
 #: No run may leave these out: what it does rests on what they find.
 NEEDED = ("preflight", "always")
 OF_ANSIBLE = ("all", "always", "never", "tagged", "untagged")
+
+
+def own_configuration() -> bool:
+    """Whether Ansible has read this project's ansible.cfg, or another one that enables the report."""
+    file = constants.CONFIG_FILE
+    return "vllm_fleet_report" in constants.CALLBACKS_ENABLED or bool(file and Path(file).resolve().parent == ROOT)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -134,6 +141,11 @@ class CallbackModule(CallbackBase):
             fault = fault or tags_fault("--skip-tags", options.get("skip_tags") or ())
         if fault:
             self._end(fault)
+        if self._ours and not own_configuration():
+            self._display.warning(
+                "This run lacks the settings of this project: its output is long, and no report stands at its end."
+                f" Set ANSIBLE_CONFIG={ROOT / 'ansible.cfg'}, or use {ROOT / 'bin/vllm-fleet'}."
+            )
 
     def v2_playbook_on_play_start(self, play: Play) -> None:
         """End the run where its servers are looked for in an inventory that has none."""

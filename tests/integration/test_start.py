@@ -129,6 +129,19 @@ def test_one_command_runs_every_playbook_from_any_folder(tmp_path: Path) -> None
     assert "vllm-fleet has no command stauts; it has" in wrong.stderr
 
 
+def test_without_the_projects_settings_a_playbook_is_found_and_says_what_to_set(tmp_path: Path) -> None:
+    environ = {name: value for name, value in play.environment().items() if name != "ANSIBLE_CONFIG"}
+    said = ""
+    for words in (("deploy.yml", "--syntax-check"), ("playbooks/status.yml", "-i", "localhost,")):
+        command = [play.PLAYBOOK, "-i", LOCAL, str(play.ROOT / words[0]), *words[1:]]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False
+        )
+        said = " ".join((done.stdout + done.stderr).split())
+        assert "was not found" not in said
+    assert f"Set ANSIBLE_CONFIG={play.ROOT}/ansible.cfg, or use {play.ROOT}/bin/vllm-fleet." in said
+
+
 def test_a_list_of_a_deployments_parts_names_groups_and_all_tags(tmp_path: Path) -> None:
     (tmp_path / "hosts.yml").write_text("{vllm: {hosts: {node9: {}}}, gateway: {hosts: {gateway1: {}}}}")
     code, said = run("deploy.yml", "-i", str(tmp_path / "hosts.yml"), "--list-tags")
