@@ -31,6 +31,7 @@ description:
   - Gathers the results of C(vllm_server), C(vllm_chat) and C(vllm_drained) and the times of all tasks.
   - At the end of a run prints a summary, and writes C(index.html) and C(report.json) into a folder of its own when a
     server was changed or measured, or a deployment failed. Runs that are about no server print nothing.
+  - The C(index.html) beside these folders has all runs.
   - Gives every run an id, in the environment variable C(VLLM_FLEET_RUN) of the tasks' lookups.
   - A report that cannot be made is a warning, never a failed run.
 requirements:
@@ -52,7 +53,7 @@ if str(ROOT) not in sys.path:
 
 import plugin_utils  # noqa: E402, F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.common import probes  # noqa: E402
-from fleet_report import build, telling  # noqa: E402  found only with the line above
+from fleet_report import build, index, telling  # noqa: E402  found only with the line above
 from plugin_utils import watchdog_program  # noqa: E402
 
 
@@ -77,6 +78,8 @@ class CallbackModule(CallbackBase):
         self._inventory: Any = None
         self._playbook = ""
         self._basedir = ""
+        #: Names of what was given with -e.
+        self._given: list[str] = []
         #: Whether the playbook probes nodes and no play has begun.
         self._probes = False
 
@@ -99,6 +102,7 @@ class CallbackModule(CallbackBase):
         manager = play.get_variable_manager()
         if manager is not None:
             self._inventory = manager._inventory
+            self._given = sorted(manager.extra_vars)
             hosts = list(manager.get_vars(play=play).get("ansible_play_hosts_all") or [])
             self._prepare_watchdog(manager)
         roles = [role.get_name().rpartition(".")[2] for role in play.get_roles()]
@@ -227,6 +231,7 @@ class CallbackModule(CallbackBase):
             text = json.dumps(told.report, indent=1, ensure_ascii=False)
             (folder / "report.json").write_text(f"{text}\n", encoding="utf-8")
             (folder / "index.html").write_text(told.page, encoding="utf-8")
+            index.add(folder.parent, told.report)
         if told.lines:
             self._display.banner("FLEET")
         for line in told.lines:
@@ -246,6 +251,7 @@ class CallbackModule(CallbackBase):
             "inventory": [_short(Path(str(source))) for source in options.get("inventory") or ()],
             "limit": options.get("subset"),
             "tags": tags,
+            "extra_vars": self._given,
             "check_mode": bool(options.get("check")),
             "by": f"{getpass.getuser()}@{platform.node()}",
             "configuration": self._configuration(),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -46,6 +47,7 @@ def render(report: Mapping[str, Any]) -> str:
         nodes=nodes,
         drawn=drawn,
         headline=headline(report),
+        command=command(report),
         cards=cards(nodes),
         failures=[*_stopped(report), *summary.failures([*nodes, *report["failures_elsewhere"]])],
         plain_class=failure.PLAIN,
@@ -88,6 +90,18 @@ def told(members: Sequence[Mapping[str, Any]]) -> str:
     downtimes = [node["downtime"] for node in members if node["downtime"] is not None]
     away = f", at most {words.duration(max(downtimes))} without a server" if downtimes else ""
     return f"{words.count(len(members), 'server')}: {summary.told(outcomes)}{away}"
+
+
+def command(report: Mapping[str, Any]) -> str:
+    """Return what to type for the same run; values that were given with -e may be secret, so they are not kept."""
+    words = ["ansible-playbook", str(report["playbook"])]
+    for option, values in (
+        ("-i", report["inventory"]),
+        ("--limit", [report["limit"]] if report["limit"] else []),
+        ("--tags", [",".join(report["tags"])] if report["tags"] else []),
+    ):
+        words += [part for value in values for part in (option, shlex.quote(str(value)))]
+    return " ".join([*words, *(f"-e {name}=…" for name in report.get("extra_vars") or ())])
 
 
 def _stopped(report: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from report_runs import BENCHMARK, FAILURE, STAGES, Run, summary
 
-from fleet_report import build, page, timeline, words
+from fleet_report import build, index, page, timeline, words
 from fleet_report import summary as terminal
 
 
@@ -560,6 +561,27 @@ def test_an_axis_has_round_times(length, last, number):
 )
 def test_numbers_as_a_person_reads_them(write, value, text):
     assert write(value) == text
+
+
+def test_a_page_of_all_runs_has_those_whose_folder_is_there(tmp_path):
+    good, bad = report_of(Run(2).deploy(), id="a"), report_of(Run(2, failing=("node1",)).deploy(), id="b", limit="<b>")
+    for report in (good, {**good, "id": "gone"}, bad):
+        (tmp_path / report["id"]).mkdir()
+        index.add(tmp_path, report)
+    (tmp_path / "gone").rmdir()
+    with (tmp_path / index.LINES).open("a") as file:
+        file.write('{"id": "cut off\n"7"\n')
+    (tmp_path / "c").mkdir()
+    index.add(tmp_path, {**good, "id": "c"})
+    html = (tmp_path / "index.html").read_text()
+    assert re.findall(r'href="(\w+)/index.html"', html) == ["c", "b", "a"]
+    assert html.count('class="dot bad"') == 1 and "limit &lt;b&gt;" in html
+    assert 'href="../index.html"' in page.render(good)
+    said = page.command(report_of(Run(1), limit="all:!node7", tags=["stage", "rollout"], extra_vars=["hf_token"]))
+    assert (
+        said
+        == "ansible-playbook deploy.yml -i inventory/tensorwave --limit 'all:!node7' --tags stage,rollout -e hf_token=…"
+    )
 
 
 def test_node10_comes_after_node9():

@@ -71,13 +71,14 @@ def _refuse_twice(made: Iterable[Mapping[str, Any]], problems: list[str]) -> Non
     taken: dict[int, str] = {}
     for front in made:
         model = front["pools"][0]["model"]
-        for number in (front["port"], front["local_port"]):
-            if number in taken:
-                problems.append(
-                    f"{taken[number]} and {model} would both be on port {number} of the gateway: give each its own in "
-                    f"gateway_ports, such as {{{model}: {number + 1}}}, or leave both out of it to share gateway_port."
-                )
-            taken.setdefault(number, model)
+        numbers = (front["port"], front["local_port"])
+        number = next((one for one in numbers if one in taken), None)
+        if number is not None:  # of two fronts on one port their ports on loopback are one, too
+            problems.append(
+                f"{taken[number]} and {model} would both be on port {number} of the gateway: give each its own in "
+                f"gateway_ports, such as {{{model}: {number + 1}}}, or leave both out of it to share gateway_port."
+            )
+        taken |= dict.fromkeys(numbers, model) | taken
 
 
 def asked(pool: Mapping[str, Any]) -> list[str]:

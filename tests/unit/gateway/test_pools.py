@@ -65,11 +65,36 @@ def test_pools_of_two_models_have_ports_of_their_own():
     found = find(*two, ports={"chat": 8081})
     assert found["problems"] == []
     assert [(pool["name"], pool["port"]) for pool in found["pools"]] == [("org_m", 8080), ("chat", 8081)]
-    (problem, *_) = find(*two, ports={"chat": 8081, "org/m": 8081})["problems"]
+    (problem,) = find(*two, ports={"chat": 8081, "org/m": 8081})["problems"]
     assert problem == (
         "org/m and chat would both be on port 8081 of the gateway: give each its own in gateway_ports, such as {chat: 8082}, "
         "or leave both out of it to share gateway_port."
     )
+
+
+@pytest.mark.parametrize(
+    ("variables", "more", "urls"),
+    [
+        ({}, {}, ["http://gw:8080/v1"]),
+        ({"ansible_host": "192.0.2.9"}, {"tls": True}, ["https://192.0.2.9:8080/v1"]),
+        ({"ansible_host": "192.0.2.9", "gateway_address": "10.0.0.9"}, {}, ["http://10.0.0.9:8080/v1"]),
+        ({"ansible_host": "192.0.2.9"}, {"vip": "10.0.0.1/24"}, ["http://10.0.0.1:8080/v1"]),
+        ({"ansible_host": "192.0.2.9"}, {"bind": "2001:db8::1"}, ["http://[2001:db8::1]:8080/v1"]),
+    ],
+)
+def test_where_clients_ask(variables, more, urls):
+    made = find(host("n1"))["fronts"]
+    options = {"name": "gw", "bind": "*", "vip": "", "tls": False, **more}
+    assert fronts.urls(made, variables, **options) == urls
+
+
+def test_of_several_ports_those_of_one_model_name_it():
+    two = (host("n1"), host("n2", vllm_server_args={"served-model-name": ["chat", "c"]}))
+    made = find(*two, ports={"chat": 8081})["fronts"]
+    assert fronts.urls(made, {}, name="gw", bind="*", vip="", tls=False) == [
+        "http://gw:8080/v1",
+        "http://gw:8081/v1 (chat)",
+    ]
 
 
 @pytest.mark.parametrize(
