@@ -132,8 +132,11 @@ def test_one_command_runs_every_playbook_from_any_folder(tmp_path: Path) -> None
 def test_without_the_projects_settings_a_playbook_is_found_and_says_what_to_set(tmp_path: Path) -> None:
     environ = {name: value for name, value in play.environment().items() if name != "ANSIBLE_CONFIG"}
     said = ""
-    for words in (("deploy.yml", "--syntax-check"), ("playbooks/status.yml", "-i", "localhost,")):
-        command = [play.PLAYBOOK, "-i", LOCAL, str(play.ROOT / words[0]), *words[1:]]
+    for playbook, *words in (
+        ("deploy.yml", "-i", LOCAL, "--syntax-check"),
+        ("playbooks/status.yml", "-i", "localhost,"),
+    ):
+        command = [play.PLAYBOOK, str(play.ROOT / playbook), *words]
         done = subprocess.run(
             command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False
         )
