@@ -3,7 +3,7 @@
 
 Each inventory host has a name and a port of its own and one of four real nodes behind it, so that the controller has
 as much to do as with as many machines. For each number of hosts: the first deployment in one wave, nothing to change,
-one flag of all servers changed, nothing to change with one node off.
+how all servers are, one flag of all servers changed, nothing to change with one node off.
 
     python bench/scale.py 4 16 64 200
     python bench/scale.py 200 --short
@@ -167,6 +167,10 @@ class Bench:
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
         return Watched(command, environ)
 
+    def health(self, hosts: int) -> Watched:
+        """Ask how all servers are, as a user does."""
+        return Watched([str(ROOT / "scripts/health"), "-i", str(self.inventory(hosts))], dict(os.environ))
+
     def prepare(self) -> None:
         """Deploy one server on each node and remove it: programs and weights are there afterwards."""
         done = self.deploy(len(NODES))
@@ -184,7 +188,7 @@ class Bench:
     def measure(self, hosts: int, *, short: bool = False) -> dict[str, dict[str, float]]:
         """Deploy, deploy again, edit, and deploy with a node off: seconds of wall and processor, bytes of memory.
 
-        ``short`` is the first two alone.
+        ``short`` is the first three alone.
         """
         rows: dict[str, dict[str, float]] = {}
 
@@ -202,6 +206,7 @@ class Bench:
 
         keep("first deployment", self.deploy(hosts))
         keep("nothing to change", self.deploy(hosts), changed=False)
+        keep("health", self.health(hosts))
         if short:
             self.empty()
             return rows
