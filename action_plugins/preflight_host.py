@@ -82,7 +82,11 @@ class ActionModule(ActionBase):
             # What leans on arguments of a wrong kind cannot be worked out: their own finding says it.
             if not refused & {"vllm_server_args", "vllm_server_env"}:
                 more.append(_failed(str(exc), self._way(), "look"))
-        more += self._controller(variables, answer, reached=bool(answer))
+        resting = str(answer.get("maintenance") or "")
+        if resting:
+            more = [inventory.resting(resting)]
+        else:
+            more += self._controller(variables, answer, reached=bool(answer))
         if not self._later:
             with contextlib.suppress(AnsibleError):  # what was to be known of the node before it was lost
                 self._late(args, Variables(self._templar, variables), more)

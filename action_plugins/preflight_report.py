@@ -193,8 +193,9 @@ class ActionModule(ActionBase):
             if sentences:
                 msg = f"{node}: {'. Also '.join(sentences)}. {args['ending']}"
                 if node in lost and len(lost) < len(looked):
-                    msg += f" To go on without it, add --limit '{':'.join(f'!{one}' for one in lost)}'."
-                refusals[node] = {"msg": msg, "unseen": node in lost}
+                    limit = ":".join(f"!{one}" for one in lost)
+                    msg += f" To go on without it, add --limit '{limit}', or set rollout_unreachable: skip."
+                refusals[node] = {"msg": msg, "unseen": node in lost, "why": ". Also ".join(sentences)}
         return refusals
 
     @staticmethod

@@ -15,6 +15,7 @@ import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.gateway import vip
 from ansible.module_utils.vllm_fleet.rollout import (
     gate,
+    left_out,
     node_units,
     play_hosts,
     recovery,
@@ -22,6 +23,7 @@ from ansible.module_utils.vllm_fleet.rollout import (
     replicas,
     restart,
     steps,
+    stop,
     waves,
 )
 from ansible.module_utils.vllm_fleet.vllm import host_variables
@@ -61,6 +63,16 @@ def hosts_of_play(choose: Callable[..., list[str]], *, of_gateways: bool = False
     return hosts
 
 
+def deploy_steps(
+    hostvars: Mapping[str, Any], hosts: list[str], *, refused: Mapping[str, Mapping[str, Any]], **more: Any
+) -> dict[str, Any]:
+    """Return steps.plan() of the hosts that the run does not leave out, and those others as `left_out`."""
+    absent = left_out.of_refusals(hostvars, hosts, refused)
+    there = [host for host in hosts if host not in absent]
+    ends = [host for host in refused if host not in absent]
+    return {**steps.plan(hostvars, there, refused=ends, **more), "left_out": absent}
+
+
 class FilterModule:
     """Ansible's way to find filters."""
 
@@ -72,7 +84,7 @@ class FilterModule:
             "deploy_step_ends": play_hosts.step_ends,
             "deploy_taken": play_hosts.taken,
             "deploy_takers": hosts_of_play(play_hosts.takers),
-            "deploy_steps": steps.plan,
+            "deploy_steps": deploy_steps,
             "deploy_watchdogs": hosts_of_play(play_hosts.watchdogs),
             "repair_plan": repair.plan,
             "repair_refused_hosts": hosts_of_play(play_hosts.unrepaired),
@@ -82,7 +94,6 @@ class FilterModule:
             "rollout_answers": recovery.answers,
             "rollout_canary": node_units.canary,
             "rollout_failed": hosts_of_play(play_hosts.failed),
-            "rollout_first_of_nodes": host_variables.first_of_nodes,
             "rollout_forgetful_gateways": hosts_of_play(play_hosts.forgetful_gateways, of_gateways=True),
             "rollout_gate": gate.closed,
             "rollout_gateway_problems": waves.gateway_problems,
@@ -90,7 +101,11 @@ class FilterModule:
             "rollout_standing": vip.standing,
             "rollout_hosts": hosts_of_play(play_hosts.waves),
             "rollout_in_replicas": hosts_of_play(play_hosts.in_replicas),
+            "rollout_left_out": left_out.of_looks,
+            "rollout_left_out_failures": left_out.failures,
             "rollout_leftovers": hosts_of_play(play_hosts.leftovers),
+            "rollout_lock_nodes": left_out.lock_nodes,
+            "rollout_lost": hosts_of_play(play_hosts.lost),
             "rollout_neighbours": host_variables.neighbours,
             "rollout_node_lacks": recovery.node_lacks,
             "rollout_not_drained": recovery.not_drained,
@@ -100,12 +115,15 @@ class FilterModule:
             "rollout_old_loads": recovery.old_loads,
             "rollout_pending_artifact": replicas.pending_artifact,
             "rollout_plan": rollout_plan,
+            "rollout_present": hosts_of_play(play_hosts.present),
             "rollout_removers": hosts_of_play(play_hosts.removers),
             "rollout_repair": replicas.repair_of,
             "rollout_server": host_variables.server_result,
             "rollout_serial": play_hosts.serial,
             "rollout_sharing_weights": host_variables.sharing_weights,
             "rollout_shortage": gate.shortage,
+            "rollout_skippable": hosts_of_play(play_hosts.skippable),
+            "rollout_stop_against": stop.against,
             "rollout_unplanned": hosts_of_play(play_hosts.unplanned),
             "rollout_url": host_variables.own_url,
             "rollout_verdict": gate.verdict,

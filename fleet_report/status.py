@@ -49,6 +49,10 @@ def _row(out: dict[str, Any], looked: Mapping[str, Any] | None, *, watched: bool
     out |= {"model": spec.get("model"), "image": spec.get("image")}
     out |= {"health": serving.get("health"), "running": serving.get("running"), "waiting": serving.get("waiting")}
     out["release"] = release["release"] if release else None
+    if looked.get("maintenance"):
+        runs = out["state"] == "running"
+        drift = "it runs, though in maintenance" if runs else ""
+        return {**out, "state": "running" if runs else "maintenance", "drift": drift}
     watched = watched and not (looked.get("replica") or {}).get("rank")
     out["watchdog"] = watchdogs.cell(looked.get("watchdog"), wanted=watched)
     out["drift"] = clip(_drift(looked, watchdogs.drift(looked.get("watchdog"), wanted=watched)), WIDTH)

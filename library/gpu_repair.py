@@ -78,6 +78,10 @@ sick:
   description: Whether a GPU is sick. Without it the reason is a repair that did not come to its end.
   type: bool
   returned: for V(probed) and V(reset)
+maintenance:
+  description: Since when and why the server is in maintenance, see RV(vllm_server#module:maintenance).
+  type: str
+  returned: for V(probed) and V(reset)
 gpus:
   description: PCI addresses of the GPUs that the node should have.
   type: list

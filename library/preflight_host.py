@@ -69,9 +69,13 @@ options:
     elements: dict
     default: []
   state_dir:
-    description: Folder in which the servers' places are written down.
+    description: Folder in which the servers' places are written down, and that a server is in maintenance.
     type: path
     default: /var/lib/vllm-fleet
+  leaves_out:
+    description: Whether a server in maintenance (M(vllm_maintenance)) is left alone. That is a warning then, and nothing else is looked at.
+    type: bool
+    default: true
   installs_driver:
     description: Whether a missing or unwanted driver will be installed, so that it is no reason to refuse.
     type: bool

@@ -89,6 +89,10 @@ target:
   description: The release that a rollback goes to, in short; null when there is none.
   returned: always
   type: dict
+maintenance:
+  description: Since when and why the server is in maintenance, see RV(vllm_server#module:maintenance).
+  returned: always
+  type: str
 in_doubt:
   description: Numbers of records that cannot be read and may be the release that O(to) left out means.
   returned: always

@@ -460,6 +460,10 @@ servers:
   type: dict
   returned: in check mode
   sample: {vllm-chat: running, vllm-coder: exited}
+maintenance:
+  description: Since when and why the server is in maintenance (M(vllm_maintenance)), as the end of a sentence. Empty where it is not.
+  type: str
+  returned: in check mode
 watchdog:
   description: What the server's watchdog thinks of it.
   type: dict

@@ -314,6 +314,7 @@ def preflight(variables: Variables) -> Options:
         else "warning",
         "name": variables.get("vllm_server_name", "vllm"),
         "state_dir": variables.get("vllm_server_state_dir", server_options.DEFAULT_STATE_DIR),
+        "leaves_out": not variables.get("maintenance_ends", False),
         **_preflight_shared(variables),
         "installs_driver": variables.get("rocm_install_driver", True),
         "allows_reboot": variables.get("rocm_allow_reboot", False),

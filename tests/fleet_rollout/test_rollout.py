@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import threading
@@ -540,6 +541,64 @@ def test_a_server_that_an_administrator_keeps_out_is_replaced_and_stays_out(scen
     assert scene.gateway()["node4"] == "MAINT"
     scene.fleet.exec("gateway1", ["python3", "-c", ASK, "set server acme_next/node4 state ready"])
     scene.until(lambda: all_up(scene), "all up")
+
+
+def test_a_node_in_maintenance_and_one_that_does_not_answer_are_left_out(scene, load, note):
+    """node4 is stopped, while SSH of node3 alone is gone: its server goes on. The runs after that take both up."""
+    scene.bad = True
+    began = time.monotonic()
+    stop = ["--limit", "node4", "-e", '{"maintenance_why": "new DIMM", "maintenance_by": "ada"}']
+    refused = scene.deploy(*stop, "-e", "rollout_min_available=4", playbook="playbooks/stop.yml").failed()
+    assert re.search(r"only 3 replicas of \S+ would stay \(node1, node2 and node3\)", refused.text), refused.output
+    assert all_up(scene)
+    scene.deploy(*stop, playbook="playbooks/stop.yml").ok()
+    assert scene.server("node4")["State"]["Running"] is False
+    scene.until(lambda: scene.gateway()["node4"] != "UP", "node4 is out")
+    again = scene.deploy(*stop, playbook="playbooks/stop.yml").ok()
+    assert set(again.recap("changed").values()) == {0}, again.output
+
+    # Connections that are open would be used on.
+    scene.fleet.exec("node3", ["sh", "-c", "systemctl stop ssh.socket ssh; pkill sshd; true"])
+    before = scene.servers()
+    quick = ["-e", "ansible_ssh_retries=0"]
+    try:
+        run = scene.deploy(*quick, rollout_unreachable="skip", rollout_min_available=2)
+        assert run.rc == 4, run.output
+        assert "Left out: node3, which does not answer; node4, in maintenance since " in run.text, run.output
+        assert "by ada (new DIMM)." in run.text
+        assert "node3: unreachable: connection: nothing listens at" in run.text, run.output
+        assert "It was left out (rollout_unreachable is skip): the next run takes it up." in run.text
+        look = scene.deploy(*quick, "--check", playbook="playbooks/restart.yml")
+        assert look.rc == 4, look.output
+        assert "To replace: 2 of 2 replicas, in 2 waves: node1 | node2." in look.text, look.output
+        assert "Left out: node3, which does not answer; node4, in maintenance since " in look.text
+        health = health_of(scene)
+        assert health["servers"]["node3"]["wrong"] == [
+            f"nothing listens at {scene.fleet.node('node3').address}, port 22"
+        ]
+        assert health["servers"]["node4"]["state"] == "maintenance"
+        assert health["servers"]["node1"]["gateways"] == {"gateway1": "UP"}
+        assert (health["well"], health["servers"]["node1"]["wrong"]) == (False, [])
+    finally:
+        scene.fleet.exec("node3", ["systemctl", "start", "ssh"])
+    assert {node for node, one in scene.servers().items() if one != before[node]} <= {"node1", "node2"}
+
+    done = scene.deploy("--limit", "node4", playbook="playbooks/start.yml").ok()
+    assert "node4" in done.text
+    scene.deploy().ok()
+    assert all_up(scene)
+    assert health_of(scene)["well"]
+    note(f"{time.monotonic() - began:.0f} s")
+
+
+def health_of(scene):
+    """What scripts/health says as JSON, its exit code checked."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    command = [str(ROOT / "scripts/health"), "--json", "-i", str(scene.dir / "inventory.yml")]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout)
+    assert done.returncode == (0 if found["well"] else 1), done.stdout + done.stderr
+    return found
 
 
 def test_secrets_are_nowhere(scene):

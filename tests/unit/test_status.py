@@ -119,6 +119,16 @@ def test_what_a_watchdog_thinks_is_a_column_and_drift_where_it_is_bad(watchdog, 
     assert (found["watchdog"], found["drift"]) == (cell, drift)
 
 
+@pytest.mark.parametrize(
+    ("status_of", "state", "drift"),
+    [("exited", "maintenance", ""), ("running", "running", "it runs, though in maintenance")],
+)
+def test_a_server_in_maintenance_is_no_drift_unless_it_runs(status_of, state, drift):
+    rests = {**GOOD, "container": {"status": status_of}, "maintenance": " since monday", "actions": ["start"]}
+    found = status.row("node1", rests, watched=True)
+    assert (found["state"], found["drift"]) == (state, drift)
+
+
 def test_a_worker_of_a_replica_has_no_watchdog_of_its_own():
     replica = {"replica": {**PAIR, "rank": 1}}
     assert status.row("node2", {**GOOD, **replica, "watchdog": {"state": "none"}}, watched=True)["drift"] == ""

@@ -63,6 +63,8 @@ def run_all(requests: Sequence[Mapping[str, Any]], run: Callable[[str, Mapping[s
         results.append(run(module, {k: known.get(v, v) if isinstance(v, str) else v for k, v in args}))
         if module not in ASIDE and not nothing_to_do(module, results[-1]):
             break
+        if results[-1].get("maintenance"):  # of preflight: whatever the node has, nobody is going to change it
+            break
         known |= {result_of(module, key): value for key, value in results[-1].items()}
     return results
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..common import maintenance
 from ..common.finding import Finding
 from ..common.secrets import kind, scrub, unsendable
 from ..container.spec import LOOPBACK
@@ -123,6 +124,12 @@ def replica(name: str, hosts: Mapping[str, Mapping[str, Any]]) -> Finding:
             remedy = f"give these hosts the same {variable}, or another vllm_server_replica"
             return Finding("refused", what, wanted, got, remedy)
     return Finding("ok", what, wanted, next((_text(one.get(OF_A_REPLICA[0])) for one in hosts.values()), ""))
+
+
+def resting(why: str) -> Finding:
+    """Return the finding on a server in maintenance, which a run leaves out; ``why`` as maintenance.look() says it."""
+    remedy = "it is left out; playbooks/start.yml ends that"
+    return Finding("warning", "maintenance", "", f"in maintenance{maintenance.shown(why)}", remedy)
 
 
 def wave(given: Any) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common import finding
+from ..common import finding, maintenance
 from ..container.api import DockerApi, DockerRefused, DockerUnavailable
 from ..container.spec import LABEL_MANAGED
 from ..host import gpu_memory, place, probe, rocm
@@ -25,9 +25,10 @@ from .options import PreflightOptions
 
 def result(options: PreflightOptions) -> dict[str, Any]:
     """Return what preflight_host returns for its ``options``, of a failure too. Nothing changes."""
-    found = list(options.findings)
-    answer: dict[str, Any] = {}
-    if options.look:
+    resting = maintenance.look(options.state_dir, options.name) if options.leaves_out else ""
+    found = [] if resting else list(options.findings)
+    answer: dict[str, Any] = {"maintenance": resting} if resting else {}
+    if options.look and not resting:
         try:
             answer, more = look(options)
         except ValueError as error:

@@ -50,6 +50,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "wanted_cpus": {"type": "raw"},
     "neighbours": {"type": "list", "elements": "dict", "default": []},
     "state_dir": {"type": "path", "default": "/var/lib/vllm-fleet"},
+    "leaves_out": {"type": "bool", "default": True},
     "installs_driver": {"type": "bool", "default": True},
     "allows_reboot": {"type": "bool", "default": False},
     "sets_numa_balancing": {"type": "bool", "default": True},
@@ -104,6 +105,7 @@ class PreflightOptions(ServerNeeds):
     wanted_cpus: Any
     neighbours: tuple[Mapping[str, Any], ...]
     state_dir: str
+    leaves_out: bool
     installs_driver: bool
     allows_reboot: bool
     sets_numa_balancing: bool

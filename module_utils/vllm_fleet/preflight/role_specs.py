@@ -23,7 +23,10 @@ ROLES = (
 )
 
 #: All roles of this project. Beside them may lie somebody else's.
-OWN = (*ROLES, "apt_keyring", "benchmark", "burnin", "gateway", "repair", "restart", "rollback", "status", "teardown")
+OWN = (
+    *(*ROLES, "apt_keyring", "benchmark", "burnin", "gateway", "maintenance"),
+    *("repair", "restart", "rollback", "status", "teardown"),
+)
 
 #: Right names that stand in no specification: those that several roles or the inventory plugin read, and what roles
 #: note down for later tasks.
@@ -45,6 +48,7 @@ ALSO_KNOWN = frozenset(
         "gateway_result",
         "gateway_status",
         "gateway_takes_part",
+        "maintenance_ends",
         "hf_cache_commit",
         "hf_cache_folder",
         "hf_cache_prewarmed",
@@ -61,7 +65,9 @@ ALSO_KNOWN = frozenset(
         "rocm_reboot_required",
         "rocm_booted_driver",
         "rocm_stop_result",
+        "rollout_left_out",
         "rollout_outcome",
+        "rollout_reached",
         "preflight_report_result",
         "rollout_plan",
         "vllm_image_id",

@@ -100,6 +100,17 @@ def undescribed(found: Mapping[str, Mapping[str, Any]]) -> str:
     return f" Not described any more, and left alone unless rollout_remove_undescribed is true: {names(listed)}."
 
 
+def left_out(absent: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return which hosts a run leaves out, and why; ``absent`` is what left_out.of() returns."""
+    lost = [host for host, one in absent.items() if one["lost"] and not one["with"]]
+    along = _by_value({host: str(one["with"]) for host, one in absent.items() if one["with"]})
+    said = [f"{names(lost)}, which do{'es' if len(lost) == 1 else ''} not answer"] if lost else []
+    resting = {host: str(one["why"]) for host, one in absent.items() if not (one["lost"] or one["with"])}
+    said += [f"{names(hosts)}, in maintenance{why}" for why, hosts in _by_value(resting)]
+    said += [f"{names(hosts)} together with {host}" for host, hosts in along]
+    return f" Left out: {'; '.join(said)}." if said else ""
+
+
 def _by_value(reasons: Mapping[str, str]) -> list[tuple[str, list[str]]]:
     grouped: dict[str, list[str]] = {}
     for host, why in reasons.items():
@@ -123,19 +134,26 @@ def no_count(name: str, value: object) -> str:
     return f"{name} is {value!r}; expected a number of replicas from 0."
 
 
-def silent(hosts: Iterable[str]) -> str:
+def _without(hosts: Iterable[str]) -> str:
+    """Return the limit of a run without these hosts."""
+    return ":".join(f"!{host}" for host in hosts)
+
+
+def silent(hosts: Sequence[str]) -> str:
     """Refuse a run in which hosts could not be planned."""
     return (
         f"{names(hosts)} could not be asked or would refuse what is described (see above), so no server of any "
-        "node was replaced. Mend that, or leave it out with --limit."
+        f"node was replaced. Mend that, or leave it out with --limit '{_without(hosts)}'."
     )
 
 
-def wrong(replicas: Iterable[str], max_failures: int) -> str:
-    """Refuse a run in which too many replicas did not pass their verification."""
+def wrong(replicas: Sequence[str], hosts: Sequence[str], max_failures: int) -> str:
+    """Refuse a run in which too many replicas, with these ``hosts``, did not pass their verification."""
     return (
         f"{names(replicas)} runs what is described but did not pass its verification (see above), "
-        f"so no server of any node was replaced: rollout_max_failures is {max_failures}."
+        f"so no server of any node was replaced: rollout_max_failures is {max_failures}. To release to the others, "
+        f"leave it out with --limit '{_without(hosts)}', or let it fail with -e rollout_max_failures={len(replicas)}; "
+        f"to start it anew as it is, run playbooks/restart.yml with --limit {','.join(hosts)}."
     )
 
 
@@ -278,6 +296,14 @@ def too_few_stay(pool: str, stay: Sequence[str], keep: int) -> str:
     return (
         f"only {len(stay)} replica{_s(len(stay))} of {pool} would stay ({names(stay)}) and "
         f"rollout_min_available is {keep}"
+    )
+
+
+def too_few_to_stop(pool: str, stay: Sequence[str], keep: int) -> str:
+    """Return why servers are not stopped for maintenance."""
+    return (
+        f"{too_few_stay(pool, stay, keep)}: stop fewer at a time, bring back those that are down, or accept the gap "
+        f"with -e rollout_min_available={len(stay)}."
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from ..common.probes import probed
 from ..gateway import vip
 from ..vllm.host_variables import replica_name, truth
+from . import left_out
 from .replicas import outcome
 from .steps import FACTS, STEPS
 
@@ -103,9 +104,9 @@ def in_replicas(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
 
 
 def part(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
-    """Return the hosts that a rollout is about: those of a repair where that is what runs, else all."""
+    """Return the hosts that a rollout is about: those of a repair where that is what runs; none that are left out."""
     repair = _fact(hostvars, "localhost", "repair_plan")
-    return list(hosts) if repair is None else list(repair["hosts"]) or NOBODY
+    return left_out.present(hostvars, hosts if repair is None else repair["hosts"]) or NOBODY
 
 
 def unrepaired(hostvars: Mapping[str, Any]) -> list[str]:
@@ -190,6 +191,26 @@ def serial(hostvars: Mapping[str, Any]) -> list[int]:
 
 
 def failed(hostvars: Mapping[str, Any]) -> list[str]:
-    """Return the hosts whose failure is reported at the end."""
+    """Return the hosts whose failure is reported after the waves; where some failed, those that did not answer, too.
+
+    No play comes after one all of whose hosts have failed.
+    """
     hosts = _plan(hostvars).get("hosts") or []
-    return [host for host in hosts if outcome(hostvars[host]).get("state") == "failed"] or NOBODY
+    found = [host for host in hosts if outcome(hostvars[host]).get("state") == "failed"]
+    return [*found, *left_out.failures(hostvars)] if found else NOBODY
+
+
+def lost(hostvars: Mapping[str, Any]) -> list[str]:
+    """Return the hosts that did not answer and were left out, which the run ends with."""
+    return list(left_out.failures(hostvars)) or NOBODY
+
+
+def skippable(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
+    """Return the hosts that are looked at before the first task, because a run may go on without them."""
+    there = left_out.present(hostvars, hosts)
+    return [host for host in there if host in hostvars and left_out.may_skip(hostvars[host])] or NOBODY
+
+
+def present(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
+    """Return the hosts that the run has not left out."""
+    return left_out.present(hostvars, hosts) or NOBODY

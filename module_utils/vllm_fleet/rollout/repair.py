@@ -31,6 +31,8 @@ def plan(
     hosts = list(hosts)
     reasons: dict[str, list[str]] = {}
     refused: dict[str, str] = {}
+    resting = {host: why for host in hosts if (why := (hostvars[host].get("repair_probe") or {}).get("maintenance"))}
+    hosts = [host for host in hosts if host not in resting]
     if because and not limited:
         refused = dict.fromkeys(hosts, "repair_because is for nodes that --limit names, and there is no --limit")
         return {"reasons": {}, "hosts": [], "refused": refused, "says": "Nothing was touched."}
@@ -59,8 +61,12 @@ def plan(
         "reasons": reasons,
         "hosts": list(dict.fromkeys(host for members in groups if set(members) & reasons.keys() for host in members)),
         "refused": refused,
-        "says": _says(hostvars, hosts, reasons, refused),
+        "says": _says(hostvars, hosts, reasons, refused) + _resting(resting),
     }
+
+
+def _resting(resting: Mapping[str, str]) -> str:
+    return "".join(f"\n{host} is left out: in maintenance{why}." for host, why in resting.items())
 
 
 def sick(hostvars: Mapping[str, Any], host: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..gateway.servers import DRAIN, MAINT, UP
 from ..vllm import host_variables
+from . import left_out
 
 
 @dataclass
@@ -152,10 +153,12 @@ def replicas_of(
 ) -> list[Replica]:
     """Return the fleet's replicas. Those outside ``play`` count as serving; a gateway that was asked knows better.
 
-    ``admits``: what a killed run has left drained counts, too, because this run admits it before its first wave.
+    One that the run leaves out serves only where a gateway says so. ``admits``: what a killed run has left drained
+    counts, too, because this run admits it before its first wave.
     """
     found: dict[str, Replica] = {}
-    play, gateways = set(play), list(gateways)
+    fleet, play, gateways = list(fleet), set(play), list(gateways)
+    absent = left_out.of(hostvars, fleet)
     for host in fleet:
         name = host_variables.group_name(hostvars, host)
         replica = found.setdefault(name, Replica(name, pool_of(hostvars[host])))
@@ -166,7 +169,8 @@ def replicas_of(
         states = gateway_states(hostvars, gateways, replica.head)
         replica.kept_out = states == {MAINT}
         left = admits and DRAIN in states and not replica.change and bool(play.intersection(replica.hosts))
-        if (states and UP not in states and not left) or replica.silent:
+        lost = not absent.keys().isdisjoint(replica.hosts) and UP not in states
+        if (states and UP not in states and not left) or replica.silent or lost:
             replica.serves = False
     return list(found.values())
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..vllm import host_variables
+from . import left_out, messages
 from .messages import ASKED
 
 #: A difference that a restart is for: the container is stopped or paused, or its predecessor runs.
@@ -26,8 +27,15 @@ def asked(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def against(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
-    """Return why servers cannot be restarted as they are, a sentence for each."""
-    return [why for host in hosts if (why := _against(host, host_variables.server_result(hostvars[host])))]
+    """Return why servers cannot be restarted as they are, a sentence for each; one in maintenance is left out.
+
+    Where all of them are in maintenance there is nothing to restart.
+    """
+    hosts = list(hosts)
+    there = left_out.present(hostvars, hosts)
+    if not there:
+        return [f"{messages.names(hosts)}: left out, in maintenance. playbooks/start.yml ends that."]
+    return [why for host in there if (why := _against(host, host_variables.server_result(hostvars[host])))]
 
 
 def _against(host: str, found: Mapping[str, Any]) -> str:

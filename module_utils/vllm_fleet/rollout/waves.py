@@ -14,6 +14,7 @@ from ..gateway.pools import backend_name, is_generation
 from ..gateway.servers import DRAIN
 from ..preflight import inventory
 from ..vllm import cli, host_variables
+from . import left_out as absent
 from . import messages
 from .node_units import Unit, boots, left_out, take_part, units
 from .replicas import (
@@ -97,6 +98,9 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
     waves: list[list[Replica]] = []
     if not problems:
         waves, problems = fill(scene.hostvars, found.replicas, together, sizes(limits.waves, len(change)))
+    away = messages.left_out(absent.of(scene.hostvars, scene.fleet))
+    if problems and away:
+        problems.append(away.strip())
     same = [one for one in found.replicas if not one.change and set(one.hosts) <= set(scene.alive)]
     admit = [one.head for one in same if DRAIN in gateway_states(scene.hostvars, scene.gateways, one.head)]
     others = {one.head: one.servers for one in found.replicas if one.servers}
@@ -127,7 +131,8 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
         + messages.repairs({replica.label: replica.repair for replica in change if replica.repair})
         + messages.sick(_of_nodes(scene.hostvars, sick))
         + messages.reboots(_of_nodes(scene.hostvars, reboots), _of_nodes(scene.hostvars, _waiting(scene)))
-        + messages.undescribed(undescribed),
+        + messages.undescribed(undescribed)
+        + away,
     }
 
 
@@ -163,7 +168,7 @@ def judge(scene: Scene, limits: Limits, found: Found) -> list[str]:
     if found.silent:
         problems.append(messages.silent(found.silent))
     if len(host_variables.replicas(scene.hostvars, found.wrong)) > limits.failures:
-        problems.append(messages.wrong(labels(scene.hostvars, found.wrong), limits.failures))
+        problems.append(messages.wrong(labels(scene.hostvars, found.wrong), found.wrong, limits.failures))
     for replica in found.replicas:
         inside = [host for host in replica.hosts if host in scene.play]
         if inside and len(inside) < len(replica.hosts):

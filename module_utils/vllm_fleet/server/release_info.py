@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..common import names
+from ..common import maintenance, names
 from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container import compare
@@ -42,6 +42,7 @@ def gather(engine: Engine, name: str, state_dir: str, to: int | None) -> dict[st
     found["contents"] = {str(record["release"]): release.common(record) for record in records}
     found["current"] = release.summary(current)
     found["engine_caches"] = engine_caches(node, records)
+    found["maintenance"] = maintenance.look(state_dir, name)
     if target:
         found |= _of_target(engine, target)
     return found

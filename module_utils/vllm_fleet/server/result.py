@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from ..common import maintenance
 from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..common.secrets import scrub
@@ -79,6 +80,7 @@ def of_run(
         result["serving"] = standing(endpoint.of_container(current)) if current and up else None
         result["watchdog"] = watched.look(context.name)
         result["servers"] = context.engine.servers()
+        result["maintenance"] = maintenance.look(context.options.state_dir, context.name)
     if state.failure:
         result["failure"] = state.failure.as_result()
     if failed:

@@ -8,6 +8,7 @@ import fcntl
 import time
 from pathlib import Path
 
+from ..common import maintenance
 from ..container.inspected import Inspected
 from .places import Places
 from .settings import Settings
@@ -20,6 +21,7 @@ class Others:
     def __init__(self, settings: Settings, where: Places) -> None:
         """Nothing is looked at yet."""
         self._lock = Path(settings.state_dir) / settings.name / "lock"
+        self._maintenance = maintenance.path(settings.state_dir, settings.name)
         self._rollout = where.rollout
         self._note: tuple[float, float] | None = None  # its time, and when it was first seen
 
@@ -36,7 +38,7 @@ class Others:
             return "a run of vllm_server works on the server"
         if self._drained():
             return "a rollout has drained the server"
-        return ""
+        return "the server is in maintenance" if self._maintenance.exists() else ""
 
     def locked(self) -> bool:
         """Whether a module holds the server's lock."""

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..common import durable, names
+from ..common import durable, maintenance, names
 from ..server import watched
 from . import history
 from .gpus import Gpus
@@ -93,6 +93,7 @@ class _Node:
             "gpus": sorted(gpus),
             "tries": self.tries(),
             "reset": " ".join(reset[0]) if reset else "",
+            "maintenance": maintenance.look(str(self.folder.parent), self.name),
         }
 
     def marked(self) -> dict[str, Any] | None:

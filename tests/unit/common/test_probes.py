@@ -17,6 +17,7 @@ from ansible.module_utils.vllm_fleet.common import probes
         ([{}, {"right": False}, {"present": True}], 2),
         ([{"changed": True}], 1),
         ([{"failed": True, "msg": "no"}], 1),
+        ([{"maintenance": " since monday"}], 1),
     ],
 )
 def test_after_one_that_has_something_to_do_none_is_probed(results, seen):

@@ -159,3 +159,15 @@ def test_too_many_ranks_name_the_variable(tmp_path):
     assert said.remedy == "set vllm_server_gpus to 4, or lower tensor-parallel-size in vllm_server_args to 2"
     assert node._with_wish(few, None) == few
     assert asdict(said)["level"] == "refused"
+
+
+def test_a_server_in_maintenance_is_not_looked_at_unless_that_ends(tmp_path):
+    tree = trees.mi300x(tmp_path / "node")
+    where = tmp_path / "state/vllm-a/maintenance.json"
+    where.parent.mkdir(parents=True)
+    where.write_text('{"since": "monday"}')
+    found = node.result(options(tree, tmp_path))
+    assert (found["maintenance"], found["findings"], "node" in found) == (" since monday", [], False)
+    assert "maintenance" not in node.result(
+        options(tree, tmp_path, leaves_out=False, docker_socket=str(tmp_path / "no"))
+    )

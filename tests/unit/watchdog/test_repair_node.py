@@ -48,6 +48,7 @@ def test_a_well_node_needs_nothing_and_nothing_is_written(ask):
         "gpus": ["0000:05:00.0", "0000:26:00.0"],
         "tries": 0,
         "reset": "",
+        "maintenance": "",
     }
     assert not ask.folder.exists()
 

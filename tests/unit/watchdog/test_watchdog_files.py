@@ -90,6 +90,10 @@ def test_a_lock_and_a_note(tmp_path, monkeypatch):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "vllm_server" in found.reason(RUNNING)
     assert found.reason(RUNNING) == ""
+    resting = tmp_path / "vllm" / "maintenance.json"
+    resting.write_text("")
+    assert "maintenance" in found.reason(RUNNING)
+    resting.unlink()
     note = tmp_path / "run" / "vllm" / "rollout"
     note.parent.mkdir(parents=True)
     note.write_text("")
