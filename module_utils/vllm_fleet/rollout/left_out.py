@@ -129,11 +129,15 @@ def present(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
 def lock_nodes(hostvars: Mapping[str, Any], hosts: Iterable[str], number: int) -> list[str]:
     """Return the first host of each of the first ``number`` machines, without those that do not answer.
 
-    None takes their place: another run, to which they do answer, asks these machines. Where all of them are lost they
-    are asked all the same, so that the run ends with their words.
+    None takes their place: another run, to which they do answer, asks these machines. Nor are those asked that may be
+    off by the inventory. Where none is left all are asked, so that the run ends with their words.
     """
     first, absent = host_variables.first_of_nodes(hostvars, hosts, number), of(hostvars)
-    return [host for host in first if not absent.get(host, {}).get("lost")] or first
+    return [
+        host
+        for host in first
+        if not absent.get(host, {}).get("lost") and not host_variables.truth(hostvars[host].get(PLANNED))
+    ] or first
 
 
 def failures(hostvars: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -99,8 +99,9 @@ def _without_systemd(hostvars: Mapping[str, Any], host: str) -> bool:
 
 
 def in_replicas(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
-    """Return the hosts that are a part of a server over several nodes."""
-    return [host for host in hosts if host in hostvars and replica_name(hostvars[host])] or NOBODY
+    """Return the hosts that are a part of a server over several nodes, and are not left out."""
+    parts = [host for host in hosts if host in hostvars and replica_name(hostvars[host])]
+    return (left_out.present(hostvars, parts) if parts else parts) or NOBODY
 
 
 def part(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:

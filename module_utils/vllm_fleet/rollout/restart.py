@@ -41,7 +41,10 @@ def against(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
 def _against(host: str, found: Mapping[str, Any]) -> str:
     if found.get("failed") or found.get("not_reached") or "actions" not in found:
         why = str(found.get("msg") or found.get("not_reached") or "it did not answer").strip().rstrip(".")
-        return f"{host} cannot be asked what it runs: {why}. Mend that, or leave it out with --limit '!{host}'."
+        return (
+            f"{host} cannot be asked what it runs: {why}. Mend that, or leave it out with --limit '!{host}'; "
+            "rollout_unreachable: skip leaves out every node that does not answer."
+        )
     if not found.get("container"):
         return f"{host} has no server yet: deploy.yml brings it."
     names = [str(one.get("name")) for one in found.get("differences") or []]

@@ -144,6 +144,14 @@ def test_no_lock_is_asked_of_a_node_that_does_not_answer(lost, rests, asked):
     assert left_out.lock_nodes(given, ["node1", "node2", "node3"], 2) == asked
 
 
+def test_no_lock_and_no_network_is_asked_of_a_node_that_the_inventory_has_in_maintenance():
+    given = fleet(SAME, SAME, SAME)
+    given["node1"] |= {"rollout_maintenance": True, "vllm_server_replica": "big"}
+    given["node2"] |= {"vllm_server_replica": "big"}
+    assert left_out.lock_nodes(given, list(given), 2) == ["node2"]
+    assert play_hosts.in_replicas(given, list(given)) == play_hosts.NOBODY
+
+
 def test_only_hosts_that_may_be_skipped_are_looked_at_first():
     given = {"a": SKIP, "b": {}, "c": {"rollout_unreachable": "stop"}, "d": {**SKIP, "rollout_maintenance": True}}
     assert play_hosts.skippable(given, "abcd") == ["a"]
