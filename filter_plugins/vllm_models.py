@@ -47,11 +47,14 @@ def vllm_plan(
     *,
     hosts: Sequence[str] | None = None,
     path: str = "",
+    choice: Mapping[str, Any] | None = None,
     **server: Any,
 ) -> dict[str, Any]:
     """Size a model on nodes (their variables, with `plan_node` as rocm_info returned it) or on GPU `kinds` by name.
 
     `hosts` chooses among the nodes; `kinds` may be a text with commas.
+
+    `choice` is the model as it is deployed, its variant and features; without it the model of `facts` with neither.
 
     `facts` is what vllm_model_info returned, `args` and `env` are laid over the preset's, `image_version` is the
     image's tag. Without nodes that have GPUs and without kinds, all known kinds are taken. Returns `rows` for the
@@ -60,7 +63,9 @@ def vllm_plan(
     model = sizing.Facts(**{key: facts[key] for key in _FACTS})
 
     def preset_of(accelerator: str, kind: str) -> dict[str, Any]:
-        return model_presets.preset(model.model, accelerator, kind, path)
+        return model_presets.preset(
+            **{"model": model.model, **(choice or {})}, accelerator=accelerator, gpu=kind, path=path
+        )
 
     chosen = {host: (nodes or {})[host] for host in (nodes or {} if hosts is None else hosts)}
     plan = what_fits.plan(model, chosen, what_fits.named_kinds(kinds), int(gpus), preset_of=preset_of, **server)
@@ -116,6 +121,9 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "vllm_preset": model_presets.preset,
+            "vllm_choice_fault": model_presets.choice_fault,
+            "vllm_choices": model_presets.choices,
+            "vllm_weights": model_presets.weights,
             "vllm_model_fault": model_presets.fault,
             "vllm_sizing_options": presets.sizing_options,
             "vllm_sizing_seen": vllm_sizing_seen,

@@ -28,9 +28,10 @@ options:
     default: ""
   api:
     description:
-      - V(chat) asks C(/v1/chat/completions), V(completions) asks C(/v1/completions).
+      - V(chat) asks C(/v1/chat/completions), V(completions) asks C(/v1/completions), V(embeddings) asks C(/v1/embeddings),
+        V(rerank) asks C(/v1/rerank).
     type: str
-    choices: [chat, completions]
+    choices: [chat, completions, embeddings, rerank]
     default: chat
   messages:
     description:
@@ -41,6 +42,23 @@ options:
     description:
       - The text to complete; with O(api=chat) it is sent as a message of the user.
     type: str
+  image:
+    description:
+      - Colour of a picture that is drawn by the module, a square, and sent before O(prompt). For vision models with O(api=chat).
+    type: str
+    choices: ["", red, green, blue]
+    default: ""
+  query:
+    description:
+      - The text to compare with O(documents), for O(api=embeddings) and O(api=rerank).
+    type: str
+    default: ""
+  documents:
+    description:
+      - Texts of which a reranker scores each, and an embedding model makes a vector each.
+    type: list
+    elements: str
+    default: []
   max_tokens:
     description:
       - Most tokens to generate.
@@ -92,6 +110,11 @@ options:
           - Headers that the response must have, by name in any case, and their values.
         type: dict
         default: {}
+      first:
+        description:
+          - Which of O(documents) must be the nearest to O(query), counted from 1. Of vectors that is the one of the largest cosine; V(0) asks for none.
+        type: int
+        default: 0
   max_ttft:
     description:
       - Most seconds from sending the request to the first token. Needs O(stream=true).
@@ -132,7 +155,7 @@ options:
       api:
         description: See O(api).
         type: str
-        choices: [chat, completions]
+        choices: [chat, completions, embeddings, rerank]
       messages:
         description: See O(messages).
         type: list
@@ -140,6 +163,17 @@ options:
       prompt:
         description: See O(prompt).
         type: str
+      image:
+        description: See O(image).
+        type: str
+        choices: ["", red, green, blue]
+      query:
+        description: See O(query).
+        type: str
+      documents:
+        description: See O(documents).
+        type: list
+        elements: str
       max_tokens:
         description: See O(max_tokens).
         type: int
@@ -176,6 +210,10 @@ options:
             description: See O(expect.headers).
             type: dict
             default: {}
+          first:
+            description: See O(expect.first).
+            type: int
+            default: 0
       max_ttft:
         description: See O(max_ttft).
         type: float
@@ -247,6 +285,21 @@ EXAMPLES = r"""
         prompt: The capital of France is
         stream: false
         expect: {pattern: Paris}
+
+- name: An embedding model finds the nearest text
+  vllm_chat:
+    url: http://127.0.0.1:8000
+    api: embeddings
+    query: What is the capital of France?
+    documents: [Bread is baked from flour and water., Paris is the capital of France.]
+    expect: {first: 2}
+
+- name: A vision model sees a colour
+  vllm_chat:
+    url: http://127.0.0.1:8000
+    image: red
+    prompt: Which colour is this picture? Answer with one word.
+    expect: {pattern: '(?i)red'}
 """
 
 RETURN = r"""
@@ -294,7 +347,7 @@ checks:
   elements: dict
   contains:
     name:
-      description: One of C(answer), C(status), C(model), C(finish_reason), C(usage), C(min_chars), C(pattern),
+      description: One of C(answer), C(status), C(model), C(finish_reason), C(usage), C(min_chars), C(pattern), C(vectors), C(first),
         C(max_ttft), C(min_tokens_per_second), C(header NAME), C(endpoint /path).
       type: str
     ok:

@@ -12,7 +12,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.models import model_id, preset_files, presets
+from ansible.module_utils.vllm_fleet.models import model_id, preset_files, preset_table, presets
 from ansible.module_utils.vllm_fleet.weights import layout
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -32,13 +32,51 @@ def _cache() -> Path:
     return Path(os.environ.get("VLLM_FLEET_CACHE") or "~/.cache/vllm-fleet").expanduser()
 
 
-def preset(model: str | None, accelerator: str = "rocm", gpu: str = "", path: str = "") -> dict[str, Any]:
+def preset(
+    model: str | None,
+    accelerator: str = "rocm",
+    gpu: str = "",
+    path: str = "",
+    *,
+    variant: str | None = "",
+    features: Sequence[str] | None = (),
+) -> dict[str, Any]:
     """Return a model's preset for an accelerator: `args`, `env`, `revision`, `verify`, figures.
 
-    Every key is there, empty where the preset (or a model without one) says nothing. ``path`` is another folder of
-    presets.
+    Every key is there, empty where the preset (or a model without one) says nothing. ``model`` in it is whose weights
+    are loaded: a variant may have its own. ``path`` is another folder of presets.
     """
-    return presets.for_server(_all(path).get(str(model or ""), {}), str(accelerator), str(gpu or ""))
+    own = _all(path).get(str(model or ""), {})
+    try:
+        return presets.for_server(
+            own, str(accelerator), str(gpu or ""), variant=str(variant or ""), features=_names(features)
+        )
+    except presets.ChoiceError as error:
+        raise AnsibleFilterError(f"{error}.") from None
+
+
+def weights(model: str | None, variant: str | None = "", path: str = "") -> str:
+    """Return whose weights a server loads: the model itself, or the repository of its variant."""
+    return str(preset(model, path=path, variant=variant)["model"] or model or "") if variant else str(model or "")
+
+
+def choice_fault(choice: Mapping[str, Any], path: str = "") -> str:
+    """Return in one sentence which variant or feature a model does not have; empty where it has what is chosen."""
+    features = _names(choice.get("features"))
+    own = _all(path).get(str(choice.get("model") or ""), {})
+    wrong = presets.wrong_choice(own, str(choice.get("variant") or ""), features)
+    return f"{wrong}." if wrong else ""
+
+
+def choices(model: str | None, path: str = "") -> str:
+    """Return which variants and features a model has, for people; empty where there is nothing to choose."""
+    return preset_table.text(_all(path).get(str(model or ""), {}))
+
+
+def _names(features: Any) -> list[str]:
+    if isinstance(features, str):
+        raise AnsibleFilterError(f"vllm_server_features is {features!r}; expected a list, such as [tools, reasoning].")
+    return [str(name) for name in features or ()]
 
 
 def fault(model: str | None, exact: bool = False, caches: Sequence[str] = (), path: str = "") -> str:
@@ -57,6 +95,19 @@ def findings(
     text = str(model or "")
     found = _verdict(text, exact, caches, path).finding(text) if text else None
     return [dataclasses.asdict(found)] if found else []
+
+
+def choice(model: str | None, path: str, variant: str | None, features: Any) -> list[dict[str, str]]:
+    """Return the finding on a variant or feature that the model's preset does not have; none where it has them."""
+    names = [str(name) for name in features] if isinstance(features, (list, tuple)) else [str(features or "")]
+    names = [name for name in names if name]
+    wrong = presets.wrong_choice(_all(path).get(str(model or ""), {}), str(variant or ""), names)
+    if not wrong:
+        return []
+    what = "vllm_server_variant" if wrong.startswith("vllm_server_variant") else "vllm_server_features"
+    remedy = "write one of these, or take the variable out (docs/models.md)"
+    wanted = "what the model's preset has"
+    return [{"level": "refused", "what": what, "expected": wanted, "got": wrong.partition(" is ")[2], "remedy": remedy}]
 
 
 def _verdict(model: str, exact: bool, caches: Sequence[str], path: str) -> model_id.Verdict:

@@ -8,6 +8,7 @@ for each host and works out what both branches of a condition name.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -131,8 +132,13 @@ def hf_snapshot_probe(variables: Variables) -> Options:
 
 def server_preset(variables: Variables) -> Options:
     """Return what models/*.yml says about the model, by its exact id; of a model without a file all is empty."""
-    names = ("model", "accelerator", "gpu", "presets_path")
-    return model_presets.preset(*(variables[f"vllm_server_{name}"] for name in names))
+    chosen = _named(variables, "vllm_server", "model", "accelerator", "gpu", "variant", "features")
+    return model_presets.preset(**chosen, path=variables["vllm_server_presets_path"])
+
+
+def _weights(variables: Variables) -> str:
+    """Return whose weights the server loads: those of a variant may be another repository's."""
+    return str(variables["__vllm_server_preset"]["model"] or variables["vllm_server_model"])
 
 
 def _server_args(variables: Variables) -> Options:
@@ -141,11 +147,12 @@ def _server_args(variables: Variables) -> Options:
 
 def _server_place(variables: Variables) -> Options:
     """Return arguments, environment, devices and more, as they follow from the host's place in its replica."""
-    own = ("entrypoint", "devices", "capabilities", "volumes", "network_mode", "bind", "accelerator", "image", "model")
+    own = ("entrypoint", "devices", "capabilities", "volumes", "network_mode", "bind", "accelerator", "image")
     settings = {
         "args": _server_args(variables),
         "env": {**variables["__vllm_server_preset"]["env"], **variables["vllm_server_env"]},
         **_named(variables, "vllm_server", *own, "state_dir", "master_addr", "master_port"),
+        "model": _weights(variables),
         "backend": variables["vllm_server_distributed_backend"],
     }
     groups, host = variables.raw("groups"), variables.raw("inventory_hostname")
@@ -205,12 +212,13 @@ def vllm_chat_probe(variables: Variables) -> Options:
 def vllm_server(variables: Variables) -> Options:
     """Return the options of vllm_server, with what follows from the host's place in its replica under `place`."""
     mode = variables["__vllm_server_mode"]
-    own = ("name", "image", "allow_latest", "model", "port", "allow_unauthenticated", "accelerator", "groups")
+    own = ("name", "image", "allow_latest", "port", "allow_unauthenticated", "accelerator", "groups")
     more = ("security_opts", "ulimits", "labels", "restart_policy", "stop_timeout", "ready_timeout", "stall_timeout")
     texts = ("hf_cache", "ipc_mode", "shm_size", "api_key", "hf_token")
     return {
         "state": "started",
         "mode": mode,
+        "model": _weights(variables),
         **_named(variables, "vllm_server", *own, *more, "gpu_memory_policy", "state_dir"),
         # An empty one is none.
         **{option: value or None for option, value in _named(variables, "vllm_server", *texts).items()},
@@ -323,7 +331,7 @@ def preflight(variables: Variables) -> Options:
         "archive": archive if source == "archive" else None,
         "cache": path,
         "cache_create": variables.get("hf_cache_create", str(path).startswith("~")),
-        "model": variables.get("hf_cache_repo_id", variables.get("vllm_server_model") or ""),
+        "model": _preflight_weights(variables),
         "port": variables.get("vllm_server_port", 8000),
         "bind": variables.get("vllm_server_bind", "127.0.0.1"),
     }
@@ -344,11 +352,32 @@ def image_bytes(variables: Variables) -> int:
     return int((given or (0 if source == "archive" else 8 if small else 60)) * 2**30)
 
 
+def _preflight_weights(variables: Variables) -> str:
+    """Return whose weights the server will load; the model itself while its variant is none that there is."""
+    model, path = str(variables.get("vllm_server_model") or ""), variables.get("vllm_server_presets_path", "")
+    variant = variables.get("vllm_server_variant", "")
+    if model_presets.choice(model, path, variant, ()):
+        return model
+    return str(variables.get("hf_cache_repo_id", "") or model_presets.weights(model, variant, path))
+
+
+def _preflight_gpu(variables: Variables) -> str:
+    found = variables.get("vllm_server_gpu") or variables.get("preflight_gpu_found") or variables["preflight_gpu_name"]
+    return str(found or "")
+
+
 def preflight_preset(variables: Variables) -> Options:
-    """Return the preset of the model on the kind of GPU that was given or found."""
-    gpu = variables.get("vllm_server_gpu") or variables.get("preflight_gpu_found") or variables["preflight_gpu_name"]
+    """Return the preset of the model on the kind of GPU that was given or found.
+
+    A variant or feature that there is not is a finding (preflight_late), and left out here.
+    """
+    gpu = _preflight_gpu(variables)
     model, path = variables.get("vllm_server_model", ""), variables.get("vllm_server_presets_path", "")
-    return model_presets.preset(model, variables["preflight_accelerator"], gpu, path)
+    variant, features = variables.get("vllm_server_variant", ""), variables.get("vllm_server_features", [])
+    if model_presets.choice(model, path, variant, features):
+        variant, features = "", []
+    accelerator = variables["preflight_accelerator"]
+    return model_presets.preset(model, accelerator, gpu, path, variant=variant, features=features)
 
 
 def preflight_place(variables: Variables) -> Options:
@@ -395,6 +424,12 @@ def preflight_late(variables: Variables) -> Options:
     # name is another model.
     caches = [variables["hf_cache_controller_path"]] if "hf_cache_controller_path" in variables else []
     unknown = model_presets.findings(model, exact, caches, path)
+    variant, features = variables.get("vllm_server_variant", ""), variables.get("vllm_server_features", [])
+    about = model_presets.choice(model, path, variant, features)
+    if variables["preflight_accelerator"] == presets.ROCM and (
+        said := presets.of_gpu(preset, _preflight_gpu(variables))
+    ):
+        about.append(dataclasses.asdict(said))
     from_hub = variables.get("hf_cache_source", "hub") == "hub"
     sizing = presets.sizing_options(
         preset,
@@ -407,7 +442,8 @@ def preflight_late(variables: Variables) -> Options:
         exact=exact or bool(unknown),
         token_missing=from_hub and not variables.get("hf_token", ""),
     )
-    findings = [*variables["preflight_findings"], *unknown, *own["findings"], *_network(variables, own["replica"])]
+    others = [*own["findings"], *_network(variables, own["replica"])]
+    findings = [*variables["preflight_findings"], *unknown, *about, *others]
     return {"findings": findings, "sizing": sizing, "disk_weights": variables["preflight_disk_weights"]}
 
 

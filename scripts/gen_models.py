@@ -17,40 +17,40 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: E402, F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.models import presets, sizing  # noqa: E402 - found through the path that is set above
+from ansible.module_utils.vllm_fleet.models import preset_table, presets, sizing  # noqa: E402 - found through the path that is set above
 
 PAGE = ROOT / "docs" / "models.md"
 BEGIN = "<!-- The table is written by scripts/gen_models.py from models/*.yml. -->\n"
 END = "<!-- End of the table. -->\n"
-HEAD = (
-    "| model | weights | GPUs it is set up for | context | API | vLLM from | verified on |\n"
-    "|---|---|---|---|---|---|---|\n"
-)
+COLUMNS = ("model", "variant", "weights", *sizing.VRAM, "context", "API", "vLLM from", "features")
 
 
-def line(preset: Mapping[str, Any]) -> str:
-    """Return one model's line."""
-    size = preset.get("weights_bytes")
-    entries = preset["accelerators"]
-    args = presets.for_accelerator(preset, presets.ROCM)["args"]
-    verified = [name for name in sizing.VRAM if (entries.get(name) or {}).get("verified_by")]
+def line(preset: Mapping[str, Any], variant: str) -> str:
+    """Return the line of one variant of a model; "" is the file's own."""
+    one = presets.resolved(preset, variant)
     cells = (
-        f"[{preset['model']}](../models/{preset['file']}){' (gated)' if preset.get('gated') else ''}",
-        f"{size / 10**9:.1f} GB" if size else "",
-        str(args.get("tensor-parallel-size", 1)) if presets.ROCM in entries else "",
-        str((preset.get("config") or {}).get("max_position_embeddings", "")),
-        preset["api"],
-        preset.get("min_vllm", ""),
-        ", ".join(verified),
+        f"[{one['model']}](../models/{preset['file']}){' (gated)' if preset.get('gated') else ''}",
+        f"`{variant}`" if variant else "",
+        preset_table.weights(one),
+        *(preset_table.gpus(one, kind, "**") for kind in sizing.VRAM),
+        str((one.get("config") or {}).get("max_position_embeddings", "")),
+        one["api"],
+        one.get("min_vllm", ""),
+        ", ".join(one.get("features") or ()) if not variant else "",
     )
     return f"| {' | '.join(cells)} |\n"
 
 
 def table() -> str:
-    """Return the table of all presets."""
+    """Return the table of all presets, the variants below their model."""
     files = sorted((ROOT / "models").glob("*.yml"))
     content = [{**yaml.safe_load(file.read_text(encoding="utf-8")), "file": file.name} for file in files]
-    return HEAD + "".join(line(preset) for preset in sorted(content, key=lambda one: one["model"].lower()))
+    head = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
+    return head + "".join(
+        line(preset, variant)
+        for preset in sorted(content, key=lambda one: one["model"].lower())
+        for variant in ("", *(preset.get("variants") or ()))
+    )
 
 
 def main(arguments: list[str]) -> int:

@@ -233,6 +233,16 @@ def test_preflight_says_what_fits_from_the_preset_and_from_the_nodes_cache(
     assert "Nothing was touched." in words
     assert "65.00 GiB / 5 GPUs = 13.00 GiB per GPU" in words
 
+    # What the preset's source says about the GPU, and a variant that there is not.
+    pro = {"vllm_server_model": "deepseek-ai/DeepSeek-V4-Pro-0813", "vllm_server_variant": "fp9"}
+    code, text = playbook("preflight", "-i", nodes, environment=empty_home, **pro)
+    assert code != 0
+    words = " ".join(text.split())
+    assert (
+        "model on this GPU: expected MI355X (vllm-project/recipes), found MI300X: vllm-project/recipes says so" in words
+    )
+    assert "vllm_server_variant: expected what the model's preset has, found 'fp9', and models/deepseek-v4-pro" in words
+
     # What the node's cache holds is known: an id that is a slip of it is refused.
     code, text = playbook("preflight", "-i", nodes, environment=empty_home, vllm_server_model="acme/unheard-32b")
     assert code != 0
@@ -276,6 +286,8 @@ def test_a_presets_requests_verify_and_the_users_own_win(
         "api": "completions",
         "accelerators": {"cpu": {"args": {"max-model-len": 256}}, "rocm": {"args": {"max-model-len": 1}}},
         "verify": [request],
+        "features": {"tools": {"args": {"enable-auto-tool-choice": True, "tool-call-parser": "hermes"}}},
+        "variants": {"fp8": {"model": "acme/tiny-fp8", "accelerators": {"cpu": {"args": {"max-model-len": 128}}}}},
     }
     (presets / "tiny.yml").write_text(yaml.safe_dump(preset))
     variables = {
@@ -310,6 +322,14 @@ def test_a_presets_requests_verify_and_the_users_own_win(
         command = docker_client.containers.get(name).attrs["Config"]["Cmd"]
         assert dict(pairwise(command))["--revision"] == "main"
         assert dict(pairwise(command))["--served-model-name"] == "mine"
+        # Other weights under the same name, and a feature's flags.
+        chosen = {"vllm_server_variant": "fp8", "vllm_server_features": ["tools"]}
+        third = play.run(tmp_path, [play.role("vllm_server")], {**variables, **chosen}).ok()
+        assert "completions / continued:" in third.output
+        command = docker_client.containers.get(name).attrs["Config"]["Cmd"]
+        flags = dict(pairwise(command))
+        assert (command[0], flags["--max-model-len"], flags["--served-model-name"]) == ("acme/tiny-fp8", "128", "tiny")
+        assert "--revision" not in command and flags["--tool-call-parser"] == "hermes"
     finally:
         for container in docker_client.containers.list(all=True, filters={"name": name}):
             container.remove(force=True, v=True)

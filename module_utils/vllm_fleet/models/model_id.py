@@ -30,6 +30,9 @@ MOST_SLIPS = 2
 #: difflib's ratio from which on a known model is worth naming.
 LEAST_ALIKE = 0.6
 
+#: From which on a name without an organisation means one of a known model, or of its sibling.
+ALIKE = 0.75
+
 #: Named in refusals where nothing is near: what an id looks like.
 EXAMPLE = "deepseek-ai/DeepSeek-V3.1"
 
@@ -87,27 +90,30 @@ def check(model: str, known: Iterable[str], *, exact: bool = False) -> Verdict:
         return Verdict(True)
     # A whole id that differs in nothing but its spelling is a better match than others that are merely near.
     for kind in (_same_spelling, _without_organisation, _slip):
-        found = [(one, fault) for one in ids if (fault := kind(model, one))]
+        found = {one: fault for one in ids if (fault := kind(model, one))}
         if found:
-            return Verdict(False, found[0][1], tuple(one for one, _ in found))
+            best = [one for one in nearest(model, found) if one in found] or list(found)
+            return Verdict(False, found[best[0]], tuple(best))
     return Verdict(True)
 
 
 def nearest(model: str, known: Iterable[str]) -> list[str]:
     """Return up to three known ids that ``model`` may have meant, the best first.
 
-    An id with the same letters and digits stands alone. Otherwise those with the same numbers come before those with
-    others, so that V2 is not offered for V3 where there is a V3.
+    An id with the same letters and digits stands alone. Otherwise those come first that begin with all words of the
+    name, then those with the same numbers before those with others, so that V2 is not offered for V3 where there is a
+    V3.
     """
     ids = list(known)
     wanted = _letters(model)
     same = [one for one in ids if wanted and wanted in (_letters(one), _letters(_name(one)))]
     if same:
         return same
-    plain, numbers = _name(model).lower(), _numbers(_name(model))
-    ratios = {one: difflib.SequenceMatcher(None, plain, _name(one).lower()).ratio() for one in ids}
-    near = sorted((one for one in ids if ratios[one] >= LEAST_ALIKE), key=lambda one: -ratios[one])
-    return ([one for one in near if _numbers(_name(one)) == numbers] or near)[:3]
+    numbers = _numbers(_name(model))
+    begun = sorted((one for one in ids if _begins(model, one)), key=lambda one: (len(_name(one)), one))
+    ratios = {one: _ratio(model, one) for one in ids if one not in begun}
+    near = sorted((one for one in ratios if ratios[one] >= LEAST_ALIKE), key=lambda one: -ratios[one])
+    return (begun + ([one for one in near if _numbers(_name(one)) == numbers] or ([] if begun else near)))[:3]
 
 
 def _same_spelling(model: str, known: str) -> str:
@@ -121,8 +127,12 @@ def _same_spelling(model: str, known: str) -> str:
 def _without_organisation(model: str, known: str) -> str:
     if "/" in model or "/" not in known:
         return ""
-    alike = _letters(model) == _letters(_name(known)) or _slips(model, _name(known)) is not None
-    return "the organisation before the name is missing" if alike else ""
+    if _letters(model) == _letters(_name(known)) or _slips(model, _name(known)) is not None:
+        return "the organisation before the name is missing"
+    if _begins(model, known):
+        return "the organisation before the name is missing, and the end of the name"
+    # The Hub has few models without an organisation, all of them old.
+    return "the organisation before the name is missing" if _ratio(model, known) >= ALIKE else ""
 
 
 def _slip(model: str, known: str) -> str:
@@ -178,6 +188,16 @@ def edits(one: str, other: str) -> int:
                 best = min(best, above[j - 2] + 1)
             row.append(best)
     return row[-1]
+
+
+def _begins(model: str, known: str) -> bool:
+    """Return whether a known model's name has all words of this one at its beginning, and more."""
+    words, others = _WORD.findall(_name(model).lower()), _WORD.findall(_name(known).lower())
+    return len("".join(words)) >= SHORTEST_MISSPELT and words == others[: len(words)] and len(words) < len(others)
+
+
+def _ratio(model: str, known: str) -> float:
+    return difflib.SequenceMatcher(None, _name(model).lower(), _name(known).lower()).ratio()
 
 
 def _letters(text: str) -> str:

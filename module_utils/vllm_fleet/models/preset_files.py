@@ -36,7 +36,7 @@ class PresetError(Exception):
 
 
 def read(folder: Path, schema: Path, note: Path | None = None) -> Mapping[str, Mapping[str, Any]]:
-    """Return the presets of a folder by model id, each with the name of its `file`.
+    """Return the presets of a folder by model id, each with the name of its `file`; variants by their own ids, too.
 
     They are read once a process, and again when a file has changed: every host of a play asks several times. ``note``
     remembers, by their hash, which files an earlier run found right: to judge them takes as long as all else that a
@@ -64,9 +64,11 @@ def _read(files: tuple[tuple[str, int], ...], schema: Path, note: Path | None) -
             raise PresetError(f"{file} is no YAML: {error}") from error
         if wrong := [] if known else faults(content, json.loads(rules)):
             raise PresetError(f"{file}: {'; '.join(wrong)}. docs/models.md says what a preset looks like.")
-        if content["model"] in found:
-            raise PresetError(f"{file}: {content['model']} has a preset already; keep one of the two files.")
-        found[content["model"]] = {**content, "file": Path(file).name}
+        own = {**content, "file": Path(file).name}
+        for one in (own, *(presets.resolved(own, name) for name, _ in presets.own_models(own))):
+            if one["model"] in found:
+                raise PresetError(f"{file}: {one['model']} has a preset already; keep one of the two files.")
+            found[one["model"]] = one
     if note and not known:
         with contextlib.suppress(OSError):  # without it the next run judges them again
             note.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +122,7 @@ def _empty(_value: Any, _wanted: int, _schema: Any) -> str:
 
 #: For each keyword that models/schema.json uses: what is wrong with a value, what was wanted, in which schema.
 _CLAUSES: Mapping[str, Callable[[Any, Any, Any], str]] = {
-    "type": lambda value, wanted, _: f"is {_shown(value)}; expected {_KINDS.get(wanted, wanted)}",
+    "type": lambda value, wanted, _: f"is {_shown(value)}; expected {_kinds(wanted)}",
     "required": lambda value, wanted, _: f"lacks {', '.join(key for key in wanted if key not in value)}",
     "additionalProperties": _unknown,
     "pattern": lambda value, wanted, _: f"is {value!r}; expected to match {wanted}",
@@ -130,6 +132,10 @@ _CLAUSES: Mapping[str, Callable[[Any, Any, Any], str]] = {
     "minItems": _empty,
     "minProperties": _empty,
 }
+
+
+def _kinds(wanted: str | list[str]) -> str:
+    return " or ".join(_KINDS.get(one, one) for one in ([wanted] if isinstance(wanted, str) else wanted))
 
 
 def _shown(value: Any) -> str:

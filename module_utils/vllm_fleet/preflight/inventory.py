@@ -23,6 +23,8 @@ from ..vllm.cli import flag_name
 #: The variables that the checks read; the controller fetches these.
 VARIABLES = (
     "vllm_server_model",
+    "vllm_server_variant",
+    "vllm_server_features",
     "vllm_server_revision",
     "vllm_server_args",
     "vllm_server_env",
@@ -44,7 +46,7 @@ VARIABLES = (
 )
 
 #: What all hosts of one replica must have in common: they are one server.
-OF_A_REPLICA = ("vllm_server_model", "vllm_server_revision")
+OF_A_REPLICA = ("vllm_server_model", "vllm_server_variant", "vllm_server_features", "vllm_server_revision")
 
 __all__ = [
     "EVERYWHERE",

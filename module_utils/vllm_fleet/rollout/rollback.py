@@ -110,6 +110,8 @@ def variables(found: Mapping[str, Any], env: Mapping[str, Any], presets_path: st
         **recorded,
         "vllm_server_env": {**recorded["vllm_server_env"], **secrets},
         "vllm_server_presets_path": presets_path,
+        "vllm_server_variant": "",
+        "vllm_server_features": [],
     }
 
 

@@ -37,7 +37,7 @@ _WANTED = {
     ),
     "weights": (
         *("hf_cache_path", "hf_cache_repo_id", "hf_cache_revision", "hf_cache_source", "hf_cache_list_digest"),
-        *("vllm_server_model", "vllm_server_revision"),
+        *("vllm_server_model", "vllm_server_variant", "vllm_server_revision"),
     ),
 }
 

@@ -83,8 +83,11 @@ class _Exchange:
             if kind == "text/event-stream":
                 self._read_stream(connection.chunks(response))
                 return
-            raw = b"".join(connection.chunks(response))
-            result.answer.add(self._json(raw, kind))
+            data = self._json(b"".join(connection.chunks(response)), kind)
+            if request.pools:
+                result.answer.pool(request, data)
+            else:
+                result.answer.add(data)
 
     def _read_stream(self, chunks: Iterator[bytes]) -> None:
         parser, answer = SSEParser(), self.result.answer

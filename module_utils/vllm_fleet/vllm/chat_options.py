@@ -6,24 +6,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .chat_request import FINISH_REASONS, ChatRequest, ChatResult, Expectation, opening
+from . import picture
+from .chat_request import FINISH_REASONS, PATHS, ChatRequest, ChatResult, Expectation, opening
+from .pooling import PATHS as POOLED
 
-EXPECT = {
+EXPECT: dict[str, Any] = {
     "type": "dict",
     "options": {
         "pattern": {"type": "str", "default": ""},
         "min_chars": {"type": "int", "default": 1},
         "finish_reason": {"type": "list", "elements": "str", "default": list(FINISH_REASONS)},
         "headers": {"type": "dict", "default": {}},
+        "first": {"type": "int", "default": 0},
     },
 }
 # What one request can say; a default of the task holds for all of `requests`.
 REQUEST_SPEC: dict[str, dict[str, Any]] = {
     "url": {"type": "str"},
     "model": {"type": "str"},
-    "api": {"type": "str", "choices": ["chat", "completions"]},
+    "api": {"type": "str", "choices": list(PATHS)},
     "messages": {"type": "list", "elements": "dict"},
     "prompt": {"type": "str"},
+    "image": {"type": "str", "choices": ["", *picture.COLOURS]},
+    "query": {"type": "str"},
+    "documents": {"type": "list", "elements": "str"},
     "max_tokens": {"type": "int"},
     "temperature": {"type": "float"},
     "stream": {"type": "bool"},
@@ -39,6 +45,9 @@ DEFAULTS: dict[str, Any] = {
     "url": "http://127.0.0.1:8000",
     "model": "",
     "api": "chat",
+    "image": "",
+    "query": "",
+    "documents": [],
     "max_tokens": 128,
     "temperature": 0.0,
     "stream": True,
@@ -47,7 +56,7 @@ DEFAULTS: dict[str, Any] = {
     "endpoints": [],
     "headers": {},
 }
-ASKED_FOR = ("messages", "prompt")
+ASKED_FOR = ("messages", "prompt", "query")
 
 
 def argument_spec() -> dict[str, Any]:
@@ -76,7 +85,9 @@ def build_request(options: dict[str, Any]) -> ChatRequest:
             expect["min_chars"],
             tuple(expect["finish_reason"]) or FINISH_REASONS,
             texts(expect["headers"]),
+            expect["first"],
         )
+    given["documents"] = tuple(given.get("documents", ()))
     given["endpoints"] = tuple(given.get("endpoints", ()))
     given["headers"] = texts(given.get("headers", {}))
     return ChatRequest(**given)
@@ -87,8 +98,8 @@ def build_requests(params: dict[str, Any]) -> list[ChatRequest]:
     task = {name: params[name] for name in REQUEST_SPEC}
     if not params["requests"]:
         return [build_request(task)]
-    if task["messages"] or task["prompt"]:
-        raise ValueError("messages and prompt belong into the entries of requests, or requests is left out.")
+    if task["messages"] or task["prompt"] or task["query"]:
+        raise ValueError("messages, prompt and query belong into the entries of requests, or requests is left out.")
     requests = []
     for number, own in enumerate(params["requests"], 1):
         said = {name: value for name, value in own.items() if value is not None}
@@ -99,6 +110,17 @@ def build_requests(params: dict[str, Any]) -> list[ChatRequest]:
         except ValueError as error:
             raise ValueError(f"Request {merged['name']!r}: {error}") from None
     return requests
+
+
+def wrong_request(request: Mapping[str, Any]) -> str:
+    """Return what is wrong with a request as a preset or an inventory has it, without the defaults; empty: nothing."""
+    known = {name: option["default"] for name, option in EXPECT["options"].items()}
+    expect = {**known, **request.get("expect", {})}
+    try:
+        build_request({"url": DEFAULTS["url"], **request, "expect": expect})
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def secrets(params: Mapping[str, Any]) -> set[str]:
@@ -134,6 +156,10 @@ def build_lines(results: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for result in results:
         first = "" if result["ttft"] is None else f" first after {round(result['ttft'], 2)} s,"
+        if result["api"] in POOLED:
+            lines.append(f"{result['api']} / {result['name']}: {result['content']}\n")
+            lines.append(f"  ({result['usage']['prompt_tokens']} tokens, {result['elapsed']:.2f} s)\n")
+            continue
         tokens = f"{result['usage']['completion_tokens']} tokens,"
         rate = f"{result['tokens_per_second'] or 0:.1f} tokens/s"
         lines.append(f"{result['api']} / {result['name']}: {result['content'].strip()}\n")

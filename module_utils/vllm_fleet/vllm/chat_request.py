@@ -16,8 +16,9 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from ..common.secrets import is_secret, unsendable
+from . import picture, pooling
 
-PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", **pooling.PATHS}
 FINISH_REASONS = ("stop", "length", "tool_calls")
 
 HEADER_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # RFC 9110, token
@@ -35,13 +36,15 @@ SHORT = 160  # characters of content or of a body shown in a message
 class Expectation:
     """What the answer must be like. `pattern` is searched as a regular expression with the case as given.
 
-    `headers` are headers of the response by name, in any case, and the value that each must have.
+    `headers` are headers of the response by name, in any case, and the value that each must have. `first` is the
+    document that must be the nearest to the query, counted from 1; 0 asks for none.
     """
 
     pattern: str = ""
     min_chars: int = 1
     finish_reason: tuple[str, ...] = FINISH_REASONS
     headers: Mapping[str, str] = field(default_factory=dict)
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,9 @@ class ChatRequest:
     api: str = "chat"
     messages: Sequence[Mapping[str, Any]] = ()
     prompt: str = ""
+    image: str = ""
+    query: str = ""
+    documents: tuple[str, ...] = ()
     max_tokens: int = 128
     temperature: float = 0.0
     stream: bool = True
@@ -75,15 +81,14 @@ class ChatRequest:
         target_of(self.url)
         if self.api not in PATHS:
             raise ValueError(f"api must be one of {', '.join(PATHS)}, got {self.api!r}.")
-        if bool(self.messages) == bool(self.prompt):
-            raise ValueError("Exactly one of messages and prompt must be given.")
+        self._check_asked()
         if self.messages and self.api == "completions":
             raise ValueError("messages are for api chat; give a prompt to api completions.")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}.")
         if self.timeout <= 0:
             raise ValueError(f"timeout must be more than 0 seconds, got {self.timeout:g}.")
-        if self.max_ttft is not None and not self.stream:
+        if self.max_ttft is not None and (not self.stream or self.pools):
             raise ValueError("max_ttft needs stream: true, a whole answer has no first token to time.")
         if unsendable(self.api_key):
             # http.client would refuse it as well, with the key in its message.
@@ -97,6 +102,28 @@ class ChatRequest:
                 raise ValueError(f"endpoints are paths that begin with a slash, without spaces; got {path!r}.")
         _check_headers(self.headers)
 
+    def _check_asked(self) -> None:
+        """ValueError where what is asked does not belong to the api."""
+        if self.pools:
+            if self.messages or self.prompt or self.image:
+                raise ValueError(f"api {self.api} takes a query and documents, no messages, prompt or image.")
+            if wrong := pooling.fault(self.api, self.query, self.documents, self.expect.first):
+                raise ValueError(wrong)
+            return
+        if self.query or self.documents or self.expect.first:
+            raise ValueError(f"query, documents and expect.first are for api {' and '.join(pooling.PATHS)}.")
+        if bool(self.messages) == bool(self.prompt):
+            raise ValueError("Exactly one of messages and prompt must be given.")
+        if self.image and (self.api != "chat" or not self.prompt):
+            raise ValueError("image goes with a prompt of api chat.")
+        if self.image and self.image not in picture.COLOURS:
+            raise ValueError(f"image must be one of {', '.join(picture.COLOURS)}, got {self.image!r}.")
+
+    @property
+    def pools(self) -> bool:
+        """Whether the model gives vectors or scores, and no text."""
+        return self.api in pooling.PATHS
+
     @property
     def secrets(self) -> set[str]:
         """What is sent and must not come back in a result."""
@@ -105,6 +132,8 @@ class ChatRequest:
     @property
     def body(self) -> dict[str, Any]:
         """The request as JSON, without the model's name."""
+        if self.pools:
+            return pooling.body(self.api, self.query, self.documents)
         body: dict[str, Any] = {
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
@@ -113,7 +142,8 @@ class ChatRequest:
         if self.stream:
             body["stream_options"] = {"include_usage": True}
         if self.api == "chat":
-            body["messages"] = list(self.messages) or [{"role": "user", "content": self.prompt}]
+            content = picture.content(self.prompt, self.image) if self.image else self.prompt
+            body["messages"] = list(self.messages) or [{"role": "user", "content": content}]
         else:
             body["prompt"] = self.prompt
         return body
@@ -187,9 +217,14 @@ class ChatError(Exception):
 
 @dataclass
 class Answer:
-    """The content of an answer as it is put together. `usage` as sent by the server, `reasoning` counts apart."""
+    """The content of an answer as it is put together. `usage` as sent by the server, `reasoning` counts apart.
+
+    Of vectors and scores: `scores` of the documents, `fault` what is wrong with them.
+    """
 
     content: str = ""
+    scores: tuple[float, ...] = ()
+    fault: str = ""
     reasoning: str = ""
     model: str = ""
     finish_reason: str | None = None
@@ -223,6 +258,16 @@ class Answer:
             text = text or bool(content or reasoning)
             self.finish_reason = _text(choice.get("finish_reason")) or self.finish_reason
         return text
+
+    def pool(self, request: ChatRequest, data: Mapping[str, Any]) -> None:
+        """Take in vectors or scores. Raises ChatError (bad_response) for what is neither."""
+        try:
+            found, told, self.fault = pooling.scores(request.api, request.documents, data)
+        except pooling.Unreadable as error:
+            raise ChatError("bad_response", str(error), NOT_OPENAI) from None
+        self.scores, self.model = tuple(found), str(data.get("model") or "")
+        self.usage = dict(data["usage"]) if isinstance(data.get("usage"), dict) else {}
+        self.content = f"{told}; the nearest first: {pooling.words(found)}" if found else told
 
 
 def _is_object(value: Any) -> bool:
@@ -313,6 +358,10 @@ def error_text(body: Any) -> str:
 def check_answer(request: ChatRequest, result: ChatResult) -> list[Check]:
     """Return everything that can be said about an answer without asking again; times as measured in `result`."""
     expect, answer = request.expect, result.answer
+    if request.pools:
+        checks = [_check_pooled_usage(answer.usage), _check_pooled(answer)]
+        checks += [_check_header(name, wanted, result) for name, wanted in expect.headers.items()]
+        return checks + ([_check_first(expect.first, answer)] if expect.first and answer.scores else [])
     checks = [_check_finish(expect, answer), _check_usage(answer.usage, request.max_tokens)]
     checks += [_check_header(name, wanted, result) for name, wanted in expect.headers.items()]
     checks.append(_check_length(expect, answer))
@@ -323,6 +372,24 @@ def check_answer(request: ChatRequest, result: ChatResult) -> list[Check]:
     if request.min_tokens_per_second is not None:
         checks.append(_check_rate(request.min_tokens_per_second, result.tokens_per_second))
     return checks
+
+
+def _check_pooled(answer: Answer) -> Check:
+    return Check(
+        "vectors", not answer.fault, "finite numbers that differ", answer.fault or answer.content, pooling.WRONG
+    )
+
+
+def _check_first(wanted: int, answer: Answer) -> Check:
+    right = pooling.order(answer.scores)[0] == wanted
+    return Check("first", right, f"document {wanted} first", pooling.words(answer.scores), pooling.WRONG)
+
+
+def _check_pooled_usage(usage: Mapping[str, Any]) -> Check:
+    wrong = pooling.usage_fault(usage)
+    remedy = "Ask vLLM itself: something between client and server may rewrite answers."
+    got = wrong or f"{usage.get('prompt_tokens')} = {usage.get('total_tokens')}"
+    return Check("usage", not wrong, "prompt_tokens = total_tokens, 1 or more", got, remedy)
 
 
 def _check_finish(expect: Expectation, answer: Answer) -> Check:

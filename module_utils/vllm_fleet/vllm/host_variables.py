@@ -171,8 +171,11 @@ def sharing_weights(
     hostvars: Mapping[str, Any], fleet: Iterable[str], play: Iterable[str], host: str
 ) -> dict[str, Any]:
     """Return which servers of a host's node have its model: `left` are not in ``play``, `first` is the first there."""
-    model, play = hostvars[host].get("vllm_server_model"), list(play)
-    same = [one for one in neighbours(hostvars, fleet, host) if hostvars[one].get("vllm_server_model") == model]
+    names = ("vllm_server_model", "vllm_server_variant")
+    model, play = [hostvars[host].get(name) or "" for name in names], list(play)
+    same = [
+        one for one in neighbours(hostvars, fleet, host) if [hostvars[one].get(name) or "" for name in names] == model
+    ]
     return {"left": [one for one in same if one not in play], "first": next((one for one in same if one in play), host)}
 
 

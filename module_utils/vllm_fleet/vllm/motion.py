@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 
-from . import metrics
+from . import metrics, pooling
 from .chat_request import ChatError, ChatRequest, ChatResult, Expectation
 from .chat_wire import Connection
 
@@ -60,12 +60,14 @@ def look(request: ChatRequest, chat: Callable[[ChatRequest], ChatResult]) -> str
     plain = replace(
         request,
         messages=(),
-        prompt="Hi",
+        image="",
+        prompt="" if request.pools else "Hi",
         max_tokens=1,
         endpoints=(),
         max_ttft=None,
         expect=Expectation(),
         timeout=min(SECOND, request.timeout),
+        **(pooling.plain(request.api) if request.pools else {}),
     )
     second = chat(plain)
     return judge(before, second.error, _page(request))

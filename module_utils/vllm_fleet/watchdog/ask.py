@@ -6,10 +6,12 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 from ..common.received import parsed
-from ..vllm import metrics, readiness
+from ..vllm import metrics, pooling, readiness
+from ..vllm.chat_request import PATHS
 from ..vllm.endpoint import Endpoint
 from ..vllm.metrics import EngineLoad
 
@@ -35,9 +37,27 @@ def paused(endpoint: Endpoint, timeout: float) -> bool:
         return False
 
 
-def token(endpoint: Endpoint, model: str, rank: str | None, timeout: float) -> str:
-    """Ask for one token: ``token``, ``refused`` where the server answers without asking an engine, or ``none``."""
-    body: dict[str, Any] = {"prompt": "1", "max_tokens": 1, "temperature": 0}
+#: The least that an engine can be asked, by API: one token, one vector, one score.
+LEAST: dict[str, dict[str, Any]] = {
+    "completions": {"prompt": "1", "max_tokens": 1, "temperature": 0},
+    "embeddings": pooling.body("embeddings", "1", ()),
+    "rerank": pooling.body("rerank", "1", ("1",)),
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """Who is asked for the least, and how: ``model`` by the name that it serves under, ``api`` one of LEAST."""
+
+    endpoint: Endpoint
+    model: str
+    api: str = "completions"
+
+
+def token(question: Question, rank: str | None, timeout: float) -> str:
+    """Ask for the least: ``token``, ``refused`` where the server answers without asking an engine, or ``none``."""
+    endpoint, model = question.endpoint, question.model
+    body = dict(LEAST[question.api])
     if model:
         body["model"] = model
     headers = {"Content-Type": "application/json"}
@@ -47,7 +67,7 @@ def token(endpoint: Endpoint, model: str, rank: str | None, timeout: float) -> s
         headers[RANK] = rank
     connection = readiness.connection(endpoint, timeout)
     try:
-        connection.request("POST", "/v1/completions", json.dumps(body), headers)
+        connection.request("POST", PATHS[question.api], json.dumps(body), headers)
         answer = connection.getresponse()
         answer.read(1 << 16)
     except (OSError, http.client.HTTPException, ValueError):  # ValueError: a key that no header can have
@@ -67,7 +87,7 @@ class Asking:
         self._answers: list[tuple[str, str]] = []
         self._round = 0
 
-    def ask(self, endpoint: Endpoint, model: str, label: str, *, several: bool, timeout: float) -> None:
+    def ask(self, question: Question, label: str, *, several: bool, timeout: float) -> None:
         """Ask the engine ``label``, unless it still is being asked."""
         with self._lock:
             if label in self._open:
@@ -77,7 +97,7 @@ class Asking:
         rank = label if several else None
 
         def work() -> None:
-            found = token(endpoint, model, rank, timeout)
+            found = token(question, rank, timeout)
             with self._lock:
                 if number == self._round:
                     self._open.discard(label)

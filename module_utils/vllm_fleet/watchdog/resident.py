@@ -218,7 +218,8 @@ class Resident:
         if place.names and model not in place.names:
             model = place.names[0]
         self.judge.asking(now, label)
-        self.asking.ask(place, model, label, several=self.judge.several, timeout=self.settings.silence)
+        question = ask.Question(place, model, self.settings.api)
+        self.asking.ask(question, label, several=self.judge.several, timeout=self.settings.silence)
 
     def _read_log(self, found: Inspected, now: float) -> None:
         """Take what the engines wrote as signs of life, where the clock lets their age be known."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..vllm import pooling
 from ..vllm.chat_options import DEFAULTS, REQUEST_SPEC, build_requests
 from ..vllm.chat_request import ChatRequest
 from ..vllm.endpoint import Endpoint
@@ -39,6 +40,12 @@ class Settings:
     stop_timeout: int = GRACE
     verify_timeout: float = 120.0
     requests: tuple[Mapping[str, Any], ...] = field(default=())
+
+    @property
+    def api(self) -> str:
+        """The API through which the engine is asked for the least: a model that does not write has no tokens."""
+        first = str(self.requests[0].get("api") or "") if self.requests else ""
+        return first if first in pooling.PATHS else "completions"
 
 
 def parse(text: str) -> Settings:

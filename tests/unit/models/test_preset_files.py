@@ -42,7 +42,17 @@ BAD = [
     ("lower case", changed(accelerators__rocm__env={"path": 1}), "accelerators.rocm.env has path; names"),
     ("heads as text", changed(config={"num_attention_heads": "8"}), "config.num_attention_heads is '8'"),
     ("no expectation", changed(verify__0__expect={}), "verify[1].expect is empty"),
-    ("no prompt", changed(verify__0__prompt=None), "verify[1] lacks prompt"),
+    ("no prompt", changed(verify__0__prompt=None), "verify[1]: Exactly one of messages and prompt must be given"),
+    ("no query", changed(api="embeddings", verify__0__api="embeddings", verify__0__prompt=None), "needs a query"),
+    ("null in a variant", changed(variants={"v": {"model": None}}), "variants.v.model is None; expected text"),
+    ("an empty variant", changed(variants={"v": {}}), "variants.v is empty"),
+    ("a feature's name", changed(features={"Tools": {"args": {}}}), "names are expected to match"),
+    ("a GPU without a reason", changed(accelerators__MI355X={"env": {"X": 1}}), "MI355X changes arguments or env"),
+    (
+        "twice the same id",
+        changed(variants={"v": {"model": "a/b"}, "w": {"model": "a/b"}}),
+        "the model of two variants",
+    ),
     ("no requests", changed(verify=[]), "verify is empty"),
 ]
 

@@ -53,7 +53,7 @@ def test_no_exchange_outlasts_its_limit(says, monkeypatch):
         answer = took(lambda: readiness.ask(where, LIMIT))
         assert (answer.ready, answer.wrong) == (False, False)
         assert took(lambda: ask.engines(where, LIMIT)) is None
-        assert took(lambda: ask.token(where, "m", None, LIMIT)) == "none"
+        assert took(lambda: ask.token(ask.Question(where, "m"), None, LIMIT)) == "none"
         result = took(lambda: chat.chat(ChatRequest(url=url, model="m", prompt="Hi", timeout=LIMIT)))
         assert result.error.kind in ("timeout_idle", "timeout_total")
         assert took(lambda: drain.look_at_server(url)).requests == 1
@@ -201,4 +201,4 @@ def test_a_key_that_no_header_can_have_is_said_without_it():
         answer = readiness.ask(Endpoint(where.host, port, where.names, api_key=where.api_key), 2.0)
         assert "API key" in answer.detail
         assert "canary" not in answer.detail
-        assert ask.token(Endpoint(where.host, port, (), api_key=where.api_key), "m", None, 2.0) == "none"
+        assert ask.token(ask.Question(Endpoint(where.host, port, (), api_key=where.api_key), "m"), None, 2.0) == "none"
