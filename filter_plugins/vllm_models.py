@@ -121,6 +121,7 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "vllm_preset": model_presets.preset,
+            "vllm_least_request": model_presets.least_request,
             "vllm_choice_fault": model_presets.choice_fault,
             "vllm_choices": model_presets.choices,
             "vllm_weights": model_presets.weights,

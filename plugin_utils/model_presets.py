@@ -13,6 +13,7 @@ from ansible.errors import AnsibleFilterError
 
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.models import model_id, preset_files, preset_table, presets
+from ansible.module_utils.vllm_fleet.vllm import chat_options
 from ansible.module_utils.vllm_fleet.weights import layout
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -66,6 +67,17 @@ def choice_fault(choice: Mapping[str, Any], path: str = "") -> str:
     own = _all(path).get(str(choice.get("model") or ""), {})
     wrong = presets.wrong_choice(own, str(choice.get("variant") or ""), features)
     return f"{wrong}." if wrong else ""
+
+
+def least_request(
+    model: str | None, verify: Sequence[Mapping[str, Any]] | None = None, path: str = ""
+) -> dict[str, Any]:
+    """Return options of vllm_chat for the shortest request that a server of the model answers.
+
+    Its API is that of the first request of ``verify`` (the inventory's vllm_server_verify), else of the preset's own.
+    """
+    asked = verify or _all(path).get(str(model or ""), {}).get("verify") or [{}]
+    return chat_options.least(str(asked[0].get("api") or "chat"))
 
 
 def choices(model: str | None, path: str = "") -> str:

@@ -430,6 +430,10 @@ def preflight_late(variables: Variables) -> Options:
         said := presets.of_gpu(preset, _preflight_gpu(variables))
     ):
         about.append(dataclasses.asdict(said))
+    flags = presets.lay_over(preset["args"], variables.get("vllm_server_args") or {})
+    revision = str(variables.get("vllm_server_revision") or preset["revision"])
+    if said := presets.remote_code(str(preset["model"] or model), flags, revision):
+        about.append(dataclasses.asdict(said))
     from_hub = variables.get("hf_cache_source", "hub") == "hub"
     sizing = presets.sizing_options(
         preset,

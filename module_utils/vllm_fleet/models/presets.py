@@ -7,6 +7,7 @@ else here takes. A variant with weights of its own keeps nothing of what was cou
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -252,6 +253,17 @@ def of_gpu(preset: Mapping[str, Any], gpu: str) -> Finding | None:
         remedy = "let the canary run under load before others; what fits is computed all the same"
         return Finding("warning", what, wanted, f"{kind}, on which no source has served it", remedy)
     return None
+
+
+def remote_code(model: str, args: Mapping[str, Any], revision: str) -> Finding | None:
+    """Return the warning on a repository's own Python that is run as it happens to be; ``args`` are all flags."""
+    flags = {flag_name(str(key)): value for key, value in args.items()}
+    if flags.get("trust-remote-code") is not True or re.fullmatch("[0-9a-f]{40}", revision) or model.startswith("/"):
+        return None
+    remedy = "read that code, and pin the commit that was read (vllm_server_revision)"
+    return Finding(
+        "warning", "remote code", "a commit", f"{revision or 'main'} of {model}, whose Python vLLM runs", remedy
+    )
 
 
 def lay_over(args: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -123,6 +123,14 @@ def wrong_request(request: Mapping[str, Any]) -> str:
     return ""
 
 
+def least(api: str) -> dict[str, Any]:
+    """Return the options of a short request that any model of this API answers."""
+    question = "What is the capital of France?"
+    if api in POOLED:
+        return {"api": api, "query": question, **({"documents": ["Paris"]} if api == "rerank" else {})}
+    return {"api": api, "prompt": question, "max_tokens": 16}
+
+
 def secrets(params: Mapping[str, Any]) -> set[str]:
     """Return the secrets in headers of unchecked options: Ansible does not know them as such."""
     entries = params.get("requests")

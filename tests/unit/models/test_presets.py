@@ -19,7 +19,7 @@ from ansible.utils.vars import load_extra_vars
 from made_presets import GOOD, changed
 
 from ansible.module_utils.vllm_fleet.models import model_id, preset_files, presets, sizing
-from ansible.module_utils.vllm_fleet.vllm import cli, release_data, releases
+from ansible.module_utils.vllm_fleet.vllm import chat_options, cli, release_data, releases
 from ansible.module_utils.vllm_fleet.weights import layout
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,6 +29,7 @@ from vllm_models import vllm_given, vllm_plan, vllm_sizing_table  # noqa: E402
 
 from plugin_utils.model_presets import fault as vllm_model_fault  # noqa: E402
 from plugin_utils.model_presets import findings as vllm_model_findings  # noqa: E402
+from plugin_utils.model_presets import least_request  # noqa: E402
 from plugin_utils.model_presets import preset as vllm_preset  # noqa: E402
 
 FILES = sorted((ROOT / "models").glob("*.yml"))
@@ -266,6 +267,37 @@ def test_what_a_preset_does_not_have_is_refused_with_what_it_has(varied, asked, 
 def test_what_a_source_says_about_a_gpu_is_a_finding(varied, kind, variant, level, got):
     found = presets.of_gpu(chosen(kind=kind, variant=variant), kind)
     assert ((found.level, found.got) if found else ("", "")) == (level, got)
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "revision", "said"),
+    [
+        ("acme/x", {"trust_remote_code": True}, "", "main of acme/x"),
+        ("acme/x", {"trust-remote-code": True}, "v1", "v1 of acme/x"),
+        ("acme/x", {"trust-remote-code": True}, "a" * 40, ""),
+        ("acme/x", {"trust-remote-code": False}, "", ""),
+        ("/models/x", {"trust-remote-code": True}, "", ""),
+        ("acme/x", {}, "", ""),
+    ],
+)
+def test_code_of_a_repository_that_is_not_pinned_is_warned_of(model, args, revision, said):
+    found = presets.remote_code(model, args, revision)
+    assert (said in found.got and found.level == "warning") if said else found is None
+
+
+@pytest.mark.parametrize(
+    ("model", "verify", "api"),
+    [
+        ("openai-community/gpt2", [], "completions"),
+        ("jinaai/jina-reranker-m0", [], "rerank"),
+        ("acme/none", [], "chat"),
+        ("openai-community/gpt2", [{"api": "embeddings", "query": "x"}], "embeddings"),
+    ],
+)
+def test_a_gateway_asks_through_the_api_of_the_model(model, verify, api):
+    asked = least_request(model, verify)
+    assert asked["api"] == api
+    assert chat_options.wrong_request(asked) == ""
 
 
 def test_a_recipe_and_its_preset_are_held_together():
