@@ -60,7 +60,7 @@ def test_everything_that_is_probed_is_tested_here():
         ("hf_snapshot", {}, "missing required arguments: cache, repo_id"),
         ("vllm_chat", {"prompt": "x", "messages": []}, "mutually exclusive"),
         ("vllm_chat", {"prompt": "x", "prot": 1}, "prot"),
-        ("vllm_chat", {**CHAT, "prompt": "y"}, "messages and prompt belong into the entries of requests"),
+        ("vllm_chat", {**CHAT, "prompt": "y"}, "messages, prompt and query belong into the entries of requests"),
         ("vllm_server", {**SERVER, "replica_step": {"nonce": "n"}}, "a rank of a replica"),
         ("rocm_info", {}, "KeyError: 'rocm_info'"),
     ],

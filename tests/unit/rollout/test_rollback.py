@@ -156,6 +156,8 @@ def test_the_variables_of_a_record_have_todays_secrets_and_no_preset(recorded, s
         "vllm_server_env": made,
         "vllm_server_model": "m",
         "vllm_server_presets_path": "/none",
+        "vllm_server_variant": "",
+        "vllm_server_features": [],
     }
     assert found["variables"]["vllm_server_env"] == recorded
 
