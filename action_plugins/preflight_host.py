@@ -32,7 +32,7 @@ from ansible.module_utils.vllm_fleet.gateway import pools
 from ansible.module_utils.vllm_fleet.host import gpu
 from ansible.module_utils.vllm_fleet.preflight import connection, controller, inventory, role_specs
 from ansible.module_utils.vllm_fleet.vllm import host_variables
-from plugin_utils import role_options
+from plugin_utils import planned, role_options
 from plugin_utils.variables import Variables
 
 #: Asked of the connecting user's shell in one go. Root's rights are tried only where they would be needed.
@@ -376,7 +376,7 @@ class ActionModule(ActionBase):
 
         if not more:
             return call("preflight_host", args)
-        answer = probes.together({"module": "preflight_host", "args": args}, more, call)
+        answer = probes.together({"module": "preflight_host", "args": args}, more, call, planned.digest)
         if answer.get("node"):
             known.note("preflight_result", answer)
             rows = answer.setdefault("ansible_facts", {}).setdefault(probes.FACT, [])

@@ -54,7 +54,7 @@ if str(ROOT) not in sys.path:
 import plugin_utils  # noqa: E402, F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.common import probes  # noqa: E402
 from fleet_report import build, index, telling  # noqa: E402  found only with the line above
-from plugin_utils import watchdog_program  # noqa: E402
+from plugin_utils import module_archives, watchdog_program  # noqa: E402
 
 
 class CallbackModule(CallbackBase):
@@ -82,6 +82,8 @@ class CallbackModule(CallbackBase):
         self._given: list[str] = []
         #: Whether the playbook probes nodes and no play has begun.
         self._probes = False
+        #: What the archives of modules that are kept for the next run are made of.
+        self._archives = ""
 
     def _now(self) -> float:
         return time.monotonic() - self._clock
@@ -93,6 +95,7 @@ class CallbackModule(CallbackBase):
         self._playbook, self._basedir = str(playbook._file_name), str(playbook._basedir)
         if module := _probing_module(playbook):
             self._probes = True
+            self._archives = module_archives.restore(_archives())
             _build_ahead(module)
         _load_for_workers()
 
@@ -212,6 +215,8 @@ class CallbackModule(CallbackBase):
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Tell what happened."""
+        if self._archives:
+            module_archives.keep(_archives(), self._archives)
         try:
             self._tell(stats)
         except Exception as exc:  # noqa: BLE001  a run is not judged by its report
@@ -321,8 +326,16 @@ def _build_ahead(module: str) -> None:
 
     The first worker would build it, at half a second of a processor, and all others would wait for it. It is put where
     the workers look, by Ansible's own function and under its own lock. Where that fails, the first worker builds it.
+    Where an earlier run has built it of the same files, there is nothing to do.
     """
+    if any(_archives().glob(f"ansible.legacy.{module}-*")):
+        return
     multiprocessing.get_context("fork").Process(target=_build_archive, args=(module,), daemon=True).start()
+
+
+def _archives() -> Path:
+    """Return where Ansible looks in this run for the archive of a module."""
+    return Path(constants.DEFAULT_LOCAL_TMP) / "ansiballz_cache"
 
 
 def _build_archive(module: str) -> None:

@@ -59,6 +59,12 @@ options:
       - Options of M(vllm_chat), for O(mode=plan). The action plugin sends this request in the same call to the node where
         the server would not change, and keeps the answer for the task that verifies it.
     type: dict
+  use_cached_result:
+    description:
+      - Takes what M(node_probe) found earlier in the same run with the same options, where it would change something.
+      - Read by the action plugin alone.
+    type: bool
+    default: false
   image:
     description:
       - Image, as C(repository:tag), C(repository@sha256:...) or an image id. It must be on the node already.

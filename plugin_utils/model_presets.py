@@ -15,6 +15,7 @@ import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.models import model_id, preset_files, preset_table, presets
 from ansible.module_utils.vllm_fleet.vllm import chat_options
 from ansible.module_utils.vllm_fleet.weights import layout
+from plugin_utils import cache_folder
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SCHEMA = _ROOT / "models" / "schema.json"
@@ -23,14 +24,10 @@ _SCHEMA = _ROOT / "models" / "schema.json"
 def _all(path: str) -> Mapping[str, Mapping[str, Any]]:
     try:
         # One spelling of the folder: it is read once before the workers are forked, and not by each of them.
-        return preset_files.read((Path(path) if path else _ROOT / "models").resolve(), _SCHEMA, _cache() / "presets")
+        folder = (Path(path) if path else _ROOT / "models").resolve()
+        return preset_files.read(folder, _SCHEMA, cache_folder.path() / "presets")
     except preset_files.PresetError as error:
         raise AnsibleFilterError(str(error)) from error
-
-
-def _cache() -> Path:
-    """Return the project's folder on the controller for what need not be made again."""
-    return Path(os.environ.get("VLLM_FLEET_CACHE") or "~/.cache/vllm-fleet").expanduser()
 
 
 def preset(
@@ -123,6 +120,7 @@ def choice(model: str | None, path: str, variant: str | None, features: Any) -> 
 
 
 def _verdict(model: str, exact: bool, caches: Sequence[str], path: str) -> model_id.Verdict:
-    folders = [*map(str, caches), os.environ.get("HF_HOME") or "~/.cache/huggingface", str(_cache() / "seed")]
+    own = str(cache_folder.path() / "seed")
+    folders = [*map(str, caches), os.environ.get("HF_HOME") or "~/.cache/huggingface", own]
     cached = [one for folder in folders for one in layout.known_repos(Path(folder).expanduser())]
     return model_id.check(model, [*_all(path), *cached], exact=bool(exact))

@@ -20,6 +20,7 @@ from ansible.module_utils.vllm_fleet.container import daemon_json
 from ansible.module_utils.vllm_fleet.host import driver_table
 from ansible.module_utils.vllm_fleet.models import presets
 from ansible.module_utils.vllm_fleet.replica import place
+from ansible.module_utils.vllm_fleet.rollout import steps
 from ansible.module_utils.vllm_fleet.server import options as server_options
 from ansible.module_utils.vllm_fleet.vllm import cli, host_variables
 from ansible.module_utils.vllm_fleet.vllm.ranks import ReplicaError
@@ -227,6 +228,7 @@ def vllm_server(variables: Variables) -> Options:
         "place": _server_place(variables),
         "sysfs_root": variables.get("vllm_fleet_sysfs_root", "/sys"),
         "verification": vllm_chat(variables) if mode == "plan" else None,
+        "use_cached_result": mode == "plan" and steps.nothing_done(variables.raw("hostvars")),
     }
 
 
@@ -250,7 +252,7 @@ def vllm_server_probe(variables: Variables) -> Options:
     """Return what a probe asks for the server; a rank of a replica is planned together with its partners."""
     if variables.get("vllm_server_replica"):
         return {}
-    args = {**vllm_server(variables), "mode": "plan", "verification": None}
+    args = {**vllm_server(variables), "mode": "plan", "verification": None, "use_cached_result": False}
     return {"module": "vllm_server", "args": server_options.call(args, variables.raw("inventory_hostname"))}
 
 

@@ -59,14 +59,21 @@ def run_all(requests: Sequence[Mapping[str, Any]], run: Callable[[str, Mapping[s
     known: dict[str, Any] = {}
     for request in requests:
         module = request["module"]
-        args = request["args"].items()
-        results.append(run(module, {k: known.get(v, v) if isinstance(v, str) else v for k, v in args}))
+        results.append(run(module, _filled(request["args"], known)))
         if module not in ASIDE and not nothing_to_do(module, results[-1]):
             break
         if results[-1].get("maintenance"):  # of preflight: whatever the node has, nobody is going to change it
             break
-        known |= {result_of(module, key): value for key, value in results[-1].items()}
+        known |= _found(module, results[-1])
     return results
+
+
+def _found(module: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    return {result_of(module, key): value for key, value in result.items()}
+
+
+def _filled(args: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: known.get(value, value) if isinstance(value, str) else value for name, value in args.items()}
 
 
 def nothing_to_do(module: str, result: Mapping[str, Any]) -> bool:
@@ -76,22 +83,31 @@ def nothing_to_do(module: str, result: Mapping[str, Any]) -> bool:
 
 
 def together(
-    first: Mapping[str, Any], more: Sequence[Mapping[str, Any]], call: Callable[[str, dict[str, Any]], Result]
+    first: Mapping[str, Any],
+    more: Sequence[Mapping[str, Any]],
+    call: Callable[[str, dict[str, Any]], Result],
+    digest: Callable[[Mapping[str, Any]], str] = lambda _: "",
 ) -> Result:
     """Return the result of the request ``first``, with the results of ``more`` as a fact; one call to the node.
 
-    ``call`` calls a module with options. A call without results is returned as it is.
+    ``call`` calls a module with options. A call without results is returned as it is. ``digest`` makes of options that
+    are not kept what tells later whether they were the same.
     """
     # One text, so that what logs a module's options takes it for one secret.
     called = call("node_probe", {"requests": json.dumps([first, *more])})
     if not called.get("probed"):
         return called
     own, *others = called["probed"]
-    pairs = zip(more, others, strict=False)
-    rows = [
-        {"module": one["module"], "args": {} if one["module"] in SEALED else _shown(one["args"]), "result": result}
-        for one, result in pairs
-    ]
+    rows, known = [], _found(first["module"], own)
+    for one, result in zip(more, others, strict=False):
+        module = one["module"]
+        kept = (
+            {"args": {}, "digest": digest(_filled(one["args"], known))}
+            if module in SEALED
+            else {"args": _shown(one["args"])}
+        )
+        rows.append({"module": module, **kept, "result": result})
+        known |= _found(module, result)
     return {**own, "ansible_facts": {**(own.get("ansible_facts") or {}), FACT: rows}}
 
 
@@ -107,6 +123,18 @@ def cached_result(facts: Mapping[str, Any] | None, module: str, args: Mapping[st
         if same and nothing_to_do(module, row["result"]):
             return dict(row["result"])
     return None
+
+
+def planned(facts: Mapping[str, Any] | None, module: str, digest: str) -> Result | None:
+    """Return what the host's ``facts`` have as the result of the call with this digest, if it would change something.
+
+    A result that would change nothing says too little for a plan: the server has to be asked besides.
+    """
+    row = probed(facts, module)
+    result = row.get("result") or {}
+    if not digest or row.get("digest") != digest or result.get("failed") or not result.get("changed"):
+        return None
+    return dict(result)
 
 
 # A fact is shown with -v. In one run a host has one key.

@@ -178,6 +178,15 @@ def _answered(variables: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
     )
 
 
+def nothing_done(hostvars: Mapping[str, Any]) -> bool:
+    """Return whether every node was probed in this run and no step has had anything to do since, on any of them."""
+    try:
+        made = hostvars["localhost"].get("deploy_steps") or {}
+    except KeyError:
+        return False
+    return bool(made.get("hosts")) and not any(made.get(step) for step in STEPS)
+
+
 def warms(hostvars: Mapping[str, Any], batch: Iterable[str], host: str) -> bool:
     """Return whether a host of a wave reads its weights into memory: the first of those of its node that have them."""
 

@@ -26,6 +26,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "started_at": {"type": "str"},
     "mode": {"type": "str", "choices": ["deploy", "plan", "status"], "default": "deploy"},
     "verification": {"type": "dict", "no_log": True},  # holds a key
+    "use_cached_result": {"type": "bool", "default": False},
     "image": {"type": "str"},
     "allow_latest": {"type": "bool", "default": False},
     "model": {"type": "str"},

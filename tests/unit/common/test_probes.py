@@ -48,7 +48,8 @@ def test_a_probe_takes_what_one_before_it_found():
 
 def test_options_of_a_server_are_not_kept():
     facts = probed({"module": "vllm_server", "args": {"env": {"SOME_KEY": "s3cret"}, "model": "m"}}, {"changed": False})
-    assert probes.probed(facts, "vllm_server") == {"module": "vllm_server", "args": {}, "result": {"changed": False}}
+    row = {"module": "vllm_server", "args": {}, "digest": "", "result": {"changed": False}}
+    assert probes.probed(facts, "vllm_server") == row
     assert probes.probed(facts, "vllm_chat") == probes.probed(None, "vllm_server") == {}
 
 
@@ -105,6 +106,36 @@ def test_a_key_is_not_kept():
     facts = probed({"module": "vllm_chat", "args": {"url": "u", "api_key": "s3cret"}}, {"results": [1]})
     assert "s3cret" not in json.dumps(facts)
     assert probes.cached_result(facts, "vllm_chat", {"url": "u", "api_key": "s3cret"}) == {"results": [1]}
+
+
+@pytest.mark.parametrize(
+    ("result", "taken"),
+    [
+        ({"changed": True, "actions": ["create"]}, True),
+        ({"changed": False, "actions": []}, False),
+        ({"changed": True, "failed": True}, False),
+        ({"failed": True, "msg": "crashed"}, False),
+        ({}, False),
+    ],
+)
+def test_a_plan_takes_a_result_of_just_its_own_options_that_would_change_something(result, taken):
+    def digest(args):
+        return json.dumps(args, sort_keys=True)
+
+    def call(_module, _options):
+        return {"probed": [{"changed": False}, {"present": True, "image_ref": "name:1"}, result]}
+
+    image = probes.result_of("vllm_image", "image_ref")
+    more = [
+        {"module": "vllm_image", "args": {}},
+        {"module": "vllm_server", "args": {"image": image, "env": {"A": "x"}}},
+    ]
+    facts = probes.together({"module": "first", "args": {}}, more, call, digest)["ansible_facts"]
+    known = digest({"image": "name:1", "env": {"A": "x"}})
+    assert probes.planned(facts, "vllm_server", known) == (result if taken else None)
+    assert probes.planned(facts, "vllm_server", digest({"image": "name:2", "env": {"A": "x"}})) is None
+    assert probes.planned(facts, "vllm_server", "") is None
+    assert probes.planned(None, "vllm_server", known) is None
 
 
 @pytest.mark.parametrize("lost", [{"unreachable": True, "msg": "no route"}, {"failed": True, "msg": "crashed"}])

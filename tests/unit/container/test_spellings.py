@@ -27,6 +27,7 @@ OF_A_RUN = {
         "state",
         "started_at",
         "mode",
+        "use_cached_result",
         "verification",
         "allow_latest",
         "allow_unauthenticated",

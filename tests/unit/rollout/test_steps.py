@@ -229,3 +229,18 @@ def test_the_weights_of_a_node_are_read_into_memory_by_one_of_its_servers_in_a_w
     }
     assert [one for one in hosts if steps.warms(hosts, list(hosts), one)] == ["a", "c", "d", "e"]
     assert steps.warms(hosts, ["b", "c"], "b"), "a is in another wave"
+
+
+@pytest.mark.parametrize(
+    ("hostvars", "nothing"),
+    [
+        ({"localhost": {"deploy_steps": {"hosts": ["a"], "engine": [], "image": [], "weights": []}}}, True),
+        ({"localhost": {"deploy_steps": {"hosts": ["a"], "engine": ["a"]}}}, False),
+        ({"localhost": {"deploy_steps": {"hosts": ["a", "b"], "weights": ["b"]}}}, False),
+        ({"localhost": {"deploy_steps": {"hosts": []}}}, False),
+        ({"localhost": {}}, False),
+        ({}, False),
+    ],
+)
+def test_a_probe_is_a_plan_only_where_no_step_has_done_anything_since(hostvars, nothing):
+    assert steps.nothing_done(hostvars) is nothing

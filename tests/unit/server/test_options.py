@@ -12,6 +12,7 @@ from ansible.module_utils.vllm_fleet.server.options import ServerOptions
 OF_THE_RUN = {
     "mode",
     "verification",
+    "use_cached_result",
     "docker_host",
     "reported_host",
     "watch_slice",
