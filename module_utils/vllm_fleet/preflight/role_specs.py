@@ -35,6 +35,7 @@ ALSO_KNOWN = frozenset(
         "hf_token",
         "vllm_fleet_sysfs_root",
         "vllm_node",
+        "vllm_server_slo",
         "vllm_servers",
         "deploy_done",
         "fleet_lock_held",

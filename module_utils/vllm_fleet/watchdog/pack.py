@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The watchdog's program as one file that Python runs: the packages that it needs, always in the same bytes. Pure.
+"""A program for nodes as one file that Python runs: the packages that it needs, always in the same bytes. Pure.
 
 Nothing is compressed: what two releases of zlib make of the same text differs, and then two controllers would replace
 each other's program for ever.
@@ -13,9 +13,9 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-#: The file that begins everything.
-ENTRY = "watchdog/main.py"
-_START = b"import sys\n\nfrom vllm_fleet.watchdog.main import main\n\nsys.exit(main(sys.argv[1:]))\n"
+#: A program is a package with a file `main`.
+WATCHDOG = "watchdog"
+_START = "import sys\n\nfrom vllm_fleet.{}.main import main\n\nsys.exit(main(sys.argv[1:]))\n"
 #: A relative import and its names. Not by Python's own parser, which takes ten times as long, in each run.
 _IMPORT = re.compile(r"^[ \t]*from (\.\.?)([\w.]*) import (?:\(([^)]*)\)|([^#\n]+))", re.MULTILINE)
 _NAME = re.compile(r"(?:^|,)\s*(\w+)")
@@ -23,22 +23,22 @@ _NAME = re.compile(r"(?:^|,)\s*(\w+)")
 _WHEN = (1980, 1, 1, 0, 0, 0)
 
 
-def pack(folder: Path) -> bytes:
-    """Return the program out of ``folder``, which holds the packages (module_utils/vllm_fleet). Raises OSError."""
-    members = {f"vllm_fleet/{name}": (folder / name).read_bytes() for name in needed(folder)}
+def pack(folder: Path, package: str = WATCHDOG) -> bytes:
+    """Return the program of ``package`` out of ``folder``, which holds all packages. Raises OSError."""
+    members = {f"vllm_fleet/{name}": (folder / name).read_bytes() for name in needed(folder, package)}
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in sorted({**members, "__main__.py": _START}.items()):
+        for name, data in sorted({**members, "__main__.py": _START.format(package).encode()}.items()):
             member = zipfile.ZipInfo(name, _WHEN)
             member.create_system, member.external_attr = 3, 0o100644 << 16
             archive.writestr(member, data)
     return out.getvalue()
 
 
-def needed(folder: Path) -> list[str]:
-    """Return the files that the program imports, early or late, by their paths below ``folder``, sorted."""
+def needed(folder: Path, package: str = WATCHDOG) -> list[str]:
+    """Return the files that a program imports, early or late, by their paths below ``folder``, sorted."""
     found: set[str] = set()
-    left = ["__init__.py", ENTRY]
+    left = ["__init__.py", f"{package}/main.py"]
     while left:
         name = left.pop()
         if name not in found:
