@@ -145,7 +145,7 @@ def test_each_trouble_has_its_alert_and_no_other(watch: Watch) -> None:
         ("VLLMServerDown", "node1"),
         ("VLLMServerHung", "node2"),
         ("VLLMServerDrift", "node3"),
-        ("VLLMServerStarting", "node3"),  # it will never answer
+        ("VLLMServerNotVerified", "node3"),
         ("VLLMRolloutFailed", "node4"),
     }
     scene.until(lambda: expected <= watch.alerts().keys(), f"{expected}")
