@@ -36,6 +36,7 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "monitoring_authorities": fleet.authorities,
+            "monitoring_board": fleet.board,
             "monitoring_machines": fleet.machines,
             "monitoring_settings": fleet.settings,
             "monitoring_slo_rules": _told(fleet.slo_rules),

@@ -57,10 +57,10 @@ class Watch:
 
 
 @pytest.fixture(scope="module")
-def watch(scene: Scene) -> Iterator[Watch]:
+def watch(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
     """The fleet is watched, each second; node2 has emulated GPUs."""
     made = Watch(scene)
-    tree = trees.mi300x(scene.dir / "watched-gpus")
+    tree = trees.mi300x(tmp_path_factory.mktemp("gpus"))
     docker("cp", str(tree.root), f"{scene.fleet.node('node2').container}:/node")
     host_vars = scene.dir / "host_vars" / "node2.json"
     host_vars.parent.mkdir(exist_ok=True)
@@ -74,6 +74,7 @@ def watch(scene: Scene) -> Iterator[Watch]:
     for name in ("vllm_server_env", "monitoring_interval"):
         scene.variables.pop(name)
     host_vars.unlink()
+    scene.fleet.exec("node2", ["rm", "-r", "/node"])
     scene.deploy().ok()
     left = "find / -xdev ( -name metrics.pyz -o -name *.prom -o -path /etc/vllm-fleet/monitoring* -o -name vllm-fleet-m*.service )"
     assert {scene.fleet.exec(node, left.split(), check=False).stdout for node in scene.nodes} == {""}

@@ -95,6 +95,11 @@ def seconds(given: Any, what: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def board(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a dashboard without what a Grafana has written into it: two that are alike then are one."""
+    return {name: value for name, value in given.items() if name not in ("id", "version")}
+
+
 def authorities(known: str, given: Mapping[str, str], nodes: Iterable[str]) -> str:
     """Return the file of the certificates that Prometheus takes: those ``given``, and ``known`` ones of other nodes.
 

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For a Prometheus and a Grafana that are there already: files on the controller, dashboards by Grafana's API."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from play import PLAYBOOK, ROOT
+from synthetic_fleet import promtool
+
+TOKEN = "glsa_canary5c0e71aa"
+BOARDS = {path.stem for path in (ROOT / "roles/monitoring/files/dashboards").glob("*.json")}
+
+
+def run(folder: Path, part: str, variables: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Run an entry point of the role on the controller, with an inventory of two nodes that nobody asks."""
+    hosts = {f"node{n}": {"ansible_host": f"192.0.2.{n}", "vllm_server_model": "acme/m"} for n in (1, 2)}
+    hosts["node1"]["vllm_server_slo"] = {"ttft_p95": "2s"}
+    (folder / "hosts.json").write_text(json.dumps({"vllm": {"hosts": hosts}}))
+    role = {"name": "Run", "ansible.builtin.include_role": {"name": "monitoring", "tasks_from": part}}
+    play = {"name": "Test", "hosts": "localhost", "gather_facts": False, "tasks": [role], "vars": variables}
+    (folder / "play.yml").write_text(yaml.safe_dump([{**play, "connection": "local"}]))
+    words = [PLAYBOOK, "-i", str(folder / "hosts.json"), str(folder / "play.yml")]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
+
+
+def test_the_export_is_what_prometheus_reads(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run(tmp_path, "export", {"monitoring_export": str(out), "monitoring_docs": "https://docs.example/alerts"})
+    assert done.returncode == 0, done.stdout
+    targets = json.loads((out / "targets.json").read_text())
+    assert [one["targets"] for one in targets] == [["192.0.2.1:9110"], ["192.0.2.2:9110"]]
+    assert {path.stem for path in (out / "dashboards").glob("*.json")} == BOARDS
+    assert "https://docs.example/alerts#vllmserverdown" in (out / "rules/vllm-fleet.yml").read_text()
+    assert "vector(2)" in (out / "rules/slo.yml").read_text()
+    # The lines that its page says, put into a configuration as they stand there.
+    said = (out / "README.md").read_text()
+    block = said.partition("add to it:\n\n")[2].partition("\n3. ")[0]
+    config = yaml.safe_load("\n".join(line[7:] for line in block.splitlines()))
+    assert config["scrape_configs"][0]["tls_config"]["server_name"] == "vllm-fleet"
+    for name in ("prometheus.pem", "prometheus.key"):
+        (out / name).touch()
+    (out / "prometheus.yml").write_text(yaml.safe_dump(config))
+    promtool("check", "config", str(out / "prometheus.yml"))
+
+
+class Grafana(ThreadingHTTPServer):
+    """Answers as Grafana's HTTP API describes its dashboards: get by uid, and create or update."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.boards: dict[str, dict[str, Any]] = {}
+        self.written: list[str] = []
+
+
+class Answers(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: Grafana
+
+    def do_GET(self) -> None:
+        board = self.server.boards.get(self.path.removeprefix("/api/dashboards/uid/"))
+        if board:
+            self.say(200, {"dashboard": board, "meta": {"isStarred": False, "slug": board["uid"]}})
+        else:
+            self.say(404, {"message": "Dashboard not found", "status": "not-found"})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        board = body["dashboard"]
+        version = self.server.boards.get(board["uid"], {}).get("version", 0) + 1
+        assert body["overwrite"] is True
+        self.server.boards[board["uid"]] = {**board, "id": 7, "version": version}
+        self.server.written.append(board["uid"])
+        self.say(
+            200, {"id": 7, "slug": "x", "status": "success", "uid": board["uid"], "url": "/d/x", "version": version}
+        )
+
+    def say(self, status: int, body: dict[str, Any]) -> None:
+        if self.headers["Authorization"] != f"Bearer {TOKEN}":
+            status, body = 401, {"message": "Invalid API key", "messageId": "api-key.invalid", "statusCode": 401}
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def grafana() -> Iterator[Grafana]:
+    made = Grafana()
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield made
+    made.shutdown()
+
+
+def test_grafana_gets_what_it_has_not(grafana: Grafana, tmp_path: Path) -> None:
+    given = {"monitoring_grafana_url": f"http://127.0.0.1:{grafana.server_port}", "monitoring_grafana_token": TOKEN}
+    done = run(tmp_path, "grafana", given)
+    assert done.returncode == 0, done.stdout
+    assert set(grafana.boards) == {f"vllm-fleet-{name}" for name in BOARDS}
+    grafana.written.clear()
+    grafana.boards["vllm-fleet-gpu"]["title"] = "edited by hand"
+    again = run(tmp_path, "grafana", given)
+    assert again.returncode == 0, again.stdout
+    assert grafana.written == ["vllm-fleet-gpu"]
+    assert TOKEN not in done.stdout + again.stdout + done.stderr
