@@ -24,7 +24,7 @@ ROLES = (
 
 #: All roles of this project. Beside them may lie somebody else's.
 OWN = (
-    *(*ROLES, "apt_keyring", "benchmark", "burnin", "gateway", "maintenance"),
+    *(*ROLES, "apt_keyring", "benchmark", "burnin", "gateway", "maintenance", "monitoring"),
     *("repair", "restart", "rollback", "status", "teardown"),
 )
 
@@ -54,6 +54,8 @@ ALSO_KNOWN = frozenset(
         "hf_cache_folder",
         "hf_cache_prewarmed",
         "hf_cache_result",
+        "monitoring_certificate_found",
+        "monitoring_remove",
         "preflight_gpu_found",
         "preflight_result",
         "repair_after_result",
