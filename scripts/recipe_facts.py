@@ -230,7 +230,9 @@ def disagreements(preset: Mapping[str, Any], recipes: Mapping[str, Any]) -> list
         return []
     recipe = recipes.get(own["file"])
     if recipe is None:
-        return [f"{own['file']} is not recorded: run scripts/sync_recipes CHECKOUT --write"]
+        return [
+            f"{own['file']} is not among the recipes: gone, or not recorded yet (scripts/sync_recipes CHECKOUT --write)"
+        ]
     found, reasons = differences(preset, recipe), own.get("differs") or {}
     open_ones = [f"{what}: {told}" for what, told in found.items() if what not in reasons]
     return open_ones + [

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible.module_utils.vllm_fleet.models import sizing
 from ansible.module_utils.vllm_fleet.vllm import release_data, releases
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +100,16 @@ def test_a_default_is_that_of_the_release():
         "0.92",
         "0.92",
     ]
+
+
+def test_a_flag_that_is_to_go_is_a_warning():
+    machine = sizing.Machine("CPU")
+    for tag, count in (("v0.33.0", 1), ("v0.31.0", 0), ("nightly", 0)):
+        flags = {"log-config-file": "x", "disable-cascade-attn": True}
+        found = sizing.size(sizing.Facts("acme/x"), machine, flags, image_version=tag).findings
+        assert [one.what for one in found] == ["vLLM flags"] * count, tag
+    found = sizing.size(sizing.Facts("acme/x"), machine, {"ir-op-priority": "x"}, image_version="v0.33.0").findings
+    assert found[0].got == "--ir-op-priority (to be gone in 0.34)"
 
 
 def test_the_page_names_every_default_that_turned():

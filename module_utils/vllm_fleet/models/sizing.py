@@ -405,13 +405,19 @@ def _version(wanted: str, tag: str) -> list[Finding]:
 
 
 def _flags(flags: Mapping[str, Any], tag: str) -> list[Finding]:
-    """Return a warning for what a vLLM of this version does not know; a node that has the image asks itself."""
-    newer = releases.newer_flags({flag for flag, value in flags.items() if value is not None}, tag)
+    """Return warnings for what a vLLM of this version does not know, or not for long; a node with the image asks it."""
+    given = {flag for flag, value in flags.items() if value is not None}
+    old = releases.deprecated(given, tag)
+    found = []
+    if old:
+        got = ", ".join(f"--{flag} ({end})" for flag, end in old.items())
+        found.append(Finding("warning", "vLLM flags", "no deprecated ones", got, "leave them out of vllm_server_args"))
+    newer = releases.newer_flags(given, tag)
     if not newer:
-        return []
+        return found
     got = ", ".join(f"--{flag} (since {since})" for flag, since in newer.items())
     remedy = "leave out of vllm_server_args what this release does not have, or choose a newer image (vllm_image_tag)"
-    return [Finding("warning", "vLLM flags", f"flags of vLLM {tag}", got, remedy)]
+    return [*found, Finding("warning", "vLLM flags", f"flags of vLLM {tag}", got, remedy)]
 
 
 def _words(numbers: Iterable[int]) -> str:

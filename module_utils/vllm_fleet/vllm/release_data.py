@@ -305,7 +305,8 @@ DEFAULTS: tuple[Turned, ...] = (
     Turned("VLLM_ROCM_USE_AITER_FP4BMM", "0.33", "True", "False"),
 )
 
-#: Flags that still work and that their own help calls deprecated, with the release that is to have them no longer.
+#: Flags that NEWEST still has and calls deprecated, with the release that it says will have them no longer; empty: one
+#: that has no effect any more. Those of 0.33 are still there in 0.33.
 DEPRECATED: Mapping[str, str] = {
     "disable-cascade-attn": "",
     "ir-op-priority": "0.34",

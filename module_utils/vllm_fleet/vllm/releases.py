@@ -83,6 +83,17 @@ def wrong_variables(env: Collection[str], tag: str) -> dict[str, str]:
     return found
 
 
+def deprecated(args: Collection[str], tag: str) -> dict[str, str]:
+    """Return those of ``args`` that the newest release that was read calls deprecated, and what it says of their end.
+
+    Empty for an image of an older release, and for a tag that names none.
+    """
+    if version_of(tag) is None or older(tag, release_data.NEWEST):
+        return {}
+    ends = {flag: release_data.DEPRECATED[flag] for flag in sorted(args) if flag in release_data.DEPRECATED}
+    return {flag: f"to be gone in {end}" if end else "without effect" for flag, end in ends.items()}
+
+
 def default_of(name: str, tag: str) -> str:
     """Return the default that a release has for what turned; the newest one where the tag names no release."""
     turned = next(one for one in release_data.DEFAULTS if one.name == name)

@@ -348,7 +348,8 @@ def test_a_recipe_and_its_preset_are_held_together():
     record = {"models/acme/Tiny-1B.yaml": recipe}
     assert recipe_facts.disagreements(preset, record) == []
     assert recipe_facts.disagreements(preset, {}) == [
-        "models/acme/Tiny-1B.yaml is not recorded: run scripts/sync_recipes CHECKOUT --write"
+        "models/acme/Tiny-1B.yaml is not among the recipes: gone, or not recorded yet "
+        "(scripts/sync_recipes CHECKOUT --write)"
     ]
     preset["accelerators"]["rocm"]["args"]["a"] = 3
     preset["accelerators"]["MI325X"] = {"verified_by": "x"}
