@@ -22,6 +22,7 @@ import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.common import finding, secrets
 from ansible.module_utils.vllm_fleet.host.place import chosen_by_hand
 from ansible.module_utils.vllm_fleet.preflight import machines
+from ansible.module_utils.vllm_fleet.rollout import left_out
 from ansible.module_utils.vllm_fleet.server import options as server_options
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 
@@ -194,7 +195,9 @@ class ActionModule(ActionBase):
                 msg = f"{node}: {'. Also '.join(sentences)}. {args['ending']}"
                 if node in lost and len(lost) < len(looked):
                     limit = ":".join(f"!{one}" for one in lost)
-                    msg += f" To go on without it, add --limit '{limit}', or set rollout_unreachable: skip."
+                    skips = left_out.may_skip(variables["hostvars"][node])  # and something else ends the run
+                    more = "" if skips else ", or set rollout_unreachable: skip"
+                    msg += f" To go on without it, add --limit '{limit}'{more}."
                 refusals[node] = {"msg": msg, "unseen": node in lost, "why": ". Also ".join(sentences)}
         return refusals
 

@@ -172,7 +172,10 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
     ):
         assert sentence in said
     words = " ".join(said.split())
-    assert "gone: connection: " in words and "To go on without it, add --limit '!gone'." in words
+    assert (
+        "gone: connection: " in words
+        and "To go on without it, add --limit '!gone', or set rollout_unreachable: skip." in words
+    )
     assert "s3cret" not in said
     assert "failed=0" in next(
         line for line in done.stdout.splitlines() if line.startswith("good ") and "failed=" in line
