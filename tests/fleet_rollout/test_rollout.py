@@ -544,13 +544,10 @@ def test_a_server_that_an_administrator_keeps_out_is_replaced_and_stays_out(scen
 
 
 def test_a_node_in_maintenance_and_one_that_does_not_answer_are_left_out(scene, load, note):
-    """node4 is stopped, while SSH of node3 alone is gone: its server goes on. The runs after that take both up."""
+    """node4 is stopped, while SSH of node3 alone is gone: its server goes on. The next run takes both up."""
     scene.bad = True
     began = time.monotonic()
     stop = ["--limit", "node4", "-e", '{"maintenance_why": "new DIMM", "maintenance_by": "ada"}']
-    refused = scene.deploy(*stop, "-e", "rollout_min_available=4", playbook="playbooks/stop.yml").failed()
-    assert re.search(r"only 3 replicas of \S+ would stay \(node1, node2 and node3\)", refused.text), refused.output
-    assert all_up(scene)
     scene.deploy(*stop, playbook="playbooks/stop.yml").ok()
     assert scene.server("node4")["State"]["Running"] is False
     scene.until(lambda: scene.gateway()["node4"] != "UP", "node4 is out")
@@ -583,9 +580,8 @@ def test_a_node_in_maintenance_and_one_that_does_not_answer_are_left_out(scene, 
         scene.fleet.exec("node3", ["systemctl", "start", "ssh"])
     assert {node for node, one in scene.servers().items() if one != before[node]} <= {"node1", "node2"}
 
-    done = scene.deploy("--limit", "node4", playbook="playbooks/start.yml").ok()
-    assert "node4" in done.text
-    scene.deploy().ok()
+    # Of node3 no note is to be removed: it is deployed as by any other run.
+    scene.deploy("--limit", "node3,node4", playbook="playbooks/start.yml").ok()
     assert all_up(scene)
     assert health_of(scene)["well"]
     note(f"{time.monotonic() - began:.0f} s")
