@@ -8,6 +8,7 @@ node_exporter takes for an error.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping
 
@@ -16,12 +17,13 @@ LONGEST_LINE, MOST_LINES = 4096, 20_000
 KINDS = frozenset({"counter", "gauge", "histogram", "summary", "untyped"})
 
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
+_NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|Inf)|NaN"
 _LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\["\\n])*"'
-_SAMPLE = re.compile(
-    rf"({_NAME})(?:\{{((?:{_LABEL}(?:,{_LABEL})*)?),?\}})? +([+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|Inf)|NaN)"
-)
+_SAMPLE = re.compile(rf"({_NAME})(?:\{{((?:{_LABEL}(?:,{_LABEL})*)?),?\}})? +({_NUMBER})")
 _TYPE = re.compile(rf"# TYPE ({_NAME}) (\w+)")
-_LABEL_NAME = re.compile(rf'({_NAME})="(?:[^"\\]|\\.)*"')
+_LABEL_NAME = re.compile(rf'({_NAME})="((?:[^"\\]|\\.)*)"')
+#: Labels whose values node_exporter reads as numbers.
+_NUMBERS = {"histogram": "le", "summary": "quantile"}
 _PARTS = ("_bucket", "_sum", "_count")
 
 
@@ -76,7 +78,10 @@ class Page:
             # When a counter began is a series of its own for each counter, of which nobody asks.
             if name.endswith("_created"):
                 continue
-            known = _LABEL_NAME.findall(inside)
+            pairs = _LABEL_NAME.findall(inside)
+            known = [one for one, _ in pairs]
+            if not _number(value) or any(one.startswith("__") for one in known):
+                continue  # with a label that Prometheus keeps to itself node_exporter dies
             if old in known:
                 inside = re.sub(rf'(^|,){old}="', rf'\1{new}="', inside)
                 known = [new if one == old else one for one in known]
@@ -85,6 +90,8 @@ class Page:
             of_family = name == family or (
                 kind in ("histogram", "summary") and name in {family + part for part in _PARTS}
             )
+            if of_family and any(one == _NUMBERS.get(kind) and not _number(text) for one, text in pairs):
+                continue
             self._put(
                 family if of_family else name,
                 kind if of_family else "untyped",
@@ -104,6 +111,14 @@ class Page:
         """Return the page."""
         out = []
         for family, lines in self._lines.items():
+            # Of `a_count` the parser thinks as a part of the histogram `a`, and of its type as the second of `a`.
+            if any(family.endswith(part) and self._kinds.get(family[: -len(part)]) in _NUMBERS for part in _PARTS):
+                continue
             out.append(f"# TYPE {family} {self._kinds[family]}")
             out += [f"{series} {value}" for series, value in lines.items()]
         return "\n".join(out) + "\n"
+
+
+def _number(text: str) -> bool:
+    """Tell whether Go reads a text as a number: one that is too large it refuses."""
+    return re.fullmatch(_NUMBER, text) is not None and ("Inf" in text or math.isfinite(float(text)) or text == "NaN")

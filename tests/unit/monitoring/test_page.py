@@ -68,6 +68,10 @@ def test_two_servers_are_one_family():
         "vllm:x 0x10",
         'vllm:x{a="' + "b" * 5000 + '"} 1',
         "vllm:x{} 1 # {} 2",
+        'vllm:x{__a="b"} 1',  # node_exporter 1.5 dies of it
+        "vllm:x 1e999",
+        "vllm:x \u0661",  # a digit to Python alone
+        "vllm:x{} NaN1",
     ),
 )
 def test_what_node_exporter_would_stumble_over_is_left_out(line):
@@ -100,3 +104,24 @@ def test_words_of_a_node_are_quoted():
     made = Page()
     made.add("x", 1, {"image": 'a"b\\c\nd\x1b[31m', "none": None})
     assert made.text() == '# TYPE x gauge\nx{image="a\\"b\\\\c?d?[31m"} 1\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    (
+        ("histogram", 'vllm:x_bucket{le="many"} 1'),
+        ("histogram", 'vllm:x_bucket{le="1e999"} 1'),
+        ("summary", 'vllm:x{quantile="half"} 1'),
+    ),
+)
+def test_bounds_that_are_no_numbers_are_left_out(kind, line):
+    assert page(f"# TYPE vllm:x {kind}\n{line}\nvllm:y 1\n")[-2:] == [
+        "# TYPE vllm:y untyped",
+        'vllm:y{server="a",release="7"} 1',
+    ]
+
+
+def test_a_histogram_has_no_family_of_the_name_of_its_parts():
+    one, two = '# TYPE vllm:x histogram\nvllm:x_bucket{le="1"} 1\n', "# TYPE vllm:x_count counter\nvllm:x_count 1\n"
+    for text in (one + two, two + one):
+        assert page(text) == ["# TYPE vllm:x histogram", 'vllm:x_bucket{server="a",release="7",le="1"} 1']
