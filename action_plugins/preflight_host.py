@@ -32,7 +32,7 @@ from ansible.module_utils.vllm_fleet.gateway import pools
 from ansible.module_utils.vllm_fleet.host import gpu
 from ansible.module_utils.vllm_fleet.preflight import connection, controller, inventory, role_specs
 from ansible.module_utils.vllm_fleet.vllm import host_variables
-from plugin_utils import planned, role_options
+from plugin_utils import driver_releases, planned, role_options
 from plugin_utils.variables import Variables
 
 #: Asked of the connecting user's shell in one go. Root's rights are tried only where they would be needed.
@@ -80,7 +80,7 @@ class ActionModule(ActionBase):
             more.append(_failed(str(exc), self._way(), "connection"))
         except AnsibleError as exc:
             # What leans on arguments of a wrong kind cannot be worked out: their own finding says it.
-            if not refused & {"vllm_server_args", "vllm_server_env"}:
+            if not refused & {"vllm_server_args", "vllm_server_env", "vllm_server_adapters"}:
                 more.append(_failed(str(exc), self._way(), "look"))
         resting = str(answer.get("maintenance") or "")
         if resting:
@@ -422,10 +422,12 @@ def _sends(known: Variables, answer: Mapping[str, Any]) -> dict[str, bool | None
 
 
 def preload(roles: Path) -> None:
-    """Read the roles' pages before the workers are forked: otherwise each of them reads all."""
+    """Read the roles' pages and drivers before the workers are forked: otherwise each of them reads all."""
     for page in (*roles.glob("*/meta/argument_specs.yml"), *roles.glob("*/defaults/main.yml")):
         with contextlib.suppress(OSError, yaml.YAMLError):
             _read(page)
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+        driver_releases.table()
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from ansible.errors import AnsibleFilterError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.vllm import host_variables
+from ansible.module_utils.vllm_fleet.vllm import adapters, host_variables
 from ansible.module_utils.vllm_fleet.weights import layout, prewarm, said, team
 
 #: The variables that may name a commit.
@@ -144,9 +145,15 @@ def hf_cache_as_owner(result: Mapping[str, Any], host: str) -> list[str]:
 
 
 def hf_cache_commits_of_neighbours(hostvars: Mapping[str, Any], fleet: Sequence[str], host: str) -> list[str]:
-    """Return the commits that other servers of a host's node want, which may not have a container yet."""
+    """Return the commits that other servers of a host's node want, which may not have a container yet.
+
+    With them those of all adapters, the host's own too: two may be commits of one repository.
+    """
     others = [hostvars[one] for one in host_variables.neighbours(hostvars, fleet, host) if one != host]
     named = {str(one.get(name) or "") for one in others for name in ("hf_cache_commit", *_REVISIONS)}
+    for one in (*others, hostvars[host]):
+        with contextlib.suppress(adapters.AdapterError):
+            named |= {adapter.revision for adapter in adapters.parse(one.get(adapters.WHAT))}
     return sorted(name for name in named if layout.is_commit(name))
 
 

@@ -91,6 +91,25 @@ options:
       - The RV(list_digest) that the snapshot must have, from a source that is trusted. A cache, source or manifest with another one is refused.
     type: str
     default: ""
+  also:
+    description:
+      - Further snapshots in the same cache, for a probe. One of them that is not whole is told instead of a snapshot that is.
+      - With O(state=verified) only.
+    type: list
+    elements: dict
+    suboptions:
+      repo_id:
+        description: See O(repo_id).
+        type: str
+        required: true
+      revision:
+        description: See O(revision).
+        type: str
+        default: main
+      list_digest:
+        description: See O(list_digest).
+        type: str
+        default: ""
   margin:
     description: Bytes that must stay free on the disk after the snapshot is there.
     type: int
@@ -310,6 +329,8 @@ def main() -> None:
 
     def work(meter: Meter) -> dict[str, object]:
         request = snapshot_call.parse(options, meter, dry=dry)
+        if params["also"]:
+            return snapshot_call.probe(request, params["also"])
         return snapshot_call.work(request, params["state"], with_manifest=params["with_manifest"], diff=diff)
 
     result = detached.perform("hf_snapshot", options, work, secrets=("hf_token",))

@@ -88,7 +88,7 @@ def _hf_snapshot() -> Probe:
 
     return Probe(
         snapshot_call.SPEC,
-        lambda params: snapshot_call.probe(snapshot_call.parse(params, Meter(), dry=True)),
+        lambda params: snapshot_call.probe(snapshot_call.parse(params, Meter(), dry=True), params["also"] or ()),
         ("verified",),
     )
 

@@ -146,6 +146,38 @@ options:
       preset: {description: "Name of the preset's file; a model with one is known and its id not compared with others.", type: str, default: ""}
       gated: {description: Whether the weights come from the Hub that wants a token and there is none., type: bool, default: false}
       exact: {description: Whether the id is meant even where it resembles one in the cache., type: bool, default: false}
+  adapters:
+    description: LoRA adapters of the server, judged by the inventory and by their own files. Nothing is said without it.
+    type: dict
+    suboptions:
+      adapters:
+        description: The variable C(vllm_server_adapters), as it is.
+        type: raw
+      args:
+        description: Flags of the server.
+        type: dict
+        default: {}
+      served:
+        description: Names of the model itself.
+        type: list
+        elements: str
+        default: []
+      cached:
+        description: Whether the server has a cache that adapters are brought to.
+        type: bool
+        default: true
+      hub:
+        description: Whether the Hub is asked for the file of an adapter that the cache lacks.
+        type: bool
+        default: false
+      endpoint:
+        description: Address of the Hub; an empty text is its own.
+        type: str
+        default: ""
+      token:
+        description: Token for the Hub.
+        type: str
+        default: ""
   disk_weights:
     description: Bytes of all weights. V(0) does not check.
     type: int

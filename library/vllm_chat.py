@@ -130,6 +130,11 @@ options:
     type: list
     elements: str
     default: []
+  listed:
+    description: Further names that C(/v1/models) must list, those of LoRA adapters.
+    type: list
+    elements: str
+    default: []
   headers:
     description:
       - Additional headers by name, for example for a gateway. Put the key into O(api_key).
@@ -222,6 +227,10 @@ options:
         type: float
       endpoints:
         description: See O(endpoints). Not taken from the task, where they are asked once, with the first request.
+        type: list
+        elements: str
+      listed:
+        description: See O(listed). Not taken from the task, where they are looked for once, with the first request.
         type: list
         elements: str
       headers:

@@ -17,12 +17,13 @@ from ansible.module_utils.parsing.convert_bool import boolean
 
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.container import daemon_json
+from ansible.module_utils.vllm_fleet.container.mounts import HF_HOME
 from ansible.module_utils.vllm_fleet.host import driver_table
 from ansible.module_utils.vllm_fleet.models import presets
 from ansible.module_utils.vllm_fleet.replica import place
 from ansible.module_utils.vllm_fleet.rollout import steps
 from ansible.module_utils.vllm_fleet.server import options as server_options
-from ansible.module_utils.vllm_fleet.vllm import cli, host_variables
+from ansible.module_utils.vllm_fleet.vllm import adapters, cli, host_variables
 from ansible.module_utils.vllm_fleet.vllm.ranks import ReplicaError
 from plugin_utils import driver_releases, model_presets, watchdog_program
 from plugin_utils.variables import Variables
@@ -124,8 +125,14 @@ def hf_snapshot(variables: Variables) -> Options:
 
 
 def hf_snapshot_probe(variables: Variables) -> Options:
-    """Return what a probe asks for the weights. Hashing takes its time and is followed by its task."""
-    return hf_snapshot(variables) if variables["hf_cache_verify"] == "quick" else {}
+    """Return what a probe asks for weights and adapters. Hashing takes its time and is followed by its task."""
+    if variables["hf_cache_verify"] != "quick":
+        return {}
+    asked = hf_snapshot(variables)
+    # They are looked for in the same call, and fetched one by one where one is missing.
+    if more := [{key: one[key] for key in ("repo_id", "revision", "list_digest")} for one in hf_adapters(variables)]:
+        asked["args"]["also"] = more
+    return asked
 
 
 # -- vllm_server
@@ -143,7 +150,33 @@ def _weights(variables: Variables) -> str:
 
 
 def _server_args(variables: Variables) -> Options:
-    return presets.lay_over(variables["__vllm_server_preset"]["args"], variables["vllm_server_args"] or {})
+    """Return the server's flags: its preset's, under the inventory's, with the adapters."""
+    args = presets.lay_over(variables["__vllm_server_preset"]["args"], variables["vllm_server_args"] or {})
+    try:
+        return adapters.lay_over(args, adapters.parse(variables.get("vllm_server_adapters")), HF_HOME)
+    except adapters.AdapterError as exc:
+        raise AnsibleFilterError(str(exc)) from None
+
+
+def verification(variables: Variables) -> list[Options]:
+    """Return all requests that verify the server: its own, and one to each adapter."""
+    asked = list(variables["vllm_server_verify"])
+    try:
+        return [*asked, *adapters.requests(adapters.parse(variables.get("vllm_server_adapters")), asked)]
+    except adapters.AdapterError as exc:
+        raise AnsibleFilterError(str(exc)) from None
+
+
+def hf_adapters(variables: Variables) -> list[Options]:
+    """Return the adapters' snapshots as the role hf_cache brings them: name, repo_id, revision, list_digest."""
+    try:
+        wanted = adapters.parse(variables.get("vllm_server_adapters"))
+    except adapters.AdapterError as exc:
+        raise AnsibleFilterError(str(exc)) from None
+    return [
+        {"name": one.name, "repo_id": one.repo, "revision": one.revision, "list_digest": one.list_digest}
+        for one in wanted
+    ]
 
 
 def _server_place(variables: Variables) -> Options:
@@ -201,7 +234,14 @@ def vllm_chat(variables: Variables) -> Options:
         "timeout": variables["vllm_server_verify_timeout"],
         "endpoints": variables["vllm_server_verify_endpoints"],
         "requests": variables["vllm_server_verify"][:1],
+        **_listed(variables),
     }
+
+
+def _listed(variables: Variables) -> Options:
+    """Return the names that the server has to list besides its own: those of its adapters."""
+    found = adapters.names(variables.get("vllm_server_adapters"))
+    return {"listed": found} if found else {}
 
 
 def vllm_chat_probe(variables: Variables) -> Options:
@@ -282,7 +322,7 @@ def vllm_watchdog(variables: Variables) -> Options:
         "stall_timeout": float(variables["vllm_server_stall_timeout"]),
         "model": cli.served_names(_server_args(variables), variables["vllm_server_model"])[0],
         "verify": {
-            "requests": variables["vllm_server_verify"],
+            "requests": verification(variables),
             "timeout": float(variables["vllm_server_verify_timeout"]),
         },
     }
@@ -450,7 +490,27 @@ def preflight_late(variables: Variables) -> Options:
     )
     others = [*own["findings"], *_network(variables, own["replica"])]
     findings = [*variables["preflight_findings"], *unknown, *about, *others]
-    return {"findings": findings, "sizing": sizing, "disk_weights": variables["preflight_disk_weights"]}
+    late = {"findings": findings, "sizing": sizing, "disk_weights": variables["preflight_disk_weights"]}
+    return {**late, **_preflight_adapters(variables, preset, from_hub=from_hub)}
+
+
+def _preflight_adapters(variables: Variables, preset: Mapping[str, Any], *, from_hub: bool) -> Options:
+    """Return what preflight is to look at where the server has adapters."""
+    given, model = variables.get("vllm_server_adapters"), variables.get("vllm_server_model", "")
+    if not given:
+        return {}
+    args = presets.lay_over(preset["args"], variables.get("vllm_server_args") or {})
+    return {
+        "adapters": {
+            "adapters": given,
+            "args": args,
+            "served": cli.served_names(args, model),
+            "cached": variables.get("vllm_server_hf_cache", True) not in (None, ""),
+            "hub": from_hub,
+            "endpoint": variables.get("hf_cache_hub_endpoint", ""),
+            "token": variables.get("hf_token", "") if from_hub else "",
+        }
+    }
 
 
 def _network(variables: Variables, replica: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -463,12 +523,14 @@ def _network(variables: Variables, replica: Mapping[str, Any]) -> list[dict[str,
 #: What the lookup vllm_fleet_options gives, by the name that it is asked for.
 NAMED: dict[str, Callable[[Variables], Any]] = {
     "docker_engine": docker_engine,
+    "hf_adapters": hf_adapters,
     "hf_snapshot": hf_snapshot,
     "image_asks_first": image_asks_first,
     "image_bytes": image_bytes,
     "preflight_place": preflight_place,
     "preflight_preset": preflight_preset,
     "server_preset": server_preset,
+    "server_verification": verification,
     "vllm_chat": vllm_chat,
     "vllm_image": vllm_image,
     "vllm_image_probe": vllm_image_probe,

@@ -169,6 +169,14 @@ def test_a_request_that_the_server_refuses_shows_its_own_words():
     assert "maximum context length is 12 tokens" in result.message
 
 
+def test_names_of_adapters_must_be_listed(server):
+    assert ask(server.url, listed=("tiny",)).ok
+    result = ask(server.url, listed=("tiny", "support", "sql"))
+    assert failed(result) == ["adapters"]
+    assert "expected tiny, support, sql in /v1/models, got not support, sql" in result.message
+    assert "playbooks/restart.yml" in result.message
+
+
 def test_a_missing_endpoint_fails_by_its_name(server):
     result = ask(server.url, endpoints=("/docs", "/nowhere"))
     assert failed(result) == ["endpoint /nowhere"]

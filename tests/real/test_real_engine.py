@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
+import tiny_adapter
 
-from ansible.module_utils.vllm_fleet.vllm.chat import chat
+from ansible.module_utils.vllm_fleet.container.mounts import HF_HOME
+from ansible.module_utils.vllm_fleet.vllm import adapters
+from ansible.module_utils.vllm_fleet.vllm.chat import chat, chat_all
+from ansible.module_utils.vllm_fleet.vllm.chat_options import build_request
 from ansible.module_utils.vllm_fleet.vllm.chat_request import ChatRequest, Expectation
 
 pytestmark = pytest.mark.engine
@@ -24,6 +29,24 @@ def ask(real, pattern="Paris"):
     )
 
 
+def answers_of_adapters(real):
+    """Ask the model and its adapters, as a verification does; all are listed."""
+    first = {"prompt": "What is the capital of France?", "max_tokens": 64, "expect": {"pattern": "Paris"}}
+    base = {"url": f"http://127.0.0.1:{real.port}", "listed": list(ADAPTERS), "temperature": 0.0}
+    own = {"same": {**ADAPTERS["same"], "verify": {"expect": {"pattern": "Paris"}}}, "loud": ADAPTERS["loud"]}
+    asked = [first, *adapters.requests(adapters.parse(own), [first])]
+    given = [build_request({**base, **one, "expect": expectation(one)}) for one in asked]
+    results = chat_all(given)
+    assert [one.message for one in results if not one.ok] == []
+    said = {one.model: one.answer.content for one in results}
+    assert said["same"] in said[real.fixed["model"]]
+    assert said["loud"] not in said[real.fixed["model"]]
+
+
+def expectation(request):
+    return {"pattern": "", "min_chars": 1, "finish_reason": [], "headers": {}, **request["expect"]}
+
+
 def engine_process(real):
     """The pid of the process in which vLLM's engine runs; it names itself."""
     for pid in real.engine.pids(real.id()):
@@ -32,9 +55,33 @@ def engine_process(real):
     raise AssertionError("no EngineCore among the container's processes")
 
 
-def test_an_engine_that_dies_while_serving_is_brought_back_although_it_ends_with_code_0(real):
+#: One that changes nothing, one that changes everything, and one that this server has no room for.
+ADAPTERS = {name: {"repo": f"acme/{name}", "revision": digit * 40} for name, digit in (("same", "1"), ("loud", "2"))}
+WIDE = {"wide": {"repo": "acme/wide", "revision": "3" * 40}}
+
+
+@pytest.fixture
+def with_adapters(real, tmp_path):
+    """The server with two adapters in a cache of its own, beside the model that the seed has."""
+    cache, model = tmp_path / "cache", real.fixed["model"]
+    place = f"models--{model.replace('/', '--')}"
+    (cache / "hub").mkdir(parents=True)
+    subprocess.run(["cp", "-a", f"{real.fixed['hf_cache']}/hub/{place}", cache / "hub"], check=True)
+    kinds = {"same": {}, "loud": {"strength": 0.5}, "wide": {"rank": 32}}
+    for one in adapters.parse({**ADAPTERS, **WIDE}):
+        tiny_adapter.write(Path(one.path(str(cache))), model, **kinds[one.name])
+    args = real.fixed["args"]
+    real.fixed |= {"hf_cache": str(cache), "args": adapters.lay_over(args, adapters.parse(ADAPTERS), HF_HOME)}
+    return adapters.lay_over(args, adapters.parse({**ADAPTERS, **WIDE}), HF_HOME)
+
+
+def test_an_engine_that_dies_while_serving_is_brought_back_although_it_ends_with_code_0(real, with_adapters):
+    """So are its adapters, which answer each in its own way."""
     real.ready()
     assert ask(real).ok
+    answers_of_adapters(real)
+    refused = real.run(args=with_adapters)
+    assert "adapter wide: expected a rank up to 16 (max-lora-rank), found 32" in refused["msg"]
     before = real.inspect()
     os.kill(engine_process(real), signal.SIGKILL)
     deadline = time.monotonic() + 60
@@ -45,6 +92,7 @@ def test_an_engine_that_dies_while_serving_is_brought_back_although_it_ends_with
     assert again["actions"] == []
     assert real.id() == before["Id"]
     assert ask(real).ok
+    answers_of_adapters(real)
 
 
 @pytest.mark.parametrize(

@@ -2,5 +2,5 @@
 """What does a model take, and what fits on a machine?
 
 May import: common, host, vllm, weights.
-Pure but for: hub_files.
+Pure but for: adapter_files, hub_files.
 """

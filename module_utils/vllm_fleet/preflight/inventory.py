@@ -17,7 +17,7 @@ from ..common import maintenance
 from ..common.finding import Finding
 from ..common.secrets import kind, scrub, unsendable
 from ..container.spec import LOOPBACK
-from ..vllm import host_variables, release_data, releases
+from ..vllm import adapters, host_variables, release_data, releases
 from ..vllm.cli import flag_name
 
 #: The variables that the checks read; the controller fetches these.
@@ -28,6 +28,7 @@ VARIABLES = (
     "vllm_server_revision",
     "vllm_server_args",
     "vllm_server_env",
+    "vllm_server_adapters",
     "vllm_server_bind",
     "vllm_server_port",
     "vllm_server_api_key",
@@ -46,7 +47,10 @@ VARIABLES = (
 )
 
 #: What all hosts of one replica must have in common: they are one server.
-OF_A_REPLICA = ("vllm_server_model", "vllm_server_variant", "vllm_server_features", "vllm_server_revision")
+OF_A_REPLICA = (
+    *("vllm_server_model", "vllm_server_variant", "vllm_server_features", "vllm_server_revision"),
+    "vllm_server_adapters",
+)
 
 __all__ = [
     "EVERYWHERE",
@@ -88,11 +92,16 @@ def judge(values: Mapping[str, Any]) -> list[Finding]:
         "vllm_server_port": _port,
         "vllm_server_args": _utilization,
         "vllm_server_env": _key_in_env,
+        "vllm_server_adapters": _adapters,
         "vllm_server_api_key": _key,
         "hf_token": lambda values: _key(values, "hf_token"),
         "vllm_watchdog_silence": _watchdog,
     }
-    leans_on = {"vllm_image_tag": "vllm_image_digest", "vllm_server_bind": "vllm_server_api_key"}
+    leans_on = {
+        "vllm_server_adapters": "vllm_server_args",
+        "vllm_image_tag": "vllm_image_digest",
+        "vllm_server_bind": "vllm_server_api_key",
+    }
     judged = [
         check(known) for name, check in checks.items() if name not in unknown and leans_on.get(name) not in unknown
     ]
@@ -267,6 +276,18 @@ def _variables(values: Mapping[str, Any]) -> Finding | None:
     got = ", ".join(f"{name} ({why})" for name, why in wrong.items())
     remedy = "; ".join([*instead, "take out of vllm_server_env what this release does not read"])
     return Finding("warning", "vllm_server_env", f"variables of vLLM {tag}", got, remedy)
+
+
+def _adapters(values: Mapping[str, Any]) -> Finding | None:
+    """Judge the form of the adapters, and their names beside those of lora-modules."""
+    args = values.get("vllm_server_args")
+    try:
+        adapters.lay_over(args if isinstance(args, Mapping) else {}, adapters.parse(values.get(adapters.WHAT)), "")
+    except adapters.AdapterError as error:
+        return Finding(
+            "refused", adapters.WHAT, "adapters", str(error).removeprefix(f"{adapters.WHAT}: "), "correct it"
+        )
+    return None
 
 
 def _port(values: Mapping[str, Any]) -> Finding:

@@ -17,7 +17,8 @@ from ..container.spec import LABEL_MANAGED
 from ..host import gpu_memory, place, probe, rocm
 from ..host.place import Place
 from ..host.share import NoPlace
-from ..models import model_files, sizing, sizing_table
+from ..models import adapter_files, model_files, sizing, sizing_table
+from ..vllm import adapters
 from ..vllm.cli import CommandError
 from . import judge
 from .options import PreflightOptions
@@ -99,12 +100,26 @@ def look(options: PreflightOptions) -> tuple[dict[str, Any], list[finding.Findin
         "bind": options.bind,
         "port": options.port,
     }
+    found += _adapters(options)
     if options.sizing and options.model:
         sized, about_model = model_files.on_node(options.model, options.sizing, node, options.cache)
         found = [*(_with_wish(one, shared.place) for one in about_model), *found]
         if sized:
             answer["sizing"] = sizing_table.as_row(sized)
     return answer, found
+
+
+def _adapters(options: PreflightOptions) -> list[finding.Finding]:
+    """Return what speaks against the adapters: the inventory first, then each one's own file."""
+    asked = options.adapters
+    if not asked:
+        return []
+    try:
+        wanted = adapters.parse(asked["adapters"])
+    except adapters.AdapterError:  # the inventory's own finding
+        return []
+    found = adapters.judge(wanted, asked["args"], asked["served"], cached=asked["cached"])
+    return [*found, *adapter_files.findings(wanted, asked, options.model, options.cache)]
 
 
 @dataclass(frozen=True)

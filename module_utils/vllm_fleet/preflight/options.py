@@ -25,6 +25,15 @@ SIZING: dict[str, Any] = {
     "exact": {"type": "bool", "default": False},
     "gated": {"type": "bool", "default": False},
 }
+ADAPTERS: dict[str, Any] = {
+    "adapters": {"type": "raw"},
+    "args": {"type": "dict", "default": {}},
+    "served": {"type": "list", "elements": "str", "default": []},
+    "cached": {"type": "bool", "default": True},
+    "hub": {"type": "bool", "default": False},
+    "endpoint": {"type": "str", "default": ""},
+    "token": {"type": "str", "default": "", "no_log": True},
+}
 ARCHIVE: dict[str, Any] = {
     "path": {"type": "str", "default": ""},
     "location": {"type": "str", "choices": ["node", "controller"], "default": "node"},
@@ -63,6 +72,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "cache_create": {"type": "bool", "default": True},
     "model": {"type": "str", "default": ""},
     "sizing": {"type": "dict", "options": SIZING},
+    "adapters": {"type": "dict", "options": ADAPTERS},
     "disk_weights": {"type": "int", "default": 0},
     "port": {"type": "int", "default": 0},
     "bind": {"type": "str", "default": "127.0.0.1"},
@@ -111,6 +121,7 @@ class PreflightOptions(ServerNeeds):
     sets_numa_balancing: bool
     min_ram: int | None
     sizing: Mapping[str, Any] | None
+    adapters: Mapping[str, Any] | None
     accept: tuple[str, ...]
     findings: tuple[Finding, ...]
     sysfs_root: str

@@ -52,6 +52,7 @@ ALSO_KNOWN = frozenset(
         "maintenance_ends",
         "hf_cache_commit",
         "hf_cache_folder",
+        "hf_cache_pending",
         "hf_cache_prewarmed",
         "hf_cache_result",
         "monitoring_certificate_found",

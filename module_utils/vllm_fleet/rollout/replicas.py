@@ -130,7 +130,9 @@ def pending_artifact(found: Mapping[str, Any] | None, variables: Mapping[str, An
     lacks = image.get("present") is False or moves
     if lacks and (why == "image_missing" or (why is None and not found.get("failed"))):
         return "the image"
-    if weights.get("complete") is False and why in _NO_WEIGHTS:
+    # The role's own result is the model's; adapters are noted by themselves.
+    lacks = weights.get("complete") is False or host_variables.truth(variables.get("hf_cache_pending"))
+    if lacks and why in _NO_WEIGHTS:
         return "the weights"
     missing = engine.get("running") is False or engine.get("sdk") is False
     return "the engine" if missing and why == "unknown" else ""

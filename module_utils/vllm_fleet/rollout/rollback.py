@@ -112,6 +112,7 @@ def variables(found: Mapping[str, Any], env: Mapping[str, Any], presets_path: st
         "vllm_server_presets_path": presets_path,
         "vllm_server_variant": "",
         "vllm_server_features": [],
+        "vllm_server_adapters": {},  # they are flags of the record
     }
 
 

@@ -23,7 +23,7 @@ STEPS = ("engine", "image", "weights")
 FACTS = {
     "engine": ("docker_engine_become", "docker_engine_result", "rocm_reboot_required"),
     "image": ("vllm_image_id", "vllm_image_ref", "vllm_image_result"),
-    "weights": ("hf_cache_folder", "hf_cache_commit", "hf_cache_result"),
+    "weights": ("hf_cache_folder", "hf_cache_commit", "hf_cache_pending", "hf_cache_result"),
 }
 #: The variables that say which image and which snapshot a host wants.
 _WANTED = {
@@ -37,7 +37,7 @@ _WANTED = {
     ),
     "weights": (
         *("hf_cache_path", "hf_cache_repo_id", "hf_cache_revision", "hf_cache_source", "hf_cache_list_digest"),
-        *("vllm_server_model", "vllm_server_variant", "vllm_server_revision"),
+        *("vllm_server_model", "vllm_server_variant", "vllm_server_revision", "vllm_server_adapters"),
     ),
 }
 
@@ -191,7 +191,8 @@ def warms(hostvars: Mapping[str, Any], batch: Iterable[str], host: str) -> bool:
     """Return whether a host of a wave reads its weights into memory: the first of those of its node that have them."""
 
     def weights(one: str) -> list[Any]:
-        return [hostvars[one].get(name) for name in _WANTED["weights"]]
+        # Adapters are small.
+        return [hostvars[one].get(name) for name in _WANTED["weights"] if name != "vllm_server_adapters"]
 
     here = neighbours(hostvars, batch, host)
     return len(here) == 1 or next((one for one in here if weights(one) == weights(host)), host) == host

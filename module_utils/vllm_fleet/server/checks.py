@@ -6,12 +6,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ..common.failure import FailureClass
 from ..common.refused import Refused
 from ..container.inspected import Inspected, names
 from ..container.mounts import ENGINE_CACHE, HF_HOME, normal_path
 from ..container.spec import Spec
+from ..models import adapter_files
+from ..vllm import adapters
 from ..vllm.ranks import GUARD_TARGET
 from . import gpu_gate, observe, preconditions
 from .observe import Observation
@@ -31,6 +34,7 @@ def before_stop(context: RunContext, seen: Observation, spec: Spec) -> Observati
     if seen.name_taken and seen.current and "create" in seen.plan.actions:
         raise _name_taken(context.next_name)
     _model(context, spec)
+    _adapters(context, spec)
     gpu_gate.check_parallelism(options)
     preconditions.volumes_exist(tuple(v for v in spec.volumes if v.target not in (ENGINE_CACHE, GUARD_TARGET)))
     preconditions.mounts_have_a_place(spec.volumes)
@@ -115,6 +119,23 @@ def _model(context: RunContext, spec: Spec) -> None:
             raise
     if model.startswith("/") and any(v.source == normal_path(model) for v in spec.volumes):
         preconditions.model_folder_exists(model)
+
+
+def _adapters(context: RunContext, spec: Spec) -> None:
+    """Check that the adapters are in the cache, and that the server's flags have room for their ranks."""
+    options = context.options
+    if not options.hf_cache:
+        return
+    inside = f"{HF_HOME}/"
+    folders = {
+        name: Path(options.hf_cache, path.removeprefix(inside))
+        for name, path in adapters.paths(options.flags).items()
+        if path.startswith(inside)
+    }
+    wrong = adapter_files.worst(adapter_files.judged(folders, options.flags, options.model))
+    if wrong:
+        failure = FailureClass.CACHE_INCOMPLETE if wrong.expected == "its files" else FailureClass.BAD_ARGUMENT
+        raise Refused(failure, f"{wrong.what}: expected {wrong.expected}, found {wrong.got}", wrong.remedy)
 
 
 def _own_pids(context: RunContext, seen: Observation) -> frozenset[int]:

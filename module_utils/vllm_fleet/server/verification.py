@@ -55,11 +55,16 @@ def _mended(
     errors = {one.get("error") for one in chat.get("results") or []}
     if errors & _NOBODY_LISTENS:
         return {"restart": False, "silent": True, "because": "it does not listen, although its container runs"}
+    wrong = [one for one in chat.get("checks") or [] if not one.get("ok")]
+    if wrong and all(one.get("name") == ADAPTERS for one in wrong):
+        return {"restart": True, "silent": False, "because": "it has lost adapters that it loads at its start"}
     engine = str(chat.get("engine") or "")
     why = _BROKEN.get(engine)
     return {"restart": True, "silent": engine == "hung", "because": why} if why else {}
 
 
+#: The check of vllm_chat that is wrong where somebody unloaded an adapter.
+ADAPTERS = "adapters"
 #: Errors of vllm_chat where a container runs and its server is not there: it loads, or dies again and again. Docker's
 #: proxy of a published port closes or resets what nobody takes.
 _NOBODY_LISTENS = frozenset({"refused", "reset", "closed"})

@@ -66,6 +66,7 @@ class _Exchange:
             result.checks.append(Check(name, False, expected, got, self._redacted(error.remedy)))
         if result.error is None or result.error.kind not in HOPELESS:
             result.checks.extend(self._check_endpoint(path) for path in request.endpoints)
+            result.checks.extend(self._check_listed(request.listed))
         return result
 
     def ask(self) -> None:
@@ -210,6 +211,19 @@ class _Exchange:
                 ok = False
         remedy = "Another server than the expected one answers on this port: compare the container's model and port."
         return Check("model", ok, f"model {wanted!r}", f"model {got!r}" if got else "no model named", remedy)
+
+    def _check_listed(self, names: Sequence[str]) -> list[Check]:
+        """Whether /v1/models lists the adapters."""
+        if not names:
+            return []
+        expected = f"{', '.join(names)} in {MODELS_PATH}"
+        try:
+            there = self.served()
+        except ChatError as error:
+            return [Check("adapters", False, expected, self._redacted(error.message), self._redacted(error.remedy))]
+        lost = [name for name in names if name not in there]
+        remedy = "A server loads its adapters at its start: restart it (`deploy.yml` does, or `playbooks/restart.yml`)."
+        return [Check("adapters", not lost, expected, f"not {', '.join(lost)}" if lost else "all of them", remedy)]
 
     def _check_endpoint(self, path: str) -> Check:
         name, expected = f"endpoint {path}", "HTTP 200"

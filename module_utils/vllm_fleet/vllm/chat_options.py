@@ -39,6 +39,7 @@ REQUEST_SPEC: dict[str, dict[str, Any]] = {
     "max_ttft": {"type": "float"},
     "min_tokens_per_second": {"type": "float"},
     "endpoints": {"type": "list", "elements": "str"},
+    "listed": {"type": "list", "elements": "str"},
     "headers": {"type": "dict"},
 }
 DEFAULTS: dict[str, Any] = {
@@ -54,9 +55,12 @@ DEFAULTS: dict[str, Any] = {
     "api_key": "",
     "timeout": 120.0,
     "endpoints": [],
+    "listed": [],
     "headers": {},
 }
 ASKED_FOR = ("messages", "prompt", "query")
+#: What is asked beside the first request alone.
+ONCE = ("endpoints", "listed")
 
 
 def argument_spec() -> dict[str, Any]:
@@ -89,6 +93,7 @@ def build_request(options: dict[str, Any]) -> ChatRequest:
         )
     given["documents"] = tuple(given.get("documents", ()))
     given["endpoints"] = tuple(given.get("endpoints", ()))
+    given["listed"] = tuple(given.get("listed", ()))
     given["headers"] = texts(given.get("headers", {}))
     return ChatRequest(**given)
 
@@ -103,7 +108,7 @@ def build_requests(params: dict[str, Any]) -> list[ChatRequest]:
     requests = []
     for number, own in enumerate(params["requests"], 1):
         said = {name: value for name, value in own.items() if value is not None}
-        inherited = {name: value for name, value in task.items() if name != "endpoints" or number == 1}
+        inherited = {name: value for name, value in task.items() if name not in ONCE or number == 1}
         merged = {**inherited, "name": str(number), **said}
         try:
             requests.append(build_request(merged))

@@ -52,7 +52,8 @@ class ChatRequest:
     """One request. Times in seconds; `url` is the server's root, a closing `/v1` is allowed.
 
     An empty `model` means the first one that the server lists. `timeout` is for the whole request, its body included.
-    `endpoints` are paths that must answer a GET with 200 besides; `/v1/models` must list the model, too.
+    `endpoints` are paths that must answer a GET with 200 besides; `/v1/models` must list the model, too. `listed` are
+    further names that it must list, those of adapters.
     `headers` are sent with everything, besides those that HTTP and `api_key` need.
     """
 
@@ -73,6 +74,7 @@ class ChatRequest:
     max_ttft: float | None = None
     min_tokens_per_second: float | None = None
     endpoints: tuple[str, ...] = ()
+    listed: tuple[str, ...] = ()
     name: str = ""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 

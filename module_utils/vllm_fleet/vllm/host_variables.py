@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..common.probes import probed
-from . import cli
+from . import adapters, cli
 
 PORT = 8000  # default of the role vllm_server
 NAME = "vllm"  # likewise, of its container
@@ -35,6 +35,12 @@ def truth(value: Any) -> bool:
 def served_names(variables: Mapping[str, Any]) -> list[str]:
     """Return the names under which a host's server is to answer, the first one first."""
     return cli.served_names(variables.get("vllm_server_args") or {}, str(variables.get("vllm_server_model") or ""))
+
+
+def adapter_names(variables: Mapping[str, Any]) -> list[str]:
+    """Return the names of the LoRA adapters that a host's server is to have from its start."""
+    own = cli.adapter_names(variables.get("vllm_server_args") or {})
+    return list(dict.fromkeys([*own, *adapters.names(variables.get("vllm_server_adapters"))]))
 
 
 def server_result(variables: Mapping[str, Any]) -> Mapping[str, Any]:

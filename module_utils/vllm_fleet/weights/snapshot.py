@@ -164,7 +164,7 @@ def _links_manifest(snapshot: Path, commit: str, report: Report) -> Manifest:
     """Return the list of what is linked and what the weight index names, where no better list is there."""
     paths = set(_linked_files(snapshot))
     entries = {path: Entry(path, None, _link_blob(snapshot / path)) for path in paths}
-    required = {"config.json"}
+    required = {"adapter_config.json" if "adapter_config.json" in paths else "config.json"}
     indexes = [name for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json") if name in paths]
     if indexes:
         try:

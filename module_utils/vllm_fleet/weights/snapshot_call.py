@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ from .files import FetchError, not_reached
 from .layout import Repository, SnapshotError
 from .owner import acting_as, owner_of
 
+#: Further snapshots of a probe.
+ALSO: dict[str, Any] = {
+    "repo_id": {"type": "str", "required": True},
+    "revision": {"type": "str", "default": "main"},
+    "list_digest": {"type": "str", "default": ""},
+}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "repo_id": {"type": "str", "required": True},
     "revision": {"type": "str", "default": "main"},
@@ -26,6 +33,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "create": {"type": "bool", "default": True},
     "keep": {"type": "list", "elements": "str", "default": []},
     "list_digest": {"type": "str", "default": ""},
+    "also": {"type": "list", "elements": "dict", "options": ALSO},
     "margin": {"type": "int", "default": 1 << 30},
     "hf_token": {"type": "str", "no_log": True},
     "hub_python": {"type": "path"},
@@ -104,6 +112,22 @@ def _failed(result: fetch.Result, error: Exception) -> dict[str, Any]:
     }
 
 
-def probe(request: fetch.Request) -> dict[str, Any]:
-    """Return what hf_snapshot returns with ``state: verified``. Nothing changes."""
-    return work(request, "verified")
+def probe(request: fetch.Request, also: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Return what hf_snapshot returns with ``state: verified``. Nothing changes.
+
+    The first of the snapshots ``also`` that is not whole is told instead of one that is.
+    """
+    found = work(request, "verified")
+    for one in also:
+        if found.get("failed") or not found.get("complete"):
+            break
+        other = replace(
+            request,
+            repository=Repository(request.repository.cache, one["repo_id"]),
+            revision=one["revision"],
+            digest=one["list_digest"],
+        )
+        looked = work(other, "verified")
+        if looked.get("failed") or not looked.get("complete"):
+            return looked
+    return found

@@ -167,6 +167,8 @@ class Server(ThreadingHTTPServer):
         self.model = options.model
         self.max_model_len = max_model_len(options)
         self.names = [behaviour.serve_model] if behaviour.serve_model else options.served_model_name or [options.model]
+        #: LoRA adapters by name. vLLM reads their files here; that is for the real one.
+        self.adapters = dict(module.partition("=")[::2] for module in options.lora_modules or ())
         self.keys = options.api_key or [key for key in (os.environ.get("VLLM_API_KEY"),) if key]
         self.traffic = Traffic(options.max_num_seqs)
         self.statistics = not options.disable_log_stats
@@ -217,7 +219,9 @@ class Handler(BaseHTTPRequestHandler):
         if path in ("/health", "/ping"):
             self._send(503 if self.server.behaviour.never_healthy else 200, b"", None)
         elif path == "/v1/models":
-            self._send_json(200, {"object": "list", "data": [self._model_card(name) for name in self.server.names]})
+            self._send_json(
+                200, {"object": "list", "data": [*map(self._model_card, (*self.server.names, *self.server.adapters))]}
+            )
         elif path == "/version":
             self._send_json(200, {"version": VERSION})
         elif path == "/load":
@@ -245,6 +249,10 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, b"", None)
             return
         if not self._authorised():
+            return
+        if path == "/v1/unload_lora_adapter" and os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "1":
+            self.server.adapters.pop(json.loads(body)["lora_name"])
+            self._send(200, b"Success", "text/plain")
             return
         if path not in ("/v1/chat/completions", "/v1/completions", "/invocations"):
             self._send_json(404, {"detail": "Not Found"})
@@ -336,8 +344,8 @@ class Handler(BaseHTTPRequestHandler):
             "object": "model",
             "created": int(time.time()),
             "owned_by": "vllm",
-            "root": self.server.model,
-            "parent": None,
+            "root": self.server.adapters.get(name, self.server.model),
+            "parent": self.server.names[0] if name in self.server.adapters else None,
             "max_model_len": self.server.max_model_len,
             "permission": [],
         }
@@ -405,7 +413,7 @@ class Completion:
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise RefusedError(400, "BadRequestError", f"Cannot read the request: {error!r}") from error
         wanted = request.get("model")
-        if wanted and wanted not in server.names:
+        if wanted and wanted not in (*server.names, *server.adapters):
             message = f"The model `{wanted}` does not exist. Valid aliases: {', '.join(server.names)}."
             raise RefusedError(404, "NotFoundError", message, "model")
         # A chat template adds some tokens of its own; /v1/completions generates 16 tokens unless told otherwise.
@@ -441,7 +449,7 @@ class Completion:
         self._head = {
             "id": ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex,
             "created": int(time.time()),
-            "model": server.names[0],
+            "model": wanted if wanted in server.adapters else server.names[0],
         }
 
     def _usage(self) -> dict[str, Any]:

@@ -54,6 +54,15 @@ def test_a_good_inventory_is_good():
         ({"vllm_server_args": {"gpu-memory-utilization": "ninety"}}, "gpu-memory-utilization", "ninety"),
         ({"vllm_server_args": {"gpu-memory-utilization": "nan"}}, "gpu-memory-utilization", "nan"),
         ({"vllm_server_env": {"VLLM_API_KEY": "k"}}, "vllm_server_env", "VLLM_API_KEY"),
+        ({"vllm_server_adapters": {"a": "org/lora"}}, "vllm_server_adapters", "a is 'org/lora'; expected {repo"),
+        (
+            {
+                "vllm_server_adapters": {"a": {"repo": "org/lora", "revision": "1" * 40}},
+                "vllm_server_args": {"lora-modules": ["a=/x"]},
+            },
+            "vllm_server_adapters",
+            "a stands in vllm_server_adapters and in lora-modules",
+        ),
         ({"vllm_server_api_key": "two words"}, "vllm_server_api_key", "no header can carry"),
         ({"vllm_server_api_key": "secret\n"}, "vllm_server_api_key", "no header can carry"),
         ({"vllm_server_api_key": "schl\u00fcssel"}, "vllm_server_api_key", "no header can carry"),

@@ -158,6 +158,7 @@ def test_the_variables_of_a_record_have_todays_secrets_and_no_preset(recorded, s
         "vllm_server_presets_path": "/none",
         "vllm_server_variant": "",
         "vllm_server_features": [],
+        "vllm_server_adapters": {},
     }
     assert found["variables"]["vllm_server_env"] == recorded
 

@@ -103,3 +103,15 @@ def test_a_restart_that_was_asked_for_is_done_whatever_the_server_answers(said, 
     call = {"ranks": 1, "asked": ASKED, **more}
     assert verification.repair(said, SAME, "plan", ["all"], **call) == {**ASKED, "silent": silent}
     assert not verification.repair(chat("busy"), SAME, "deploy", ["all"], **call)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "restart"),
+    [(["adapters"], True), (["adapters", "content"], None), (["endpoint /docs"], None), ([], None)],
+)
+def test_a_server_that_lost_adapters_is_restarted_and_one_that_is_wrong_besides_is_not(wrong, restart):
+    checks = [{"name": "status", "ok": True}, *({"name": name, "ok": False} for name in wrong)]
+    said = {"failed": True, "checks": checks, "results": [{"error": None}]}
+    found = verification.repair(said, SAME, "plan", ["all"], ranks=1)
+    assert found.get("restart") is restart
+    assert ("lost adapters" in found.get("because", "")) is bool(restart)

@@ -110,3 +110,23 @@ def test_the_seed_s_list_is_compared_with_the_hub_s() -> None:
     fault = team.list_fault(odd, listed, "n1")
     assert fault.startswith("The snapshot of n1 is not what the Hub has")
     assert "config.json (other content), x.py (not in it)" in fault
+
+
+def test_a_probe_of_several_snapshots_tells_the_first_that_is_not_whole(good: FakeCache) -> None:
+    """As for a server with adapters: one call, and no `everything is there` unless it is."""
+
+    def probed(*also: str) -> tuple[str, bool]:
+        defaults = {name: spec.get("default") for name, spec in snapshot_call.ARGUMENTS.items()}
+        given = {**defaults, "cache": str(good.cache), "repo_id": good.repo_id}
+        more = [{"repo_id": name, "revision": COMMIT, "list_digest": ""} for name in also]
+        found = snapshot_call.probe(snapshot_call.parse(given, Meter(), dry=True), more)
+        return found["repo_id"], bool(found["complete"]) and not found.get("failed")
+
+    FakeCache(good.cache, {"adapter_config.json": b"{}", "adapter_model.safetensors": b""}, repo_id="acme/lora")
+    FakeCache(good.cache, {"adapter_config.json": b"{}"}, repo_id="acme/cut").blob("adapter_config.json").unlink()
+    assert probed() == (good.repo_id, True)
+    assert probed("acme/lora") == (good.repo_id, True)
+    assert probed("acme/lora", "acme/none") == ("acme/none", False)
+    assert probed("acme/cut", "acme/none") == ("acme/cut", False)
+    good.blob("config.json").unlink()
+    assert probed("acme/none") == (good.repo_id, False)
