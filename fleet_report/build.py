@@ -150,7 +150,9 @@ def worth_a_page(report: Mapping[str, Any]) -> bool:
     if report["check_mode"]:
         return False
     nodes = report["nodes"]
-    bad = bool(report["stopped"]) or any(n["outcome"] in ("failed", "restored", "unreachable") for n in nodes)
+    # Where all ended before any server was looked at, the terminal has said all of it.
+    stopped = bool(report["stopped"]) and any(n["started"] for n in nodes)
+    bad = stopped or any(n["outcome"] in ("failed", "refused", "restored", "unreachable") for n in nodes)
     return any(n["changed"] or n["benchmark"] or n["burn_in"] for n in nodes) or (bool(report["changing"]) and bad)
 
 
@@ -356,7 +358,7 @@ def _node_outcome(
     started, restored = last.get("started"), last.get("restored")
     if why:
         back = (started or {}).get("data", {}).get("rolled_back") or (restored and _went_back(restored))
-        return "restored" if back else "failed"
+        return "refused" if failure.before_anything(last, why) else "restored" if back else "failed"
     if started:
         deed = _deed(started["data"].get("actions") or []) if started["changed"] else "unchanged"
         return "restarted" if (last.get("restarted") or {}).get("changed") else deed

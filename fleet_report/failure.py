@@ -50,6 +50,11 @@ def of_host(
     return _told(host, bad, tasks)
 
 
+def before_anything(last: Mapping[str, Mapping[str, Any]], why: Mapping[str, Any]) -> bool:
+    """Return whether a host was refused when it was looked at; ``last`` are the results of vllm_server by state."""
+    return bool(why.get("refused")) or ({*last} == {"asked"} and last["asked"]["status"] == "failed")
+
+
 def of_the_run(results: Sequence[Mapping[str, Any]], tasks: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any] | None:
     """Why all hosts ended, where a task failed that one of them did for all; None where there is no such task."""
     bad = [r for r in results if _counts(r) and tasks[r["task"]].get("once")]
@@ -79,4 +84,11 @@ def _told(host: str, bad: Sequence[Mapping[str, Any]], tasks: Mapping[Any, Mappi
     ending = str(bad[-1]["data"].get("msg") or "") if bad[-1] is not first else ""
     cause = cause.removeprefix(f"{host}: ")
     rest = ending.removeprefix(f"{host}: ").removeprefix(cause).strip()
-    return {"class": kind, "cause": cause, "evidence": [], "remedy": rest, "exit_code": None, "task": task["name"]}
+    return {
+        **_NOTHING,
+        "class": kind,
+        "cause": cause,
+        "remedy": rest,
+        "task": task["name"],
+        "refused": _module(task["action"]) == "preflight_report",
+    }

@@ -12,6 +12,7 @@ from fleet_report.words import count
 WORST = (
     "unreachable",
     "failed",
+    "refused",
     "restored",
     "removed",
     "deployed",

@@ -14,6 +14,7 @@ from fleet_report.words import DASH, clip, count, duration, latency, rate, sprea
 OUTCOMES = {
     "failed": "failed",
     "unreachable": "unreachable",
+    "refused": "refused",
     "restored": "failed and restored",
     "deployed": "deployed",
     "replaced": "replaced",
@@ -30,9 +31,11 @@ OUTCOMES = {
     "absent": "had no server",
     "untouched": "not attempted",
 }
-BAD = ("failed", "unreachable", "restored")
+BAD = ("failed", "refused", "unreachable", "restored")
 #: Rows of a table on the terminal; the page has them all.
 _ROWS = 20
+#: Outcomes without figures: the first line counts them, and what is wrong stands below.
+_UNTOLD = ("unchanged", "answered", "untouched", "unreachable", "refused", "removed", "absent")
 #: Nodes whose differences are named in the line of a check run.
 _NAMED = 8
 
@@ -102,6 +105,8 @@ def _undescribed(report: Mapping[str, Any]) -> list[str]:
 
 def _calm(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line for a run that changed nothing."""
+    if all(node["outcome"] == "absent" for node in nodes):
+        return [f"{number(nodes)}, no server to remove."]
     asked = [node for node in nodes if node["answered"]]
     answered = [node for node in asked if node["ttft"] is not None]
     if not asked:
@@ -147,7 +152,7 @@ def differences(node: Mapping[str, Any]) -> str:
 
 
 def _table(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
-    shown = [node for node in nodes if node["outcome"] not in ("unchanged", "answered", "untouched", "unreachable")]
+    shown = [node for node in nodes if node["outcome"] not in _UNTOLD]
     if not any(node["started"] for node in shown):
         return []
     left = shown[_ROWS:] if len(shown) > _ROWS else []

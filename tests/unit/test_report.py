@@ -185,6 +185,23 @@ def removal(check_mode=False):
     return report_of(run, check_mode=check_mode)
 
 
+def test_a_node_that_is_refused_when_it_is_looked_at_has_not_failed():
+    run = Run(2)
+    run.play("vllm_server")
+    wrong = {"failure": {**FAILURE, "class": "bad_argument", "cause": "no such flag"}, "msg": "x"}
+    run.task(
+        "Ask", "vllm_server", "vllm_server", dict.fromkeys(run.names, (1, "failed", wrong)), state="started", asked=True
+    )
+    head, *why = terminal.lines(report_of(run, failed=run.names), "x")
+    assert head.endswith(": 2 refused") and why[0] == "node1, node2: bad_argument: no such flag"
+    run = Run(2)
+    run.play("vllm_server")
+    told = {n: (1, "failed", {"msg": f"{n}: port: taken. Nothing was touched."}) for n in run.names}
+    run.task("Refuse", "preflight", "preflight_report", told)
+    head, *why = terminal.lines(report_of(run, failed=run.names))
+    assert head.endswith(": 2 refused") and why == ["node1, node2: port: taken. Nothing was touched."]
+
+
 def test_a_teardown_says_what_it_removed():
     report = removal()
     assert build.worth_a_page(report)
