@@ -34,6 +34,8 @@ OUTCOMES = {
 BAD = ("failed", "refused", "unreachable", "restored")
 #: Rows of a table on the terminal; the page has them all.
 _ROWS = 20
+#: Where the plan points to what was said of single nodes.
+_SEE = "(see above)"
 #: Outcomes without figures: the first line counts them, and what is wrong stands below.
 _UNTOLD = ("unchanged", "answered", "untouched", "unreachable", "refused", "removed", "absent")
 #: Nodes whose differences are named in the line of a check run.
@@ -51,10 +53,11 @@ def lines(report: Mapping[str, Any], page: str | None = None) -> list[str]:
     nodes = report["nodes"]
     if not nodes:
         return []
-    told_failures = [
-        *_why_all(report.get("stopped")),
-        *(line for group in failures([*nodes, *report.get("failures_elsewhere", ())]) for line in _why(group)),
-    ]
+    own = failures([*nodes, *report.get("failures_elsewhere", ())])
+    told_failures = [line for group in own for line in _why(group)]
+    # What ended it for all may be no more than that.
+    stopped = _why_all(report.get("stopped"))
+    told_failures += stopped if not (own and any(_SEE in line for line in stopped)) else []
     others = [*_gateways(report), *_undescribed(report), *_ask(report)]
     if report["check_mode"]:
         return [*_checked(nodes, failed=bool(told_failures)), *others, *told_failures]
@@ -78,11 +81,12 @@ def _ask(report: Mapping[str, Any]) -> list[str]:
 def _gateways(report: Mapping[str, Any]) -> list[str]:
     """Say what changed at gateways, in one line for those that changed alike; none where nothing did."""
     groups: dict[tuple[str, str], list[str]] = {}
+    would = {"changed": "would change"} if report["check_mode"] else {}
     for row in report.get("gateways") or ():
         if row["outcome"] != "unchanged":
             groups.setdefault((row["outcome"], ", ".join(row["changed"])), []).append(row["name"])
     return [
-        f"{clip(', '.join(names), 60)}: {outcome}{f' ({what})' if what else ''}"
+        f"{clip(', '.join(names), 60)}: {would.get(outcome, outcome)}{f' ({what})' if what else ''}"
         for (outcome, what), names in groups.items()
     ]
 

@@ -134,6 +134,10 @@ def noop(names=("node1", "node2")):
     return run
 
 
+def noop_report():
+    return report_of(noop())
+
+
 def test_a_run_with_nothing_to_change_is_one_line_and_no_page():
     report = report_of(noop())
     assert not build.worth_a_page(report)
@@ -183,6 +187,15 @@ def removal(check_mode=False):
     run.task("Remove", "teardown", "vllm_server", {"node1": (1, "ok", gone)}, state="absent", changed=True)
     run.task("Remove", "teardown", "vllm_server", {"node2": (1, "ok", {"actions": []})}, state="absent")
     return report_of(run, check_mode=check_mode)
+
+
+def test_a_plan_that_points_to_what_was_said_of_a_node_says_no_more():
+    run = Run(2)
+    run.play("vllm_server")
+    run.task("Ask", "vllm_server", "vllm_chat", {"node2": (1, "failed", {"msg": "no answer"})})
+    run.task("Plan", "rollout", "assert", {"node1": (1, "failed", {"msg": "node2 could not be asked (see above)."})})
+    [task for task in run.events if task["type"] == "task"][-1]["once"] = True
+    assert terminal.lines(report_of(run, failed=run.names))[1:] == ["node2: verification: no answer"]
 
 
 def test_a_node_that_is_refused_when_it_is_looked_at_has_not_failed():
@@ -278,6 +291,8 @@ def test_a_row_for_each_gateway_says_what_changed():
         {"name": "gateway1", "outcome": "changed", "changed": ["configuration", "service", "clients' keys"]},
         {"name": "gateway2", "outcome": "unchanged", "changed": []},
     ]
+    told = terminal.lines({**noop_report(), "gateways": report["gateways"], "check_mode": True})
+    assert told[-1] == "gateway1: would change (configuration, service, clients' keys)"
     failed = report_of(run, failed=["gateway2"])["gateways"]
     assert [row["outcome"] for row in failed] == ["changed", "failed"]
 

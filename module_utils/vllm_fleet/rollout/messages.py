@@ -49,7 +49,7 @@ def plan(waves: Sequence[Sequence[Replica]], same: Sequence[Replica], total: int
     listed = " | ".join(names(replica.label for replica in wave) for wave in waves)
     return (
         f"To replace: {sum(map(len, waves))} of {total} replica{_s(total)}, in {len(waves)} wave{_s(len(waves))}: "
-        f"{listed}." + (f" {rest[0].upper()}{rest[1:]}." if same else "")
+        f"{listed}." + (f" {rest}." if same else "")
     )
 
 

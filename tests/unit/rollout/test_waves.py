@@ -272,7 +272,7 @@ def test_a_node_that_waits_for_its_boot_has_a_wave_although_its_server_is_as_des
     assert made["reboot"] == ["node2", "node4"]
     assert made["unchanged"] == ["node1", "node3"]
     assert made["says"] == (
-        "To replace: 2 of 4 replicas, in 2 waves: node2 | node4. Node1 and node3 match the inventory and answered "
+        "To replace: 2 of 4 replicas, in 2 waves: node2 | node4. node1 and node3 match the inventory and answered "
         f"correctly. node2 and node4 will be drained and rebooted in that wave: {DRIVER}."
     )
 
