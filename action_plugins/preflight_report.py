@@ -19,7 +19,8 @@ from ansible.utils.display import Display
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.common import finding, secrets
+from ansible.module_utils.vllm_fleet.common import finding, probes, secrets
+from ansible.module_utils.vllm_fleet.common.failure import FailureClass
 from ansible.module_utils.vllm_fleet.host.place import chosen_by_hand
 from ansible.module_utils.vllm_fleet.preflight import machines
 from ansible.module_utils.vllm_fleet.rollout import left_out
@@ -105,6 +106,16 @@ def said_of(variables: Mapping[str, Any]) -> dict[str, Any]:
     return said
 
 
+def server_faults(facts: Mapping[str, Any] | None) -> list[finding.Finding]:
+    """Judge what the probe of the server says, where it came to that: options that no run makes right by itself."""
+    result = probes.probed(facts, "vllm_server").get("result") or {}
+    failure = result.get("failure") or {}
+    if not result.get("failed") or failure.get("class") != FailureClass.BAD_ARGUMENT:
+        return []
+    cause, remedy = str(failure.get("cause") or result.get("msg")), str(failure.get("remedy") or "")
+    return [finding.Finding("refused", "server", "options that it can be started with", cause, remedy)]
+
+
 def worst(found: list[finding.Finding] | None) -> str:
     """Give a node's worst level."""
     return "unseen" if found is None else finding.worst(found)
@@ -138,6 +149,7 @@ class ActionModule(ActionBase):
             argument_spec={
                 "result": {"type": "str", "default": "preflight_result"},
                 "show_all": {"type": "bool", "default": False},
+                "server": {"type": "bool", "default": False},
                 "json": {"type": "str", "default": ""},
                 "ending": {"type": "str", "default": "Nothing was touched."},
                 "accept": {"type": "list", "elements": "str", "default": []},
@@ -174,6 +186,8 @@ class ActionModule(ActionBase):
         looked: dict[str, list[finding.Finding] | None] = {}
         for node, seen in results.items():
             own = read(seen)
+            if own and args["server"]:
+                own += server_faults(variables["hostvars"].raw_get(node).get("ansible_facts"))
             looked[node] = finding.accept([*own, crossed[node]], args["accept"]) if own and node in crossed else own
         if show:
             levels = [worst(found) for found in looked.values()]

@@ -20,6 +20,10 @@ options:
     description: Whether to show findings of level V(ok) too. Otherwise there is no table if all findings are V(ok).
     type: bool
     default: false
+  server:
+    description: Whether options that the server could not be started with are a refusal. They are known where the node was asked for the server, too.
+    type: bool
+    default: false
   json:
     description: File on the controller that gets the findings by node. It is written in check mode, too.
     type: str

@@ -120,16 +120,18 @@ class Command(NamedTuple):
     words: tuple[str, ...]
 
 
-_FIRST = ("ansible", "ansible-playbook", "ansible-inventory", "make", "scripts/")
+_FIRST = ("ansible", "ansible-playbook", "ansible-inventory", "make", "bin/vllm-fleet", "scripts/")
 
 
 def _command(where, text):
     """Return the command of a line; None for output, and for a sentence about a program."""
     text = re.sub(r"^[$#] ", "", text.strip())
-    if not text.startswith(tuple(f"{one} " for one in _FIRST[:4])) and not text.startswith(_FIRST[4]):
+    if not text.startswith(tuple(f"{one} " for one in _FIRST[:-1])) and not text.startswith(_FIRST[-1]):
         return None
     words = shlex.split(text.rstrip("\\"), comments=True)
-    return Command(where, tuple(words)) if len(words) > 1 or text.startswith(_FIRST[4]) else None
+    if len(words) > 1 and words[0] == "bin/vllm-fleet":
+        words = ["ansible-playbook", f"playbooks/{words[1]}.yml", *words[2:]]
+    return Command(where, tuple(words)) if len(words) > 1 or text.startswith(_FIRST[-1]) else None
 
 
 def commands():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from action_plugins import preflight_report as report
+from ansible.module_utils.vllm_fleet.common import probes
 
 CLOCK = {"level": "warning", "what": "clock", "expected": "synchronised", "got": "no", "remedy": "ntp"}
 PORT = {**CLOCK, "what": "port"}
@@ -42,3 +43,26 @@ def test_what_variables_say_of_a_host_that_shares_its_node():
     assert said["state_dir"] == "/srv/x"
     assert report.said_of({"vllm_node": "n", "vllm_server_devices": ["/dev/kfd"]})["by_hand"] == "vllm_server_devices"
     assert report.said_of({"vllm_node": "n", "vllm_server_env": "x"})["by_hand"] == "", "reported elsewhere"
+
+
+def probed(**result):
+    return {probes.FACT: [{"module": "vllm_server", "args": {}, "result": result}]}
+
+
+def test_options_that_the_image_does_not_know_are_a_finding_and_nothing_else_of_the_server_is():
+    why = {
+        "class": "bad_argument",
+        "cause": "args: --max-model-lenn is no flag",
+        "remedy": "Did you mean --max-model-len?",
+    }
+    (found,) = report.server_faults(probed(failed=True, failure=why))
+    assert (found.level, found.what, found.got, found.remedy) == ("refused", "server", why["cause"], why["remedy"])
+    taken = {**why, "class": "gpu_memory_taken"}
+    for facts in (
+        None,
+        {},
+        probed(failed=False),
+        probed(failed=True, failure=taken),
+        probed(failed=True, msg="crashed"),
+    ):
+        assert report.server_faults(facts) == []
