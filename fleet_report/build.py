@@ -74,6 +74,7 @@ def picked(action: str, result: Mapping[str, Any], *, failed: bool) -> dict[str,
             "mark": (facts.get("rollout_outcome") or {}).get("state"),
             "repair": (facts.get("vllm_server_repair") or {}).get("because"),
             "urls": facts.get("gateway_urls"),
+            "left_out": facts.get("rollout_left_out") or (facts.get("deploy_steps") or {}).get("left_out"),
             "undescribed": _names_of((facts.get("rollout_plan") or {}).get("undescribed") or {}),
         }
         return {name: value for name, value in noted.items() if value}
@@ -113,6 +114,9 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
     results = [e for e in events if e["type"] == "result" and not _foreign(e)]
     starts = {(e["task"], e["host"]): e["at"] for e in events if e["type"] == "start"}
     on: Mapping[str, str] = run.get("machines") or {}
+    left_out: dict[str, Any] = {}
+    for one in results:
+        left_out |= one["data"].get("left_out") or {}
     nodes = replicas.merged(
         [
             _node(host, run, [r for r in results if r["host"] == host], tasks, starts)
@@ -128,6 +132,7 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
         "nodes": nodes,
         "undescribed": next((r["data"]["undescribed"] for r in results if r["data"].get("undescribed")), {}),
         "removed": _removed(run, results, tasks),
+        "left_out": {host: found for host, found in left_out.items() if not found.get("lost")},
         "gateways": gateways.rows(run, results, tasks),
         "endpoints": endpoints.found(run, results, nodes),
         "stopped": failure.of_the_run(results, tasks),
@@ -141,6 +146,9 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
         "changing": bool(roles & CHANGING_ROLES) or any(n["started"] for n in nodes),
         "tasks": _tasks(results, tasks, starts),
     }
+    for node in nodes:
+        if node["name"] in report["left_out"] and not node["failure"]:
+            node["outcome"] = "left_out"
     report["outcome"] = _outcome(nodes)
     return report
 
@@ -308,6 +316,7 @@ def _server(seen: _Seen, *, check_mode: bool) -> dict[str, Any]:
     if check_mode and because and not started.get("actions"):
         did = {"differences": [_RESTART], "actions": ["start"], "notes": [f"restarted because {because}"]}
     changed = did is not started or any(seen.last.get(state, {}).get("changed") for state in ("started", "restarted"))
+    changed = changed or (bool(seen.last.get("stopped", {}).get("changed")) and seen.stopped is not None)
     at = seen.data("restored", "confirmed", "restarted", "started", "asked").get("at")
     release = confirmed.get("release") or started.get("release") or (seen.restored or {}).get("data", {}).get("release")
     return {

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible.module_utils.vllm_fleet.rollout import messages
 from fleet_report import failure
 from fleet_report.replicas import number
 from fleet_report.words import DASH, clip, count, duration, latency, rate, spread
@@ -29,6 +30,7 @@ OUTCOMES = {
     "answered": "answered as expected",
     "tried": "burned in",
     "absent": "had no server",
+    "left_out": "left out",
     "untouched": "not attempted",
 }
 BAD = ("failed", "refused", "unreachable", "restored")
@@ -37,7 +39,7 @@ _ROWS = 20
 #: Where the plan points to what was said of single nodes.
 _SEE = "(see above)"
 #: Outcomes without figures: the first line counts them, and what is wrong stands below.
-_UNTOLD = ("unchanged", "answered", "untouched", "unreachable", "refused", "removed", "absent")
+_UNTOLD = ("unchanged", "answered", "untouched", "unreachable", "refused", "removed", "absent", "left_out")
 #: Nodes whose differences are named in the line of a check run.
 _NAMED = 8
 
@@ -53,20 +55,21 @@ def lines(report: Mapping[str, Any], page: str | None = None) -> list[str]:
     nodes = report["nodes"]
     if not nodes:
         return []
+    taking_part = [node for node in nodes if node["outcome"] != "left_out"]
     own = failures([*nodes, *report.get("failures_elsewhere", ())])
     told_failures = [line for group in own for line in _why(group)]
     # What ended it for all may be no more than that.
     stopped = _why_all(report.get("stopped"))
     told_failures += stopped if not (own and any(_SEE in line for line in stopped)) else []
-    others = [*_gateways(report), *_undescribed(report), *_ask(report)]
+    others = [*_left_out(report), *_gateways(report), *_undescribed(report), *_ask(report)]
     if report["check_mode"]:
-        return [*_checked(nodes, failed=bool(told_failures)), *others, *told_failures]
+        return [*_checked(taking_part, failed=bool(told_failures)), *others, *told_failures]
     elsewhere = report.get("failed_elsewhere")
     if elsewhere and page is None and any(node["started"] for node in nodes):
         seen = "" if told_failures else " (see above)"
         return [f"{number(nodes)}, none replaced: {', '.join(elsewhere)} failed{seen}.", *told_failures]
     if page is None and not told_failures:
-        return [*_calm(nodes), *others]
+        return [*_calm(taking_part), *others]
     head = f"{number(nodes)} in {duration(report['elapsed'])}: {told(report['outcome'])}"
     out = [head, *_table(nodes), *_benchmarks(nodes), *others, *told_failures]
     return [*out, f"Report: {page}"] if page else out
@@ -100,6 +103,11 @@ def _on_nodes(servers: Mapping[str, Sequence[str]]) -> list[str]:
     return [f"{', '.join(names)} on {node}" for node, names in servers.items()]
 
 
+def _left_out(report: Mapping[str, Any]) -> list[str]:
+    """Name the servers that the run went on without, and why."""
+    return [text] if (text := messages.left_out(report.get("left_out") or {}).strip()) else []
+
+
 def _undescribed(report: Mapping[str, Any]) -> list[str]:
     found, removed = undescribed(report), report.get("removed") or {}
     if removed:
@@ -109,7 +117,7 @@ def _undescribed(report: Mapping[str, Any]) -> list[str]:
 
 def _calm(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line for a run that changed nothing."""
-    if all(node["outcome"] == "absent" for node in nodes):
+    if nodes and all(node["outcome"] == "absent" for node in nodes):
         return [f"{number(nodes)}, no server to remove."]
     asked = [node for node in nodes if node["answered"]]
     answered = [node for node in asked if node["ttft"] is not None]

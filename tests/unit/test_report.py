@@ -265,6 +265,24 @@ def test_where_to_ask():
     assert terminal.lines(report_of(run, gateway_hosts=["gateway1"]))[-1] == "To ask: http://192.0.2.10:8080/v1"
 
 
+def test_a_server_in_maintenance_is_left_out_and_one_that_goes_there_is_stopped():
+    run = noop(("node1", "node2"))
+    why = {"node2": {"why": " since noon", "with": "", "lost": False}}
+    note = build.picked("set_fact", {"ansible_facts": {"deploy_steps": {"left_out": why}}}, failed=False)
+    run.task("Record", "deploy", "set_fact", {"node1": (0, "ok", note)})
+    first, second = terminal.lines(report_of(run))
+    assert (
+        first.startswith("1 node, nothing to change; 1 node answered") and "node2, in maintenance since noon" in second
+    )
+    run = Run(1)
+    run.play("vllm_server")
+    run.task(
+        "Stop", "maintenance", "vllm_server", {"node1": (1, "ok", {"actions": ["stop"]})}, state="stopped", changed=True
+    )
+    report = report_of(run)
+    assert build.worth_a_page(report) and terminal.lines(report, "x")[0].endswith(": 1 stopped")
+
+
 def test_a_rollback_says_what_came_back():
     run = Run(1).deploy()
     for event in run.events:
