@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ansible.module_utils.vllm_fleet.vllm.host_variables import LOOPBACK, WILDCARDS, bracketed
@@ -18,7 +18,7 @@ _MOST = 4
 
 
 def found(
-    run: Mapping[str, Any], results: Iterable[Mapping[str, Any]], nodes: Iterable[Mapping[str, Any]]
+    run: Mapping[str, Any], results: Iterable[Mapping[str, Any]], nodes: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """Return where to ask, as texts: URLs of gateways, or of servers with their nodes. None where nothing is known.
 
@@ -28,7 +28,7 @@ def found(
     serving = [node for node in nodes if node["outcome"] in _SERVING]
     if run.get("gateway_hosts"):
         urls = (url for one in results for url in one["data"].get("urls") or [])
-        return list(dict.fromkeys(map(str, urls))) if serving else []
+        return list(dict.fromkeys(map(str, urls))) if serving or not nodes else []
     places: dict[tuple[str, int], list[str]] = {}
     for node in serving:
         if node["at"]:

@@ -54,7 +54,7 @@ def lines(report: Mapping[str, Any], page: str | None = None) -> list[str]:
     """Give the lines for the terminal; none where the run was about no node of the fleet."""
     nodes = report["nodes"]
     if not nodes:
-        return []
+        return _of_gateways_alone(report)
     taking_part = [node for node in nodes if node["outcome"] != "left_out"]
     own = failures([*nodes, *report.get("failures_elsewhere", ())])
     told_failures = [line for group in own for line in _why(group)]
@@ -73,6 +73,14 @@ def lines(report: Mapping[str, Any], page: str | None = None) -> list[str]:
     head = f"{number(nodes)} in {duration(report['elapsed'])}: {told(report['outcome'])}"
     out = [head, *_table(nodes), *_benchmarks(nodes), *others, *told_failures]
     return [*out, f"Report: {page}"] if page else out
+
+
+def _of_gateways_alone(report: Mapping[str, Any]) -> list[str]:
+    """Say what a run did that was about gateways and no node (--limit gateway1); none where it was about neither."""
+    if not report.get("gateways"):
+        return []
+    why = [line for group in failures(report.get("failures_elsewhere", ())) for line in _why(group)]
+    return [*(_gateways(report) or ["No gateway to change."]), *(why or _ask(report))]
 
 
 def _ask(report: Mapping[str, Any]) -> list[str]:

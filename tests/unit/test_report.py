@@ -311,6 +311,8 @@ def test_a_row_for_each_gateway_says_what_changed():
     ]
     told = terminal.lines({**noop_report(), "gateways": report["gateways"], "check_mode": True})
     assert told[-1] == "gateway1: would change (configuration, service, clients' keys)"
+    alone = {**report, "nodes": [], "endpoints": ["http://192.0.2.10:8080/v1"]}
+    assert [line.partition(":")[0] for line in terminal.lines(alone)] == ["gateway1", "To ask"]
     failed = report_of(run, failed=["gateway2"])["gateways"]
     assert [row["outcome"] for row in failed] == ["changed", "failed"]
 
