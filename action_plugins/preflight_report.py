@@ -113,6 +113,7 @@ def server_faults(facts: Mapping[str, Any] | None) -> list[finding.Finding]:
     if not result.get("failed") or failure.get("class") != FailureClass.BAD_ARGUMENT:
         return []
     cause, remedy = str(failure.get("cause") or result.get("msg")), str(failure.get("remedy") or "")
+    remedy = remedy.removesuffix("; nothing was touched")  # the end of all refusals says so
     return [finding.Finding("refused", "server", "options that it can be started with", cause, remedy)]
 
 

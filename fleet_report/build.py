@@ -160,8 +160,12 @@ def worth_a_page(report: Mapping[str, Any]) -> bool:
     nodes = report["nodes"]
     # Where all ended before any server was looked at, the terminal has said all of it.
     stopped = bool(report["stopped"]) and any(n["started"] for n in nodes)
-    bad = stopped or any(n["outcome"] in ("failed", "refused", "restored", "unreachable") for n in nodes)
-    return any(n["changed"] or n["benchmark"] or n["burn_in"] for n in nodes) or (bool(report["changing"]) and bad)
+    bad = stopped or any(
+        n["outcome"] in ("failed", "restored", "unreachable") or (n["outcome"] == "refused" and n["started"])
+        for n in nodes
+    )
+    changed = bool(report["removed"]) or any(n["changed"] or n["benchmark"] or n["burn_in"] for n in nodes)
+    return changed or (bool(report["changing"]) and bad)
 
 
 def _names(nodes: Sequence[Mapping[str, Any]]) -> set[str]:

@@ -242,7 +242,8 @@ def test_a_server_that_nobody_describes_is_no_server_of_the_host_that_removes_it
     )
     report = report_of(run)
     assert report["outcome"] == {"unchanged": 2} and report["removed"] == {"node1": ["old"]}
-    assert "Removed, not described any more: old on node1" in terminal.lines(report)
+    assert build.worth_a_page(report)
+    assert "Removed, not described any more: old on node1" in terminal.lines(report, "x")
 
 
 def test_where_to_ask():

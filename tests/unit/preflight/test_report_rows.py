@@ -55,7 +55,9 @@ def test_options_that_the_image_does_not_know_are_a_finding_and_nothing_else_of_
         "cause": "args: --max-model-lenn is no flag",
         "remedy": "Did you mean --max-model-len?",
     }
-    (found,) = report.server_faults(probed(failed=True, failure=why))
+    (found,) = report.server_faults(
+        probed(failed=True, failure={**why, "remedy": f"{why['remedy']}; nothing was touched"})
+    )
     assert (found.level, found.what, found.got, found.remedy) == ("refused", "server", why["cause"], why["remedy"])
     taken = {**why, "class": "gpu_memory_taken"}
     for facts in (
