@@ -284,7 +284,7 @@ def test_a_configuration_that_haproxy_refuses_never_replaces_the_old(scene):
     edit |= {"vllm_server_api_key": KEY[::-1], "rollout_min_available": 0}
     run = scene.deploy("--tags", "rollout", **edit).failed()
     assert run.recap("failed")["gateway1"] == 1, run.output
-    assert "4 nodes, none replaced: gateway1 failed (see above)." in run.text
+    assert "4 nodes, none replaced: gateway1 failed. gateway1: " in run.text
     assert "/nowhere.pem" in run.text
     assert config() == kept
     assert scene.servers() == before
