@@ -5,7 +5,7 @@
     .venv/bin/python scripts/gen_dashboards.py
 
 Grafana's format is made by grafana-foundation-sdk; nothing but this script needs that. Every expression is run against
-a real Prometheus in tests/fleet_rollout/test_monitoring.py.
+a real Prometheus in tests/integration/test_fleet_page.py.
 """
 
 from __future__ import annotations
