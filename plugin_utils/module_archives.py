@@ -35,10 +35,11 @@ def restore(run: Path) -> str:
     """Put the archives that are still right into ``run``, Ansible's folder of archives (``ansiballz_cache``).
 
     Whatever is wrong with them (missing, cut short, of another user) leaves them out: Ansible makes them again. Gives
-    the state that they are of, for ``keep``.
+    the state that they are of, for ``keep``; empty where it cannot be told.
     """
-    state = _state()
-    with contextlib.suppress(OSError):
+    state = ""
+    with contextlib.suppress(OSError):  # also a link of an editor that leads nowhere
+        state = _state()
         kept = _folder() / state
         if not _private(kept):
             return state

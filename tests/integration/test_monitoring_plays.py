@@ -17,6 +17,7 @@ from play import PLAYBOOK, ROOT
 from synthetic_fleet import promtool
 
 TOKEN = "glsa_canary5c0e71aa"
+PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----"
 BOARDS = {path.stem for path in (ROOT / "roles/monitoring/files/dashboards").glob("*.json")}
 
 
@@ -24,7 +25,8 @@ def run(folder: Path, part: str, variables: dict[str, Any]) -> subprocess.Comple
     """Run an entry point of the role on the controller, with an inventory of two nodes that nobody asks."""
     hosts = {f"node{n}": {"ansible_host": f"192.0.2.{n}", "vllm_server_model": "acme/m"} for n in (1, 2)}
     hosts["node1"]["vllm_server_slo"] = {"ttft_p95": "2s"}
-    (folder / "hosts.json").write_text(json.dumps({"vllm": {"hosts": hosts}}))
+    watch = {"hosts": {"watch1": {"ansible_host": "192.0.2.9"}}}
+    (folder / "hosts.json").write_text(json.dumps({"vllm": {"hosts": hosts}, "monitoring": watch}))
     role = {"name": "Run", "ansible.builtin.include_role": {"name": "monitoring", "tasks_from": part}}
     play = {"name": "Test", "hosts": "localhost", "gather_facts": False, "tasks": [role], "vars": variables}
     (folder / "play.yml").write_text(yaml.safe_dump([{**play, "connection": "local"}]))
@@ -50,6 +52,20 @@ def test_the_export_is_what_prometheus_reads(tmp_path: Path) -> None:
         (out / name).touch()
     (out / "prometheus.yml").write_text(yaml.safe_dump(config))
     promtool("check", "config", str(out / "prometheus.yml"))
+
+
+def test_certificates_of_machines_that_a_run_does_not_reach_stay_in_the_export(tmp_path: Path) -> None:
+    (tmp_path / "nodes.pem").write_text(f"# gone\n{PEM}\n# node2\n{PEM}\n")
+    done = run(tmp_path, "export", {"monitoring_export": str(tmp_path)})
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "nodes.pem").read_text() == f"# node2\n{PEM}\n"
+
+
+def test_a_machine_does_not_forget_a_monitoring_host_that_a_limit_leaves_out(tmp_path: Path) -> None:
+    done = run(tmp_path, "machine", {})
+    assert done.returncode == 2, done.stdout
+    said = " ".join(done.stdout.split())
+    assert "localhost would answer watch1 no more" in said and "--limit localhost,watch1" in said, done.stdout
 
 
 class Grafana(ThreadingHTTPServer):

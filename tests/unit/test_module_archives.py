@@ -107,3 +107,8 @@ def test_options_have_one_digest_in_a_run_and_another_in_the_next(monkeypatch):
     assert known != planned.digest({**args, "model": "n"})
     monkeypatch.setattr(planned, "_KEY", b"of another run")
     assert known != planned.digest(args)
+
+
+def test_a_link_of_an_editor_ends_no_run(project, tmp_path):
+    (project / "library" / ".#node_probe.py").symlink_to("ada@desk.123")
+    assert run(tmp_path, 1) == run(tmp_path, 2) == {}
