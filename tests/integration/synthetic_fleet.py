@@ -79,6 +79,7 @@ def _node(out: Page, number: int, elapsed: float, now: float, *, trouble: bool) 
         out.add("vllm_fleet_last_failure_info", 1, {**own, "class": "gpu_memory_taken"})
         out.add("vllm_fleet_watchdog_state", 1, {**own, "state": "serving"})
         out.add("vllm_fleet_quarantined", 0, own)
+        out.add("vllm_fleet_maintenance", 0, own)
         events = {"node": node, "server": server, "kind": "hung"}
         out.add("vllm_fleet_watchdog_events_total", math.floor(elapsed), events, kind="counter")
         if state == "serving":

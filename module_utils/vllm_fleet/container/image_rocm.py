@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..common import received
+
 #: Below a layer's folder. /opt/rocm is a link in a layer of its own, so the folder that it points to is looked for.
 PLACES = ("opt/rocm*/.info/version", "opt/rocm*/core*/.info/version")
 #: Of an image's environment and labels.
@@ -49,9 +51,9 @@ def _files(image: Mapping[str, Any], root: Path) -> Iterator[str]:
         for place in PLACES if layer else ():
             try:
                 for path in sorted(folder.glob(place), reverse=True):
-                    # A link of an image leads anywhere on the node.
-                    if not _linked(path, folder):
-                        with path.open("rb") as file:
+                    # A link of an image leads anywhere on the node; a pipe never ends, and a device may act when opened.
+                    if not _linked(path, folder) and path.is_file():
+                        with received.opened(path) as file:
                             yield file.read(_MOST).decode(errors="replace")
             except OSError:
                 continue

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import strptime
 from typing import Any
 
-from ..common import durable
+from ..common import durable, maintenance
 from ..server.release_store import Releases
 from ..server.state import NodeState
 from .page import Page
@@ -61,6 +61,10 @@ class Records:
         for one in WATCHDOG_STATES:
             page.add("vllm_fleet_watchdog_state", one == state, {**labels, "state": one})
         page.add("vllm_fleet_quarantined", bool(found.get("quarantine")), labels)
+
+    def maintenance(self, page: Page, server: str, labels: Mapping[str, object]) -> None:
+        """Add whether playbooks/stop.yml has put the server into maintenance: nobody is to be called for it."""
+        page.add("vllm_fleet_maintenance", maintenance.path(str(self._root), server).exists(), labels)
 
     def lock(self, page: Page, path: str) -> None:
         """Add since when a run holds the fleet, and when it last said so; 0 for no run."""

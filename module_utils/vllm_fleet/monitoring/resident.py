@@ -126,6 +126,7 @@ class Resident:
         page.add("vllm_fleet_server_up", state == "serving", labels)
         self._changes(page, labels, noted)
         self._records.watchdog(page, name, labels)
+        self._records.maintenance(page, name, labels)
         if container is None:
             return
         page.add("vllm_fleet_server_verified", mine, labels)

@@ -52,9 +52,10 @@ def scores(api: str, documents: Sequence[str], data: Mapping[str, Any]) -> tuple
 
     Raises Unreadable for what is no answer of this API.
     """
-    if api == "rerank":
-        return _ranked(len(documents), data)
-    return _vectors(len(documents) + 1, data)
+    try:
+        return _ranked(len(documents), data) if api == "rerank" else _vectors(len(documents) + 1, data)
+    except (TypeError, OverflowError):  # an index that is a list, a number that no float holds
+        raise Unreadable(f"JSON with values of another kind: {_short(data)}") from None
 
 
 def _ranked(count: int, data: Mapping[str, Any]) -> tuple[list[float], str, str]:

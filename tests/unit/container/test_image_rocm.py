@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ROCm of an image, by layers of a folder tree and by what an inspection of Docker says."""
 
+import os
+
 import pytest
 
 from ansible.module_utils.vllm_fleet.container.image_rocm import rocm_of
@@ -60,3 +62,10 @@ def test_a_link_in_an_image_is_not_followed_out_of_it(tmp_path):
     (tmp_path / "m/opt/rocm/.info").mkdir(parents=True)
     (tmp_path / "m/opt/rocm/.info/version").symlink_to(tmp_path / "elsewhere/.info/version")
     assert rocm_of(image(layers=["/l", "/m"]), tmp_path) == ""
+
+
+def test_a_pipe_in_an_image_is_not_waited_for(tmp_path):
+    folder = tmp_path / "l/opt/rocm/.info"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "version")
+    assert rocm_of(image(["ROCM_VERSION=7.2"], layers=["/l"]), tmp_path) == "7.2"

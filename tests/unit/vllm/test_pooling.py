@@ -159,3 +159,18 @@ def test_the_picture_is_a_png_of_its_colour(colour):
     assert rows == (b"\0" + bytes(picture.COLOURS[colour]) * picture.SIDE) * picture.SIDE
     body = ChatRequest("http://x", prompt="Which colour?", image=colour).body
     assert body["messages"][0]["content"][1] == text
+
+
+@pytest.mark.parametrize(
+    ("api", "data"),
+    [
+        ("embeddings", {"data": [{"index": [], "embedding": [1.0]}, {"index": 1, "embedding": [1.0]}]}),
+        ("embeddings", {"data": [{"index": 0, "embedding": [10**400]}, {"index": 1, "embedding": [1.0]}]}),
+        ("embeddings", {"data": [{"index": n, "embedding": [1e154] * 20} for n in (0, 1)]}),
+        ("rerank", {"results": [{"index": {}, "relevance_score": 1}]}),
+        ("rerank", {"results": [{"index": 0, "relevance_score": 10**400}]}),
+    ],
+)
+def test_values_of_another_kind_are_no_answer(api, data):
+    with pytest.raises(pooling.Unreadable, match="another kind"):
+        pooling.scores(api, ["a"], data)
