@@ -51,7 +51,7 @@ def _files(image: Mapping[str, Any], root: Path) -> Iterator[str]:
         for place in PLACES if layer else ():
             try:
                 for path in sorted(folder.glob(place), reverse=True):
-                    # A link of an image leads anywhere on the node; a pipe never ends, and a device may act when opened.
+                    # A link of an image leads anywhere on the node, a pipe never ends, a device may act when opened.
                     if not _linked(path, folder) and path.is_file():
                         with received.opened(path) as file:
                             yield file.read(_MOST).decode(errors="replace")
