@@ -75,38 +75,54 @@ def container(asked: dict[str, Any]) -> dict[str, Any]:
         connection.close()
 
 
+#: The least that a model can be asked, by API. One without a chat template is asked to go on; one that writes nothing,
+#: for a vector or a score.
+LEAST: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"max_tokens": 1, "messages": [{"role": "user", "content": "Say OK."}]},
+    "/v1/completions": {"max_tokens": 1, "prompt": "Say OK."},
+    "/v1/embeddings": {"input": "Say OK."},
+    "/v1/rerank": {"query": "Say OK.", "documents": ["OK"]},
+}
+#: What a server says of an API that its model does not have.
+NOT_THIS = (400, 404, 501)
+
+
 def answer(asked: dict[str, Any]) -> dict[str, Any]:
-    """Ask for one token: `code` and `seconds`, or `trouble`. A model without a chat template is asked to go on."""
-    question = "Say OK."
-    bodies = {
-        "/v1/chat/completions": {"messages": [{"role": "user", "content": question}]},
-        "/v1/completions": {"prompt": question},
-    }
+    """Ask for the least: `code` and `seconds`, or `trouble`."""
+    found: dict[str, Any] = {}
+    for path, body in LEAST.items():
+        one = ask(asked, path, body)
+        other = one.get("code") in NOT_THIS
+        if not other or "max_tokens" in body:
+            found = one
+        if not other:
+            break
+    return found
+
+
+def ask(asked: dict[str, Any], path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Send one request."""
     headers = {"Content-Type": "application/json"}
     if asked["key"]:
         headers["Authorization"] = f"Bearer {asked['key']}"
-    found: dict[str, Any] = {}
-    for path, body in bodies.items():
-        connection, began = (
-            http.client.HTTPConnection(asked["host"], asked["port"], timeout=asked["timeout"]),
-            time.monotonic(),
-        )
-        try:
-            connection.request("POST", path, json.dumps({"model": asked["model"], "max_tokens": 1, **body}), headers)
-            reply = connection.getresponse()
-            text = reply.read(MOST)
-            found = {"code": reply.status, "seconds": time.monotonic() - began}
-            if reply.status != 200:
-                found["trouble"] = text[:REASON].decode("utf-8", "replace")
-            elif not json.loads(text).get("choices"):
+    connection = http.client.HTTPConnection(asked["host"], asked["port"], timeout=asked["timeout"])
+    began = time.monotonic()
+    try:
+        connection.request("POST", path, json.dumps({"model": asked["model"], **body}), headers)
+        reply = connection.getresponse()
+        text = reply.read(MOST)
+        found: dict[str, Any] = {"code": reply.status, "seconds": time.monotonic() - began}
+        if reply.status != 200:
+            found["trouble"] = text[:REASON].decode("utf-8", "replace")
+        else:
+            data = json.loads(text)
+            if not (data.get("choices") or data.get("data") or data.get("results")):
                 found["trouble"] = "an answer without choices"
-        except (OSError, ValueError, AttributeError, http.client.HTTPException) as error:
-            found = {"trouble": said(error)}
-        finally:
-            connection.close()
-        if found.get("code") not in (400, 404):
-            break
-    return found
+        return found
+    except (OSError, ValueError, AttributeError, http.client.HTTPException) as error:
+        return {"trouble": said(error)}
+    finally:
+        connection.close()
 
 
 def watchdog(asked: dict[str, Any]) -> dict[str, Any]:

@@ -162,6 +162,9 @@ class Server(http.server.BaseHTTPRequestHandler):
         pass
 
 
+REFUSED = {"/v1/chat/completions": (404, "no such API"), "/v1/completions": (404, "no such")}
+
+
 @pytest.fixture
 def asked():
     """What is asked of a server on this machine."""
@@ -184,6 +187,10 @@ def test_a_server_is_asked_for_one_token_with_its_key(asked):
     [
         # Of a model without a chat template the chat is refused.
         ({"/v1/chat/completions": (400, "no template")}, {"code": 200}, 2),
+        # Of one that gives vectors or scores both are, and of one that is broken the rest as well.
+        ({**REFUSED, "/v1/embeddings": (200, '{"data": [{}]}')}, {"code": 200}, 3),
+        ({**REFUSED, "/v1/embeddings": (501, ""), "/v1/rerank": (200, '{"results": [{}]}')}, {"code": 200}, 4),
+        ({**REFUSED, "/v1/embeddings": (404, ""), "/v1/rerank": (404, "")}, {"code": 404, "trouble": "no such"}, 4),
         ({"/v1/chat/completions": (500, "sad")}, {"code": 500, "trouble": "sad"}, 1),
         ({"/v1/chat/completions": (200, "{}")}, {"code": 200, "trouble": "an answer without choices"}, 1),
         ({"/v1/chat/completions": (200, "<p>")}, {"trouble": "Expecting value: line 1 column 1 (char 0)"}, 1),
