@@ -236,7 +236,10 @@ class CallbackModule(CallbackBase):
             text = json.dumps(told.report, indent=1, ensure_ascii=False)
             (folder / "report.json").write_text(f"{text}\n", encoding="utf-8")
             (folder / "index.html").write_text(told.page, encoding="utf-8")
-            index.add(folder.parent, told.report)
+            try:
+                index.add(folder.parent, told.report)
+            except Exception as exc:  # noqa: BLE001  files of another user, say: this run has its own page and lines
+                self._display.warning(f"The page of all runs is not up to date: {type(exc).__name__}: {exc}")
         if told.lines:
             self._display.banner("FLEET")
         for line in told.lines:

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,3 +78,23 @@ def test_two_nodes_that_say_anything_are_left_out_together() -> None:
 def test_a_fault_of_the_report_itself_is_not_hidden() -> None:
     with pytest.raises(KeyError):
         telling.tell({}, Run(1).deploy().events, "")
+
+
+def test_a_page_of_all_runs_that_cannot_be_written_leaves_a_run_its_lines(tmp_path: Path) -> None:
+    source = Path(__file__).resolve().parents[2] / "callback_plugins/vllm_fleet_report.py"
+    spec = importlib.util.spec_from_file_location("vllm_fleet_report_alone", source)
+    assert spec and spec.loader
+    plugin = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plugin)
+    (tmp_path / "runs.jsonl").mkdir()  # as good as a file of another user
+    run, said, warned = Run(2).deploy(), [], []
+    own = SimpleNamespace(
+        run="r",
+        get_option=lambda _: str(tmp_path),
+        _describe=lambda _: run.described(),
+        _events=run.events,
+        _display=SimpleNamespace(banner=said.append, display=said.append, warning=warned.append),
+    )
+    plugin.CallbackModule._tell(own, None)
+    assert said[0] == "FLEET" and len(said) > 2
+    assert (tmp_path / "r" / "index.html").exists() and "page of all runs" in warned[0]
