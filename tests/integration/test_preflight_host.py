@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -385,15 +386,18 @@ def test_port_of_another_program_and_of_our_own_container() -> None:
 
 
 @pytest.mark.engine
-def test_disk_counts_what_is_there_already(tmp_path: Path) -> None:
+def test_disk_counts_what_is_there_already() -> None:
     """An image that the engine has needs no room, a cached blob is taken off; both on one disk are one sum."""
-    blobs = tmp_path / "cache/hub/models--acme--tiny/blobs"
-    blobs.mkdir(parents=True)
-    (blobs / ("0" * 64)).write_bytes(bytes(4_000_000))
-    common = {"clock": False, "cache": str(tmp_path / "cache"), "model": "acme/tiny", "disk_weights": 5_000_000}
-    there = preflight_host(image=BASE_IMAGE, disk_image=10**18, **common)
+    root = docker("info", "--format", "{{.DockerRootDir}}")
+    # On the engine's own disk, which may be another one than that of the tests' folders.
+    with tempfile.TemporaryDirectory(dir=root) as cache:
+        blobs = Path(cache, "hub/models--acme--tiny/blobs")
+        blobs.mkdir(parents=True)
+        (blobs / ("0" * 64)).write_bytes(bytes(4_000_000))
+        common = {"clock": False, "cache": cache, "model": "acme/tiny", "disk_weights": 5_000_000}
+        there = preflight_host(image=BASE_IMAGE, disk_image=10**18, **common)
+        absent = preflight_host(image="acme/absent:1", disk_image=10**18, **common)
     assert [one["expected"] for one in there["findings"] if one["what"].startswith("disk")] == ["1.0 MB free (weights)"]
-    absent = preflight_host(image="acme/absent:1", disk_image=10**18, **common)
     assert absent["worst"] == "refused"
     assert "or correct vllm_image_min_free_gib and preflight_disk_weights" in absent["refusals"][0]
     sysctl = preflight_host(clock=False, sysctls={"kernel.ostype": "Linux", "kernel.nope": 1})

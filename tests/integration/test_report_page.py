@@ -88,4 +88,5 @@ def test_a_dark_system_gets_a_dark_page(reports, tmp_path):
 
 def test_a_page_fetches_nothing(reports):
     html = page.render(reports["sixty-four"])
-    assert re.findall(r'(?:src|href)="(?!data:)[^"]*"|url\(|@import|https?://', html) == []
+    # But for a link to the page of all runs, which is followed by those who want it.
+    assert re.findall(r'(?:src|href)="(?!data:|\.\./index\.html")[^"]*"|url\(|@import|https?://', html) == []
