@@ -41,5 +41,5 @@ def test_the_archive_is_built_where_nodes_are_probed() -> None:
     )
     assert done.returncode == 0, done.stderr
     *probing, files = done.stdout.splitlines()
-    assert probing == ["../deploy node_probe", "preflight preflight_host", "usage None"]
+    assert probing == ["../deploy node_probe", "preflight node_probe", "usage None"]
     assert files == "['ansible.legacy.node_probe-ZIP_DEFLATED-none']"
