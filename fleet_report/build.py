@@ -74,6 +74,7 @@ def picked(action: str, result: Mapping[str, Any], *, failed: bool) -> dict[str,
             "mark": (facts.get("rollout_outcome") or {}).get("state"),
             "repair": (facts.get("vllm_server_repair") or {}).get("because"),
             "urls": facts.get("gateway_urls"),
+            "forgets": facts.get("gateway_forgets"),
             "left_out": facts.get("rollout_left_out") or (facts.get("deploy_steps") or {}).get("left_out"),
             "undescribed": _names_of((facts.get("rollout_plan") or {}).get("undescribed") or {}),
         }
@@ -164,8 +165,13 @@ def worth_a_page(report: Mapping[str, Any]) -> bool:
         n["outcome"] in ("failed", "restored", "unreachable") or (n["outcome"] == "refused" and n["started"])
         for n in nodes
     )
-    changed = bool(report["removed"]) or any(n["changed"] or n["benchmark"] or n["burn_in"] for n in nodes)
-    return changed or (bool(report["changing"]) and bad)
+    return acted(report) or (bool(report["changing"]) and bad)
+
+
+def acted(report: Mapping[str, Any]) -> bool:
+    """Whether a run changed or measured anything of servers, nodes or gateways."""
+    of_nodes = any(n["changed"] or n["benchmark"] or n["burn_in"] for n in report["nodes"])
+    return of_nodes or bool(report["removed"]) or any(row["outcome"] == "changed" for row in report["gateways"])
 
 
 def _names(nodes: Sequence[Mapping[str, Any]]) -> set[str]:

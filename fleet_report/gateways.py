@@ -32,7 +32,7 @@ _FILES = {
 def rows(
     run: Mapping[str, Any], results: Iterable[Mapping[str, Any]], tasks: Mapping[Any, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Give a row for each gateway that the role gateway was run on: `name`, `outcome` and what `changed`.
+    """Give a row for each gateway that the role was run on: `name`, `outcome`, what `changed`, what it `forgets`.
 
     ``run``, ``results`` and ``tasks`` are as build.build has them.
     """
@@ -44,9 +44,11 @@ def rows(
         if task.get("role") != "gateway":
             continue
         if module == "gateway_info" and task.get("file") in ("main", "remove"):
-            found.setdefault(host, {"name": host, "outcome": "unchanged", "changed": []})
+            found.setdefault(host, {"name": host, "outcome": "unchanged", "changed": [], "forgets": []})
             names = (str(path).rpartition("/")[2] for path in one["data"].get("differing") or [])
             differing[host] = list(dict.fromkeys(_FILES.get(name, "service") for name in names))
+        if host in found and one["data"].get("forgets"):
+            found[host]["forgets"] = [str(text) for text in one["data"]["forgets"]]
         if host in found and one["changed"]:
             subject = _SUBJECTS.get(module) or _SUBJECTS.get(str(task.get("file")))
             row = found[host]

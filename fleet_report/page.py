@@ -123,7 +123,9 @@ def headline(report: Mapping[str, Any]) -> dict[str, str]:
     outcome = report["outcome"]
     bad = sum(outcome.get(name, 0) for name in summary.BAD)
     level = "bad" if bad or report["stopped"] or report["failures_elsewhere"] else "good"
-    return {"level": level, "text": f"{replicas.number(report['nodes'])}: {summary.told(outcome)}"}
+    nodes = [f"{replicas.number(report['nodes'])}: {summary.told(outcome)}"] if report["nodes"] else []
+    gateways = [f"{row['name']} {row['outcome']}" for row in report["gateways"] if row["outcome"] != "unchanged"]
+    return {"level": level, "text": "; ".join([*nodes, *gateways])}
 
 
 def cards(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -54,7 +54,7 @@ def lines(report: Mapping[str, Any], page: str | None = None) -> list[str]:
     """Give the lines for the terminal; none where the run was about no node of the fleet."""
     nodes = report["nodes"]
     if not nodes:
-        return _of_gateways_alone(report)
+        return [*_of_gateways_alone(report), *([f"Report: {page}"] if page else [])]
     taking_part = [node for node in nodes if node["outcome"] != "left_out"]
     own = failures([*nodes, *report.get("failures_elsewhere", ())])
     told_failures = [line for group in own for line in _why(group)]
@@ -68,8 +68,9 @@ def lines(report: Mapping[str, Any], page: str | None = None) -> list[str]:
     if elsewhere and page is None and any(node["started"] for node in nodes):
         seen = "" if told_failures else " (see above)"
         return [f"{number(nodes)}, none replaced: {', '.join(elsewhere)} failed{seen}.", *told_failures]
-    if page is None and not told_failures:
-        return [*_calm(taking_part), *others]
+    calm = not any(n["changed"] or n["benchmark"] or n["burn_in"] for n in nodes) and not report.get("removed")
+    if not told_failures and (page is None or calm):
+        return [*_calm(taking_part), *others, *([f"Report: {page}"] if page else [])]
     head = f"{number(nodes)} in {duration(report['elapsed'])}: {told(report['outcome'])}"
     out = [head, *_table(nodes), *_benchmarks(nodes), *others, *told_failures]
     return [*out, f"Report: {page}"] if page else out
@@ -96,10 +97,11 @@ def _gateways(report: Mapping[str, Any]) -> list[str]:
     for row in report.get("gateways") or ():
         if row["outcome"] != "unchanged":
             groups.setdefault((row["outcome"], ", ".join(row["changed"])), []).append(row["name"])
-    return [
+    told = [
         f"{clip(', '.join(names), 60)}: {would.get(outcome, outcome)}{f' ({what})' if what else ''}"
         for (outcome, what), names in groups.items()
     ]
+    return told + [clip(text, 300) for row in report.get("gateways") or () for text in row["forgets"]]
 
 
 def undescribed(report: Mapping[str, Any]) -> list[str]:

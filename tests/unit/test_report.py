@@ -303,17 +303,32 @@ def test_a_row_for_each_gateway_says_what_changed():
     run.task("Look", "gateway", "gateway_info", looks, file="main")
     run.task("Write", "gateway", "ansible.builtin.copy", {"gateway1": (1, "ok", {})}, file="install", changed=True)
     run.task("Keys", "gateway", "gateway_keys", {"gateway1": (1, "ok", {})}, file="install", changed=True)
+    forgets = ["gateway1 forgets node2 (acme/tiny, serving now); its container stays"]
+    fact = build.picked("set_fact", {"ansible_facts": {"gateway_forgets": forgets}}, failed=False)
+    run.task("Record", "gateway", "ansible.builtin.set_fact", {"gateway1": (0, "ok", fact)}, file="main")
     # On behalf of a node: none of the gateway's own.
     run.task("Admit", "gateway", "haproxy", {"node1": (1, "ok", {})}, file="admit", changed=True)
     report = report_of(run)
     assert report["gateways"] == [
-        {"name": "gateway1", "outcome": "changed", "changed": ["configuration", "service", "clients' keys"]},
-        {"name": "gateway2", "outcome": "unchanged", "changed": []},
+        {
+            "name": "gateway1",
+            "outcome": "changed",
+            "changed": ["configuration", "service", "clients' keys"],
+            "forgets": ["gateway1 forgets node2 (acme/tiny, serving now); its container stays"],
+        },
+        {"name": "gateway2", "outcome": "unchanged", "changed": [], "forgets": []},
     ]
     told = terminal.lines({**noop_report(), "gateways": report["gateways"], "check_mode": True})
-    assert told[-1] == "gateway1: would change (configuration, service, clients' keys)"
+    assert told[-2:] == ["gateway1: would change (configuration, service, clients' keys)", *forgets]
     alone = {**report, "nodes": [], "endpoints": ["http://192.0.2.10:8080/v1"]}
-    assert [line.partition(":")[0] for line in terminal.lines(alone)] == ["gateway1", "To ask"]
+    # A run that changed gateways alone has a page, and the line of a run that changed no server.
+    assert build.worth_a_page(report) and not build.worth_a_page({**report, "check_mode": True})
+    assert page.headline(alone)["text"] == "gateway1 changed"
+    assert forgets[0] in page.render(report)
+    calm = terminal.lines({**noop_report(), "gateways": report["gateways"]}, "reports/x/index.html")
+    assert calm[0].startswith("2 nodes, nothing to change; ") and calm[-1] == "Report: reports/x/index.html"
+    starts = [line.split()[0] for line in terminal.lines(alone, "reports/x/index.html")]
+    assert starts == ["gateway1:", "gateway1", "To", "Report:"]
     failed = report_of(run, failed=["gateway2"])["gateways"]
     assert [row["outcome"] for row in failed] == ["changed", "failed"]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..vllm.host_variables import bracketed, min_available
+from .fronts import asked
 from .pools import address_and_port, is_generation
 
 UP, DRAIN, MAINT = "UP", "DRAIN", "MAINT"  # HAProxy's words
@@ -148,6 +149,43 @@ def losses(
         if (key or other) and stay < keep:
             found.append(Loss(pool["model"], len(mine), stay, keep, tuple(key), tuple(other)))
     return found
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """Servers of a model that are no hosts of the inventory any more, and which a gateway has in one `state`."""
+
+    model: str
+    servers: tuple[str, ...]
+    state: str
+
+
+def forgotten(
+    seen: Iterable[Mapping[str, Any]],
+    hosts: Iterable[str],
+    recorded: Iterable[Mapping[str, Any]],
+    pools: Iterable[Mapping[str, Any]],
+) -> tuple[list[Forgotten], list[str]]:
+    """Return which servers a gateway forgets, because they left the inventory, and the models of which none is left.
+
+    ``seen`` are the servers that it has (gateway_info), ``recorded`` its generations, ``pools`` what it is to have.
+    """
+    hosts, models = set(hosts), {one["backend"]: str(one["model"]) for one in recorded}
+    states: dict[tuple[str, str], str] = {}
+    for entry in seen:
+        name, backend = str(entry["name"]), str(entry["backend"])
+        if name in hosts:
+            continue
+        key = (models.get(backend, backend), name)
+        # In one of two generations of its model it is down.
+        if states.get(key) != UP:
+            states[key] = str(entry["status"]).partition(" ")[0]
+    groups: dict[tuple[str, str], list[str]] = {}
+    for (model, name), state in states.items():
+        groups.setdefault((model, state), []).append(name)
+    known = {name for pool in pools for name in asked(pool)}
+    lost = dict.fromkeys(model for model, _ in groups if model in models.values() and model not in known)
+    return [Forgotten(model, tuple(names), state) for (model, state), names in groups.items()], list(lost)
 
 
 def status_changed(answer: Mapping[str, Any]) -> bool:

@@ -43,6 +43,7 @@ ALSO_KNOWN = frozenset(
         "deploy_steps",
         "docker_engine_become",
         "docker_engine_result",
+        "gateway_forgets",
         "gateway_look",
         "gateway_ready",
         "gateway_keeps",

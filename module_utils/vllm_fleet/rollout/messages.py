@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..gateway.servers import Loss, entry_of
+from ..gateway.servers import DRAIN, MAINT, UP, Forgotten, Loss, entry_of
 from .replicas import Replica
 
 MANY = 6  # names in a list before the rest is counted
@@ -238,6 +238,18 @@ def node_stuck(node: str, pool: str, keep: int, going: int, serving: int) -> str
         f"and rollout_min_available is {keep}: add replicas on other nodes, bring back those that are down, or allow "
         f"the gap with -e rollout_min_available={max(0, serving - going)}. Nothing was replaced."
     )
+
+
+def gateway_forgets(gateway: str, one: Forgotten, removed: bool) -> str:
+    """Say which servers a gateway forgets, and what they do now; ``removed``: the run may remove their containers."""
+    state = {UP: "serving now", DRAIN: "drained", MAINT: "in maintenance"}.get(one.state, "down")
+    stays = f"; {'its container stays' if len(one.servers) == 1 else 'their containers stay'}"
+    return f"{gateway} forgets {names(one.servers)} ({one.model}, {state}){'' if removed else stays}"
+
+
+def no_server_left(gateway: str, model: str) -> str:
+    """Say that a model is gone from a gateway."""
+    return f"{gateway}: no server of {model} is left: clients that ask for it get 404"
 
 
 # --- draining and admitting ---------------------------------------------------------------------------------------

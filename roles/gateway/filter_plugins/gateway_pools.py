@@ -26,6 +26,25 @@ def gateway_losses(
     return [messages.gateway_loses(gateway, loss) for loss in servers.losses(hostvars, made, answers, also)]
 
 
+def gateway_forgets(
+    hostvars: Mapping[str, Any],
+    seen: Iterable[Mapping[str, Any]],
+    hosts: Iterable[str],
+    made: Iterable[Mapping[str, Any]],
+    gateway: str,
+    *,
+    recorded: Iterable[Mapping[str, Any]],
+) -> list[str]:
+    """Return which servers ``gateway`` forgets because they left the inventory, and which models, as sentences."""
+    hosts = list(hosts)
+    gone, lost = servers.forgotten(seen, hosts, recorded, made)
+    removed = any(host_variables.truth(hostvars[host].get("rollout_remove_undescribed")) for host in hosts if gone)
+    return [
+        *(messages.gateway_forgets(gateway, one, removed) for one in gone),
+        *(messages.no_server_left(gateway, model) for model in lost),
+    ]
+
+
 def gateway_not_admitted(probes: Iterable[Mapping[str, Any]], host: str, place: Mapping[str, Any], timeout: int) -> str:
     """Return what each gateway sees of a server that it did not admit; an item of ``probes`` is the answer to that."""
     return "\n".join(messages.not_admitted(host, probe["item"]["item"], probe, place, timeout) for probe in probes)
@@ -55,6 +74,7 @@ class FilterModule:
             "gateway_kept_out": servers.kept_out,
             "gateway_local_url": pools.local_url,
             "gateway_losses": gateway_losses,
+            "gateway_forgets": gateway_forgets,
             "gateway_form_field": fronts.form_field,
             "gateway_model_listing": fronts.listing,
             "gateway_model_names": fronts.known_models,

@@ -11,6 +11,7 @@ import gateway_server
 import pytest
 
 from ansible.module_utils.vllm_fleet.gateway import generations, haproxy, servers
+from ansible.module_utils.vllm_fleet.rollout import messages
 
 PLACE = {"backend": "org_m", "server": "n1", "model": "org/m", "head": True}
 
@@ -46,6 +47,66 @@ def test_the_entry_of_a_server_is_found_by_backend_and_name(known, status):
     probe = {"servers": [dict(zip(("backend", "name", "status"), one, strict=True)) for one in known]}
     assert (servers.entry_of(probe, PLACE) or {}).get("status") == status
     assert servers.entry_of({"unreachable": True}, PLACE) is None
+
+
+@pytest.mark.parametrize(
+    ("seen", "recorded", "pools", "says", "lost"),
+    [
+        ([("org_m", "n1", "UP")], ["org_m"], ["org_m"], [], []),
+        (
+            [
+                ("org_m", "n1", "UP"),
+                ("org_m", "n2", "UP"),
+                ("org_m", "n3", "MAINT (resolution)"),
+                ("org_m", "n4", "UP"),
+            ],
+            ["org_m"],
+            ["org_m"],
+            [
+                "g1 forgets n2 and n4 (org/m, serving now); their containers stay",
+                "g1 forgets n3 (org/m, in maintenance); its container stays",
+            ],
+            [],
+        ),
+        # In one generation it is down, in the other one it serves.
+        (
+            [("org_m", "n2", "UP"), ("org_m:2", "n2", "DOWN"), ("org_m", "n1", "UP")],
+            ["org_m", "org_m:2"],
+            ["org_m"],
+            ["g1 forgets n2 (org/m, serving now); its container stays"],
+            [],
+        ),
+        (
+            [("org_m", "n1", "UP"), ("org_x", "n2", "DOWN")],
+            ["org_m", "org_x"],
+            ["org_m"],
+            ["g1 forgets n2 (org/x, down); its container stays"],
+            ["org/x"],
+        ),
+        # Of a pool without a record only its name in HAProxy is known.
+        ([("org_x", "n2", "UP")], [], ["org_m"], ["g1 forgets n2 (org_x, serving now); its container stays"], []),
+        # Another server has the model now; and one of the inventory that serves something else is not forgotten.
+        (
+            [("org_m", "n2", "UP")],
+            ["org_m"],
+            ["org_m"],
+            ["g1 forgets n2 (org/m, serving now); its container stays"],
+            [],
+        ),
+        ([("org_x", "n1", "UP")], ["org_x"], ["org_m"], [], []),
+    ],
+)
+def test_servers_that_left_the_inventory_are_named_and_models_without_a_server(seen, recorded, pools, says, lost):
+    def pool(backend):
+        model = backend.partition(":")[0].replace("_", "/")
+        return {"backend": backend, "model": model, "names": [model]}
+
+    entries = [dict(zip(("backend", "name", "status"), one, strict=True)) for one in seen]
+    found = servers.forgotten(entries, ["n1"], map(pool, recorded), map(pool, pools))
+    assert [messages.gateway_forgets("g1", one, removed=False) for one in found[0]] == says
+    assert found[1] == lost
+    # Where the run may remove their containers it does not say that these stay.
+    assert not any("stay" in messages.gateway_forgets("g1", one, removed=True) for one in found[0])
 
 
 def test_sums_are_of_the_bytes_that_a_file_has():
