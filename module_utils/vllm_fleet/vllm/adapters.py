@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..common.finding import Finding
+from ..common.secrets import kind
 from . import cli
 
 WHAT = "vllm_server_adapters"
@@ -73,7 +74,7 @@ def _adapter(name: str, value: object) -> Adapter:
             f"{WHAT}: {name!r} is no name that clients can ask for; letters, digits and ._:/- are, without spaces"
         )
     if not isinstance(value, Mapping):
-        raise AdapterError(f"{WHAT}: {name} is {value!r}; expected {{repo: org/lora, revision: commit}}")
+        raise AdapterError(f"{WHAT}: {name} is {kind(value)}; expected {{repo: org/lora, revision: commit}}")
     odd = sorted(map(str, value.keys() - _KEYS))
     if odd:
         raise AdapterError(f"{WHAT}: {name} has {', '.join(odd)}; known are {', '.join(sorted(_KEYS))}")
@@ -87,7 +88,8 @@ def _adapter(name: str, value: object) -> Adapter:
         )
     verify = value.get("verify") or {}
     if not isinstance(verify, Mapping) or verify.keys() - _ASKS:
-        raise AdapterError(f"{WHAT}: {name} has the verify {verify!r}; known are {', '.join(sorted(_ASKS))}")
+        got = ", ".join(sorted(map(str, verify.keys() - _ASKS))) if isinstance(verify, Mapping) else kind(verify)
+        raise AdapterError(f"{WHAT}: {name} has in verify {got}; known are {', '.join(sorted(_ASKS))}")
     texts = {key: str(value.get(key) or "") for key in ("list_digest", "base")}
     return Adapter(name, repo, revision, dict(verify), **texts)
 
