@@ -55,32 +55,27 @@ class ActionModule(ActionBase):
     _of_role = False
     _later = False
 
+    #: Variables of another kind than the roles take: nothing can be worked out of them.
+    _odd: frozenset[str] = frozenset()
+
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Look at everything, judge it together."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         args = dict(self._task.args)
         self._of_role = boolean(args.pop("of_role", False))
-        if self._of_role:
-            args = {**role_options.made(role_options.preflight, Variables(self._templar, variables)), **args}
         mine = self._inventory(variables) if boolean(args.get("inventory", True)) else []
         refused = {one.what for one in mine if one.level == "refused"}
-        # A fault of the inventory is reported once, and not probed on the node as well.
-        if "vllm_server_port" in refused:
-            args["port"] = 0
-        if "hf_cache_path" in refused:
-            args.pop("cache", None)
-        if args.get("archive"):
-            args["archive"] = _archive(dict(args["archive"]))
         answer: dict[str, Any] = {}
         more: list[Finding] = []
         try:
+            args = self._options(args, variables, refused)
             answer = self._node(args, variables, more)
         except (AnsibleConnectionFailure, _Unreachable) as exc:
             more.append(_failed(str(exc), self._way(), "connection"))
         except AnsibleError as exc:
-            # What leans on arguments of a wrong kind cannot be worked out: their own finding says it.
-            if not refused & {"vllm_server_args", "vllm_server_env", "vllm_server_adapters"}:
+            # What leans on variables of a wrong kind cannot be worked out: their own finding says it.
+            if not self._odd and not refused & {"vllm_server_args", "vllm_server_env", "vllm_server_adapters"}:
                 more.append(_failed(str(exc), self._way(), "look"))
         resting = str(answer.get("maintenance") or "")
         if resting:
@@ -90,6 +85,10 @@ class ActionModule(ActionBase):
         if not self._later:
             with contextlib.suppress(AnsibleError):  # what was to be known of the node before it was lost
                 self._late(args, Variables(self._templar, variables), more)
+        # What is judged again beside the model's preset.
+        more = [one for one in more if one.what not in refused]
+        if "vllm_server_model" in refused:
+            more = [one for one in more if one.what != "model's id"]
         found = finding.accept([*mine, *more], args.get("accept") or [])
         result.update(
             answer,
@@ -99,6 +98,21 @@ class ActionModule(ActionBase):
             refusals=[one.sentence for one in found if one.level in finding.ENDING],
         )
         return result
+
+    def _options(self, args: dict[str, Any], variables: dict[str, Any], refused: set[str]) -> dict[str, Any]:
+        """Return the options of the look at the node: those of the task over the role's."""
+        if self._of_role:
+            args = {**role_options.made(role_options.preflight, Variables(self._templar, variables)), **args}
+        # A fault of the inventory is reported once, and not probed on the node as well.
+        if "vllm_server_port" in refused:
+            args["port"] = 0
+        if "hf_cache_path" in refused:
+            args.pop("cache", None)
+        for name in self._odd:
+            args.pop(name.removeprefix("preflight_"), None)
+        if args.get("archive"):
+            args["archive"] = _archive(dict(args["archive"]))
+        return args
 
     # -- the inventory
 
@@ -112,7 +126,9 @@ class ActionModule(ActionBase):
         if host_variables.unread_servers(variables):
             got = "a host that has vllm_servers and is one server"
             found.append(Finding("refused", "vllm_servers", "a host for each server", got, host_variables.READ_SERVERS))
-        found += [one for one in self._specified(variables) if one.what not in known]
+        specified = self._specified(variables)
+        self._odd = frozenset(one.what for one in specified)
+        found += [one for one in specified if one.what not in known]
         hosts = list(variables.get("ansible_play_hosts_all") or [])
         found += self._misspelt(variables, hosts)
         # Gateways are in no play of preflight: reported once, for the first node.
@@ -126,7 +142,7 @@ class ActionModule(ActionBase):
         # A list of waves belongs to the fleet: reported once, for the first node.
         if hosts and variables.get("inventory_hostname") == hosts[0] and "rollout_waves" in values:
             given = values["rollout_waves"]
-            if not isinstance(given, inventory.Unset):
+            if not isinstance(given, inventory.Unset) and "rollout_waves" not in self._odd:
                 found.append(inventory.waves(given))
         return found
 
@@ -145,11 +161,13 @@ class ActionModule(ActionBase):
         folder = Path(str(variables.get("role_path") or "")).resolve().parent
         found = []
         for role in role_specs.ROLES:
-            page, defaults = folder / role / "meta/argument_specs.yml", folder / role / "defaults/main.yml"
+            page = folder / role / "meta/argument_specs.yml"
             if not page.is_file():
                 continue
+            defaults = _read(folder / role / "defaults/main.yml") or {}
             options = _read(page)["argument_specs"]["main"].get("options", {})
-            names = role_specs.given(options, _read(defaults) or {}, variables)
+            options = {name: {**one, "default": defaults.get(name)} for name, one in options.items()}
+            names = role_specs.given(options, defaults, variables)
             values = {}
             for name in names:
                 with contextlib.suppress(AnsibleError):  # reported where it is needed
@@ -198,12 +216,13 @@ class ActionModule(ActionBase):
         except AnsibleError as exc:
             remedy = "define it where the gateway sees it: group_vars/gateway, or group_vars/all"
             return [Finding("refused", name, "variables with values", _line(str(exc)), remedy)]
-        found, given = role_specs.judge(options, values), {**defaults, **values}
+        found, given = role_specs.judge(options, values, words=True), {**defaults, **values}
         # Words for a list or a dictionary (-e) are the role's to read.
         if not found and not any(
             isinstance(defaults[one], (list, dict)) and isinstance(given[one], str) for one in defaults
         ):
-            with contextlib.suppress(AnsibleError):  # of a node, where it is reported
+            # Of a node, where it is reported: it has no value, or one of another kind.
+            with contextlib.suppress(AnsibleError, AttributeError, TypeError, ValueError):
                 serving = variables["groups"].get("vllm") or []
                 problems = pools.client_problems(variables["hostvars"], serving, name, given)
                 found = [

@@ -292,7 +292,12 @@ def kind(value: object) -> str:
     """Say what a value is that has not the form in which its secrets could be told from the rest."""
     if isinstance(value, str):
         return f"a text of {len(value)} characters (not shown)"
-    return f"a list of {len(value)} (not shown)" if isinstance(value, (list, tuple)) else type(value).__name__
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)} (not shown)"
+    # Ansible's own types have names of their own.
+    if isinstance(value, (bool, int, float)):
+        return "true or false" if isinstance(value, bool) else "a number"
+    return "a dictionary" if isinstance(value, Mapping) else type(value).__name__
 
 
 def unsendable(key: object) -> bool:

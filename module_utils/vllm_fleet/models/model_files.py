@@ -111,7 +111,8 @@ def on_node(
             return None, found
         sized = sizing.size(facts, machine, asked["args"], asked["env"], image_version=asked["image_version"])
     except (ModelFilesError, CommandError, ValueError) as error:
-        remedy = "correct vllm_server_args, or bring the model in again"
+        args = isinstance(error, CommandError)
+        remedy = "correct vllm_server_args" if args else "correct vllm_server_args, or bring the model in again"
         return None, [
             *found,
             Finding("refused", "what fits", "figures and arguments to compute with", str(error), remedy),

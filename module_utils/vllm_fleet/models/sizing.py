@@ -16,7 +16,7 @@ from typing import Any
 from ..common.finding import Finding
 from ..host import gpu_memory
 from ..vllm import releases
-from ..vllm.cli import normalise_args
+from ..vllm.cli import CommandError, normalise_args
 from .checkpoint import (
     contexts,
     kv_heads,
@@ -216,7 +216,7 @@ def size(
 
 def tokens_of(value: object) -> int | None:
     """Return max-model-len in tokens, as vLLM reads it: 32768, 32k (32000), 32K (32768). None for ``auto`` and -1."""
-    if value is None or isinstance(value, (bool, list)):
+    if value is None or value is False:
         return None
     text = str(value).strip()
     if text.isdigit():
@@ -225,7 +225,7 @@ def tokens_of(value: object) -> int | None:
         return int(float(text[:-1]) * _SUFFIXES[text[-1]])
     if text in ("-1", "auto"):
         return None
-    raise ValueError(f"max-model-len is {text!r}; expected a number of tokens such as 32768 or 32K")
+    raise CommandError(f"max-model-len is {text!r}; expected a number of tokens such as 32768 or 32K")
 
 
 def _gpus(case: _Case) -> list[Finding]:
@@ -297,7 +297,7 @@ def _share(flags: Mapping[str, Any], tag: str = "") -> float:
     except ValueError:
         share = 0.0
     if not 0 < share <= 1:
-        raise ValueError(f"gpu-memory-utilization is {value}; expected a number above 0 and at most 1")
+        raise CommandError(f"gpu-memory-utilization is {value}; expected a number above 0 and at most 1")
     return share
 
 

@@ -204,6 +204,11 @@ def _model(values: Mapping[str, Any]) -> Finding:
     example = "as in the model's address on the Hub (deepseek-ai/DeepSeek-V3.1), or an absolute path on the node"
     if not model:
         return Finding("refused", what, wanted, "not set", f"set the exact id {example}")
+    # A name of digits alone is a number that was not meant for it.
+    if re.fullmatch(r"[\d.]+", model) or isinstance(values.get("vllm_server_model"), (bool, int, float)):
+        return Finding(
+            "refused", what, wanted, f"{model}, which is no id such as org/name", f"give the exact id {example}"
+        )
     if not model.startswith("/") and not _MODEL.fullmatch(model):
         return Finding("refused", what, wanted, f"'{model}'", f"give the exact id {example}")
     return Finding("ok", what, wanted, model)

@@ -86,6 +86,12 @@ ALSO_KNOWN = frozenset(
     }
 )
 
+#: Kinds of which an empty value is none.
+_KINDS = ("dict", "list", "int", "float", "bool")
+
+#: Lists of which a single one needs no brackets.
+_ONE = ("rollout_waves",)
+
 #: How much a name must resemble a known one to be taken for it where it begins with no role's prefix: 1 is the same.
 ALIKE = 0.9
 
@@ -95,22 +101,44 @@ def given(options: Mapping[str, Any], defaults: Mapping[str, Any], variables: Ma
     return [name for name in options if name in variables and variables[name] != defaults.get(name, options)]
 
 
-def judge(options: Mapping[str, Any], values: Mapping[str, Any]) -> list[Finding]:
-    """Return the findings on ``values``, variables by name, against ``options``, the specification's entries."""
+def judge(options: Mapping[str, Any], values: Mapping[str, Any], *, words: bool = False) -> list[Finding]:
+    """Return the findings on ``values``, variables by name, against ``options``, the specification's entries.
+
+    ``words``: the role reads a list or a dictionary out of a text. Others take only what is one.
+    """
     found = []
     for name, value in values.items():
         option = {key: entry for key, entry in options[name].items() if key not in ("description", "default")}
         result = ArgumentSpecValidator({name: {**option, "required": False}}).validate({name: value})
-        if result.error_messages:
+        odd = name not in _ONE and not words and _odd(options[name], value)
+        if result.error_messages or odd:
             # In another form than the specified one its secrets cannot be told by their names.
             formless = option.get("type") == "dict" and not isinstance(value, Mapping)
             got = "(not shown)" if option.get("no_log") else secrets.kind(value) if formless else _short(value)
+            got = "nothing" if value is None else got
             # Only the sentence names what is wrong inside a dictionary.
             inside = option.get("options") and not option.get("no_log")
-            said = secrets.scrub_words(" ".join(str(result.error_messages[0]).split()), secrets.values_in(value))
-            why = f": {said[:200]}" if inside and not formless else ""
-            found.append(Finding("refused", name, _expected(option), got, f"correct the variable{why}"))
+            why = ""
+            if inside and not formless and result.error_messages:
+                said = " ".join(str(result.error_messages[0]).split())
+                why = f": {secrets.scrub_words(said, secrets.values_in(value))[:200]}"
+            remedy = "give one, or take the variable out" if value is None else f"correct the variable{why}"
+            found.append(Finding("refused", name, _expected(option), got, remedy))
     return found
+
+
+def _odd(option: Mapping[str, Any], value: Any) -> bool:
+    """Return whether a value is of another kind that Ansible makes fit (`A=1` a dictionary) and a role does not."""
+    kind = str(option.get("type", "str"))
+    if value is None:
+        return kind in _KINDS and option.get("default") is not None
+    if kind == "dict":
+        return not isinstance(value, Mapping)
+    if kind == "list":
+        return not isinstance(value, (list, tuple))
+    if kind in ("int", "float"):
+        return isinstance(value, bool)
+    return kind in ("str", "path") and isinstance(value, (Mapping, list, tuple))
 
 
 def misspelt(names: Iterable[str], known: Collection[str], where: str = "") -> list[Finding]:

@@ -131,9 +131,10 @@ def _expand(made: Plan, host: str, variables: Mapping[str, Any], entries: dict[s
     """Add the servers of one node. ``entries`` are those of all nodes, by the names of their groups."""
     base = _port(variables.get("vllm_server_port", host_variables.PORT))
     if base is None:
+        given = variables["vllm_server_port"]
+        wanted = "a number that is known before the run" if _template(given) else "1 to 65535"
         made.problems.append(
-            f"{host}: vllm_server_port is {variables['vllm_server_port']!r}, expected a number that is known before "
-            "the run: the servers' ports are counted from it."
+            f"{host}: vllm_server_port is {given!r}, expected {wanted}: the servers' ports are counted from it."
         )
         return
     for number, (name, given) in enumerate(variables["vllm_servers"].items()):

@@ -319,7 +319,7 @@ def read_help(text: str) -> Known:
         found = _HELP_CHOICES.search(entry["head"])
         if found:
             choices[found["flag"]] = tuple(found["choices"].split(","))
-        elif "{" not in entry["head"] and _HELP_NUMBER.search(entry["text"]):
+        elif "{" not in entry["head"] and "..." not in entry["head"] and _HELP_NUMBER.search(entry["text"]):
             numbers |= set(re.findall(r"--([a-z][a-z0-9-]*) [A-Z]", entry["head"]))
     return Known(flags, choices, numbers)
 
@@ -343,10 +343,10 @@ def _among(value: str, choices: Sequence[str]) -> bool:
 
 
 def _may_be_number(value: FlagValue | None) -> bool:
-    """Whether it may be a number, such as ``8``, ``25.6k`` or ``O2``, or a word for none."""
+    """Whether it may be one number, such as ``8``, ``25.6k`` or ``O2``, or a word for none."""
     if isinstance(value, str):
         return value.lower() in _NO_DIGITS or re.search(r"\d", value) is not None
-    return value is not True
+    return value in (None, False)
 
 
 def unknown_flags(flags: Mapping[str, FlagValue | None], known: frozenset[str]) -> list[str]:

@@ -96,12 +96,14 @@ def test_nothing_is_computed_without_gpus_and_arguments_that_are_wrong_are_a_fin
     assert model_files.on_node(REPO, ASKED, {"gpus": []}, cache.cache) == (None, [])
     for args, words in (
         ({"max-model-len": "long"}, "max-model-len is 'long'"),
+        ({"max-model-len": [1, 2]}, "expected a number of tokens"),
         ({"port": 1}, "set by the option"),
         ({"a-b": 1, "a_b": 2}, "are the same flag"),
     ):
         sized, found = model_files.on_node(REPO, {**ASKED, "args": args}, NODE, cache.cache)
         assert sized is None
         assert words in found[0].sentence
+        assert found[0].remedy == "correct vllm_server_args"
     cpu = {**ASKED, "env": {"VLLM_CPU_KVCACHE_SPACE": 1}}
     sized, _ = model_files.on_node(REPO, cpu, None, cache.cache)
     assert sized is not None

@@ -11,6 +11,7 @@ from model_configs import LLAMA, SMOLLM2, V31
 
 from ansible.module_utils.vllm_fleet.models import sizing
 from ansible.module_utils.vllm_fleet.models.sizing import Facts, Machine
+from ansible.module_utils.vllm_fleet.vllm.cli import CommandError
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 MI300X = sizing.named("MI300X", 8)
@@ -240,6 +241,12 @@ def test_the_compressed_cache_is_whole_on_every_gpu_unless_the_context_is_split(
 )
 def test_max_model_len_is_read_as_vllm_reads_it(value, tokens):
     assert sizing.tokens_of(value) == tokens
+
+
+@pytest.mark.parametrize("value", [["1", "2"], True, "abc", ""])
+def test_max_model_len_that_is_no_number_is_refused(value):
+    with pytest.raises(CommandError, match="expected a number of tokens"):
+        sizing.tokens_of(value)
 
 
 @pytest.mark.parametrize(

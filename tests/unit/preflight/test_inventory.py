@@ -35,6 +35,8 @@ def test_a_good_inventory_is_good():
     [
         ({"vllm_server_model": ""}, "vllm_server_model", "not set"),
         ({"vllm_server_model": "SmolLM2 135M Instruct"}, "vllm_server_model", "'SmolLM2 135M Instruct'"),
+        ({"vllm_server_model": 5}, "vllm_server_model", "5, which is no id such as org/name"),
+        ({"vllm_server_model": "5"}, "vllm_server_model", "5, which is no id such as org/name"),
         ({"vllm_server_model": "a/b/c"}, "vllm_server_model", "'a/b/c'"),
         ({"vllm_image_tag": "latest"}, "vllm_image_tag", "'latest'"),
         ({"vllm_image_tag": ""}, "vllm_image_tag", "''"),

@@ -51,6 +51,12 @@ def test_inside_a_dictionary_the_place_is_told():
     assert one.remedy.startswith("correct the variable: ") and "r_deep" in one.remedy and "'n'" in one.remedy
 
 
+def test_a_text_stands_for_a_list_where_the_role_reads_it():
+    """The role gateway reads them, because the command line gives texts."""
+    assert role_specs.judge(OPTIONS, {"r_list": "1,2", "r_deep": "n=1"}, words=True) == []
+    assert len(role_specs.judge(OPTIONS, {"r_list": "1,2", "r_deep": "n=1"})) == 2
+
+
 def test_right_values_are_no_findings():
     assert role_specs.judge(OPTIONS, {"r_port": "8", "r_mode": "a", "r_list": [1], "r_deep": {"n": 1}}) == []
 

@@ -103,6 +103,7 @@ def test_a_node_without_an_address_is_reached_by_its_name():
         ({"a": {}}, {"vllm_server_replica": "big"}, "leave out one of vllm_servers and vllm_server_replica"),
         ({"a": {}}, {"vllm_node": "m"}, "it has vllm_node, which vllm_servers gives"),
         ({"a": {}}, {"vllm_server_port": "{{ p }}"}, "expected a number that is known before the run"),
+        ({"a": {}}, {"vllm_server_port": 80000}, "vllm_server_port is 80000, expected 1 to 65535: the servers' ports"),
         ({"a": {}, "b": {"vllm_server_port": 8000}}, {}, "node1-a and node1-b would both have port 8000"),
         ({"a": {"replicas": 99}, "b": {"vllm_server_port": 8050}}, {}, "node1-a-50 and node1-b would both have"),
         ({"a": {}, "b": {}}, {"vllm_server_port": 65500}, "node1-b would have port 65600, expected at most 65535"),

@@ -166,6 +166,7 @@ VALUES = """usage: vllm serve [model_tag] [options]
     ("args", "says"),
     [
         ({"max-model-len": "abc"}, "max-model-len: expected a number, got 'abc'"),
+        ({"max-model-len": [1, 2]}, "max-model-len: expected a number, got ['1', '2']"),
         ({"max-model-len": True}, "max-model-len: expected a number, got True"),
         ({"tensor-parallel-size": "two"}, "tensor-parallel-size: expected a number, got 'two'"),
         ({"dtype": "bf16"}, "dtype: expected one of auto, bfloat16, float16, got 'bf16'"),
