@@ -56,7 +56,11 @@ def test_a_good_inventory_is_good():
         ({"vllm_server_args": {"gpu-memory-utilization": "ninety"}}, "gpu-memory-utilization", "ninety"),
         ({"vllm_server_args": {"gpu-memory-utilization": "nan"}}, "gpu-memory-utilization", "nan"),
         ({"vllm_server_env": {"VLLM_API_KEY": "k"}}, "vllm_server_env", "VLLM_API_KEY"),
-        ({"vllm_server_adapters": {"a": "org/lora"}}, "vllm_server_adapters", "a is 'org/lora'; expected {repo"),
+        (
+            {"vllm_server_adapters": {"a": "org/lora"}},
+            "vllm_server_adapters",
+            "a is a text of 8 characters (not shown); expected {repo",
+        ),
         (
             {
                 "vllm_server_adapters": {"a": {"repo": "org/lora", "revision": "1" * 40}},
