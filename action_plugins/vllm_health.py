@@ -37,7 +37,7 @@ class ActionModule(ActionBase):
         known = Variables(self._templar, given)
         result.update(changed=False)
         asked = self._asked(known, given, args["timeout"])
-        result["kind"] = asked["kind"]
+        result["kind"], result["model"] = asked["kind"], asked.get("model", "")
         removed = host_variables.truth(known.get("gateway_absent"))
         if asked["kind"] == "gateway" and removed:
             return {**result, "removed": True}

@@ -46,8 +46,11 @@ class ActionModule(ActionBase):
         asked = [str(host) for host in given["ansible_play_hosts_all"]]
         seen = {host: hostvars.raw_get(host).get(args["result"]) for host in asked}
         seen = {host: one or {"not_reached": "it was not asked"} for host, one in seen.items()}
-        watched = [host for host in seen if host in serving and host_variables.watched(hostvars[host])]
-        found = health.rows(seen, watched=watched)
+        servers = {host: hostvars[host] for host in seen if host in serving}
+        watched = {host: host_variables.acts_after(one) for host, one in servers.items() if host_variables.watched(one)}
+        # With --limit: what the others serve, so that nothing is said of models of which only a part was asked.
+        partly = {host_variables.served_names(hostvars[host])[0] for host in serving if host not in seen}
+        found = health.rows(seen, watched=watched, partly=partly)
         lines = [secrets.scrub_words(terminal.shown(line)) for line in health.lines(found)]
         display.display("\n".join(lines))
         if args["json"]:

@@ -16,6 +16,7 @@ from ansible.module_utils.vllm_fleet.gateway import vip
 from ansible.module_utils.vllm_fleet.rollout import (
     gate,
     left_out,
+    messages,
     node_units,
     play_hosts,
     recovery,
@@ -73,6 +74,22 @@ def deploy_steps(
     return {**steps.plan(hostvars, there, refused=ends, **more), "left_out": absent}
 
 
+def stop_says(hostvars: Mapping[str, Any], *args: Any, check_mode: bool) -> list[str]:
+    """Return which models have no server any more, as sentences; ``args`` as stop.emptied() has them."""
+    return messages.without_server(stop.emptied(hostvars, *args), check_mode=check_mode)
+
+
+def still_running(hostvars: Mapping[str, Any], fleet: list[str], play: list[str], looked: str) -> list[str]:
+    """Return which servers on nodes of ``play`` no host describes; ``looked`` is the variable with what is there."""
+    seen = {host: host_variables.servers_seen(hostvars[host].get(looked) or {}) for host in play}
+    more = {
+        host: servers
+        for host, servers in seen.items()
+        if any(name != host_variables.container_name(hostvars[host]) for name in servers)
+    }
+    return messages.still_running(host_variables.undescribed(hostvars, fleet, more))
+
+
 class FilterModule:
     """Ansible's way to find filters."""
 
@@ -123,7 +140,9 @@ class FilterModule:
             "rollout_sharing_weights": host_variables.sharing_weights,
             "rollout_shortage": gate.shortage,
             "rollout_skippable": hosts_of_play(play_hosts.skippable),
+            "rollout_still_running": still_running,
             "rollout_stop_against": stop.against,
+            "rollout_stop_says": stop_says,
             "rollout_unplanned": hosts_of_play(play_hosts.unplanned),
             "rollout_url": host_variables.own_url,
             "rollout_verdict": gate.verdict,

@@ -76,6 +76,7 @@ def picked(action: str, result: Mapping[str, Any], *, failed: bool) -> dict[str,
             "urls": facts.get("gateway_urls"),
             "forgets": facts.get("gateway_forgets"),
             "left_out": facts.get("rollout_left_out") or (facts.get("deploy_steps") or {}).get("left_out"),
+            "says": facts.get("maintenance_says") or facts.get("teardown_says"),
             "undescribed": _names_of((facts.get("rollout_plan") or {}).get("undescribed") or {}),
         }
         return {name: value for name, value in noted.items() if value}
@@ -133,6 +134,7 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
         "nodes": nodes,
         "undescribed": next((r["data"]["undescribed"] for r in results if r["data"].get("undescribed")), {}),
         "removed": _removed(run, results, tasks),
+        "says": next((r["data"]["says"] for r in results if r["data"].get("says")), []),
         "left_out": {host: found for host, found in left_out.items() if not found.get("lost")},
         "gateways": gateways.rows(run, results, tasks),
         "endpoints": endpoints.found(run, results, nodes),
@@ -320,6 +322,8 @@ def _server(seen: _Seen, *, check_mode: bool) -> dict[str, Any]:
     started, confirmed = seen.data("started", "asked"), seen.data("confirmed")
     # A server that was restarted is as described afterwards, so what the restart did is what the run did.
     did = seen.data("restarted") or started
+    if not did and seen.last.get("stopped", {}).get("changed"):
+        did = seen.data("stopped")
     if seen.last.get("absent", {}).get("changed"):
         did = seen.data("absent")
     because = seen.repair or repair_of({"vllm_server_result": started}).get("because")

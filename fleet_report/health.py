@@ -14,6 +14,7 @@ from typing import Any
 from ansible.module_utils.vllm_fleet.common import maintenance
 from ansible.module_utils.vllm_fleet.gateway import haproxy
 from ansible.module_utils.vllm_fleet.preflight import connection
+from ansible.module_utils.vllm_fleet.rollout.messages import names
 from fleet_report import watchdogs
 from fleet_report.summary import table
 from fleet_report.words import DASH, clip, count, latency, natural
@@ -21,35 +22,66 @@ from fleet_report.words import DASH, clip, count, latency, natural
 HEAD = ("NODE", "SERVER", "ANSWERS", "WATCHDOG", "GATEWAYS", "WHAT IS WRONG")
 #: Characters of what is wrong in the table.
 WIDTH = 100
+#: What a server that hangs, or has a long queue, says to health_probe.
+SILENT = "no answer in time"
 ODD = "its answer has not the form of vllm_health's"
 
 Row = dict[str, Any]
 
 
-def rows(seen: Mapping[str, Mapping[str, Any]], *, watched: Iterable[str] = ()) -> list[Row]:
-    """Describe servers, then gateways: `name`, `kind`, `state`, `seconds`, `watchdog`, `gateways`, `wrong`, `resting`.
+def rows(seen: Mapping[str, Mapping[str, Any]], *, watched: Mapping[str, str], partly: Iterable[str] = ()) -> list[Row]:
+    """Describe servers, then gateways, then models.
 
-    ``watched`` are to have a watchdog. `wrong` is empty where all is well, `resting` says since when a server is in
-    maintenance. Gateways that are to be removed have no row.
+    Each has `name`, `kind`, `state`, `seconds`, `watchdog`, `gateways`, `wrong` and `resting`.
+
+    ``watched`` are to have a watchdog, which acts after so many seconds of silence (empty: never). ``partly``
+    are models some of whose servers were not asked. `wrong` is empty where all is well, `resting` says since when a
+    server is in maintenance. Gateways that are to be removed have no row.
     """
-    watched = set(watched)
     order = sorted((host for host in seen if not seen[host].get("removed")), key=natural)
     tables = {host: _table(seen[host]) for host in order if seen[host].get("kind") == "gateway"}
     servers = [host for host in order if host not in tables]
-    out = [_of(_server, host, seen[host], watched=host in watched) for host in servers]
+    out = [_of(_server, host, seen[host], watched=watched) for host in servers]
     for row in out:
         _at_gateways(row, tables)
-    return [*out, *(_of(_gateway, host, seen[host], states=tables[host]) for host in tables)]
+    gateways = [_of(_gateway, host, seen[host], states=tables[host]) for host in tables]
+    models: dict[str, list[Row]] = {}
+    for row in out:
+        models.setdefault(str(seen[row["name"]].get("model") or ""), []).append(row)
+    known = [name for name, states in tables.items() if states is not None]
+    judged = [model for model in sorted(models) if model and model not in partly]
+    return [*out, *gateways, *(_model(model, models[model], known) for model in judged)]
 
 
 def _of(describe: Any, host: str, looked: Mapping[str, Any], **more: Any) -> Row:
-    row: Row = {"name": host, "kind": looked.get("kind") or "server", "state": None, "seconds": None, "watchdog": None}
-    row |= {"gateways": {}, "wrong": [], "resting": "", "worker": False}
+    row = _row(host, str(looked.get("kind") or "server"))
     try:
         describe(row, looked, **more)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         row |= {"state": "unknown", "wrong": [ODD]}
     return row
+
+
+def _row(name: str, kind: str) -> Row:
+    row: Row = {"name": name, "kind": kind, "state": None, "seconds": None, "watchdog": None}
+    return row | {"gateways": {}, "wrong": [], "resting": "", "worker": False}
+
+
+def _model(model: str, servers: Sequence[Row], gateways: Sequence[str]) -> Row:
+    """Say where a model has no server: at gateways that answered, or at all where none of its servers answers."""
+    row = _row(model, "model")
+    without = [name for name in gateways if all(one["gateways"].get(name) != "UP" for one in servers)]
+    if without:
+        row["wrong"] = [f"no server up at {names(without)}"]
+    elif not any(_serves(one) for one in servers):
+        row["wrong"] = ["no server answers" if gateways else "no server up"]
+    return row
+
+
+def _serves(row: Row) -> bool:
+    """Return whether a server answers; of one that was not asked a gateway knows."""
+    unasked = row["resting"] or row["state"] in ("unreachable", "unknown")
+    return row["seconds"] is not None or bool(unasked and "UP" in row["gateways"].values())
 
 
 def _unreached(row: Row, looked: Mapping[str, Any]) -> bool:
@@ -61,7 +93,7 @@ def _unreached(row: Row, looked: Mapping[str, Any]) -> bool:
     return True
 
 
-def _server(row: Row, looked: Mapping[str, Any], *, watched: bool) -> None:
+def _server(row: Row, looked: Mapping[str, Any], *, watched: Mapping[str, str]) -> None:
     if looked.get("resting"):
         row |= {"state": "maintenance", "resting": str(looked["resting"])}
         return
@@ -83,10 +115,23 @@ def _server(row: Row, looked: Mapping[str, Any], *, watched: bool) -> None:
     else:
         _answer(row, found.get("answer"))
     dog = _watchdog(found["watchdog"])
-    wanted = watched and not row["worker"]
+    wanted = row["name"] in watched and not row["worker"]
     row["watchdog"] = watchdogs.cell(dog, wanted=wanted)
     said = watchdogs.drift(dog, wanted=wanted)
+    if status == "running" and (found.get("answer") or {}).get("trouble") == SILENT and not row["resting"]:
+        row["wrong"][-1] += _next(str(dog["state"]), watched.get(row["name"], ""))
     row["wrong"] += [said] if said else []
+
+
+def _next(state: str, silence: str) -> str:
+    """Say what becomes of a server that is silent, by the state of its watchdog; empty where that is not known."""
+    if state in ("none", "no systemd"):
+        return ", no watchdog: playbooks/deploy.yml restarts it"
+    if state != "serving":
+        return ""
+    if not silence:
+        return ", its watchdog only observes: playbooks/deploy.yml restarts it"
+    return f", its watchdog acts after {silence} s of silence"
 
 
 def _note(text: str) -> str:
@@ -183,12 +228,15 @@ def lines(found: Sequence[Row]) -> list[str]:
     """Write the table, and a last line that counts."""
     out = [list(HEAD)]
     for row in found:
+        if row["kind"] == "model":
+            continue
         up = sum(state == "UP" for state in row["gateways"].values())
         places = f"{up} of {len(row['gateways'])} up" if row["gateways"] else DASH
         told = "; ".join(row["wrong"]) or (f"in maintenance{row['resting']}" if row["resting"] else DASH)
         answers = DASH if row["seconds"] is None else f"after {latency(row['seconds'])}"
         out.append([row["name"], str(row["state"]), answers, row["watchdog"] or DASH, places, clip(told, WIDTH)])
-    return [*table(out), _counts(found)]
+    models = [f"{row['name']}: {'; '.join(row['wrong'])}" for row in found if row["kind"] == "model" and row["wrong"]]
+    return [*table(out), *models, _counts(found)]
 
 
 def _counts(found: Sequence[Row]) -> str:
@@ -203,9 +251,10 @@ def _counts(found: Sequence[Row]) -> str:
 
 
 def as_json(found: Sequence[Row]) -> dict[str, Any]:
-    """Return the table as data: `well`, `servers`, `gateways`; a row's `wrong` are sentences."""
+    """Return the table as data: `well`, `servers`, `gateways`, `models`; a row's `wrong` are sentences."""
     keys = {"server": ("state", "seconds", "watchdog", "gateways", "wrong"), "gateway": ("state", "gateways", "wrong")}
-    out: dict[str, Any] = {"well": well(found), "servers": {}, "gateways": {}}
+    keys["model"] = ("wrong",)
+    out: dict[str, Any] = {"well": well(found), "servers": {}, "gateways": {}, "models": {}}
     for row in found:
         made = {key: row[key] for key in keys[row["kind"]]}
         if row["resting"]:

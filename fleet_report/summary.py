@@ -61,7 +61,7 @@ def lines(report: Mapping[str, Any], page: str | None = None) -> list[str]:
     # What ended it for all may be no more than that.
     stopped = _why_all(report.get("stopped"))
     told_failures += stopped if not (own and any(_SEE in line for line in stopped)) else []
-    others = [*_left_out(report), *_gateways(report), *_undescribed(report), *_ask(report)]
+    others = [*_left_out(report), *_gateways(report), *_undescribed(report), *report.get("says", ()), *_ask(report)]
     if report["check_mode"]:
         return [*_checked(taking_part, failed=bool(told_failures)), *others, *told_failures]
     elsewhere = report.get("failed_elsewhere")
@@ -122,7 +122,9 @@ def _undescribed(report: Mapping[str, Any]) -> list[str]:
     found, removed = undescribed(report), report.get("removed") or {}
     if removed:
         return [f"Removed, not described any more: {clip('; '.join(_on_nodes(removed)), 200)}"]
-    return [f"Not described any more: {clip('; '.join(found), 200)}"] if found else []
+    remedy = "deploy.yml with -e rollout_remove_undescribed=true removes "
+    them = "it" if sum(map(len, report.get("undescribed", {}).values())) == 1 else "them"
+    return [f"Not described any more: {clip('; '.join(found), 200)}; {remedy}{them}"] if found else []
 
 
 def _calm(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -170,6 +172,8 @@ def differences(node: Mapping[str, Any]) -> str:
         return "a server where there is none"
     if any(d["name"] == "state" and d["desired"] == "absent" for d in found):
         return "its server would be removed"
+    if any(d["name"] == "state" and d["desired"] == "exited" for d in found):
+        return "its server would be stopped"
     return clip(", ".join(d["name"] for d in found), 100)
 
 

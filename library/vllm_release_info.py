@@ -93,6 +93,10 @@ maintenance:
   description: Since when and why the server is in maintenance, see RV(vllm_server#module:maintenance).
   returned: always
   type: str
+servers:
+  description: Containers of all servers on the node, see RV(vllm_server#module:servers).
+  returned: always
+  type: dict
 in_doubt:
   description: Numbers of records that cannot be read and may be the release that O(to) left out means.
   returned: always

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""playbooks/restart.yml and logs.yml on two servers of this machine, as somebody types them."""
+"""playbooks/restart.yml, logs.yml, stop.yml, health.yml and teardown.yml on two servers of this machine, as somebody types them."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -78,3 +80,36 @@ def test_lines_are_followed_until_somebody_interrupts(nodes):
         os.killpg(run.pid, signal.SIGINT)
         run.communicate()
         limit.cancel()
+
+
+def test_the_only_server_of_a_model_is_stopped_for_who_says_so_and_missed_by_all(nodes):
+    before, stop = nodes.states(), ROOT / "playbooks/stop.yml"
+    rc, said = nodes.play(stop, "--limit", "node1", "--check")
+    assert rc == 0, said
+    assert "node1: would be drained and stopped, and be in maintenance." in said
+    assert said.endswith("Check: 1 of 1 node would change. node1: its server would be stopped"), said
+    # Each with a model of its own.
+    own = {"vllm_server_args": {"served-model-name": "{{ inventory_hostname }}"}}
+    rc, said = nodes.play(stop, "--limit", "node1", **own)
+    assert rc != 0 and "node1 is the only server of node1, whose requests would all be refused until" in said, said
+    assert nodes.states() == before
+    rc, said = nodes.play(stop, "--limit", "node1", "-e", "rollout_min_available=0", **own)
+    assert rc == 0, said
+    assert re.search(r"FLEET \*+ 1 node in \S+ s: 1 stopped node1 has no server until start.yml Report: ", said), said
+    assert nodes.states()["node1"]["Running"] is False
+
+    command = [ROOT / "scripts/health", "-i", nodes.dir / "hosts.yml", "-e", json.dumps(own), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["servers"]["node1"]["state"], found["servers"]["node1"]["wrong"]) == ("maintenance", [])
+    assert found["models"]["node1"] == {"wrong": ["no server up"]}
+
+
+def test_a_teardown_names_what_it_leaves_because_nobody_describes_it(nodes):
+    words = ["--limit", "node1", "-e", "teardown_confirm=yes"]
+    # Both are this machine, and node2 is described by another name than its container has.
+    rc, said = nodes.play(ROOT / "playbooks/teardown.yml", *words, vllm_server_name=nodes.names["node1"])
+    assert rc == 0, said
+    assert re.search(r"FLEET .* 1 removed Still running, not described: .* on node1", said), said
+    assert re.search(r"To remove one: ansible node1 -b -m vllm_watchdog -a 'name=\S+ state=absent'", said), said

@@ -47,7 +47,13 @@ def gateway(**states):
         (server(container={"status": "exited"}, answer={"trouble": "x"}), "exited", ["the container is exited"]),
         (server(container={"status": ""}), "absent", ["no server"]),
         (server(container={"trouble": "nothing listens"}), "unknown", ["Docker: nothing listens"]),
-        (server(answer={"trouble": "no answer in time"}), "running", ["it does not answer (no answer in time)"]),
+        (
+            server(answer={"trouble": "no answer in time"}),
+            "running",
+            ["it does not answer (no answer in time), its watchdog acts after 120 s of silence"],
+        ),
+        # It may be loading its model: nobody restarts it for that.
+        (server(answer={"trouble": "nothing listens"}), "running", ["it does not answer (nothing listens)"]),
         (
             server(answer={"code": 500, "seconds": 1.0, "trouble": "Internal\nError"}),
             "running",
@@ -75,7 +81,7 @@ def gateway(**states):
     ],
 )
 def test_what_is_wrong_with_a_server(looked, state, wrong):
-    (row,) = health.rows({"node1": looked}, watched=["node1"])
+    (row,) = health.rows({"node1": looked}, watched={"node1": "120"})
     assert (row["state"], row["wrong"]) == (state, wrong)
     assert health.well([row]) == (not wrong)
     json.dumps(health.as_json([row]))
@@ -86,7 +92,7 @@ def test_who_has_no_port_and_who_wants_no_watchdog():
     found = {name: GOOD[name] for name in ("container", "watchdog", "note")}
     worker = {"kind": "server", "found": {**found, "watchdog": NO_DOG}}
     rows = health.rows(
-        {"node1": server(watchdog=NO_DOG), "node2": worker, "gw": gateway(node1="UP")}, watched=["node2"]
+        {"node1": server(watchdog=NO_DOG), "node2": worker, "gw": gateway(node1="UP")}, watched={"node2": "120"}
     )
     assert health.well(rows)
 
@@ -104,13 +110,15 @@ def test_who_has_no_port_and_who_wants_no_watchdog():
     ],
 )
 def test_what_the_gateways_do_with_a_server(gateways, wrong):
-    rows = health.rows({"node1": server(), **gateways})
+    rows = health.rows({"node1": server(), **gateways}, watched={})
     assert next(row["wrong"] for row in rows if row["name"] == "node1") == wrong
 
 
 def test_the_gateways_themselves():
     stopped = {"kind": "gateway", "found": {"trouble": "does not run"}}
-    rows = health.rows({"gw1": stopped, "gw2": gateway(node1="DOWN"), "gw3": {"kind": "gateway", "found": 3}})
+    rows = health.rows(
+        {"gw1": stopped, "gw2": gateway(node1="DOWN"), "gw3": {"kind": "gateway", "found": 3}}, watched={}
+    )
     assert [row["wrong"] for row in rows] == [
         ["HAProxy does not run"],
         ["none of its servers is up"],
@@ -125,7 +133,7 @@ def test_the_table():
         "node10": server(note=NOTE, container={"status": "exited"}),
         "gateway1": gateway(node1="UP", node2="DOWN", node10="DRAIN"),
     }
-    rows = health.rows(seen, watched=["node1"])
+    rows = health.rows(seen, watched={"node1": "120"})
     assert [line.replace(DASH, "-") for line in health.lines(rows)] == [
         "NODE      SERVER       ANSWERS      WATCHDOG  GATEWAYS   WHAT IS WRONG",
         "node1     running      after 50 ms  serving   1 of 1 up  -",
@@ -142,6 +150,72 @@ def test_the_table():
         "gateways": {"node1": "UP", "node2": "DOWN", "node10": "DRAIN"},
         "wrong": [],
     }
+
+
+HUNG = {"answer": {"trouble": "no answer in time"}}
+
+
+@pytest.mark.parametrize(
+    ("watchdog", "watched", "says"),
+    [
+        (NO_DOG, {}, ", no watchdog: playbooks/deploy.yml restarts it"),
+        ({**DOG, "systemd": False}, {}, ", no watchdog: playbooks/deploy.yml restarts it"),
+        (DOG, {"node1": "60"}, ", its watchdog acts after 60 s of silence"),
+        (DOG, {"node1": ""}, ", its watchdog only observes: playbooks/deploy.yml restarts it"),
+        # One that does not judge the server now says so in its own column.
+        ({**DOG, "state": json.dumps({"state": "left_alone"})}, {"node1": "60"}, ""),
+    ],
+)
+def test_what_becomes_of_a_server_that_hangs(watchdog, watched, says):
+    (row,) = health.rows({"node1": server(**HUNG, watchdog=watchdog)}, watched=watched)
+    assert row["wrong"] == [f"it does not answer (no answer in time){says}"]
+
+
+REST = {"note": NOTE, "container": {"status": "exited"}}
+AWAY = {"kind": "server", "resting": ", says rollout_maintenance of the inventory"}
+LOST = {"kind": "server", "not_reached": "no"}
+
+
+@pytest.mark.parametrize(
+    ("servers", "gateways", "wrong"),
+    [
+        ([server()], {}, []),
+        ([server(), server(**REST)], {}, []),
+        ([server(**REST)], {}, ["no server up"]),
+        ([AWAY], {}, ["no server up"]),
+        ([LOST, server(**HUNG)], {}, ["no server up"]),
+        ([server()], {"gw": gateway(node1="UP")}, []),
+        ([server(**REST), AWAY], {"gw": gateway(node1="MAINT", node2="DOWN")}, ["no server up at gw"]),
+        ([server(), server()], {"gw": gateway(node1="DOWN", node2="UP 1/3")}, []),
+        # Clients of one gateway have none.
+        ([server()], {"gw1": gateway(node1="UP"), "gw2": gateway()}, ["no server up at gw2"]),
+        # A gateway takes a server that hangs for up, and knows of one whose node has lost SSH alone.
+        ([server(**HUNG)], {"gw": gateway(node1="UP")}, ["no server answers"]),
+        ([LOST], {"gw": gateway(node1="UP")}, []),
+        # A gateway that said nothing is no witness.
+        ([server()], {"gw": {"kind": "gateway", "not_reached": "no"}}, []),
+    ],
+)
+def test_a_model_without_a_server_is_a_line_whatever_the_cause(servers, gateways, wrong):
+    seen = {f"node{number}": {**one, "model": "acme/other"} for number, one in enumerate(servers, 1)}
+    rows = health.rows({"node9": {**server(), "model": "m"}, **seen, **gateways}, watched={})
+    assert next(row["wrong"] for row in rows if row["name"] == "acme/other") == wrong
+    assert ("acme/other: " in "\n".join(health.lines(rows))) == bool(wrong)
+    assert health.as_json(rows)["models"]["acme/other"] == {"wrong": wrong}
+    assert not (wrong and health.well(rows))
+    # Of a part of its servers nothing is known (--limit).
+    rows = health.rows({**seen, **gateways}, watched={}, partly=["acme/other"])
+    assert [row["name"] for row in rows if row["kind"] == "model"] == []
+
+
+def test_a_server_in_maintenance_leaves_the_table_with_the_line_of_its_model():
+    seen = {"node1": {**server(), "model": "m"}, "node3": {**server(**REST), "model": "acme/other"}}
+    rows = health.rows({**seen, "gw": gateway(node1="UP", node3="MAINT")}, watched={})
+    assert health.lines(rows)[-2:] == [
+        "acme/other: no server up at gw",
+        "2 servers: 1 well, 1 in maintenance; 1 gateway: 1 well.",
+    ]
+    assert not health.well(rows)
 
 
 class Server(http.server.BaseHTTPRequestHandler):

@@ -227,6 +227,26 @@ def test_a_teardown_says_what_it_removed():
     ]
 
 
+def test_a_maintenance_says_what_it_stops_and_which_model_has_no_server():
+    def of(check_mode):
+        run = Run(2)
+        run.play("maintenance")
+        gone = {"actions": ["stop"], "differences": [{"name": "state", "current": "running", "desired": "exited"}]}
+        run.task("Stop", "maintenance", "vllm_server", {"node1": (1, "ok", gone)}, state="stopped", changed=True)
+        fact = {"ansible_facts": {"maintenance_says": ["m has no server until start.yml"]}}
+        note = build.picked("ansible.builtin.set_fact", fact, failed=False)
+        run.task("Note", "maintenance", "ansible.builtin.set_fact", {"node1": (0, "ok", note)})
+        return terminal.lines(report_of(run, check_mode=check_mode), "x")
+
+    assert of(check_mode=True) == [
+        "Check: 1 of 1 node would change.",
+        "  node1: its server would be stopped",
+        "m has no server until start.yml",
+    ]
+    head, *rest = of(check_mode=False)
+    assert head.endswith(": 1 stopped") and rest == ["m has no server until start.yml", "Report: x"]
+
+
 def test_a_server_that_nobody_describes_is_no_server_of_the_host_that_removes_it():
     run = noop()
     gone = {"actions": ["remove"], "differences": []}
@@ -701,7 +721,10 @@ def test_servers_of_one_node_are_counted_and_drawn_together():
     made["undescribed"] = {"host1": ["vllm-a", "vllm-b"]}
     lines = terminal.lines(made, "page")
     assert lines[0].startswith("6 servers on 2 nodes in ")
-    assert "Not described any more: vllm-a, vllm-b on host1" in lines
+    assert (
+        "Not described any more: vllm-a, vllm-b on host1; deploy.yml with -e rollout_remove_undescribed=true removes them"
+        in lines
+    )
     shown = page.render(made)
     assert shown.count('<details class="host" open>') == 2, "few are all shown"
     assert shown.count('<tr class="host">') == 2

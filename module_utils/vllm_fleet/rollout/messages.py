@@ -100,6 +100,23 @@ def undescribed(found: Mapping[str, Mapping[str, Any]]) -> str:
     return f" Not described any more, and left alone unless rollout_remove_undescribed is true: {names(listed)}."
 
 
+def still_running(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return which servers in no inventory a teardown has left, by node as ``undescribed`` has them; [] for none."""
+    left = [
+        (name, node, one["by"])
+        for node, one in found.items()
+        for name, state in one["servers"].items()
+        if state == "running"
+    ]
+    if not left:
+        return []
+    name, _, host = left[0]
+    return [
+        f"Still running, not described: {names(f'{name} on {node}' for name, node, _ in left)}. To remove one: "
+        f"ansible {host} -b -m vllm_watchdog -a 'name={name} state=absent', then the same with -m vllm_server"
+    ]
+
+
 def left_out(absent: Mapping[str, Mapping[str, Any]]) -> str:
     """Return which hosts a run leaves out, and why; ``absent`` is what left_out.of() returns."""
     lost = [host for host, one in absent.items() if one["lost"] and not one["with"]]
@@ -311,12 +328,23 @@ def too_few_stay(pool: str, stay: Sequence[str], keep: int) -> str:
     )
 
 
-def too_few_to_stop(pool: str, stay: Sequence[str], keep: int) -> str:
-    """Return why servers are not stopped for maintenance."""
+def too_few_to_stop(pool: str, stay: Sequence[str], keep: int, *, only: str = "") -> str:
+    """Return why servers are not stopped for maintenance; ``only`` is the model's server where it has one alone."""
+    if only:
+        return (
+            f"{only} is the only server of {pool}, whose requests would all be refused until playbooks/start.yml: "
+            "deploy that model elsewhere first, or accept the gap with -e rollout_min_available=0."
+        )
     return (
         f"{too_few_stay(pool, stay, keep)}: stop fewer at a time, bring back those that are down, or accept the gap "
         f"with -e rollout_min_available={len(stay)}."
     )
+
+
+def without_server(pools: Iterable[str], *, check_mode: bool) -> list[str]:
+    """Return which models have no server when others have gone to maintenance."""
+    has = "would have" if check_mode else "has"
+    return [f"{pool} {has} no server until start.yml" for pool in pools]
 
 
 def verdict(host: str, cause: str, done: Iterable[str], untouched: Sequence[str], max_failures: int) -> str:

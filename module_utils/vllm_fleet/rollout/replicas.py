@@ -207,6 +207,7 @@ def _add_host(
     )
 
 
-def min_available(hostvars: Mapping[str, Any], replicas: Iterable[Replica], pool: str) -> int:
-    """Return how many replicas of a pool must stay; by default one, and none of a pool of a single one."""
-    return host_variables.min_available(hostvars, [replica.head for replica in replicas if replica.pool == pool])
+def min_available(hostvars: Mapping[str, Any], replicas: Iterable[Replica], pool: str, *, sole: int = 0) -> int:
+    """Return how many replicas of a pool must stay; by default one, and ``sole`` of a pool of a single one."""
+    heads = [replica.head for replica in replicas if replica.pool == pool]
+    return host_variables.min_available(hostvars, heads, sole=sole)

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..vllm.host_variables import KEEP
 from . import messages
-from .replicas import min_available, replicas_of
+from .replicas import Replica, min_available, replicas_of
 
 #: What a fleet is stopped with that no --limit cuts.
 NO_LIMIT = (
@@ -33,10 +34,33 @@ def against(
         for one in replicas
         if going.intersection(one.hosts) and not going.issuperset(one.hosts)
     ]
-    for pool in dict.fromkeys(one.pool for one in replicas if going.intersection(one.hosts)):
-        members = [one for one in replicas if one.pool == pool and one.serves]
-        stay = [one.label for one in members if not going.intersection(one.hosts)]
-        keep = min_available(hostvars, replicas, pool)
-        if len(stay) < min(keep, len(members)):
-            problems.append(messages.too_few_to_stop(pool, stay, keep))
+    for pool, members in _pools(replicas, going).items():
+        serving = [one for one in members if one.serves]
+        stay = [one.label for one in serving if not going.intersection(one.hosts)]
+        # A rollout replaces a model's only server, as there is no other way, and brings it back. Here it stays away.
+        keep = min_available(hostvars, replicas, pool, sole=KEEP)
+        if len(stay) < min(keep, len(serving)):
+            only = members[0].label if len(members) == 1 else ""
+            problems.append(messages.too_few_to_stop(pool, stay, keep, only=only))
     return problems
+
+
+def emptied(
+    hostvars: Mapping[str, Any], fleet: Iterable[str], hosts: Iterable[str], gateways: Iterable[str]
+) -> list[str]:
+    """Return the models that no server serves any more while ``hosts`` are in maintenance."""
+    going = set(hosts)
+    pools = _pools(replicas_of(hostvars, fleet, going, gateways), going)
+    return [
+        pool
+        for pool, members in pools.items()
+        if not any(one.serves and not going.intersection(one.hosts) for one in members)
+    ]
+
+
+def _pools(replicas: Iterable[Replica], going: set[str]) -> dict[str, list[Replica]]:
+    """Return the replicas of each model that loses some of them."""
+    pools: dict[str, list[Replica]] = {}
+    for one in replicas:
+        pools.setdefault(one.pool, []).append(one)
+    return {pool: members for pool, members in pools.items() if any(going.intersection(one.hosts) for one in members)}

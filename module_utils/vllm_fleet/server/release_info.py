@@ -42,6 +42,7 @@ def gather(engine: Engine, name: str, state_dir: str, to: int | None) -> dict[st
     found["contents"] = {str(record["release"]): release.common(record) for record in records}
     found["current"] = release.summary(current)
     found["engine_caches"] = engine_caches(node, records)
+    found["servers"] = engine.servers()
     found["maintenance"] = maintenance.look(state_dir, name)
     if target:
         found |= _of_target(engine, target)

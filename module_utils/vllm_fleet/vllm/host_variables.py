@@ -19,6 +19,7 @@ NAME = "vllm"  # likewise, of its container
 LOOPBACK = "127.0.0.1"  # likewise
 KEEP = 1  # default of rollout_min_available
 WATCHED = False  # default of the role vllm_watchdog
+SILENCE = 120  # likewise, of vllm_watchdog_silence
 AGENT_OFFSET = 10000  # likewise: from a server's port to its watchdog's
 MOST = 200  # servers of a node that are believed
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -82,6 +83,12 @@ def url(bind: str, port: int | str) -> str:
 def watched(variables: Mapping[str, Any]) -> bool:
     """Return whether a host's server is to have a watchdog."""
     return truth(variables.get("vllm_watchdog_enabled", WATCHED))
+
+
+def acts_after(variables: Mapping[str, Any]) -> str:
+    """Return after how many seconds of silence a host's watchdog acts, as they are written; empty where it observes."""
+    observes = variables.get("vllm_watchdog_action") == "observe"
+    return "" if observes else str(variables.get("vllm_watchdog_silence", SILENCE))
 
 
 def agent_port(variables: Mapping[str, Any]) -> int:
@@ -228,15 +235,15 @@ def label(name: str, hosts: Sequence[str]) -> str:
     return hosts[0] if len(hosts) == 1 else f"{name.partition(' ')[2]} ({'+'.join(hosts)})"
 
 
-def min_available(hostvars: Mapping[str, Any], heads: Iterable[str]) -> int:
+def min_available(hostvars: Mapping[str, Any], heads: Iterable[str], *, sole: int = 0) -> int:
     """Return how many servers of a pool must stay, by the hosts that answer for them.
 
-    The largest rollout_min_available of them; without one a server, and none of a pool of a single one.
+    The largest rollout_min_available of them; without one a server, and ``sole`` of a pool of a single one.
     """
     heads = list(heads)
     given = [hostvars[head].get("rollout_min_available") for head in heads]
     values = [int(value) for value in given if value is not None]
-    return max(values) if values else min(KEEP, len(heads) - 1)
+    return max(values) if values else KEEP if len(heads) > 1 else sole
 
 
 def group_name(hostvars: Mapping[str, Any], host: str) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from test_waves import DEAD, EDIT, SAME, fleet, plan, seen
 
-from ansible.module_utils.vllm_fleet.rollout import left_out, play_hosts, repair, restart, stop
+from ansible.module_utils.vllm_fleet.rollout import left_out, messages, play_hosts, repair, restart, stop
 
 NOTE = " since monday by ada"
 RESTS = {**DEAD, "maintenance": NOTE}
@@ -28,8 +28,12 @@ def against(hosts, *going, gateways=(), limited=True):
         ),
         (fleet(SAME, SAME, rollout_min_available=2), ["node1"], "accept the gap with -e rollout_min_available=1."),
         (fleet(SAME, SAME, rollout_min_available=0), ["node1", "node2"], ""),
-        # The only server of a model: there is no other way.
-        (fleet(SAME), ["node1"], ""),
+        # The only server of a model: a rollout brings it back, a maintenance does not.
+        (fleet(SAME), ["node1"], "node1 is the only server of m, whose requests would all be refused until "),
+        (fleet(SAME), ["node1"], "accept the gap with -e rollout_min_available=0."),
+        (fleet(SAME, rollout_min_available="0"), ["node1"], ""),
+        (fleet(DEAD), ["node1"], ""),
+        (fleet(RESTS), ["node1"], ""),
         # What does not serve may go, and a second stop takes nothing away.
         (fleet(DEAD, SAME), ["node1"], ""),
         (fleet(RESTS, RESTS), ["node1", "node2"], ""),
@@ -39,6 +43,32 @@ def against(hosts, *going, gateways=(), limited=True):
 def test_as_many_stay_as_have_to(hosts, going, problem):
     said = " ".join(against(hosts, *going))
     assert problem in said and bool(problem) == bool(said), said
+
+
+@pytest.mark.parametrize(
+    ("hosts", "going", "without"),
+    [
+        (fleet(SAME), ["node1"], ["m"]),
+        (fleet(SAME, SAME), ["node1"], []),
+        (fleet(SAME, SAME), ["node1", "node2"], ["m"]),
+        # A second stop, which takes nothing away, says it again.
+        (fleet(RESTS), ["node1"], ["m"]),
+        (fleet(SAME, DEAD) | {"gw": seen(node1="UP", node2="DOWN")}, ["node1"], ["m"]),
+    ],
+)
+def test_a_model_that_has_no_server_until_its_start_is_named(hosts, going, without):
+    names = [host for host in hosts if host.startswith("node")]
+    assert stop.emptied(hosts, names, going, [host for host in hosts if host not in names]) == without
+    assert messages.without_server(without, check_mode=False) == [
+        f"{pool} has no server until start.yml" for pool in without
+    ]
+
+
+def test_servers_that_a_teardown_leaves_are_named_with_what_removes_them():
+    found = {"host1": {"by": "node1", "servers": {"old": "running", "dead": "exited"}}}
+    (said,) = messages.still_running(found)
+    assert said.startswith("Still running, not described: old on host1. To remove one: ansible node1 -b ")
+    assert messages.still_running({"host1": {"by": "node1", "servers": {"dead": "exited"}}}) == []
 
 
 def test_a_gateway_knows_who_else_serves():
