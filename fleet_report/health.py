@@ -32,11 +32,11 @@ Row = dict[str, Any]
 def rows(seen: Mapping[str, Mapping[str, Any]], *, watched: Mapping[str, str], partly: Iterable[str] = ()) -> list[Row]:
     """Describe servers, then gateways, then models.
 
-    Each has `name`, `kind`, `state`, `seconds`, `watchdog`, `gateways`, `wrong` and `resting`.
+    Each has `name`, `kind`, `state`, `seconds`, `watchdog`, `gateways`, `wrong`, `resting`. `wrong` is empty where all
+    is well, `resting` says since when a server is in maintenance. Gateways that are to be removed have no row.
 
-    ``watched`` are to have a watchdog, which acts after so many seconds of silence (empty: never). ``partly``
-    are models some of whose servers were not asked. `wrong` is empty where all is well, `resting` says since when a
-    server is in maintenance. Gateways that are to be removed have no row.
+    ``watched`` are to have a watchdog, which acts after so many seconds of silence (empty: never). ``partly`` are
+    models some of whose servers were not asked; they have no row.
     """
     order = sorted((host for host in seen if not seen[host].get("removed")), key=natural)
     tables = {host: _table(seen[host]) for host in order if seen[host].get("kind") == "gateway"}
@@ -119,15 +119,15 @@ def _server(row: Row, looked: Mapping[str, Any], *, watched: Mapping[str, str]) 
     row["watchdog"] = watchdogs.cell(dog, wanted=wanted)
     said = watchdogs.drift(dog, wanted=wanted)
     if status == "running" and (found.get("answer") or {}).get("trouble") == SILENT and not row["resting"]:
-        row["wrong"][-1] += _next(str(dog["state"]), watched.get(row["name"], ""))
+        row["wrong"][-1] += _next(str(dog["state"]), watched.get(row["name"]))
     row["wrong"] += [said] if said else []
 
 
-def _next(state: str, silence: str) -> str:
+def _next(state: str, silence: str | None) -> str:
     """Say what becomes of a server that is silent, by the state of its watchdog; empty where that is not known."""
     if state in ("none", "no systemd"):
         return ", no watchdog: playbooks/deploy.yml restarts it"
-    if state != "serving":
+    if state != "serving" or silence is None:
         return ""
     if not silence:
         return ", its watchdog only observes: playbooks/deploy.yml restarts it"

@@ -43,6 +43,10 @@ kind:
   description: V(server) or V(gateway).
   returned: always
   type: str
+model:
+  description: First name by which the server's model is asked, which the servers of a model share; empty of a gateway.
+  returned: always
+  type: str
 not_reached:
   description: Why the node could not be asked.
   returned: when it did not answer

@@ -161,6 +161,8 @@ HUNG = {"answer": {"trouble": "no answer in time"}}
         (NO_DOG, {}, ", no watchdog: playbooks/deploy.yml restarts it"),
         ({**DOG, "systemd": False}, {}, ", no watchdog: playbooks/deploy.yml restarts it"),
         (DOG, {"node1": "60"}, ", its watchdog acts after 60 s of silence"),
+        # The inventory does not have it any more.
+        (DOG, {}, ""),
         (DOG, {"node1": ""}, ", its watchdog only observes: playbooks/deploy.yml restarts it"),
         # One that does not judge the server now says so in its own column.
         ({**DOG, "state": json.dumps({"state": "left_alone"})}, {"node1": "60"}, ""),
