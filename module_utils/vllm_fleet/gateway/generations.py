@@ -8,6 +8,7 @@ that a gateway has. What one of them is needed for is known from the gateway's o
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -135,6 +136,37 @@ def add_guests(pools: Iterable[dict[str, Any]], known: Known, hosts: Mapping[str
             for name, host in hosts.items()
             if name not in own and known.needs(pool["name"], name)
         ]
+
+
+def add_leaving(pools: Iterable[dict[str, Any]], entries: Iterable[Mapping[str, Any]], hosts: Iterable[str]) -> None:
+    """Leave servers that are no hosts of the inventory any more in the pool that they serve in, for the waves.
+
+    Not one that stands where another server is or may be: a host has a new name, and its drain must end all requests.
+    """
+    pools, entries, hosts = list(pools), list(entries), set(hosts)
+    seen = {(one["name"], str(one.get("address")).rpartition(":")[0]) for one in entries}
+    taken = set()
+    for server in (server for pool in pools for server in pool["servers"]):
+        found = {_numbers(where) for name, where in seen if name == server["name"]} | {_numbers(server["address"])}
+        # Nobody knows here where a name leads: it may be anywhere.
+        taken |= {(where, int(server["port"])) for where in found - {""} or {"anywhere"}}
+    for pool in pools:
+        for entry in entries:
+            where, _, port = str(entry.get("address")).rpartition(":")
+            place = (_numbers(where), int(port) if port.isdigit() else 0)
+            if entry["backend"] != pool["name"] or entry["name"] in hosts or not str(entry["status"]).startswith("UP"):
+                continue
+            if all(place) and not {place, ("anywhere", place[1])} & taken:
+                here = {"name": entry["name"], "address": place[0], "port": place[1], "agent": 0, "guest": True}
+                pool["servers"].append(here)
+
+
+def _numbers(address: str) -> str:
+    """Return an address in numbers, written in one way; empty for a name."""
+    try:
+        return str(ipaddress.ip_address(address.strip("[]")))
+    except ValueError:
+        return ""
 
 
 def demand(pools: Sequence[dict[str, Any]]) -> None:

@@ -132,6 +132,7 @@ def pools_behind(
     aliases: Mapping[str, Any] | None = None,
     recorded: Sequence[Mapping[str, Any]] = (),
     keep_old: bool = True,
+    keep_leaving: bool = False,
 ) -> dict[str, Any]:
     """Return the pools behind `gateway`, its fronts (see fronts.py) and, as sentences, what is wrong with them.
 
@@ -142,7 +143,8 @@ def pools_behind(
     what the gateway itself has (gateway_info). Its `agent` is the port of its watchdog, 0 without one.
     `keys`, `paths`, `split` and `aliases` are gateway_keys, gateway_paths, gateway_split and gateway_aliases.
     `recorded` are the generations that the gateway has (generations.records); those with servers that are not replaced
-    yet are pools, too, marked `kept`, unless `keep_old` is false. `secrets` are the servers' keys by backend.
+    yet are pools, too, marked `kept`, unless `keep_old` is false. With `keep_leaving` a server that is no host any
+    more stays where it serves. `secrets` are the servers' keys by backend.
     """
     hosts, known, keys = list(hosts), list(known), list(keys)
     problems: list[str] = []
@@ -201,6 +203,8 @@ def pools_behind(
         one["backend"]: one["secret"] for one in recorded if one["backend"] not in {pool["name"] for pool in made}
     }
     made += _keep_generations(made, found, recorded if keep_old else [], known, hostvars)
+    if keep_leaving and keep_old:
+        generations.add_leaving(made, known, hosts)
     # Those above were for what is checked of the described pools; an alias may mean a kept one, too.
     _name_aliases(made, aliases or {})
     for front in found:

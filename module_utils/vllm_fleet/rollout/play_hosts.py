@@ -155,7 +155,7 @@ def removers(hostvars: Mapping[str, Any], gateways: Iterable[str]) -> list[str]:
     """Return the hosts that remove what is not described any more on their nodes, where a user has asked for that.
 
     None unless every server of the waves was replaced and every other one was right: one out of reach fails without a
-    word. Nor where a gateway may still send requests there: one that was not in the run.
+    word. Nor where a gateway may still send requests there: one that was not in the run, or did not forget them.
     """
     plan = _plan(hostvars)
     found = plan.get("undescribed") or {}
@@ -163,14 +163,15 @@ def removers(hostvars: Mapping[str, Any], gateways: Iterable[str]) -> list[str]:
         return NOBODY
     if any(outcome(hostvars[host]).get("state") != "replaced" for host in plan.get("hosts") or ()):
         return NOBODY
-    if any(not _fact(hostvars, gateway, "gateway_ready") for gateway in vip.standing(hostvars, gateways)):
+    standing = vip.standing(hostvars, gateways)
+    if any(not _fact(hostvars, one, "gateway_ready") or _fact(hostvars, one, "gateway_keeps") for one in standing):
         return NOBODY
     hosts = [one["by"] for one in found.values() if not _fact(hostvars, one["by"], "rollout_drain_tasks")]
     return [host for host in hosts if truth(_fact(hostvars, host, "rollout_remove_undescribed"))] or NOBODY
 
 
 def forgetful_gateways(hostvars: Mapping[str, Any], gateways: Iterable[str]) -> list[str]:
-    """Return the gateways of this run that have old keys or names beside the new ones."""
+    """Return the gateways of this run that have old keys or names, or servers that left the inventory."""
     return [gateway for gateway in gateways if _fact(hostvars, gateway, "gateway_keeps")] or NOBODY
 
 

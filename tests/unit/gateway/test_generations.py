@@ -148,3 +148,34 @@ def test_an_alias_reaches_the_old_pool_too():
 def test_a_model_cannot_take_the_name_of_the_configurations_own_sections():
     (pool,) = find(host("n1", vllm_server_model="vllm-fleet-keys"))["pools"]
     assert pool["name"] == "vllm-fleet-keys:2"
+
+
+@pytest.mark.parametrize(
+    ("status", "address", "n1", "stays"),
+    [
+        ("UP", "192.0.2.9:8000", {}, True),
+        ("UP", "[2001:db8::9]:8000", {}, True),
+        ("DOWN", "192.0.2.9:8000", {}, False),
+        ("MAINT (resolution)", "192.0.2.9:8000", {}, False),
+        ("UP", "", {}, False),
+        # A host with a new name, at the same place: its drain must end all requests.
+        ("UP", "192.0.2.1:8000", {}, False),
+        ("UP", "192.0.2.1:8001", {}, True),
+        # HAProxy knows where a name leads, if it knows the server.
+        ("UP", "192.0.2.9:8000", {"ansible_host": "n1.example.org"}, True),
+        ("UP", "192.0.2.1:8000", {"ansible_host": "n1.example.org"}, False),
+        ("UP", "192.0.2.9:8000", {"inventory_hostname": "n2", "ansible_host": "n2.example.org"}, False),
+        # Of a key that has changed it stays in the pool that has the old one.
+        ("UP", "192.0.2.9:8000", {"vllm_server_api_key": "new"}, True),
+    ],
+)
+def test_a_server_that_left_the_inventory_serves_until_the_waves_are_through(status, address, n1, stays):
+    rows = [("n1", "UP", "192.0.2.1:8000"), ("gone", status, address)]
+    known = [{"backend": "org_m", "name": name, "status": state, "address": at} for name, state, at in rows]
+    given = {"recorded": [OLD], "known": known}
+    now = find(host("n1", **n1), keep_leaving=True, **given)["pools"]
+    (there,) = [[one["name"] for one in pool["servers"]] for pool in now if pool["name"] == "org_m"]
+    assert ("gone" in there) is stays
+    assert not any("gone" in str(pool["servers"]) for pool in find(host("n1", **n1), **given)["pools"])
+    leaked = find(host("n1", **n1), keep_leaving=True, keep_old=False, **given)["pools"]
+    assert not any("gone" in str(pool["servers"]) for pool in leaked)

@@ -127,6 +127,8 @@ def test_what_no_host_of_a_node_describes_is_told():
     [
         ({}, {"gateway_ready": True}, False),
         ({"rollout_remove_undescribed": True}, {"gateway_ready": True}, True),
+        ({"rollout_remove_undescribed": True}, {"gateway_ready": True, "gateway_keeps": False}, True),
+        ({"rollout_remove_undescribed": True}, {"gateway_ready": True, "gateway_keeps": True}, False),
         ({"rollout_remove_undescribed": "yes"}, {}, False),
         ({"rollout_remove_undescribed": True}, {"gateway_absent": True}, True),
         ({"rollout_remove_undescribed": True, "rollout_drain_tasks": "x.yml"}, {"gateway_ready": True}, False),
