@@ -113,6 +113,7 @@ def test_a_first_deployment_does_what_belongs_to_a_node_once(pair, load):
     servers = [f"{node}-{name}" for node in PAIR for name in ("chat-1", "chat-2", "second")]
     assert sorted(pair.containers()) == servers
     assert pair.up() == set(servers)
+    assert "gateway1 forgets node3 and node4 (acme/tiny, serving now)" in run.text, run.output
     # One of each node installs, one of each node and model fetches; the others take it over.
     installs = run.output.partition("TASK [docker_engine : Install Docker's packages]")[2].partition("\n\n")[0]
     assert sorted(re.findall(r"^changed: \[(\S+)\]", installs, re.M)) == ["node3-chat-1", "node4-chat-1"], run.output
