@@ -76,7 +76,7 @@ def picked(action: str, result: Mapping[str, Any], *, failed: bool) -> dict[str,
             "urls": facts.get("gateway_urls"),
             "forgets": facts.get("gateway_forgets"),
             "left_out": facts.get("rollout_left_out") or (facts.get("deploy_steps") or {}).get("left_out"),
-            "says": facts.get("maintenance_says") or facts.get("teardown_says"),
+            "last_lines": facts.get("maintenance_says") or facts.get("teardown_says"),
             "undescribed": _names_of((facts.get("rollout_plan") or {}).get("undescribed") or {}),
         }
         return {name: value for name, value in noted.items() if value}
@@ -134,7 +134,7 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
         "nodes": nodes,
         "undescribed": next((r["data"]["undescribed"] for r in results if r["data"].get("undescribed")), {}),
         "removed": _removed(run, results, tasks),
-        "says": next((r["data"]["says"] for r in results if r["data"].get("says")), []),
+        "says": next((r["data"]["last_lines"] for r in results if r["data"].get("last_lines")), []),
         "left_out": {host: found for host, found in left_out.items() if not found.get("lost")},
         "gateways": gateways.rows(run, results, tasks),
         "endpoints": endpoints.found(run, results, nodes),
@@ -196,7 +196,7 @@ def _removed(
         if one["changed"] and _of_another(task) and module_of(task["action"]) == "vllm_server":
             node = (run.get("machines") or {}).get(one["host"], one["host"])
             found.setdefault(node, []).append(str(one.get("of") or "a server"))
-    return found
+    return {node: found[node] for node in sorted(found, key=natural)}
 
 
 def _foreign(result: Mapping[str, Any]) -> bool:

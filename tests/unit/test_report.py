@@ -247,6 +247,15 @@ def test_a_maintenance_says_what_it_stops_and_which_model_has_no_server():
     assert head.endswith(": 1 stopped") and rest == ["m has no server until start.yml", "Report: x"]
 
 
+def test_what_a_drain_says_is_no_last_line():
+    run = Run(1)
+    run.play("rollout")
+    drained = {"drained": True, "elapsed": 0.1, "says": "0 running, 0 waiting"}
+    told = build.picked("vllm_drained", drained, failed=False)
+    run.task("Wait", "rollout", "vllm_drained", {"node1": (1, "ok", told)})
+    assert report_of(run)["says"] == []
+
+
 def test_a_server_that_nobody_describes_is_no_server_of_the_host_that_removes_it():
     run = noop()
     gone = {"actions": ["remove"], "differences": []}
