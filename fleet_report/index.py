@@ -39,9 +39,11 @@ def add(folder: Path, report: Mapping[str, Any]) -> None:
     """Add a run to the page in ``folder``. Runs whose own folder is gone leave it; two runs may do so at once."""
     with (folder / LINES).open("a+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(f"{json.dumps(line(report), ensure_ascii=False)}\n")
         file.seek(0)
-        known = [one for text in file if (one := _read(text)) and (folder / one["id"]).is_dir()]
+        there, new = file.read(), json.dumps(line(report), ensure_ascii=False)
+        # Of a run that was killed over its line a part may be there, without an end.
+        file.write(("\n" if there and not there.endswith("\n") else "") + new + "\n")
+        known = [one for text in (*there.split("\n"), new) if (one := _read(text)) and (folder / one["id"]).is_dir()]
         (folder / "index.html").write_text(render(known), encoding="utf-8")
 
 

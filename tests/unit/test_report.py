@@ -667,11 +667,13 @@ def test_a_page_of_all_runs_has_those_whose_folder_is_there(tmp_path):
         index.add(tmp_path, report)
     (tmp_path / "gone").rmdir()
     with (tmp_path / index.LINES).open("a") as file:
-        file.write('{"id": "cut off\n"7"\n')
+        file.write('{"id": "cut off\n"7"\n{"id": "of a run that was ki')
     (tmp_path / "c").mkdir()
     index.add(tmp_path, {**good, "id": "c"})
+    (tmp_path / "d").mkdir()
+    index.add(tmp_path, {**good, "id": "d"})
     html = (tmp_path / "index.html").read_text()
-    assert re.findall(r'href="(\w+)/index.html"', html) == ["c", "b", "a"]
+    assert re.findall(r'href="(\w+)/index.html"', html) == ["d", "c", "b", "a"]
     assert html.count('class="dot bad"') == 1 and "limit &lt;b&gt;" in html
     assert 'href="../index.html"' in page.render(good)
     said = page.command(report_of(Run(1), limit="all:!node7", tags=["stage", "rollout"], extra_vars=["hf_token"]))

@@ -45,7 +45,7 @@ class Records:
         kept = self._kept.get(server)
         if kept is None or kept[0] != stamp:
             found = _json(failure)
-            last = store._read(newest) if newest else None
+            last = store.read(newest) if newest else None
             why = found.get("failure")
             failed = str((why if isinstance(why, dict) else {}).get("class") or "unknown") if found else None
             kept = (stamp, Known(last, failed, _changed(failure) if found else None))

@@ -36,7 +36,7 @@ class Releases:
         """Every readable record, oldest first. One that is damaged or from a newer version is passed over."""
         found = []
         for path in self.files():
-            record = self._read(path)
+            record = self.read(path)
             if record:
                 found.append(record)
         return found
@@ -44,7 +44,7 @@ class Releases:
     def serving(self, container: str, spec: Mapping[str, Any] | None) -> Record | None:
         """Find the record of a container as it is now. Nearly always the newest file, so the others stay unread."""
         newest = max(self.files(), default=None)
-        record = self._read(newest) if newest else None
+        record = self.read(newest) if newest else None
         if record and record["container"]["id"] == container:
             return release.serving([record], container, spec)
         return release.serving(self.all(), container, spec)
@@ -84,12 +84,13 @@ class Releases:
 
     def unreadable(self) -> list[int]:
         """Return the numbers of the records that are there and cannot be read."""
-        return [int(path.stem) for path in self.files() if self._read(path) is None]
+        return [int(path.stem) for path in self.files() if self.read(path) is None]
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.json"
 
-    def _read(self, path: Path) -> Record | None:
+    def read(self, path: Path) -> Record | None:
+        """Return the record in a file, secrets of older versions hidden; None for one that cannot be read."""
         with contextlib.suppress(OSError, KeyError, TypeError, AttributeError):
             record = durable.read(path) or {}
             if record["format"] <= release.FORMAT and record["container"]["id"] and record["spec"]:
@@ -112,7 +113,7 @@ def images(state_dir: Path) -> tuple[set[str], list[Path]]:
     for folder in sorted(state_dir.iterdir()) if state_dir.is_dir() else []:
         kept = Releases(NodeState(str(state_dir), folder.name))
         for path in kept.files():
-            record = kept._read(path)
+            record = kept.read(path)
             named = [(record.get("image") or {}).get("id"), record["spec"].get("image_id")] if record else []
             ids = {str(one) for one in named if one}
             found |= ids
