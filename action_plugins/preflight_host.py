@@ -87,8 +87,7 @@ class ActionModule(ActionBase):
                 self._late(args, Variables(self._templar, variables), more)
         # What is judged again beside the model's preset.
         more = [one for one in more if one.what not in refused]
-        if "vllm_server_model" in refused:
-            more = [one for one in more if one.what != "model's id"]
+        mine, more = _one_of_the_model(mine, more)
         found = finding.accept([*mine, *more], args.get("accept") or [])
         result.update(
             answer,
@@ -478,6 +477,15 @@ class _Unreachable(Exception):
 def _line(text: str) -> str:
     """Bring an error to one line that fits into a table."""
     return " ".join(text.split())[:240]
+
+
+def _one_of_the_model(mine: list[Finding], more: list[Finding]) -> tuple[list[Finding], list[Finding]]:
+    """Return both lists with one finding about the model's name: the one that knows which id was meant, if any does."""
+    form = [one for one in mine if one.what == "vllm_server_model" and one.level == "refused"]
+    meant = [one for one in more if one.what == "model's id"]
+    if form and any(not one.expected.startswith("an exact id") for one in meant):
+        return [one for one in mine if one not in form], more
+    return (mine, [one for one in more if one not in meant]) if form else (mine, more)
 
 
 def _failed(said: str, way: connection.Way, what: str) -> Finding:
