@@ -218,6 +218,8 @@ def variables(name: str, tag: str, identity: str, seed: FakeCache) -> dict[str, 
         "hf_cache_path": "~/.cache/huggingface",
         "hf_cache_create": True,
         "gateway_drain_timeout": 30,
+        # Stories name their canaries; whose clients are few at some moment is not theirs to know.
+        "rollout_order": "inventory",
     }
 
 

@@ -39,6 +39,8 @@ class Replica:
     servers: dict[str, str] = field(default_factory=dict)
     #: Whether no request to it ever ends: it serves nobody, and nobody waits for its requests.
     silent: bool = False
+    #: Requests that it had when the plan looked, those that waited for it too.
+    requests: int = 0
 
     @property
     def head(self) -> str:
@@ -79,6 +81,20 @@ def gateway_states(hostvars: Mapping[str, Any], gateways: Iterable[str], server:
                 here.add("DOWN" if words[0] == MAINT and words[1:] else words[0])
         found |= {next(state for state in (*_STATES, *here) if state in here)} if here else set()
     return found
+
+
+def requests_at(hostvars: Mapping[str, Any], gateways: Iterable[str], server: str) -> int:
+    """Return the requests of a server, by the gateways of this run; where none knows it, by its own counts."""
+    entries = [
+        entry
+        for gateway in gateways
+        for entry in (hostvars[gateway].get("gateway_result") or {}).get("servers") or []
+        if entry.get("name") == server
+    ]
+    if not entries:
+        serving = planned(hostvars[server]).get("serving") or {}
+        entries = [{"sessions": serving.get("running"), "queue": serving.get("waiting")}]
+    return sum(int(entry.get(name) or 0) for entry in entries for name in ("sessions", "queue"))
 
 
 def planned(variables: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -170,6 +186,7 @@ def replicas_of(
     for replica in found.values():
         states = gateway_states(hostvars, gateways, replica.head)
         replica.kept_out = states == {MAINT}
+        replica.requests = requests_at(hostvars, gateways, replica.head) if replica.change else 0
         left = admits and DRAIN in states and not replica.change and bool(play.intersection(replica.hosts))
         lost = not absent.keys().isdisjoint(replica.hosts) and UP not in states
         if (states and UP not in states and not left) or replica.silent or lost:

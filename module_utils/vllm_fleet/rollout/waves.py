@@ -51,6 +51,8 @@ class Limits:
     missing: tuple[str, ...] = ()
     #: Whether only a note on its node says that a server is drained (rollout_admit_tasks), and no gateway.
     noted: bool = False
+    #: `idle`: of the servers that serve, those with the fewest requests first; `inventory`: as they stand there.
+    order: str = "idle"
 
     @property
     def failures(self) -> int:
@@ -65,12 +67,15 @@ class Found:
     silent: list[str]
     wrong: list[str]
     replicas: list[Replica]
+    order: str = "idle"
 
     @property
     def change(self) -> list[Replica]:
-        """Those that are replaced. What does not serve comes first: it costs nothing. Else the inventory's order."""
+        """Those that are replaced. What does not serve comes first: it costs nothing. Then those with few requests."""
+        idle = self.order == "idle"
         return sorted(
-            (one for one in self.replicas if one.change), key=lambda replica: (replica.serves, not replica.repair)
+            (one for one in self.replicas if one.change),
+            key=lambda replica: (replica.serves, not replica.repair, replica.requests if idle else 0),
         )
 
 
@@ -92,6 +97,7 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
     them nothing is done. ``says`` is the plan in words.
     """
     found = collect(scene, check_mode=check_mode)
+    found.order = limits.order
     problems = judge(scene, limits, found)
     change = found.change
     together = units(scene.hostvars, change)

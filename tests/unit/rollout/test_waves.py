@@ -30,7 +30,7 @@ def plan(hosts, play=None, alive=None, gateways=(), max_failures=0, check_mode=F
     every = [host for host in hosts if host.startswith("node")]
     play = every if play is None else play
     scene = waves.Scene(hosts, every, play, play if alive is None else alive, list(gateways))
-    limits = waves.Limits(more.get("waves", WAVES), max_failures, tuple(missing))
+    limits = waves.Limits(more.get("waves", WAVES), max_failures, tuple(missing), order=more.get("order", "idle"))
     return waves.plan(scene, limits, check_mode=check_mode)
 
 
@@ -88,6 +88,58 @@ def test_waves(hosts, options, waves):
     assert made["waves"] == waves
     assert made["hosts"] == [host for wave in waves for host in wave]
     assert made["serial"] == [len(wave) for wave in waves]
+
+
+def busy(**requests):
+    """A gateway that was asked: sessions and queue of each server."""
+    servers = [
+        {"backend": "m", "name": name, "status": "UP", "sessions": sessions, "queue": queue}
+        for name, (sessions, queue) in requests.items()
+    ]
+    return {"gateway_result": {"running": True, "servers": servers}}
+
+
+@pytest.mark.parametrize(
+    ("answers", "gateways", "order", "waves"),
+    [
+        # The fewest requests first, those that wait among them.
+        ((EDIT, EDIT, EDIT), [{"node1": (3, 0), "node2": (1, 4), "node3": (2, 0)}], "idle", ["node3", "node1", "node2"]),
+        # Of two gateways that share a server's clients, both count.
+        (
+            (EDIT, EDIT),
+            [{"node1": (1, 0), "node2": (2, 0)}, {"node1": (5, 0), "node2": (2, 0)}],
+            "idle",
+            ["node2", "node1"],
+        ),
+        ((EDIT, EDIT), [{"node1": (2, 0), "node2": (2, 0)}], "idle", ["node1", "node2"]),
+        ((EDIT, EDIT), [{"node1": (9, 0), "node2": (0, 0)}], "inventory", ["node1", "node2"]),
+        # What does not serve costs least of all.
+        ((EDIT, EDIT, DEAD), [{"node1": (1, 0), "node2": (0, 0), "node3": (7, 0)}], "idle", ["node3", "node2", "node1"]),
+        # Without a gateway the server's own counts; one that does not say has none.
+        (
+            ({**EDIT, "serving": {"running": 2, "waiting": 1}}, {**EDIT, "serving": {"running": None}}, EDIT),
+            [],
+            "idle",
+            ["node2", "node3", "node1"],
+        ),
+    ],
+)
+def test_the_idle_ones_are_replaced_first(answers, gateways, order, waves):
+    hosts = fleet(*answers) | {f"gw{n}": busy(**requests) for n, requests in enumerate(gateways, 1)}
+    made = plan(hosts, gateways=[name for name in hosts if name.startswith("gw")], waves=[1], order=order)
+    assert made["hosts"] == waves
+
+
+def test_a_reboot_a_driver_and_an_image_are_one_turn_of_a_node():
+    # The driver's package is there (rocm_reboot_required says so), and the image (the server would be made anew).
+    hosts = fleet(EDIT, EDIT)
+    hosts["node2"] |= {
+        "rocm_reboot_required": ["driver 6.14.14 is installed and 6.12.12 is loaded"],
+        "rocm_allow_reboot": True,
+    }
+    made = plan(hosts)
+    assert made["hosts"] == ["node1", "node2"]
+    assert made["reboot"] == ["node2"]
 
 
 def test_hosts_of_a_replica_stay_together():
