@@ -103,7 +103,12 @@ def busy(**requests):
     ("answers", "gateways", "order", "waves"),
     [
         # The fewest requests first, those that wait among them.
-        ((EDIT, EDIT, EDIT), [{"node1": (3, 0), "node2": (1, 4), "node3": (2, 0)}], "idle", ["node3", "node1", "node2"]),
+        (
+            (EDIT, EDIT, EDIT),
+            [{"node1": (3, 0), "node2": (1, 4), "node3": (2, 0)}],
+            "idle",
+            ["node3", "node1", "node2"],
+        ),
         # Of two gateways that share a server's clients, both count.
         (
             (EDIT, EDIT),
@@ -114,7 +119,12 @@ def busy(**requests):
         ((EDIT, EDIT), [{"node1": (2, 0), "node2": (2, 0)}], "idle", ["node1", "node2"]),
         ((EDIT, EDIT), [{"node1": (9, 0), "node2": (0, 0)}], "inventory", ["node1", "node2"]),
         # What does not serve costs least of all.
-        ((EDIT, EDIT, DEAD), [{"node1": (1, 0), "node2": (0, 0), "node3": (7, 0)}], "idle", ["node3", "node2", "node1"]),
+        (
+            (EDIT, EDIT, DEAD),
+            [{"node1": (1, 0), "node2": (0, 0), "node3": (7, 0)}],
+            "idle",
+            ["node3", "node2", "node1"],
+        ),
         # Without a gateway the server's own counts; one that does not say has none.
         (
             ({**EDIT, "serving": {"running": 2, "waiting": 1}}, {**EDIT, "serving": {"running": None}}, EDIT),
