@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ansible.errors import AnsibleFilterError
 
 import plugin_utils  # noqa: F401 - finds vllm_fleet
@@ -75,6 +76,16 @@ def least_request(
     """
     asked = verify or _all(path).get(str(model or ""), {}).get("verify") or [{}]
     return chat_options.least(str(asked[0].get("api") or "chat"))
+
+
+def questions(
+    model: str | None, verify: Sequence[Mapping[str, Any]] | None = None, path: str = ""
+) -> list[dict[str, Any]]:
+    """Return the questions of models/questions for a model's kind, by the API of least_request()."""
+    api = least_request(model, verify, path)["api"]
+    kind = api if api in ("chat", "completions") else "pooled"
+    asked: list[dict[str, Any]] = yaml.safe_load((_ROOT / "models" / "questions" / f"{kind}.yml").read_text("utf-8"))
+    return [{"api": api, **one} for one in asked]
 
 
 def choices(model: str | None, path: str = "") -> str:

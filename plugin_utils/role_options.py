@@ -21,9 +21,9 @@ from ansible.module_utils.vllm_fleet.container.mounts import HF_HOME
 from ansible.module_utils.vllm_fleet.host import driver_table
 from ansible.module_utils.vllm_fleet.models import presets
 from ansible.module_utils.vllm_fleet.replica import place
-from ansible.module_utils.vllm_fleet.rollout import steps
+from ansible.module_utils.vllm_fleet.rollout import comparison, steps
 from ansible.module_utils.vllm_fleet.server import options as server_options
-from ansible.module_utils.vllm_fleet.vllm import adapters, cli, host_variables
+from ansible.module_utils.vllm_fleet.vllm import adapters, cli, host_variables, pooling, questions
 from ansible.module_utils.vllm_fleet.vllm.ranks import ReplicaError
 from plugin_utils import driver_releases, model_presets, watchdog_program
 from plugin_utils.variables import Variables
@@ -296,6 +296,29 @@ def vllm_server_probe(variables: Variables) -> Options:
     return {"module": "vllm_server", "args": server_options.call(args, variables.raw("inventory_hostname"))}
 
 
+# -- rollout
+
+
+def rollout_measure(variables: Variables) -> Options:
+    """Return what vllm_measure asks of a server: the questions and the load that the limits of rollout_gate need."""
+    limits, load = variables["rollout_gate"] or {}, variables["rollout_gate_load"] or {}
+    asked = variables["rollout_gate_questions"] or model_presets.questions(
+        variables.get("vllm_server_model"),
+        variables.get("vllm_server_verify", []),
+        variables.get("vllm_server_presets_path", ""),
+    )
+    if wrong := next(filter(None, map(questions.question_fault, asked)), ""):
+        raise AnsibleFilterError(f"rollout_gate_questions: {wrong}")
+    writes = any(str(one.get("api") or "chat") not in pooling.PATHS for one in asked)
+    return {
+        "name": variables.get("vllm_server_name", "vllm"),
+        "state_dir": variables.get("vllm_server_state_dir", server_options.DEFAULT_STATE_DIR),
+        "timeout": float(variables.get("vllm_server_verify_timeout", ANSWER)),
+        "questions": asked if limits.get("answers") is not None else [],
+        "load": load if comparison.measured_speeds(limits) and writes else None,
+    }
+
+
 # -- vllm_watchdog
 
 
@@ -529,6 +552,7 @@ NAMED: dict[str, Callable[[Variables], Any]] = {
     "image_bytes": image_bytes,
     "preflight_place": preflight_place,
     "preflight_preset": preflight_preset,
+    "rollout_measure": rollout_measure,
     "server_preset": server_preset,
     "server_verification": verification,
     "vllm_chat": vllm_chat,

@@ -110,3 +110,36 @@ def test_a_first_server_that_talks_nonsense_fails_and_says_that_there_is_nothing
     assert bad.returncode != 0
     assert "no container" in bad.stdout
     assert fleet.client.containers.get(fleet.name).status == "running"
+
+
+def test_a_release_that_is_worse_than_the_one_before_goes_back(fleet):
+    """Ready, HTTP 200, two answers right: only figures tell. The role alone has no drain, so the old one is not measured."""
+    quick = {"STANDIN_START_SECONDS": "0.5", "STANDIN_TOKEN_DELAY": "0.01"}
+    limits = {"ttft": 1.5, "itl": 1.3, "tokens_per_second": 0.7, "answers": 0.9}
+    load = {"seconds": 1.5, "concurrency": 2, "input_tokens": 40, "output_tokens": 20}
+    first = fleet.play(vllm_server_env=quick, rollout_gate=limits, rollout_gate_load=load)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "nothing to compare with, the figures are kept for the next release" in first.stdout
+    good = fleet.client.containers.get(fleet.name).id
+    record = json.loads((fleet.dir / "state" / fleet.name / "releases" / "000001.json").read_text())
+    assert record["figures"]["answers"]["right"] == 20
+    assert len(record["figures"]["load"]["runs"]) == 3
+
+    for edit, says in (
+        ({"STANDIN_TOKEN_DELAY": "0.03"}, "inter-token latency is "),
+        ({"STANDIN_WRONG_SHARE": "0.3"}, "14 of 20 known answers are right, 20 with release 1 on this node"),
+    ):
+        bad = fleet.play(vllm_server_env={**quick, **edit})
+        assert bad.returncode != 0, bad.stdout
+        assert says in " ".join(bad.stdout.split()), bad.stdout
+        assert "The previous server is back and ready." in " ".join(bad.stdout.split())
+        assert fleet.client.containers.get(fleet.name).id == good
+
+    # What is as described is asked nothing; what is as good as before passes, and is compared with the right release.
+    again = fleet.play(vllm_server_env=quick)
+    assert again.recap.groups() == ("0", "0"), again.stdout
+    assert "comparison" not in again.stdout
+    better = fleet.play(vllm_server_args={"max-model-len": 512})
+    assert better.returncode == 0, better.stdout
+    assert re.search(r"figure +new +release 1 +peers +factor +limit +noise", better.stdout), better.stdout
+    assert "100% of the answers are the same to the letter" in better.stdout

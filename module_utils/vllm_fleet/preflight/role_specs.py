@@ -72,6 +72,7 @@ ALSO_KNOWN = frozenset(
         "rocm_booted_driver",
         "rocm_stop_result",
         "rollout_left_out",
+        "rollout_figures",
         "rollout_outcome",
         "rollout_reached",
         "teardown_says",

@@ -39,7 +39,8 @@ def build(  # noqa: PLR0917  seven things make a record, each of another kind
     """Return a record of an inspected ``container``, its ``spec``, its model's ``commit``, and what the run knows.
 
     ``given``: ``run``, ``configuration``, ``settings`` (options of the role that are not the container's own),
-    ``verification`` (what was asked), ``answers`` (results of vllm_chat), ``start`` (result of vllm_server).
+    ``verification`` (what was asked), ``answers`` (results of vllm_chat), ``start`` (result of vllm_server),
+    ``figures`` (of vllm_measure).
     """
     start = given.get("start") or {}
     return {
@@ -61,6 +62,7 @@ def build(  # noqa: PLR0917  seven things make a record, each of another kind
             "ready": ready_seconds(start.get("stages") or []),
             "stages": list(start.get("stages") or []),
         },
+        "figures": dict(given.get("figures") or {}),
         "restores": None,
         "rolled_back_from": None,
     }
@@ -135,7 +137,8 @@ def place(records: Sequence[Record], made: Record) -> tuple[Record, bool]:
     for record in reversed(records[:-1]):
         if content(record) == content(made):
             origin = record["restores"] or record["release"]
-            return {**made, "restores": origin, "rolled_back_from": newest["release"]}, True
+            figures = made["figures"] or record.get("figures") or {}
+            return {**made, "figures": figures, "restores": origin, "rolled_back_from": newest["release"]}, True
     return made, True
 
 

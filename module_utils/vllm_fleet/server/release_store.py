@@ -75,6 +75,12 @@ class Releases:
         before = [record for record in records if record["release"] < known["release"]]
         return known, before[-1] if before else None
 
+    def note(self, number: int, figures: Mapping[str, Any]) -> None:
+        """Write figures into a record that can be read. Raises OSError."""
+        record = self.read(self._file(number))
+        if record is not None:
+            self.node.write(self._file(number), {**record, "figures": dict(figures)})
+
     def files(self) -> list[Path]:
         """Return the files of all records, readable or not, oldest first; what else lies there is nobody's."""
         try:

@@ -2,5 +2,5 @@
 """What does vLLM accept, and what does it print? All that a release of vLLM can break.
 
 May import: common.
-Pure but for: chat, chat_wire, motion, readiness.
+Pure but for: chat, chat_wire, measure, motion, readiness.
 """

@@ -54,7 +54,8 @@ class ChatRequest:
     An empty `model` means the first one that the server lists. `timeout` is for the whole request, its body included.
     `endpoints` are paths that must answer a GET with 200 besides; `/v1/models` must list the model, too. `listed` are
     further names that it must list, those of adapters.
-    `headers` are sent with everything, besides those that HTTP and `api_key` need.
+    `headers` are sent with everything, besides those that HTTP and `api_key` need. `ignore_eos` has the answer go on to
+    `max_tokens`.
     """
 
     url: str
@@ -77,6 +78,7 @@ class ChatRequest:
     listed: tuple[str, ...] = ()
     name: str = ""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sent or measured: ValueError, one sentence, never with the key in it."""
@@ -143,6 +145,8 @@ class ChatRequest:
         }
         if self.stream:
             body["stream_options"] = {"include_usage": True}
+        if self.ignore_eos:
+            body["ignore_eos"] = True
         if self.api == "chat":
             content = picture.content(self.prompt, self.image) if self.image else self.prompt
             body["messages"] = list(self.messages) or [{"role": "user", "content": content}]

@@ -27,6 +27,8 @@ class Behaviour:
     fail_exit: int = 1
     fail_linger: float = 0.0
     nonsense: bool = False
+    wrong_share: float = 0.0
+    leak_after: float = 0.0
     empty: bool = False
     serve_model: str = ""
     never_healthy: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import hmac
+import itertools
 import json
 import os
 import socket
@@ -171,6 +172,7 @@ class Server(ThreadingHTTPServer):
         self.adapters = dict(module.partition("=")[::2] for module in options.lora_modules or ())
         self.keys = options.api_key or [key for key in (os.environ.get("VLLM_API_KEY"),) if key]
         self.traffic = Traffic(options.max_num_seqs)
+        self._made, self._asked = time.monotonic(), itertools.count()
         self.statistics = not options.disable_log_stats
         # Not HTTPServer.server_bind: it asks the resolver for the host's full name, which can take seconds.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -187,6 +189,12 @@ class Server(ThreadingHTTPServer):
         self.server_activate()
         threading.Thread(target=self.serve_forever, name=address, daemon=True).start()
         self.log.err("INFO:     Application startup complete.")
+
+    @property
+    def leaks(self) -> bool:
+        """Whether this request ends with an error: of a server that leaks errors, every third one after its time."""
+        late = self.behaviour.leak_after and time.monotonic() - self._made > self.behaviour.leak_after
+        return bool(late) and next(self._asked) % 3 == 0
 
     def shut_down(self, timeout: float) -> None:
         """Drain for `timeout` seconds, abort the rest, close the port."""
@@ -258,6 +266,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send_json(404, {"detail": "Not Found"})
             return
         try:
+            if self.server.leaks:
+                raise RefusedError(500, "InternalServerError", "made to leak")
             completion = Completion(self.server, body, chat=path != "/v1/completions")
             with self.server.traffic.request(self.connection):
                 self._complete(completion)
@@ -437,7 +447,7 @@ class Completion:
         limit = min(limit or server.max_model_len, server.max_model_len - self.prompt_tokens)
 
         behaviour = server.behaviour
-        text = "" if behaviour.empty else NONSENSE if behaviour.nonsense else answer(prompt)
+        text = "" if behaviour.empty else NONSENSE if behaviour.nonsense else answer(prompt, behaviour.wrong_share)
         everything = tokens(text)
         self.words = everything[:limit]
         self.finish_reason = "length" if len(everything) >= limit else "stop"
