@@ -5,18 +5,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import pytest
 import yaml
 from node_image import docker
-from scene import MODEL, Scene
+from scene import KEY, MODEL, Scene
 from sysfs import trees
 
 PLAYBOOK = "playbooks/monitoring.yml"
 RULES = "/etc/prometheus/vllm-fleet/rules/vllm-fleet.yml"
+ENV = {"STANDIN_START_SECONDS": "0.5", "STANDIN_TOKEN_DELAY": "0.02", "STANDIN_CONTROL": "1"}
+#: Requests that a server computes at a time.
+SLOTS = 2
 ASK = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
 
 
@@ -45,6 +51,21 @@ class Watch:
         found = [one["labels"] for one in self.ask("http://127.0.0.1:9093/api/v2/alerts")]
         return {(labels["alertname"], labels.get("node", "")): labels for labels in found}
 
+    def until(self, names: set[tuple[str, str]], what: str) -> dict[tuple[str, str], dict[str, str]]:
+        """Wait until these alerts fire and no other one; return their labels."""
+        found: dict[tuple[str, str], dict[str, str]] = {}
+
+        def so() -> bool:
+            nonlocal found
+            found = self.alerts()
+            return set(found) == names
+
+        try:
+            self.scene.until(so, what)
+        except AssertionError:
+            raise AssertionError(f"{what}: expected {names}, found {found}") from None
+        return found
+
     def hasten(self) -> None:
         """Have the rules fire after seconds: what they ask for stays."""
         shorter = ["-e", r"s/for: \w+/for: 1s/", "-e", r"s/\[(3|5|10)m\]/[8s]/"]
@@ -61,13 +82,12 @@ def watch(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wa
     host_vars = scene.dir / "host_vars" / "node2.json"
     host_vars.parent.mkdir(exist_ok=True)
     host_vars.write_text(json.dumps({"vllm_fleet_sysfs_root": "/node/sys"}))
-    env = {"STANDIN_START_SECONDS": "0.5", "STANDIN_TOKEN_DELAY": "0.02", "STANDIN_CONTROL": "1"}
     scene.variables |= {"monitoring_interval": 1}
-    scene.deploy(vllm_server_env=env).ok()
+    scene.deploy(vllm_server_env=ENV, vllm_server_args={"max-model-len": 1024, "max-num-seqs": SLOTS}).ok()
     made.play().ok()
     yield made
     made.play("-e", "monitoring_remove=true").ok()
-    for name in ("vllm_server_env", "monitoring_interval"):
+    for name in ("vllm_server_env", "vllm_server_args", "monitoring_interval"):
         scene.variables.pop(name)
     host_vars.unlink()
     scene.fleet.exec("node2", ["rm", "-r", "/node"])
@@ -121,9 +141,96 @@ def test_series_say_where_they_are_from(watch: Watch) -> None:
     assert looks["node2"] * 4 < 0.1, f"a look takes {looks['node2']:.3f} s of processor, and there are four a minute"
 
 
+# What each trouble needs on its node.
+REPLACE = """
+import docker
+client = docker.from_env()
+old = client.api.inspect_container("vllm")
+client.api.remove_container("vllm", force=True)
+config = {**old["Config"], "HostConfig": old["HostConfig"]}
+client.api.start(client.api.create_container_from_config(config, "vllm")["Id"])
+"""
+
+
+def ask(scene: Scene, node: str, words: int, *, path: str = "v1/completions") -> int:
+    """Have a server count ``words``, or tell it something; return the status of its answer."""
+    url = f"http://{scene.fleet.node(node).address}:8000/{path}"
+    body = {"model": MODEL, "prompt": "word " * words, "max_tokens": words}
+    key = scene.variables.get("vllm_server_api_key", KEY)
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    with urlopen(Request(url, json.dumps(body).encode(), headers), timeout=120) as answer:
+        answer.read()
+        return int(answer.status)
+
+
 def test_nothing_fires_while_the_fleet_works(watch: Watch) -> None:
     watch.hasten()
     with watch.scene.clients(4) as clients:
         clients.wait_for(40)
         assert watch.query("vllm_fleet:tokens:rate > 0")
         assert watch.alerts() == {}
+
+
+def test_each_trouble_has_its_alert_and_no_other_and_clears(watch: Watch) -> None:
+    """After the rules were hastened. A node each: its alerts are its own."""
+    scene = watch.scene
+    first, second, third, fourth = scene.nodes
+    release = {one["metric"]["node"]: one["metric"]["release"] for one in watch.query("vllm_fleet_release_info")}
+
+    def own(node: str) -> set[tuple[str, str]]:
+        return {("node", node), ("server", "vllm"), ("model", MODEL), ("release", release[node])}
+
+    # One that computes, and does not go on. One whose requests wait. One that is stopped. Another container than the record's.
+    with ThreadPoolExecutor(32) as pool:
+        hanging = pool.submit(ask, scene, second, 450)
+        running = f'vllm:num_requests_running{{node="{second}"}} > 0'
+        scene.until(lambda: bool(watch.query(running)), "it computes")
+        assert ask(scene, second, 1, path="standin/stop") == 200
+        queue = [pool.submit(ask, scene, third, 240) for _ in range(12 * SLOTS)]
+        scene.fleet.exec(first, ["docker", "stop", "vllm"])
+        scene.fleet.exec(fourth, ["python3", "-c", REPLACE])
+        expected = {
+            ("VLLMServerDown", first),
+            ("VLLMServerHung", second),
+            ("VLLMQueue", third),
+            ("VLLMServerDrift", fourth),
+            ("VLLMServerNotVerified", fourth),
+        }
+        fired = watch.until(expected, "each trouble has its alert")
+        assert all(own(node) <= set(labels.items()) for (_, node), labels in fired.items()), fired
+        assert {labels["severity"] for labels in fired.values()} == {"page", "ticket"}
+        assert ask(scene, second, 1, path="standin/go_on") == 200
+        scene.fleet.exec(first, ["docker", "start", "vllm"])
+        assert {one.result() for one in [hanging, *queue]} == {200}
+    watch.until({("VLLMServerDrift", fourth), ("VLLMServerNotVerified", fourth)}, "what is over clears")
+
+    # A run that fails; what it finds on the fourth is verified and recorded.
+    failing = {**ENV, "STANDIN_FAIL_AT": "kv_cache"}
+    failed = scene.deploy("--limit", f"{first},{fourth}", vllm_server_env=failing).failed()
+    assert "failure ordered at stage kv_cache" in failed.text
+    fired = watch.until({("VLLMRolloutFailed", first)}, "a rollout that failed")
+    assert set(fired[("VLLMRolloutFailed", first)].items()) >= own(first) - {("release", release[first])}
+
+
+def test_a_monitoring_that_is_down_or_hangs_costs_a_deployment_nothing(
+    watch: Watch, note: Callable[[object], None]
+) -> None:
+    scene = watch.scene
+    took = []
+    for stop in (False, True):
+        if stop:
+            scene.fleet.exec("gateway1", ["systemctl", "kill", "-s", "STOP", "prometheus", "prometheus-alertmanager"])
+            for node in [*scene.nodes, "gateway1"]:
+                units = ["vllm-fleet-metrics", "vllm-fleet-node-exporter"]
+                scene.fleet.exec(node, ["systemctl", "kill", "-s", "STOP", *units])
+        began = time.monotonic()
+        with watch.scene.clients(4) as clients:
+            said = scene.deploy(vllm_server_env={**ENV, "STANDIN_START_SECONDS": f"0.{6 + stop}"}).ok()
+        took.append(time.monotonic() - began)
+        assert (clients.report.errors, clients.report.truncated) == (0, 0), clients.report
+        assert "4 replaced" in said.text, said.output
+    note(f"a deployment took {took[0]:.1f} s with the monitoring, {took[1]:.1f} s while it hung")
+    for node in [*scene.nodes, "gateway1"]:
+        scene.fleet.exec(node, ["systemctl", "kill", "-s", "CONT", "vllm-fleet-metrics", "vllm-fleet-node-exporter"])
+    scene.fleet.exec("gateway1", ["systemctl", "kill", "-s", "CONT", "prometheus", "prometheus-alertmanager"])
+    watch.until(set(), "a failed rollout clears with one that is verified")

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -172,13 +172,16 @@ class Watched:
 
 
 @contextmanager
-def watched(folder: Path, nodes: int, *, trouble: bool = False) -> Iterator[Watched]:
-    """Have a Prometheus watch ``nodes`` nodes, each second."""
+def watched(
+    folder: Path, nodes: int, *, trouble: bool = False, says: Callable[[], str] | None = None
+) -> Iterator[Watched]:
+    """Have a Prometheus watch ``nodes`` nodes, each second; with ``says`` what that returns is their page."""
     begun, now = time.monotonic(), time.time()
+    says = says or (lambda: page(nodes, 1000 + time.monotonic() - begun, now, trouble=trouble))
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            text = page(nodes, 1000 + time.monotonic() - begun, now, trouble=trouble).encode()
+            text = says().encode()
             self.send_response(200)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.end_headers()
