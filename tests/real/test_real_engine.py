@@ -44,7 +44,7 @@ def answers_of_adapters(real):
 
 
 def expectation(request):
-    return {"pattern": "", "min_chars": 1, "finish_reason": [], "headers": {}, **request["expect"]}
+    return {"pattern": "", "min_chars": 1, "finish_reason": [], "headers": {}, "first": None, **request["expect"]}
 
 
 def engine_process(real):

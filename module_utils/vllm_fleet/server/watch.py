@@ -42,6 +42,8 @@ LONGEST_SLEEP = 60.0
 LOG_GRACE = 2.0
 #: Seconds between two looks whether the Docker engine is back (growing).
 ENGINE_POLL = 0.2
+#: Seconds without a line after which a log that is read again has come to its present end.
+LOG_QUIET = 0.05
 #: Seconds that a slice goes on after news, so that two quick stages come in one call.
 NEWS_GRACE = 0.5
 #: Seconds for which a watch waits for its first answer though ready_timeout is over. A probe ends within twice its own
@@ -316,6 +318,7 @@ class Watch:
     def _judge(self, answer: readiness.Answer, age: float) -> Outcome | None:
         self._answer = answer
         if answer.ready:
+            self._catch_up(age)
             self._stages.append({"stage": "ready", "at": round(age, 3)})
             self._news.append(News(age, "ready", ""))
             return self._outcome("ready", age)
@@ -324,6 +327,22 @@ class Watch:
         if answer.locked:
             return self._outcome("locked", age, detail=answer.detail)
         return None
+
+    def _catch_up(self, age: float) -> None:
+        """Read what the log has by now: where a slice begins, HTTP may answer before Docker hands out any of it."""
+        if self._heard_before < 0 or age - self._age_at_begin >= LOG_GRACE:
+            return
+        deadline, heard = self._clock() + LOG_GRACE, False
+        while (left := deadline - self._clock()) > 0:
+            try:
+                kind, item = self._sink.get(timeout=min(LOG_QUIET, left) if heard else left)
+            except queue.Empty:
+                return
+            if kind == "log":
+                self._feed(item)
+                heard = True
+            elif kind == "log_end":
+                return
 
     def _activity(self, token: Token, item: tuple[tuple[int, int] | None, int], age: float) -> None:
         usage, cache = item
