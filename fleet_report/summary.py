@@ -165,7 +165,7 @@ def differences(node: Mapping[str, Any]) -> str:
     """Name what differs on a node, in one line; ``deployed anew`` where there was no server."""
     found = node["differences"]
     if node["unstaged"]:
-        return "what is staged first"  # it is not on the node yet, so nothing can be compared with it
+        return "its image or weights, which come first, and then the server"  # nothing can be compared with them yet
     if not found:
         return "started again"
     if any(d["name"] == "state" and d["current"] is None for d in found):
