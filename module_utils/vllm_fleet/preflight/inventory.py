@@ -218,7 +218,7 @@ def _tag(values: Mapping[str, Any]) -> Finding:
     what, wanted = "vllm_image_tag", "a pinned image"
     tag, digest = _text(values.get("vllm_image_tag")), _text(values.get("vllm_image_digest"))
     if not digest and tag in ("", "latest") and not host_variables.truth(values.get("vllm_image_allow_latest")):
-        remedy = "pin a version (vllm_image_tag: v0.31.0) or a digest (vllm_image_digest): latest is another image tomorrow"
+        remedy = "pin a version (vllm_image_tag: v0.31.0) or a digest (vllm_image_digest): latest changes by itself"
         return Finding("refused", what, wanted, f"'{tag}'", remedy)
     return Finding("ok", what, wanted, digest or tag or "latest, allowed")
 
