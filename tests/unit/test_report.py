@@ -431,7 +431,10 @@ def test_a_check_run_says_what_is_brought_before_it_can_be_compared():
     run.task("Run", "vllm_server", "vllm_server", {"node1": (0.5, "ok", data)}, state="started", changed=True)
     run.task("Run", "vllm_server", "vllm_server", {"node2": (0.5, "ok", {})}, state="started")
     lines = terminal.lines(report_of(run, check_mode=True))
-    assert lines == ["Check: 1 of 2 nodes would change.", "  node1: its image or weights, which come first, and then the server"]
+    assert lines == [
+        "Check: 1 of 2 nodes would change.",
+        "  node1: its image or weights, which come first, and then the server",
+    ]
 
 
 def test_a_look_at_the_gateway_belongs_to_what_follows():
