@@ -71,6 +71,8 @@ class CallbackModule(CallbackBase):
         self._began, self._clock = time.time(), time.monotonic()
         self.run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._began)) + "-" + secrets.token_hex(2)
         os.environ["VLLM_FLEET_RUN"] = self.run
+        # Set where there is a file: of another run in the same shell it may be another fleet's.
+        os.environ["VLLM_FLEET_RATES"] = "{}"
         self._events: list[dict[str, Any]] = []
         self._tasks: dict[str, Any] = {}
         #: What preflight's probe of each node found; of servers that need no task of their own it is the result.
@@ -93,6 +95,9 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_start(self, playbook: Any) -> None:
         """Remember which playbook it is."""
         self._playbook, self._basedir = str(playbook._file_name), str(playbook._basedir)
+        with contextlib.suppress(OSError):
+            # For the plan's estimate, which a filter makes in a worker.
+            os.environ["VLLM_FLEET_RATES"] = self._rates_file().read_text(encoding="utf-8")[:1000]
         if module := _probing_module(playbook):
             self._probes = True
             self._archives = module_archives.restore(_archives())
@@ -222,6 +227,9 @@ class CallbackModule(CallbackBase):
         except Exception as exc:  # noqa: BLE001  a run is not judged by its report
             self._display.warning(f"The report of this run could not be made: {type(exc).__name__}: {exc}")
             self._display.vvv(traceback.format_exc())
+
+    def _rates_file(self) -> Path:
+        return Path(self.get_option("path") or ROOT / "reports") / "rates.json"
 
     def _tell(self, stats: Any) -> None:
         folder = Path(self.get_option("path") or ROOT / "reports") / self.run

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.gateway import vip
 from ansible.module_utils.vllm_fleet.rollout import (
     comparison,
+    estimate,
     gate,
     left_out,
     messages,
@@ -46,9 +49,18 @@ def rollout_plan(
     missing = dict.fromkeys(path for path in task_files if path and not Path(path).is_file())
     return waves.plan(
         waves.Scene(hostvars, fleet, play, alive, gateways),
-        waves.Limits(**limits, missing=tuple(missing)),
+        waves.Limits(**limits, missing=tuple(missing), rates=_rates()),
         check_mode=check_mode,
     )
+
+
+def _rates() -> Mapping[str, Any]:
+    """Return the bytes per second of what came last, as the callback vllm_fleet_report has kept them."""
+    try:
+        found = json.loads(os.environ.get("VLLM_FLEET_RATES") or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def hosts_of_play(choose: Callable[..., list[str]], *, of_gateways: bool = False) -> Callable[..., list[str]]:
@@ -149,6 +161,7 @@ class FilterModule:
             "rollout_stop_against": stop.against,
             "rollout_stop_says": stop_says,
             "rollout_unplanned": hosts_of_play(play_hosts.unplanned),
+            "rollout_waited": estimate.waited,
             "rollout_url": host_variables.own_url,
             "rollout_verdict": gate.verdict,
         }

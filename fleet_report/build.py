@@ -20,7 +20,7 @@ from typing import Any
 
 from ansible.module_utils.vllm_fleet.rollout.replicas import repair_of
 from ansible.module_utils.vllm_fleet.vllm.host_variables import LOOPBACK
-from fleet_report import endpoints, failure, gateways, replicas, timeline
+from fleet_report import endpoints, estimate, failure, gateways, replicas, timeline
 from fleet_report.words import natural
 
 FORMAT = 1
@@ -39,6 +39,7 @@ _PICKED = {
         "rolled_back",
         "release",
         "previous_release",
+        "spent",
         "failure",
         "notes",
         "confirmed",
@@ -76,12 +77,15 @@ def picked(action: str, result: Mapping[str, Any], *, failed: bool) -> dict[str,
             "urls": facts.get("gateway_urls"),
             "forgets": facts.get("gateway_forgets"),
             "left_out": facts.get("rollout_left_out") or (facts.get("deploy_steps") or {}).get("left_out"),
+            "estimate": (facts.get("rollout_plan") or {}).get("estimate"),
             "last_lines": facts.get("maintenance_says") or facts.get("teardown_says"),
             "undescribed": _names_of((facts.get("rollout_plan") or {}).get("undescribed") or {}),
         }
         return {name: value for name, value in noted.items() if value}
     names = _PICKED.get(module_of(action), ())
     kept = {name: result[name] for name in names if result.get(name) is not None}
+    if brought := _brought(module_of(action), result):
+        kept["brought"] = brought
     spec = result.get("spec")
     if module_of(action) == "vllm_server" and isinstance(spec, Mapping) and spec.get("port"):
         kept["at"] = {"bind": str(spec.get("bind") or LOOPBACK), "port": int(spec["port"])}
@@ -91,6 +95,20 @@ def picked(action: str, result: Mapping[str, Any], *, failed: bool) -> dict[str,
         # Of other modules, too, as hf_snapshot's; a word of the same name is none of these.
         kept |= {"failure": result["failure"]} if isinstance(result.get("failure"), Mapping) else {}
     return kept
+
+
+def _brought(module: str, result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return whether what a node is to have is there as a whole, and its bytes; None of other modules.
+
+    One that has a part of it is neither: nobody knows how much came then.
+    """
+    if module == "hf_snapshot" and isinstance(result.get("complete"), bool):
+        lacks, files = len(result.get("missing") or ()), int(result.get("files") or 0)
+        part = not result["complete"] and files > 0 and lacks < files
+        return None if part else {"whole": result["complete"], "bytes": int(result.get("bytes") or 0)}
+    if module == "vllm_image" and isinstance(result.get("present"), bool):
+        return {"whole": result["present"], "bytes": int(result.get("size") or 0)}
+    return None
 
 
 def _failed_item(result: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -153,6 +171,9 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
         if node["name"] in report["left_out"] and not node["failure"]:
             node["outcome"] = "left_out"
     report["outcome"] = _outcome(nodes)
+    planned = next((r["data"]["estimate"] for r in results if r["data"].get("estimate")), {})
+    report["estimate"] = estimate.compared(planned, nodes)
+    report["rates"] = {} if run.get("check_mode") else estimate.rates(results, tasks, starts)
     return report
 
 
@@ -340,6 +361,7 @@ def _server(seen: _Seen, *, check_mode: bool) -> dict[str, Any]:
         "release": release,
         "previous": confirmed.get("previous_release"),
         **{name: did.get(name) or [] for name in ("differences", "actions", "notes", "stages")},
+        "spent": did.get("spent") or {},
         "unstaged": check_mode and changed and not did.get("actions"),
         "ready": _ready(did),
     }

@@ -61,6 +61,7 @@ def render(report: Mapping[str, Any]) -> str:
         folds=folds,
         told=told,
         undescribed=summary.undescribed(report),
+        estimated=(report.get("estimate") or {}).get("waves") or [],
         measured=[node for node in nodes if node["benchmark"]],
         tried=[node for node in nodes if node["burn_in"]],
         compared=[node for node in nodes if node["started"] or node["answers"]],

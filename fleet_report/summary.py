@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible.module_utils.vllm_fleet.rollout import messages
-from fleet_report import failure
+from fleet_report import estimate, failure
 from fleet_report.replicas import number
 from fleet_report.words import DASH, clip, count, duration, latency, rate, spread
 
@@ -72,7 +72,7 @@ def lines(report: Mapping[str, Any], page: str | None = None) -> list[str]:
     if not told_failures and (page is None or calm):
         return [*_calm(taking_part), *others, *([f"Report: {page}"] if page else [])]
     head = f"{number(nodes)} in {duration(report['elapsed'])}: {told(report['outcome'])}"
-    out = [head, *_table(nodes), *_benchmarks(nodes), *others, *told_failures]
+    out = [head, *_table(nodes), *_benchmarks(nodes), *estimate.line(report), *others, *told_failures]
     return [*out, f"Report: {page}"] if page else out
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..gateway import room
@@ -14,8 +14,8 @@ from ..gateway.pools import backend_name, is_generation
 from ..gateway.servers import DRAIN
 from ..preflight import inventory
 from ..vllm import cli, host_variables
+from . import estimate, messages
 from . import left_out as absent
-from . import messages
 from .node_units import Unit, boots, left_out, take_part, units
 from .replicas import (
     Replica,
@@ -51,6 +51,8 @@ class Limits:
     missing: tuple[str, ...] = ()
     #: Whether only a note on its node says that a server is drained (rollout_admit_tasks), and no gateway.
     noted: bool = False
+    #: Bytes per second of `weights` and `image`, as they came last.
+    rates: Mapping[str, Any] = field(default_factory=dict)
     #: `idle`: of the servers that serve, those with the fewest requests first; `inventory`: as they stand there.
     order: str = "idle"
 
@@ -94,7 +96,8 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
     ``leftovers`` those to visit for it, ``reboot`` the hosts that are rebooted in their wave, ``sick`` those
     whose GPUs are repaired, ``boots`` what node_units.boots() says of them, ``undescribed`` the
     servers that no host describes (host_variables.undescribed()); ``problems`` are sentences, with any of
-    them nothing is done. ``says`` is the plan in words.
+    them nothing is done. ``says`` is the plan in words, ``estimate`` what it will cost (estimate.of()), ``cost``
+    that in lines, ``irreversible`` what rollback.yml cannot take back.
     """
     found = collect(scene, check_mode=check_mode)
     found.order = limits.order
@@ -113,6 +116,8 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
     undescribed = host_variables.undescribed(scene.hostvars, scene.fleet, others)
     reboots = {host: why for replica in change for host, why in replica.reboots.items()}
     sick = {host: why for replica in change for host, why in replica.sick.items()}
+    cost = estimate.of(scene.hostvars, waves, found.replicas, limits.rates)
+    undone = estimate.irreversible(scene.hostvars, waves, undescribed)
     return {
         "hosts": [] if check_mode or problems else [h for wave in waves for replica in wave for h in replica.hosts],
         "serial": [sum(len(replica.hosts) for replica in wave) for wave in waves],
@@ -130,6 +135,9 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
         "silent": [replica.head for replica in change if replica.silent],
         "undescribed": undescribed,
         "problems": problems,
+        "estimate": cost,
+        "irreversible": undone,
+        "cost": estimate.lines(cost, undone),
         "says": messages.plan(
             waves, same, total=len([one for one in found.replicas if set(one.hosts) & set(scene.play)])
         )

@@ -51,12 +51,21 @@ class Change:
             # Noted before it is stopped: afterwards it cannot be asked any more.
             context.note_trust(seen.current, seen.current_trust, seen.previous)
         for action in actions:
-            self._act(action, there, seen)
+            self._timed(action, there, seen)
             context.state.actions.append(action)
             context.state.changed = True
             if context.after_action:
                 context.after_action(action)
         return context.engine.container(there.current) if there.current else None
+
+    def _timed(self, action: str, there: _Containers, seen: Observation) -> None:
+        """Carry out an action, and note what it took of the time without a server."""
+        spent, begun = self.context.state.spent, boottime()
+        waited = spent.get("memory", 0.0)
+        self._act(action, there, seen)
+        if self.context.state.stopped is not None:
+            took = boottime() - begun - (spent.get("memory", 0.0) - waited)
+            spent[action] = round(spent.get(action, 0.0) + took, 3)
 
     def _act(self, action: str, there: _Containers, seen: Observation) -> None:
         engine, options = self.context.engine, self.context.options
@@ -88,7 +97,10 @@ class Change:
         elif action == "update" and there.current and seen.spec:
             engine.update_restart_policy(there.current, seen.spec.restart_policy)
         elif action == "start" and there.current:
+            begun = boottime()
             self._await_memory(there.current, seen.spec)
+            if self.context.state.stopped is not None and self.context.options.rocm:
+                self.context.state.spent["memory"] = round(boottime() - begun, 3)
             self._start(there.current)
 
     def _create(self, there: _Containers, spec: Spec, image: Image) -> None:

@@ -18,6 +18,7 @@ from ..common.secrets import cleaned
 from ..container.engine import ENGINE_RETRY_TIMEOUT, Engine, EngineError, EngineUnavailable
 from ..container.inspected import Inspected, environment, ident, running
 from ..container.plan import Plan, Trust, left_over
+from ..container.spec import Image
 from ..weights import layout
 from . import endpoint, observe, recover, release, result
 from .observe import Observation
@@ -122,6 +123,8 @@ class Lifecycle:
             self.state.plan_to(seen)
         if self.context.check_mode:
             self.state.actions = list(seen.plan.actions)
+            if seen.plan.actions:
+                self._recall(seen.image)
             return self._result(seen.current)
         if seen.state == "confirmed":
             return self._confirm(seen)
@@ -145,6 +148,11 @@ class Lifecycle:
         if not seen.plan.watch or current is None:
             return self._result(current)
         return self._watch(current)
+
+    def _recall(self, image: Image | None) -> None:
+        """Look up how long such a change took before; ``image`` is None where it is not there yet."""
+        ids = (image.id, *image.ids) if image else ()
+        self.context.past = release.past(Releases(self.context.node).all(), self.context.options.model, ids)
 
     def _resume(self) -> Result:
         """Take up the watch of an earlier slice, or of the restore that it had come to."""
@@ -357,6 +365,8 @@ class Lifecycle:
 
     def _refused_start(self, exc: Refused) -> Result:
         """Nothing was touched; but what an earlier run stopped and did not replace comes back."""
+        if self.context.check_mode and exc.failure_class is FailureClass.IMAGE_MISSING:
+            self._recall(None)
         if self.context.options.state == "started" and not self.resumed:
             self.context.refuse(exc)
             done = self._bring_back()

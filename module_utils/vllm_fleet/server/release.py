@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..common.secrets import sealed
@@ -61,10 +61,34 @@ def build(  # noqa: PLR0917  seven things make a record, each of another kind
             "downtime": start.get("downtime"),
             "ready": ready_seconds(start.get("stages") or []),
             "stages": list(start.get("stages") or []),
+            "drain": start.get("drain"),
         },
         "figures": dict(given.get("figures") or {}),
         "restores": None,
         "rolled_back_from": None,
+    }
+
+
+def past(records: Sequence[Record], model: str, image: Collection[str]) -> dict[str, Any] | None:
+    """Return how long a change took this node before, in seconds: by the newest record of ``model`` that has a start.
+
+    One of the same image (``image``: all ids and digests of it) is better than a newer one of another; ``same_image``
+    says which it was. `load` is the time without a server, or to ready where there was none before. None where no
+    record knows any.
+    """
+    known = [record for record in records if record["model"].get("id") == model and record["start"].get("ready")]
+    same = [record for record in known if {record["image"].get("id"), *record["image"].get("digests", ())} & {*image}]
+    if not known:
+        return None
+    record = (same or known)[-1]
+    start = record["start"]
+    took = [one["elapsed"] for one in record.get("answers") or () if one.get("elapsed") is not None]
+    return {
+        "release": record["release"],
+        "same_image": bool(same),
+        "drain": start.get("drain"),
+        "load": start.get("downtime") if start.get("downtime") is not None else start["ready"],
+        "verify": round(sum(took), 3) if took else None,
     }
 
 

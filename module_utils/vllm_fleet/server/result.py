@@ -42,7 +42,7 @@ def nothing(name: str, host: str, why: Refused) -> dict[str, Any]:
         **{"changed": False, "rolled_back": False, "confirmed": False, "elapsed": 0.0},
         **{key: [] for key in ("actions", "differences", "stages", "notes")},
         **dict.fromkeys(("container", "spec", "place", "downtime", "log_file")),
-        "diff": {},
+        **{"diff": {}, "spent": {}},
     }
 
 
@@ -67,6 +67,7 @@ def of_run(
         "spec": spec,
         "elapsed": round(now - state.begun, 3),
         "downtime": round(now - state.stopped, 3) if state.stopped is not None and ready else None,
+        "spent": dict(state.spent),
         "stages": state.stages or (outcome.stages if outcome else []),
         "log_file": state.log_file,
         "rolled_back": False,
@@ -78,6 +79,7 @@ def of_run(
     if context.check_mode:
         up = current is not None and running(current)
         result["serving"] = standing(endpoint.of_container(current)) if current and up else None
+        result["past"] = context.past
         result["watchdog"] = watched.look(context.name)
         result["servers"] = context.engine.servers()
         result["maintenance"] = maintenance.look(context.options.state_dir, context.name)

@@ -37,7 +37,8 @@ class RunState:
     ``phase`` is ``start`` or ``restore``; ``begun`` and ``stopped`` (when the old server got its signal) are seconds
     of ``boottime``; ``watch`` is the watch's own token; ``current`` is the id of the container that has the name after
     what was done so far; ``held`` is where a rank of a replica waits for its partners (see replica/rank_lifecycle);
-    ``place`` is what the server got of a node that it shares (host/place.Place).
+    ``place`` is what the server got of a node that it shares (host/place.Place); ``spent`` are the seconds of each
+    action since the old server got its signal, up to the new one's start, `memory` those until its GPU memory was free.
     """
 
     phase: str = "start"
@@ -56,6 +57,7 @@ class RunState:
     current: str = ""
     held: str = ""
     place: dict[str, Any] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_token(cls, token: Mapping[str, Any]) -> RunState:
@@ -91,6 +93,8 @@ class RunContext:
     after_action: Callable[[str], None] | None = None
     state: RunState = field(default_factory=RunState)
     node: NodeState = field(init=False)
+    #: How long such a change took this node before (release.past), where a plan has asked.
+    past: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Find the node's memory; nothing is read yet."""

@@ -30,7 +30,13 @@ def plan(hosts, play=None, alive=None, gateways=(), max_failures=0, check_mode=F
     every = [host for host in hosts if host.startswith("node")]
     play = every if play is None else play
     scene = waves.Scene(hosts, every, play, play if alive is None else alive, list(gateways))
-    limits = waves.Limits(more.get("waves", WAVES), max_failures, tuple(missing), order=more.get("order", "idle"))
+    limits = waves.Limits(
+        more.get("waves", WAVES),
+        max_failures,
+        tuple(missing),
+        order=more.get("order", "idle"),
+        rates=more.get("rates", {}),
+    )
     return waves.plan(scene, limits, check_mode=check_mode)
 
 
