@@ -71,7 +71,7 @@ class CallbackModule(CallbackBase):
         self._began, self._clock = time.time(), time.monotonic()
         self.run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._began)) + "-" + secrets.token_hex(2)
         os.environ["VLLM_FLEET_RUN"] = self.run
-        # Set where there is a file: of another run in the same shell it may be another fleet's.
+        # What another run left in this shell is not ours.
         os.environ["VLLM_FLEET_RATES"] = "{}"
         self._events: list[dict[str, Any]] = []
         self._tasks: dict[str, Any] = {}
@@ -248,10 +248,23 @@ class CallbackModule(CallbackBase):
                 index.add(folder.parent, told.report)
             except Exception as exc:  # noqa: BLE001  files of another user, say: this run has its own page and lines
                 self._display.warning(f"The page of all runs is not up to date: {type(exc).__name__}: {exc}")
+        self._keep_rates(told.report.get("rates") or {})
         if told.lines:
             self._display.banner("FLEET")
         for line in told.lines:
             self._display.display(line)
+
+    def _keep_rates(self, rates: Mapping[str, float]) -> None:
+        """Keep how fast things came, for the estimates of later runs."""
+        if not rates:
+            return
+        file = self._rates_file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        before: Any = {}
+        with contextlib.suppress(OSError, ValueError):
+            before = json.loads(file.read_text(encoding="utf-8"))
+        text = json.dumps({**(before if isinstance(before, dict) else {}), **rates})
+        file.write_text(f"{text}\n", encoding="utf-8")
 
     def _describe(self, stats: Any) -> dict[str, Any]:
         hosts = sorted(stats.processed)

@@ -184,6 +184,17 @@ def test_an_edit_is_predicted_and_nothing_is_touched(scene):
     assert {host: n for host, n in run.recap("changed").items() if n} == dict.fromkeys(ALL, 1), run.output
     assert run.output.count("max-model-len: 600") == 1, "told once for all that have it in common"
     assert "4 of 4 replicas, in 3 waves: node1 | node2 | node3 and node4" in run.text
+    # By what the nodes measured at their start, and for programs.
+    assert re.search(
+        r"Wave 3, node3 and node4: about \d+ s \(.*load \d+ s.*\); 2 of 4 of acme/tiny serve meanwhile", run.text
+    )
+    file = scene.dir / "plan.json"
+    words = ["--check", "-e", "plan_rollout=true", "-e", f"plan_file={file}"]
+    scene.deploy(*words, playbook="playbooks/plan.yml").ok()
+    found = json.loads(file.read_text())
+    assert found["waves"] == [["node1"], ["node2"], ["node3", "node4"]]
+    assert (found["estimate"]["unknown"], found["estimate"]["seconds"] > 0, found["irreversible"]) == (0, True, [])
+    assert "add --check" in scene.deploy(*words[1:], playbook="playbooks/plan.yml").failed().text
     assert scene.servers() == before
 
 
@@ -319,6 +330,14 @@ def test_an_edit_rolls_in_waves_and_no_request_is_lost(scene, load, note):
     assert watch.fewest >= 2, "a wave of two leaves two"
     assert all_up(scene)
     assert load.report.servers.keys() == set(ALL)
+    record = "cat $(ls /var/lib/vllm-fleet/vllm/releases/*.json | tail -n 1)"
+    start = json.loads(scene.fleet.exec("node1", ["sh", "-c", record]).stdout)["start"]
+    assert start["drain"] is not None, start
+    report = json.loads(max(scene.reports.glob("*/report.json")).read_text())
+    waves = report["estimate"]["waves"]
+    assert [bool(wave["took"] and wave["seconds"]) for wave in waves] == [True] * 3, report["estimate"]
+    assert {"stop", "rename", "start"} <= report["nodes"][0]["spent"].keys(), report["nodes"][0]
+    note(next(line for line in done.output.splitlines() if line.startswith("Estimated")))
     note(f"never less than {watch.fewest} of 4 servers up")
     assert not watch.seen
 

@@ -43,7 +43,7 @@ def of(
     """Return what ``waves`` will cost; ``replicas`` are all of the fleet.
 
     ``rates`` has bytes per second of `weights` and `image` as they came last. ``seconds`` is the sum over the waves
-    whose time is known, and None where none is; ``unknown`` counts the others.
+    whose time is known, and None where none is; ``unknown`` counts the others. ``first``: there was no server before.
     """
     changing = [replica for wave in waves for replica in wave]
     lent = _lent(hostvars, changing)
@@ -68,6 +68,7 @@ def of(
         "waves": made,
         "seconds": round(sum(known), 3) if known else None,
         "unknown": len(made) - len(known),
+        "first": not any(planned(hostvars[replica.head]).get("container") for replica in changing),
         "bring": _bring(hostvars, changing, rates or {}),
     }
 
@@ -198,7 +199,9 @@ def lines(found: Mapping[str, Any], cannot_be_undone: Sequence[str]) -> list[str
         took = f", about {duration(one['seconds'])} at the last rate" if one["seconds"] else ""
         said.append(f"Before the waves: {one['what']} to {', '.join(one['hosts'])}, {many}{took}.")
     undone = "; ".join(cannot_be_undone)
-    return [*said, f"Cannot be undone: {undone}." if undone else "playbooks/rollback.yml takes all of it back."]
+    if undone:
+        return [*said, f"Cannot be undone: {undone}."]
+    return said if found["first"] else [*said, "playbooks/rollback.yml takes all of it back."]
 
 
 def _wave_line(number: int, wave: Mapping[str, Any]) -> str:
