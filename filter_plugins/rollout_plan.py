@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.gateway import vip
 from ansible.module_utils.vllm_fleet.rollout import (
+    caches,
     comparison,
     estimate,
     gate,
@@ -126,6 +127,7 @@ class FilterModule:
             "rollout_judges": comparison.wants,
             "rollout_new_release": comparison.new_release,
             "rollout_peers": comparison.peers_of,
+            "rollout_cache_donor": caches.donor,
             "rollout_canary": node_units.canary,
             "rollout_failed": hosts_of_play(play_hosts.failed),
             "rollout_forgetful_gateways": hosts_of_play(play_hosts.forgetful_gateways, of_gateways=True),

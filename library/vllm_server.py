@@ -131,6 +131,10 @@ options:
       where the image has them, since AITER does not find its prebuilt ones with C(AITER_JIT_DIR) set.
     type: bool
     default: true
+  engine_cache_reset:
+    description: Empty that folder before a new container is made. One that was filled on other hardware (kinds of GPUs, CPU) is emptied anyway.
+    type: bool
+    default: false
   accelerator:
     description: V(rocm) adds the devices and rights that AMD and vLLM document; V(cpu) leaves them out.
     type: str
@@ -470,6 +474,31 @@ maintenance:
   description: Since when and why the server is in maintenance (M(vllm_maintenance)), as the end of a sentence. Empty where it is not.
   type: str
   returned: in check mode
+engine_cache:
+  description: The folder of the engine's compile caches. None where the server has none, or is a part of one over several nodes.
+  type: dict
+  returned: with O(state=started)
+  contains:
+    key: {type: str, description: "What compiled code depends on: image, model, arguments, environment, kinds of GPUs, CPU."}
+    folder: {type: str, description: The folder on the node.}
+    warm: {type: bool, description: Whether a verified server has filled it for this key.}
+    reset: {type: bool, description: Whether O(engine_cache_reset) empties it.}
+spent:
+  description: >-
+    Seconds of each action since the old server got its signal, up to the start of the new one; C(memory) are those until its GPU memory was free.
+    What is left of RV(downtime) is the engine's own start.
+  type: dict
+  returned: always
+past:
+  description: How long such a change took this node before, by its records; none where nothing would be done, or no record knows.
+  type: dict
+  returned: in check mode
+  contains:
+    release: {type: int, description: Number of the release whose record it is.}
+    same_image: {type: bool, description: Whether that was the image that is wanted now.}
+    drain: {type: float, description: Seconds that its requests were waited for.}
+    load: {type: float, description: Seconds without a server.}
+    verify: {type: float, description: Seconds of its verification.}
 watchdog:
   description: What the server's watchdog thinks of it.
   type: dict

@@ -252,7 +252,7 @@ def vllm_chat_probe(variables: Variables) -> Options:
 
 def vllm_server(variables: Variables) -> Options:
     """Return the options of vllm_server, with what follows from the host's place in its replica under `place`."""
-    mode = variables["__vllm_server_mode"]
+    mode, cache = variables["__vllm_server_mode"], variables["vllm_server_engine_cache"]
     own = ("name", "image", "allow_latest", "port", "allow_unauthenticated", "accelerator", "groups")
     more = ("security_opts", "ulimits", "labels", "restart_policy", "stop_timeout", "ready_timeout", "stall_timeout")
     texts = ("hf_cache", "ipc_mode", "shm_size", "api_key", "hf_token")
@@ -266,6 +266,9 @@ def vllm_server(variables: Variables) -> Options:
         "revision": variables["vllm_server_revision"] or variables["__vllm_server_preset"]["revision"] or None,
         **_shared(variables),
         "place": _server_place(variables),
+        # YAML reads a plain `off` as false.
+        "engine_cache": cache not in ("off", False, "False", "false"),
+        "engine_cache_reset": cache == "reset",
         "sysfs_root": variables.get("vllm_fleet_sysfs_root", "/sys"),
         "verification": vllm_chat(variables) if mode == "plan" else None,
         "use_cached_result": mode == "plan" and steps.nothing_done(variables.raw("hostvars")),

@@ -13,6 +13,7 @@ import pytest
 import tiny_adapter
 
 from ansible.module_utils.vllm_fleet.container.mounts import HF_HOME
+from ansible.module_utils.vllm_fleet.server import engine_cache
 from ansible.module_utils.vllm_fleet.vllm import adapters
 from ansible.module_utils.vllm_fleet.vllm.chat import chat, chat_all
 from ansible.module_utils.vllm_fleet.vllm.chat_options import build_request
@@ -124,7 +125,16 @@ def test_a_flag_that_this_vllm_does_not_know_is_found_before_anything_starts(rea
     assert "--gpu-memory-utilization" in result["msg"]
 
 
-def test_what_was_compiled_once_is_not_compiled_again(real, capsys):
+@pytest.fixture
+def other(real, docker_client, tmp_path):
+    """The same server on another node: with folders of its own."""
+    made = type(real)(real.engine, docker_client, real.image, tmp_path / "other")
+    made.fixed = real.fixed
+    yield made
+    made.close()
+
+
+def test_what_was_compiled_once_is_not_compiled_again(real, other, tmp_path, capsys):
     compiled = {k: v for k, v in real.fixed["args"].items() if k != "enforce-eager"}
 
     def compiling(result):
@@ -146,3 +156,34 @@ def test_what_was_compiled_once_is_not_compiled_again(real, capsys):
         )
     assert compiling(second) < compiling(first)
     assert ask(real).ok
+    # Nor by another node, once it has what this one compiled: the copy is that of roles/hf_cache/tasks/copy_tree.yml.
+    mine, its = real.check(args=compiled)["engine_cache"], other.check(args=compiled)["engine_cache"]
+    assert (mine["key"], its["warm"]) == (its["key"], False)
+    assert other.check(args={**compiled, "max-model-len": 256})["engine_cache"]["key"] != mine["key"]
+    begun = time.monotonic()
+    files = engine_cache.listed(Path(mine["folder"]))
+    arrived = Path(f"{its['folder']}.arriving")
+    arrived.mkdir(parents=True)
+    included = [f"--include=/{name}/***" for name in engine_cache.FOLDERS]
+    subprocess.run(
+        ["rsync", "--recursive", "--times", *included, "--exclude=*", f"{mine['folder']}/", f"{arrived}/"], check=True
+    )
+    placed = engine_cache.place(Path(its["folder"]), arrived, engine_cache.checked(files), its["key"])
+    copied = time.monotonic() - begun
+    assert placed == {"placed": len(files), "wrong": 0}
+    real.close()
+    third = other.ready(args=compiled)
+    assert compiling(third) < compiling(first) / 2
+    assert third["engine_cache"]["warm"]
+    assert ask(other).ok
+    # A server that is replaced is away for as long as its engine starts, and the old one ends.
+    own = total[1] + second["spent"]["stop"]
+    with capsys.disabled():
+        size = sum(one["size"] for one in files.values()) / 1e6
+        at = next(s["at"] for s in third["stages"] if s["stage"] == "ready")
+        print(
+            f"another node: {len(files)} files, {size:.1f} MB in {copied:.1f} s; torch.compile {compiling(third):.1f} s, "
+            f"ready after {at:.1f} s; replaced: without a server for {second['downtime']:.1f} s, {own:.1f} s of it the "
+            f"engines' own ({second['spent']})"
+        )
+    assert second["downtime"] - own < 1

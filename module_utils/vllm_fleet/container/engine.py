@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from .api import DockerApi, DockerRefused, DockerUnavailable
+from .image import content_id
 from .log_ends import TAIL_LINES, Ends, Latest
 from .mounts import Volume
 from .spec import LABEL_ASKED_UTILIZATION, LABEL_GPUS, LABEL_IMAGE_ID, LABEL_MANAGED, LABEL_SERVER, Image, Spec
@@ -511,6 +512,7 @@ def image_from_inspect(ref: str, found: Mapping[str, Any]) -> Image:
         cmd=tuple(config["Cmd"]) if config.get("Cmd") else None,
         env=dict(str(item).partition("=")[::2] for item in config.get("Env") or []),
         labels=dict(config.get("Labels") or {}),
+        content=content_id(found),
     )
 
 

@@ -58,6 +58,8 @@ class Image:
     cmd: tuple[str, ...] | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    #: A hash of what it is, the same in both kinds of image store (image.content_id).
+    content: str = ""
 
 
 @dataclass(frozen=True)

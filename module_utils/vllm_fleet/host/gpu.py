@@ -180,6 +180,12 @@ def topology_nodes(sysfs_root: Path) -> dict[int, Path]:
     return {node.kfd_id: node.path for node in _gpu_nodes(Files(), sysfs_root) if node.kfd_id}
 
 
+def kinds(sysfs_root: Path) -> list[str]:
+    """Return the compiler's names of the node's kinds of GPUs, each once, sorted."""
+    found = {gfx_name(node.properties.get("gfx_target_version", 0)) for node in _gpu_nodes(Files(), sysfs_root)}
+    return sorted(name for name in found if name)
+
+
 def gfx_name(target_version: int) -> str | None:
     """Return the compiler's name for KFD's ``gfx_target_version``: 90402 is gfx942, 90010 is gfx90a; 0 (a CPU) None."""
     if target_version <= 0:

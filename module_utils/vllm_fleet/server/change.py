@@ -13,7 +13,7 @@ from ..container.inspected import Inspected, ident, publishes
 from ..container.mounts import ENGINE_CACHE
 from ..container.plan import Trust
 from ..container.spec import Image, Spec
-from . import gpu_gate
+from . import engine_cache, gpu_gate
 from .observe import Observation
 from .run import RunContext, boottime
 
@@ -105,11 +105,26 @@ class Change:
 
     def _create(self, there: _Containers, spec: Spec, image: Image) -> None:
         """Create the new container; under its own name only where that is free and the container is to stay."""
-        _make_engine_cache(spec)
+        self._make_engine_cache(spec)
         if there.current or self.trial:
             there.next = self.context.engine.create(spec, image, self.context.next_name)
         else:
             there.current = self.context.state.current = self.context.engine.create(spec, image)
+
+    def _make_engine_cache(self, spec: Spec) -> None:
+        """Make the folder of the compile cache, emptied where it is to be; one that is only tried stays as it is."""
+        options = self.context.options
+        for volume in spec.volumes:
+            if volume.target != ENGINE_CACHE:
+                continue
+            folder = Path(volume.source)
+            if self.trial or folder.parent != self.context.node.engine_caches:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+                continue
+            machine = engine_cache.hardware(options)
+            if why := engine_cache.prepare(folder, machine, reset=options.engine_cache_reset):
+                self.context.state.notes.append(f"the compile cache {folder} was emptied: {why}")
+                self.context.state.cache |= {"warm": False} if self.context.state.cache else {}
 
     def _remove_waiting(self, which: str, there: _Containers) -> None:
         """Remove the container that waits as the ``previous`` or as the ``next`` one."""
@@ -163,9 +178,3 @@ class Change:
             engine.restart()
             self.context.state.actions.append("restart_engine")
             engine.start(container)
-
-
-def _make_engine_cache(spec: Spec) -> None:
-    for volume in spec.volumes:
-        if volume.target == ENGINE_CACHE:
-            Path(volume.source).mkdir(parents=True, exist_ok=True, mode=0o755)

@@ -20,7 +20,7 @@ from ..container.inspected import Inspected, environment, ident, running
 from ..container.plan import Plan, Trust, left_over
 from ..container.spec import Image
 from ..weights import layout
-from . import endpoint, observe, recover, release, result
+from . import endpoint, engine_cache, observe, recover, release, result
 from .observe import Observation
 from .options import ServerOptions
 from .outcome import Limits, Outcome, Token
@@ -121,6 +121,8 @@ class Lifecycle:
 
             seen = checks.before_stop(self.context, seen, seen.spec)
             self.state.plan_to(seen)
+        if seen.image and self.context.options.engine_cache and self._alone:
+            self._know_cache(seen.image)
         if self.context.check_mode:
             self.state.actions = list(seen.plan.actions)
             if seen.plan.actions:
@@ -153,6 +155,12 @@ class Lifecycle:
         """Look up how long such a change took before; ``image`` is None where it is not there yet."""
         ids = (image.id, *image.ids) if image else ()
         self.context.past = release.past(Releases(self.context.node).all(), self.context.options.model, ids)
+
+    def _know_cache(self, image: Image) -> None:
+        """Note whose compile cache would fit this server; of a part of one over several nodes none would."""
+        options, node = self.context.options, self.context.node
+        folder = node.engine_cache(image.id, options.model)
+        self.state.cache = engine_cache.about(options, image, folder, secrets=self.context.secrets)
 
     def _resume(self) -> Result:
         """Take up the watch of an earlier slice, or of the restore that it had come to."""
@@ -219,7 +227,16 @@ class Lifecycle:
             digests = image.ids if image else frozenset()
             kept, before = Releases(context.node).keep(current, spec, digests, record)
             done |= {"release": release.summary(kept), "previous_release": release.summary(before)}
+        self._note_filled(record)
         return done
+
+    def _note_filled(self, record: Mapping[str, Any] | None) -> None:
+        """Note that the server's compile cache is filled: it was verified with it."""
+        given = (record or {}).get("engine_cache") or {}
+        folder = Path(str(given.get("folder") or "/"))
+        if given.get("key") and folder.parent == self.context.node.engine_caches and folder.is_dir():
+            with self.context.remembering():
+                engine_cache.note(folder, str(given["key"]))
 
     def _apply(self, actions: tuple[str, ...], seen: Observation) -> Inspected | None:
         if not actions:

@@ -39,6 +39,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "allow_unauthenticated": {"type": "bool", "default": False},
     "hf_cache": {"type": "str"},
     "engine_cache": {"type": "bool", "default": True},
+    "engine_cache_reset": {"type": "bool", "default": False},
     "accelerator": {"type": "str", "choices": ["rocm", "cpu"], "default": "rocm"},
     "gpus": {"type": "raw"},
     "cpus": {"type": "raw"},
@@ -89,6 +90,7 @@ class ServerOptions(ContainerOptions):
     cpus: Any = None
     neighbours: tuple[Mapping[str, Any], ...] = ()
     engine_cache: bool = True
+    engine_cache_reset: bool = False
     ready_timeout: float = 3600.0
     stall_timeout: float = 900.0
     gpu_memory_policy: str = "strict"
@@ -115,6 +117,7 @@ class ServerOptions(ContainerOptions):
                 fields[name] = float(params[name])
         fields |= {name: params.get(name) for name in ("gpus", "cpus")}
         fields["neighbours"] = tuple(params.get("neighbours") or ())
+        fields["engine_cache_reset"] = bool(params.get("engine_cache_reset"))
         engine_cache = params.get("engine_cache")
         return cls(**fields, engine_cache=engine_cache is None or bool(engine_cache), record=params.get("record"))
 

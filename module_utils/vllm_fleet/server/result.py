@@ -41,7 +41,7 @@ def nothing(name: str, host: str, why: Refused) -> dict[str, Any]:
         "failure": why.failure.as_result(),
         **{"changed": False, "rolled_back": False, "confirmed": False, "elapsed": 0.0},
         **{key: [] for key in ("actions", "differences", "stages", "notes")},
-        **dict.fromkeys(("container", "spec", "place", "downtime", "log_file")),
+        **dict.fromkeys(("container", "spec", "place", "downtime", "log_file", "engine_cache")),
         **{"diff": {}, "spent": {}},
     }
 
@@ -68,6 +68,7 @@ def of_run(
         "elapsed": round(now - state.begun, 3),
         "downtime": round(now - state.stopped, 3) if state.stopped is not None and ready else None,
         "spent": dict(state.spent),
+        "engine_cache": dict(state.cache) or None,
         "stages": state.stages or (outcome.stages if outcome else []),
         "log_file": state.log_file,
         "rolled_back": False,

@@ -38,7 +38,8 @@ class RunState:
     of ``boottime``; ``watch`` is the watch's own token; ``current`` is the id of the container that has the name after
     what was done so far; ``held`` is where a rank of a replica waits for its partners (see replica/rank_lifecycle);
     ``place`` is what the server got of a node that it shares (host/place.Place); ``spent`` are the seconds of each
-    action since the old server got its signal, up to the new one's start, `memory` those until its GPU memory was free.
+    action since the old server got its signal, up to the new one's start, `memory` those until its GPU memory was free;
+    ``cache`` is what engine_cache.about() says of its compile cache.
     """
 
     phase: str = "start"
@@ -58,6 +59,7 @@ class RunState:
     held: str = ""
     place: dict[str, Any] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
+    cache: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_token(cls, token: Mapping[str, Any]) -> RunState:

@@ -142,10 +142,15 @@ class NodeState:
 
     # -- engine caches and logs --------------------------------------------------------------------------------
 
+    @property
+    def engine_caches(self) -> Path:
+        """Folder of the compile caches of all servers of the node."""
+        return self.root / "engine-cache"
+
     def engine_cache(self, image_id: str, model: str) -> Path:
         """Folder for the engine's compile caches: one for each image and model, since neither fits another."""
         slug = re.sub(r"[^A-Za-z0-9._-]+", "--", model).strip("-")
-        return self.root / "engine-cache" / f"{image_id.removeprefix('sha256:')[:12]}-{slug}"
+        return self.engine_caches / f"{image_id.removeprefix('sha256:')[:12]}-{slug}"
 
     def save_log(self, data: bytes, container: str) -> Path:
         """Keep the full log of a failed start, readable by root alone, and drop the oldest ones."""

@@ -35,7 +35,7 @@ OF_A_RUN = {
         "stall_timeout",
     ),
     *("gpu_memory_policy", "sysfs_root", "state_dir", "record", "docker_host", "reported_host", "watch_slice"),
-    *("watch_token", "replica", "place", "replica_step", "because"),
+    *("watch_token", "replica", "place", "replica_step", "because", "engine_cache_reset"),
     # What the node gives for these, the container has.
     *("gpus", "cpus", "neighbours"),
 }
