@@ -78,7 +78,8 @@ def known():
 @cache
 def of_playbooks():
     """Variables that plays set themselves, so that -e may set them otherwise."""
-    plays = [play for path in (ROOT / "playbooks").glob("*.yml") for play in yaml.safe_load(path.read_text())]
+    paths = [*(ROOT / "playbooks").glob("*.yml"), *(ROOT / "playbooks/parts").glob("*.yml")]
+    plays = [play for path in paths for play in yaml.safe_load(path.read_text())]
     return {name for play in plays for name in play.get("vars") or {}}
 
 
