@@ -11,6 +11,8 @@ import multiprocessing
 import os
 import platform
 import secrets
+import shlex
+import subprocess
 import sys
 import time
 import traceback
@@ -45,6 +47,17 @@ options:
     ini:
       - section: callback_vllm_fleet_report
         key: path
+  report_after:
+    description:
+      - A command that is run on the controller after a page was written, with the run's folder as its last argument,
+        such as one that copies it to another place. It is no shell's; its failure is a warning.
+    type: str
+    default: ""
+    env:
+      - name: VLLM_FLEET_REPORT_AFTER
+    ini:
+      - section: callback_vllm_fleet_report
+        key: report_after
 """
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +68,9 @@ import plugin_utils  # noqa: E402, F401 - finds vllm_fleet
 from ansible.module_utils.vllm_fleet.common import probes  # noqa: E402
 from fleet_report import build, index, telling  # noqa: E402  found only with the line above
 from plugin_utils import module_archives, watchdog_program  # noqa: E402
+
+#: Seconds for the user's command after a report.
+AFTER = 300.0
 
 
 class CallbackModule(CallbackBase):
@@ -248,11 +264,34 @@ class CallbackModule(CallbackBase):
                 index.add(folder.parent, told.report)
             except Exception as exc:  # noqa: BLE001  files of another user, say: this run has its own page and lines
                 self._display.warning(f"The page of all runs is not up to date: {type(exc).__name__}: {exc}")
+            self._hand_on(folder)
         self._keep_rates(told.report.get("rates") or {})
         if told.lines:
             self._display.banner("FLEET")
         for line in told.lines:
             self._display.display(line)
+
+    def _hand_on(self, folder: Path) -> None:
+        """Run the user's command for a report that is written."""
+        command = shlex.split(str(self.get_option("report_after") or ""))
+        if not command:
+            return
+        try:
+            done = subprocess.run(
+                [*command, str(folder.absolute())],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=AFTER,
+                check=False,
+            )
+            last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+            why = f"it ended with code {done.returncode}: {' '.join(last)}" if done.returncode else ""
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            why = str(exc)
+        if why:
+            self._display.warning(f"report_after, {command[0]}: {why}. The report is in {folder}.")
 
     def _keep_rates(self, rates: Mapping[str, float]) -> None:
         """Keep how fast things came, for the estimates of later runs."""

@@ -309,6 +309,10 @@ def ports(config):
 
 def test_an_edit_rolls_in_waves_and_no_request_is_lost(scene, load, note):
     before = scene.servers()
+    # What the canary's engine has compiled, and what is none of the others' business.
+    cache = "/var/lib/vllm-fleet/engine-cache/*-acme--tiny"
+    fill = f"cd {cache} && mkdir -p triton/k modules && echo compiled >triton/k/one.so && echo code >modules/two && ln -s /etc inductor"
+    scene.fleet.exec("node1", ["sh", "-c", fill])
     with Watch(scene) as watch:
         # Of a new port no client knows: the gateway goes on with the old one until a server's turn has come.
         edit = {"vllm_server_args": {"max-model-len": 1024}, "vllm_server_port": 8100}
@@ -330,6 +334,14 @@ def test_an_edit_rolls_in_waves_and_no_request_is_lost(scene, load, note):
     assert watch.fewest >= 2, "a wave of two leaves two"
     assert all_up(scene)
     assert load.report.servers.keys() == set(ALL)
+    came = {
+        node: scene.fleet.exec(node, ["sh", "-c", f"cd {cache} && find . ! -type d && cat triton/k/*"]).stdout
+        for node in ALL
+    }
+    assert {came.pop(node) for node in ALL[1:]} == {"./triton/k/one.so\ncompiled\n"}, came
+    keys = "cat /root/.ssh/authorized_keys /home/*/.ssh/authorized_keys | grep -c hf_cache"
+    left = f"{keys}; ls -d /tmp/hf_cache.* /var/lib/vllm-fleet/engine-cache/*.arriving; true"
+    assert {scene.fleet.exec(node, ["sh", "-c", left]).stdout for node in ALL} == {"0\n"}
     record = "cat $(ls /var/lib/vllm-fleet/vllm/releases/*.json | tail -n 1)"
     start = json.loads(scene.fleet.exec("node1", ["sh", "-c", record]).stdout)["start"]
     assert start["drain"] is not None, start

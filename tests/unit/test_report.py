@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import pytest
 from report_runs import BENCHMARK, FAILURE, STAGES, Run, summary
@@ -684,6 +685,84 @@ def test_a_page_of_all_runs_has_those_whose_folder_is_there(tmp_path):
         said
         == "ansible-playbook deploy.yml -i inventory/tensorwave --limit 'all:!node7' --tags stage,rollout -e hf_token=…"
     )
+
+
+def aged(report, number):
+    """The same run at another time, with other figures."""
+    nodes = [
+        {**node, "tokens_per_second": 40.0 + number, "release": {**node["release"], "release": number}}
+        for node in report["nodes"]
+    ]
+    return {**report, "id": f"run{number:05d}", "when": f"2026-11-24 05:{number % 60:02d} UTC", "nodes": nodes}
+
+
+def test_releases_of_a_node_over_time_are_a_line(tmp_path):
+    first = report_of(Run(2).deploy(), id="a")
+    for number in range(1, 4):
+        report = aged(first, number)
+        (tmp_path / report["id"]).mkdir()
+        index.add(tmp_path, report)
+    html = (tmp_path / "releases.html").read_text()
+    assert html.count("<details") == 2
+    assert html.count("<polyline") == 2 * 3
+    assert "release 3, 2026-11-24 05:03 UTC: 43.0" in html
+    assert re.findall(r'href="(run\w+)/index.html"', html)[:3] == ["run00003", "run00002", "run00001"]
+    html = (tmp_path / "index.html").read_text()
+    assert 'href="releases.html"' in html and "3 with a page." in html
+    assert re.findall(r">4[123]\.0<", html) == [">43.0<", ">42.0<", ">41.0<"]
+    assert "args.max-model-len" in html
+
+
+def test_pages_are_made_of_a_folder_of_reports_alone_whatever_version_wrote_them(tmp_path):
+    first = report_of(Run(2).deploy(), id="a")
+    old = {name: first[name] for name in ("id", "when", "playbook", "limit", "elapsed", "by", "outcome")}
+    reports = {
+        "run00001": {**aged(first, 1), "nodes": []},
+        # What an earlier version did not know, and what a later one may have made of it.
+        "run00002": {**old, "nodes": [{"name": "node1", "outcome": "replaced", "changed": True, "failure": None}]},
+        "run00003": {**aged(first, 3), "format": 99, "more": {}},
+        "run00004": ["no report"],
+    }
+    for name, report in reports.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(report))
+    (tmp_path / "run00005").mkdir()
+    (tmp_path / "run00005" / "report.json").write_text("{cut off")
+    # A file of an earlier version, which knows one run whose report cannot be read.
+    line = {**old, "id": "run00005", "level": "good", "text": "1 node: 1 replaced"}
+    (tmp_path / index.LINES).write_text(json.dumps(line) + "\n")
+    (tmp_path / "run00006").mkdir()
+    index.add(tmp_path, aged(first, 6))
+    there = ["run00006", "run00005", "run00003", "run00002", "run00001"]
+    html = (tmp_path / "index.html").read_text()
+    assert re.findall(r'href="(run\w+)/index.html"', html) == there
+    (tmp_path / index.LINES).unlink()
+    (tmp_path / "run00006" / "report.json").write_text(json.dumps(aged(first, 6)))
+    assert index.rebuild(tmp_path) == 4
+    assert re.findall(r'href="(run\w+)/index.html"', (tmp_path / "index.html").read_text()) == [
+        name for name in there if name != "run00005"
+    ]
+
+
+def test_tens_of_thousands_of_runs_stay_quick(tmp_path):
+    """A run more costs the reading of a file, not of all reports; each page has some hundred runs."""
+    first = report_of(Run(4).deploy(), id="a")
+    many = 20_000
+    lines = [json.dumps({**index.line(first), "id": f"run{number:05d}"}) for number in range(1, many)]
+    (tmp_path / index.LINES).write_text("".join(f"{line}\n" for line in lines))
+    for number in [*range(1, 11), *range(many - 999, many + 2)]:
+        (tmp_path / f"run{number:05d}").mkdir()
+    index.add(tmp_path, aged(first, many))
+    pages = sorted(path.name for path in tmp_path.glob("runs-*.html"))
+    assert (pages[0], pages[-1], len(pages)) == ("runs-00001.html", "runs-00039.html", 39)
+    begun = time.process_time()
+    index.add(tmp_path, aged(first, many + 1))
+    took = time.process_time() - begun
+    assert took < 2, f"{took:.2f} s of a processor"
+    html = (tmp_path / "index.html").read_text()
+    assert re.findall(r'href="(run\d+)/index.html"', html)[:2] == ["run20001", "run20000"]
+    assert html.count('href="runs-') == 39
+    assert "run00010/index.html" in (tmp_path / "runs-00001.html").read_text()
 
 
 def test_node10_comes_after_node9():
