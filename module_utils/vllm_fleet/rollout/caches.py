@@ -16,8 +16,9 @@ _KEY = re.compile(r"[0-9a-f]{16}")
 def of(variables: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what vllm_server said of a host's compile cache (engine_cache.about); empty where it has no key."""
     found = host_variables.server_result(variables).get("engine_cache")
-    right = isinstance(found, Mapping) and isinstance(found.get("key"), str) and _KEY.fullmatch(found["key"])
-    return found if right else {}
+    if not isinstance(found, Mapping) or not _KEY.fullmatch(str(found.get("key"))):
+        return {}
+    return found
 
 
 def donor(hostvars: Mapping[str, Any], play: Iterable[str], host: str) -> str:
