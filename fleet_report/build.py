@@ -171,7 +171,7 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
         if node["name"] in report["left_out"] and not node["failure"]:
             node["outcome"] = "left_out"
     report["outcome"] = _outcome(nodes)
-    planned = next((r["data"]["estimate"] for r in results if r["data"].get("estimate")), {})
+    planned: Mapping[str, Any] = next((r["data"]["estimate"] for r in results if r["data"].get("estimate")), {})
     report["estimate"] = estimate.compared(planned, nodes)
     report["rates"] = {} if run.get("check_mode") else estimate.rates(results, tasks, starts)
     return report

@@ -214,7 +214,7 @@ def _read(text: str) -> dict[str, Any] | None:
     whole = isinstance(found, dict) and {*_KEPT, "level", "text"} <= found.keys() and "/" not in str(found["id"])
     if not whole:
         return None
-    defaults = {"format": 1, "changed": "", **dict.fromkeys(_FIGURES), "releases": []}
+    defaults: dict[str, Any] = {"format": 1, "changed": "", **dict.fromkeys(_FIGURES), "releases": []}
     return {**defaults, **found, "id": str(found["id"])}
 
 
