@@ -175,6 +175,8 @@ def test_what_was_compiled_once_is_not_compiled_again(real, other, tmp_path, cap
     third = other.ready(args=compiled)
     assert compiling(third) < compiling(first) / 2
     assert third["engine_cache"]["warm"]
+    # Nothing was compiled there.
+    assert engine_cache.listed(Path(its["folder"])).keys() == files.keys()
     assert ask(other).ok
     # A server that is replaced is away for as long as its engine starts, and the old one ends.
     own = total[1] + second["spent"]["stop"]
