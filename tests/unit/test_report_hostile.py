@@ -93,6 +93,8 @@ def test_a_page_of_all_runs_that_cannot_be_written_leaves_a_run_its_lines(tmp_pa
         get_option=lambda _: str(tmp_path),
         _describe=lambda _: run.described(),
         _events=run.events,
+        _hand_on=lambda _: None,
+        _keep_rates=lambda _: None,
         _display=SimpleNamespace(banner=said.append, display=said.append, warning=warned.append),
     )
     plugin.CallbackModule._tell(own, None)
