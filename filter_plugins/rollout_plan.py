@@ -30,6 +30,7 @@ from ansible.module_utils.vllm_fleet.rollout import (
     restart,
     steps,
     stop,
+    undo,
     waves,
 )
 from ansible.module_utils.vllm_fleet.vllm import host_variables
@@ -162,6 +163,12 @@ class FilterModule:
             "rollout_still_running": still_running,
             "rollout_stop_against": stop.against,
             "rollout_stop_says": stop_says,
+            "rollout_settled": hosts_of_play(play_hosts.settled),
+            "rollout_undo_begin": undo.begin,
+            "rollout_undo_going": hosts_of_play(play_hosts.going_back),
+            "rollout_undo_hosts": hosts_of_play(play_hosts.undone),
+            "rollout_told": undo.told,
+            "rollout_undo_waves": hosts_of_play(play_hosts.waves_back),
             "rollout_unplanned": hosts_of_play(play_hosts.unplanned),
             "rollout_waited": estimate.waited,
             "rollout_url": host_variables.own_url,

@@ -75,6 +75,8 @@ ALSO_KNOWN = frozenset(
         "rollout_figures",
         "rollout_outcome",
         "rollout_reached",
+        "rollout_undo",
+        "rollout_undo_problem",
         "teardown_says",
         "preflight_report_result",
         "rollout_plan",

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..gateway.servers import UP
 from ..vllm import host_variables
-from . import messages
+from . import messages, undo
 from .replicas import Replica, gateway_states, labels, min_available, outcome, replicas_of
 
 
@@ -71,6 +71,8 @@ def _serves_now(hostvars: Mapping[str, Any], replica: Replica, gateways: Iterabl
 
 def verdict(hostvars: Mapping[str, Any], plan: Mapping[str, Any], host: str, *, max_failures: int) -> str:
     """Return what a host failed with, and how far the run came."""
+    if undo.begun(hostvars):
+        return undo.verdict(hostvars, host, max_failures)
     replicas = host_variables.replicas(hostvars, plan.get("hosts") or [])
     name = host_variables.group_name(hostvars, host)
     head = replicas.get(name, [host])[0]

@@ -12,7 +12,7 @@ from typing import Any
 from ..common.probes import probed
 from ..gateway import vip
 from ..vllm.host_variables import replica_name, truth
-from . import left_out
+from . import left_out, undo
 from .replicas import outcome
 from .steps import FACTS, STEPS
 
@@ -159,7 +159,7 @@ def removers(hostvars: Mapping[str, Any], gateways: Iterable[str]) -> list[str]:
     """
     plan = _plan(hostvars)
     found = plan.get("undescribed") or {}
-    if not found or plan.get("problems") or plan.get("wrong"):
+    if undo.begun(hostvars) or not found or plan.get("problems") or plan.get("wrong"):
         return NOBODY
     if any(outcome(hostvars[host]).get("state") != "replaced" for host in plan.get("hosts") or ()):
         return NOBODY
@@ -197,9 +197,31 @@ def failed(hostvars: Mapping[str, Any]) -> list[str]:
 
     No play comes after one all of whose hosts have failed.
     """
-    hosts = _plan(hostvars).get("hosts") or []
-    found = [host for host in hosts if outcome(hostvars[host]).get("state") == "failed"]
+    back = undo.begun(hostvars)
+    hosts = [*back["plan"]["hosts"], *back["hosts"]] if back else _plan(hostvars).get("hosts") or []
+    stuck = undo.stuck(hostvars) if back else {}
+    found = [host for host in dict.fromkeys(hosts) if host in stuck or outcome(hostvars[host]).get("state") == "failed"]
     return [*found, *left_out.failures(hostvars)] if found else NOBODY
+
+
+def undone(hostvars: Mapping[str, Any]) -> list[str]:
+    """Return the hosts that go back after a failed rollout."""
+    return undo.hosts(hostvars) or NOBODY
+
+
+def going_back(hostvars: Mapping[str, Any]) -> list[str]:
+    """Return those of undone() that can go back."""
+    return undo.going(hostvars) or NOBODY
+
+
+def waves_back(hostvars: Mapping[str, Any]) -> list[str]:
+    """Return those that go back, in the order of the waves."""
+    return undo.waves(hostvars) or NOBODY
+
+
+def settled(hostvars: Mapping[str, Any]) -> list[str]:
+    """Return the hosts whose release is no trial any more."""
+    return undo.settled(hostvars) or NOBODY
 
 
 def lost(hostvars: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -216,6 +217,9 @@ class Lifecycle:
     def _confirm(self, seen: Observation) -> Result:
         """Mark the running container as verified from outside; it is then the last good one."""
         context, current = self.context, seen.current
+        if current and (context.options.record or {}).get("trial"):
+            # Before it counts as good: what is good and has no note stays when others go back.
+            context.node.note_trial(ident(current), time.time())
         if current and seen.current_trust is not Trust.CONFIRMED:
             context.note_trust(current, Trust.CONFIRMED, seen.previous)
         if context.node.place:

@@ -83,6 +83,7 @@ def of_run(
         result["past"] = context.past
         result["watchdog"] = watched.look(context.name)
         result["servers"] = context.engine.servers()
+        result["trial"] = current is not None and context.node.trial(ident(current))
         result["maintenance"] = maintenance.look(context.options.state_dir, context.name)
     if state.failure:
         result["failure"] = state.failure.as_result()

@@ -26,6 +26,7 @@ KEPT_LOGS = 10
 KEY_BYTES = 32
 #: As RECORD of host/place.py, which a run on a node of one server does not import.
 PLACE = "place.json"
+TRIAL = "trial.json"
 
 
 class LockTaken(Exception):
@@ -90,6 +91,20 @@ class NodeState:
         """Note the beginning of a restore on request, or (None) its end."""
         if self.restoring() != container:
             self._note("restoring", container)
+
+    # -- a release whose rollout is not finished ----------------------------------------------------------------------
+
+    def trial(self, container: str) -> bool:
+        """Return whether a container has a release whose rollout has not come to its end."""
+        return self._read(self.folder / TRIAL).get("container") == container
+
+    def note_trial(self, container: str, since: float) -> None:
+        """Note that the rollout of a container's release goes on; ``since`` is the time in seconds since 1970.
+
+        The role rollout removes the file.
+        """
+        if not self.trial(container):
+            self.write(self.folder / TRIAL, {"container": container, "since": since})
 
     # -- a server that is stopped to be replaced -------------------------------------------------------------------
 

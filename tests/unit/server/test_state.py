@@ -182,3 +182,16 @@ def test_a_killed_run_leaves_no_lock(tmp_path):
     assert done.returncode == -9, done.stderr
     with NodeState(str(tmp_path), "vllm").lock(0.1):
         pass
+
+
+def test_a_release_on_trial_is_that_of_one_container(tmp_path):
+    node = NodeState(str(tmp_path), "vllm")
+    assert not node.trial("one")
+    node.note_trial("one", 1000.5)
+    node.note_trial("one", 2000.0)
+    assert node.trial("one")
+    assert not node.trial("two")
+    node.note_trial("two", 3000.0)
+    assert (node.trial("one"), node.trial("two")) == (False, True)
+    (node.folder / "trial.json").write_text('{"container": "two", "since": ')
+    assert not node.trial("two")
