@@ -22,6 +22,7 @@ from typing import Any
 
 import jinja2
 
+import plugin_utils  # noqa: F401 - finds vllm_fleet
 from fleet_report import page, summary, words
 
 TEMPLATE = Path(__file__).with_name("index.html.j2")

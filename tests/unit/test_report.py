@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from report_runs import BENCHMARK, FAILURE, STAGES, Run, summary
 
 from fleet_report import build, index, page, timeline, words
 from fleet_report import summary as terminal
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def report_of(run, **more):
@@ -742,6 +747,15 @@ def test_pages_are_made_of_a_folder_of_reports_alone_whatever_version_wrote_them
     assert re.findall(r'href="(run\w+)/index.html"', (tmp_path / "index.html").read_text()) == [
         name for name in there if name != "run00005"
     ]
+
+
+def test_the_command_that_makes_the_pages_again(tmp_path):
+    (tmp_path / "run1").mkdir()
+    (tmp_path / "run1" / "report.json").write_text(json.dumps(aged(report_of(Run(1).deploy(), id="a"), 1)))
+    command = [sys.executable, "-m", "fleet_report.index", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"1 runs: {tmp_path}/index.html\n"
+    assert 'href="run1/index.html"' in (tmp_path / "index.html").read_text()
 
 
 def test_tens_of_thousands_of_runs_stay_quick(tmp_path):
