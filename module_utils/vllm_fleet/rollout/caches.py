@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..vllm import host_variables
 from .replicas import outcome
 
 _KEY = re.compile(r"[0-9a-f]{16}")
+#: Hosts that are looked at for one that can give, and those of them that take turns.
+_LOOKS, _DONORS = 64, 8
 
 
 def of(variables: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -21,29 +23,34 @@ def of(variables: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-def donor(hostvars: Mapping[str, Any], play: Iterable[str], host: str) -> str:
-    """Return the host from which ``host`` gets its compile cache before it is replaced; empty for none.
+def donor(hostvars: Mapping[str, Any], plan: Mapping[str, Any], batch: Sequence[str], host: str) -> str:
+    """Return the host from which ``host`` of the wave ``batch`` gets its compile cache; empty for none.
 
-    It has been verified with that cache: replaced in this run, or as described before it. ``play`` are the hosts of the
-    run. Several take turns, so that not all ask the same one.
+    It has been verified with that cache: replaced in an earlier wave of the ``plan``, or left as it is. Several take
+    turns, so that not all ask the same one. In a large fleet a look at all hosts for each costs, so few are looked at.
     """
     variables = hostvars[host]
     own = of(variables)
     # One that was emptied on purpose is filled by its own engine; ranks of a replica compile each its own part.
     if not own or own.get("warm") or own.get("reset") or host_variables.replica_name(variables):
         return ""
-    node = host_variables.node_of(variables, host)
-    play = list(play)
-    found = [
-        other
-        for other in play
-        if other != host
-        and of(hostvars[other]).get("key") == own["key"]
-        and host_variables.node_of(hostvars[other], other) != node
-        and hostvars[other].get("ansible_connection") != "local"
-        and _verified(hostvars[other])
-    ]
-    return found[play.index(host) % len(found)] if found and variables.get("ansible_connection") != "local" else ""
+    if variables.get("ansible_connection") == "local":
+        return ""
+    node, hosts = host_variables.node_of(variables, host), list(plan.get("hosts") or [])
+    begins = min((hosts.index(one) for one in batch if one in hosts), default=0)
+    found: list[str] = []
+    for other in [*hosts[:begins], *(plan.get("unchanged") or [])][:_LOOKS]:
+        theirs = hostvars[other]
+        if (
+            of(theirs).get("key") == own["key"]
+            and host_variables.node_of(theirs, other) != node
+            and theirs.get("ansible_connection") != "local"
+            and _verified(theirs)
+        ):
+            found.append(other)
+        if len(found) == _DONORS:
+            break
+    return found[batch.index(host) % len(found)] if found else ""
 
 
 def _verified(variables: Mapping[str, Any]) -> bool:

@@ -47,18 +47,32 @@ def done(hosts, *names, state="replaced"):
     ],
 )
 def test_who_gives(hosts, donor):
-    assert caches.donor(hosts, list(hosts), "node1") == donor
+    """node1 is asked for, in the wave after that of node2, or node2 is none that is replaced."""
+    replaced = "rollout_outcome" in hosts["node2"] or hosts["node2"]["vllm_server_result"]["actions"]
+    plan = {"hosts": ["node2", "node1"] if replaced else ["node1"], "unchanged": [] if replaced else ["node2"]}
+    assert caches.donor(hosts, plan, ["node1"], "node1") == donor
 
 
 def test_those_that_can_give_take_turns():
     hosts = done(fleet(*[cached(EDIT)] * 6), "node1", "node2")
-    assert [caches.donor(hosts, list(hosts), name) for name in ("node3", "node4", "node5")] == [
-        "node1",
-        "node2",
-        "node1",
-    ]
+    plan, wave = {"hosts": list(hosts), "unchanged": []}, ["node3", "node4", "node5"]
+    assert [caches.donor(hosts, plan, wave, name) for name in wave] == ["node1", "node2", "node1"]
 
 
-def test_hosts_outside_of_the_run_are_not_asked():
-    hosts = fleet(cached(EDIT), cached(SAME))
-    assert caches.donor(hosts, ["node1"], "node1") == ""
+def test_neither_hosts_outside_of_the_run_nor_those_of_the_same_wave_are_asked():
+    hosts = done(fleet(cached(EDIT), cached(EDIT), cached(SAME)), "node2")
+    assert caches.donor(hosts, {"hosts": ["node1", "node2"], "unchanged": []}, ["node1", "node2"], "node1") == ""
+
+
+def test_a_large_fleet_is_not_looked_at_as_a_whole():
+    looks = []
+
+    class Counted(dict):
+        def __getitem__(self, host):
+            looks.append(host)
+            return super().__getitem__(host)
+
+    names = [f"node{n}" for n in range(1, 1001)]
+    hosts = Counted(fleet(*[cached(EDIT, OTHER)] * 999, cached(EDIT)))
+    assert caches.donor(hosts, {"hosts": names, "unchanged": []}, names[-1:], "node1000") == ""
+    assert len(looks) <= 65
