@@ -161,6 +161,8 @@ servers:
     - The servers, each with C(backend), C(name), C(address) (with its port), C(status) (C(UP), C(DOWN), C(DRAIN), C(MAINT), with more words after
       it), C(sessions), C(queue), C(requests) since the last reload, C(check) (the last health check) and C(seconds)
       since the status changed.
+    - Also since the last reload, C(answered) requests, C(errors) of them (5xx, a broken answer, no connection), and C(response), the
+      milliseconds to the first byte of the last 1024 answers, on average.
   returned: when running
   type: list
   elements: dict

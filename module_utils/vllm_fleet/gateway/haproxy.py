@@ -43,6 +43,8 @@ class Server:
 
     `check` is the last health check in HAProxy's words, `address` is ADDRESS:PORT, empty while HAProxy has none for it.
     `agent` is what the server's watchdog said last: `up`, `down` with its reason, NO_ANSWER; empty without one.
+    Since HAProxy's last start or reload: `answered` requests with any response, `errors` of them with 5xx, a broken
+    answer or none; `response` is how many milliseconds the last 1024 had to wait for the first byte, on average.
     """
 
     backend: str
@@ -55,6 +57,9 @@ class Server:
     seconds: int
     address: str = ""
     agent: str = ""
+    answered: int = 0
+    errors: int = 0
+    response: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, in JSON's types."""
@@ -100,6 +105,9 @@ def servers(text: str) -> Iterator[Server]:
             seconds=_number(row.get("lastchg")),
             address=row.get("addr") or "",
             agent=_agent(row),
+            answered=sum(_number(row.get(f"hrsp_{kind}")) for kind in ("1xx", "2xx", "3xx", "4xx", "5xx", "other")),
+            errors=sum(_number(row.get(name)) for name in ("hrsp_5xx", "econ", "eresp")),
+            response=_number(row.get("rtime")),
         )
 
 

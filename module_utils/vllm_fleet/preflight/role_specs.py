@@ -75,6 +75,7 @@ ALSO_KNOWN = frozenset(
         "rollout_figures",
         "rollout_outcome",
         "rollout_reached",
+        "rollout_soaked",
         "rollout_undo",
         "rollout_undo_problem",
         "teardown_says",

@@ -17,7 +17,7 @@ def failed_hosts(hostvars: Mapping[str, Any], plan: Mapping[str, Any], batch: It
     batch = set(batch)
     return [
         host
-        for host in plan.get("hosts") or []
+        for host in [*undo.on_trial(hostvars, plan), *(plan.get("hosts") or [])]
         if host not in batch and outcome(hostvars[host]).get("state", "replaced") != "replaced"
     ]
 

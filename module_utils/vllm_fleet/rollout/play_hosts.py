@@ -198,9 +198,10 @@ def failed(hostvars: Mapping[str, Any]) -> list[str]:
     No play comes after one all of whose hosts have failed.
     """
     back = undo.begun(hostvars)
-    hosts = [*back["plan"]["hosts"], *back["hosts"]] if back else _plan(hostvars).get("hosts") or []
-    stuck = undo.stuck(hostvars) if back else {}
-    found = [host for host in dict.fromkeys(hosts) if host in stuck or outcome(hostvars[host]).get("state") == "failed"]
+    plan = _plan(hostvars)
+    hosts = undo.told(hostvars) if back else [*undo.on_trial(hostvars, plan), *(plan.get("hosts") or [])]
+    ends = {*undo.stuck(hostvars), *back.get("failed", ())}
+    found = [host for host in dict.fromkeys(hosts) if host in ends or outcome(hostvars[host]).get("state") == "failed"]
     return [*found, *left_out.failures(hostvars)] if found else NOBODY
 
 

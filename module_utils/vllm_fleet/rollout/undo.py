@@ -15,6 +15,7 @@ from . import messages
 from .replicas import labels, outcome
 
 ROLLBACK = "rollback"
+LOST = "It was lost on the way."
 #: What a user calls a failure of which the other servers go back.
 VARIABLE = "rollout_on_failure"
 
@@ -39,7 +40,7 @@ def begun(hostvars: Mapping[str, Any]) -> Mapping[str, Any]:
 def failures(hostvars: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
     """Return the hosts that failed or were lost in their wave; not those that it left alone."""
     found = []
-    for host in plan.get("hosts") or ():
+    for host in (*on_trial(hostvars, plan), *(plan.get("hosts") or ())):
         end = outcome(hostvars[host])
         touched = end.get("state", "replaced") != "replaced" and not (end["state"] == "failed" and "serving" not in end)
         found += [host] if touched else []
@@ -51,14 +52,26 @@ def hosts(hostvars: Mapping[str, Any]) -> list[str]:
     rollout brought, which is not finished (`trial` in what vllm_server found). Empty unless too many failed.
     """
     plan = _here(hostvars, "rollout_plan") or {}
-    if begun(hostvars) or not plan.get("hosts") or not wanted(hostvars, plan["hosts"]):
+    if begun(hostvars) or not plan.get("hosts") or not wanted(hostvars, plan["hosts"]) or _other(hostvars, plan):
         return []
     failed = failures(hostvars, plan)
     most = max(int(hostvars[host].get("rollout_max_failures") or 0) for host in plan["hosts"])
     if len(host_variables.replicas(hostvars, failed)) <= most:
         return []
-    done = [host for host in plan["hosts"] if outcome(hostvars[host]).get("state") == "replaced"]
+    done = [host for host in plan["hosts"] if _has_new(outcome(hostvars[host]))]
     return [*on_trial(hostvars, plan), *done]
+
+
+def _other(hostvars: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
+    """Return whether the run brings no release: a repair, a restart, a rollback."""
+    marks = ("restart_asked", "__rollback_known")
+    asked = any(hostvars[host].get(mark) for host in plan["hosts"] for mark in marks)
+    return asked or _here(hostvars, "repair_plan") is not None
+
+
+def _has_new(end: Mapping[str, Any]) -> bool:
+    """Return whether a host serves the new release after its wave: also one that did not pass its soak."""
+    return end.get("state") == "replaced" or bool(end.get("soak"))
 
 
 def on_trial(hostvars: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
@@ -71,16 +84,32 @@ def on_trial(hostvars: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def begin(hostvars: Mapping[str, Any], going: Iterable[str]) -> dict[str, Any]:
-    """Return what is noted before the first server goes back: the plan, who goes back, and because of whom."""
+def begin(hostvars: Mapping[str, Any], candidates: Iterable[str]) -> dict[str, Any]:
+    """Return what is noted before the first server goes back: the plan, who goes back, and because of whom.
+
+    Of the ``candidates`` (hosts()) those go back whose node has the note that their release is on trial: a server that
+    was only restarted in its wave has none. One whose node could not be asked is told at the end (no_look()).
+    """
     plan = _here(hostvars, "rollout_plan") or {}
+    failed = failures(hostvars, plan)
     touched = {host for host in plan.get("hosts") or () if outcome(hostvars[host]).get("state")}
+    candidates = list(candidates)
     return {
         "plan": dict(plan),
-        "hosts": list(going),
-        "failed": failures(hostvars, plan),
+        "hosts": [
+            host for host in candidates if (hostvars[host].get("__rollout_trial") or {}).get("age", 0) is not None
+        ],
+        "done": [host for host in candidates if host not in failed],
+        "failed": failed,
+        "causes": {host: str(outcome(hostvars[host]).get("msg") or "") for host in failed},
         "untouched": [host for host in plan.get("hosts") or () if host not in touched],
     }
+
+
+def no_look(hostvars: Mapping[str, Any], host: str) -> str:
+    """Return why it is not known whether a host's release is on trial; empty where it is known."""
+    found = hostvars[host].get("__rollout_trial") or {}
+    return "" if "age" in found else f"its node could not be asked ({found.get('msg') or 'no answer'})"
 
 
 def going(hostvars: Mapping[str, Any]) -> list[str]:
@@ -102,8 +131,10 @@ def settled(hostvars: Mapping[str, Any]) -> list[str]:
         return back
     if plan.get("problems") or not plan.get("play"):
         return []
-    ended = all(outcome(hostvars[host]).get("state") == "replaced" for host in plan.get("hosts") or ())
-    own = [host for host in plan.get("hosts") or () if wanted(hostvars, [host])]
+    ended = not failures(hostvars, plan) and all(
+        outcome(hostvars[host]).get("state") == "replaced" for host in plan.get("hosts") or ()
+    )
+    own = [host for host in plan.get("hosts") or () if wanted(hostvars, [host]) or hostvars[host].get("rollout_soak")]
     return [*on_trial(hostvars, plan), *own] if ended else []
 
 
@@ -127,7 +158,8 @@ def told(hostvars: Mapping[str, Any]) -> list[str]:
     """Return the hosts of the waves, of both directions."""
     noted = begun(hostvars)
     plan = _here(hostvars, "rollout_plan") or {}
-    return [*(noted.get("plan") or {}).get("hosts", ()), *noted.get("hosts", ()), *(plan.get("hosts") or ())]
+    first = (noted.get("plan") or {}).get("hosts", ())
+    return [*first, *noted.get("hosts", ()), *on_trial(hostvars, plan), *(plan.get("hosts") or ())]
 
 
 def says(hostvars: Mapping[str, Any]) -> str:
@@ -172,11 +204,15 @@ def verdict(hostvars: Mapping[str, Any], host: str, max_failures: int) -> str:
     """Return what a host failed with in a run that took others back: its cause, how far the run came, the way back."""
     noted = begun(hostvars)
     end = outcome(hostvars[host])
-    cause = str(hostvars[host].get("rollout_undo_problem") or end.get("msg") or "It was lost on the way.")
+    cause = str(hostvars[host].get("rollout_undo_problem") or end.get("msg") or noted["causes"].get(host) or LOST)
     cause = cause.strip().removeprefix(f"{host}: ")
-    if host in noted["hosts"]:
+    if host in stuck(hostvars):
         return f"{host}: it could not be rolled back, and {_serves(hostvars, host)}: {cause}"
     said = messages.verdict(
-        host, cause, labels(hostvars, noted["hosts"]), labels(hostvars, noted["untouched"]), max_failures
+        host,
+        cause,
+        labels(hostvars, noted["done"]),
+        labels(hostvars, noted["untouched"]),
+        max_failures,
     )
     return f"{said} {says(hostvars)}"

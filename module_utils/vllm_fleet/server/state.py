@@ -96,7 +96,13 @@ class NodeState:
 
     def trial(self, container: str) -> bool:
         """Return whether a container has a release whose rollout has not come to its end."""
-        return self._read(self.folder / TRIAL).get("container") == container
+        return self.trial_since(container) is not None
+
+    def trial_since(self, container: str) -> float | None:
+        """Return since when a container has such a release, in seconds since 1970; None where it has none."""
+        found = self._read(self.folder / TRIAL)
+        since = found.get("since")
+        return float(since) if found.get("container") == container and isinstance(since, (int, float)) else None
 
     def note_trial(self, container: str, since: float) -> None:
         """Note that the rollout of a container's release goes on; ``since`` is the time in seconds since 1970.

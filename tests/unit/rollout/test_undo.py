@@ -39,6 +39,9 @@ def fleet(outcomes, plan=(), trial=(), **more):
         (fleet({"n1": FAILED, "n2": {}}), []),
         (fleet({"n1": DONE, "n2": FAILED}, rollout_on_failure="stop"), []),
         (fleet({"n1": DONE, "n2": FAILED}, rollout_max_failures=1), []),
+        # A repair, a restart and a rollback bring no release.
+        ({**fleet({"n1": DONE, "n2": FAILED}, restart_asked={"restart": True})}, []),
+        ({**fleet({"n1": DONE, "n2": FAILED}, __rollback_known={"current": {}})}, []),
         # A wave that could not begin is no failure of the release.
         (fleet({"n1": DONE, "n2": LEFT}), []),
         # What an earlier run of the same rollout brought, which was killed; and what has served for long.
@@ -76,6 +79,8 @@ def test_whose_release_is_no_trial_any_more(hostvars, settled):
 def begun(**changes):
     """The same fleet after the way back: n1 and n2 were done, n3 failed, n4 was not touched."""
     hostvars = fleet({"n1": DONE, "n2": DONE, "n3": FAILED, "n4": {}})
+    for host in ("n1", "n2"):
+        hostvars[host]["__rollout_trial"] = {"age": 5.0}
     noted = undo.begin(hostvars, ["n1", "n2"])
     hostvars["localhost"] |= {"rollout_undo": noted, "rollout_plan": {"hosts": ["n1", "n2"], "problems": []}}
     for host in ("n1", "n2"):
@@ -140,3 +145,21 @@ def test_a_server_that_has_nothing_to_go_back_from_is_not_stuck():
     hostvars = begun(n2={"rollout_outcome": {}}, plan={"hosts": ["n1"], "unchanged": ["n2"]})
     assert undo.stuck(hostvars) == {}
     assert undo.waves(hostvars) == ["n1"]
+
+
+def test_a_server_that_was_only_restarted_in_its_wave_does_not_go_back():
+    hostvars = fleet({"n1": DONE, "n2": DONE, "n3": FAILED})
+    hostvars["n1"]["__rollout_trial"] = {"age": None}
+    hostvars["n2"]["__rollout_trial"] = {"failed": True, "msg": "Docker does not answer"}
+    noted = undo.begin(hostvars, undo.hosts(hostvars))
+    assert noted["hosts"] == ["n2"], "one that could not be asked is told"
+    assert undo.no_look(hostvars, "n1") == ""
+    assert undo.no_look(hostvars, "n2") == "its node could not be asked (Docker does not answer)"
+    hostvars["localhost"] |= {"rollout_undo": noted, "rollout_plan": {"hosts": [], "problems": []}}
+    assert "Replaced before: n1 and n2." in undo.verdict(hostvars, "n3", 0)
+
+
+def test_a_repair_takes_nothing_back():
+    hostvars = fleet({"n1": DONE, "n2": FAILED})
+    hostvars["localhost"]["repair_plan"] = {"hosts": ["n1", "n2"]}
+    assert undo.hosts(hostvars) == []
