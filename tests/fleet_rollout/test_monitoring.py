@@ -198,11 +198,11 @@ def test_each_trouble_has_its_alert_and_no_other_and_clears(watch: Watch) -> Non
             ("VLLMServerNotVerified", fourth),
         }
         fired = watch.until(expected, "each trouble has its alert")
-        assert all(own(node) <= set(labels.items()) for (_, node), labels in fired.items()), fired
-        assert {labels["severity"] for labels in fired.values()} == {"page", "ticket"}
         assert ask(scene, second, 1, path="standin/go_on") == 200
         scene.fleet.exec(first, ["docker", "start", "vllm"])
         assert {one.result() for one in [hanging, *queue]} == {200}
+    assert all(own(node) <= set(labels.items()) for (_, node), labels in fired.items()), fired
+    assert {labels["severity"] for labels in fired.values()} == {"page", "ticket"}
     watch.until({("VLLMServerDrift", fourth), ("VLLMServerNotVerified", fourth)}, "what is over clears")
 
     # A run that fails; what it finds on the fourth is verified and recorded.
