@@ -401,7 +401,7 @@ class ActionModule(ActionBase):
             rows += self._conclusions(conclusions, known)
         return answer
 
-    def _requests(self, names: list[str], facts: dict[str, str], known: Variables) -> list[dict[str, Any]]:
+    def _requests(self, names: list[str], facts: dict[str, str], known: Variables) -> list[Mapping[str, Any]]:
         """Return the requests that can be made now: some lean on what a task before finds out."""
         if facts.get("root") == "no":
             return []
@@ -409,7 +409,7 @@ class ActionModule(ActionBase):
         for name in names:
             with contextlib.suppress(AnsibleError):
                 found.append(role_options.made(role_options.PROBES[name], known))
-        return [one for one in found if one]
+        return probes.answerable([one for one in found if one], ["preflight_host"])
 
     def _conclusions(self, names: Mapping[str, str], known: Variables) -> list[dict[str, Any]]:
         """Return as rows of results what roles conclude from the findings, by role: whether they have work to do."""

@@ -10,6 +10,7 @@ module otherwise. A result that is missing, failed or belongs to other options c
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,9 @@ GOOD = {"docker_engine": "right", "vllm_image": "present", "hf_snapshot": "compl
 ASIDE = ("vllm_watchdog",)
 
 Result = dict[str, Any]
+
+
+_RESULT = re.compile(r"<\w+ of (?P<module>\w+)>")
 
 
 def result_of(module: str, key: str) -> str:
@@ -74,6 +78,22 @@ def _found(module: str, result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _filled(args: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     return {name: known.get(value, value) if isinstance(value, str) else value for name, value in args.items()}
+
+
+def answerable(requests: Iterable[Mapping[str, Any]], asked: Iterable[str]) -> list[Mapping[str, Any]]:
+    """Return the requests up to the first one that leans on the result of a module which is not asked.
+
+    ``asked`` are modules that are asked before them. What an image will be called, for example, may be known to a task
+    alone, and then no server can be compared with it yet.
+    """
+    modules, found = set(asked), []
+    for request in requests:
+        leans = (_RESULT.fullmatch(value) for value in request["args"].values() if isinstance(value, str))
+        if any(one and one["module"] not in modules for one in leans):
+            break
+        modules.add(request["module"])
+        found.append(request)
+    return found
 
 
 def nothing_to_do(module: str, result: Mapping[str, Any]) -> bool:

@@ -141,3 +141,11 @@ def test_a_plan_takes_a_result_of_just_its_own_options_that_would_change_somethi
 @pytest.mark.parametrize("lost", [{"unreachable": True, "msg": "no route"}, {"failed": True, "msg": "crashed"}])
 def test_a_call_without_results_is_returned_as_it_is(lost):
     assert probes.together({"module": "m", "args": {}}, [], lambda *_: lost) == lost
+
+
+def test_what_leans_on_a_module_that_is_not_asked_is_not_asked_either():
+    image = {"module": "vllm_image", "args": {"name": "a"}}
+    server = {"module": "vllm_server", "args": {"image": probes.result_of("vllm_image", "image_ref"), "port": 8000}}
+    chat = {"module": "vllm_chat", "args": {"url": "http://127.0.0.1:8000"}}
+    assert probes.answerable([image, server, chat], ["preflight_host"]) == [image, server, chat]
+    assert probes.answerable([chat, server, chat], ["preflight_host"]) == [chat]
