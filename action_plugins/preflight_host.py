@@ -190,7 +190,9 @@ class ActionModule(ActionBase):
         found = role_specs.misspelt(mine, known)
         # Gateways are in no play of preflight: reported once, for the first node.
         if hosts and variables.get("inventory_hostname") == hosts[0]:
-            gateways = (variables.get("groups") or {}).get("gateway") or []
+            groups = variables.get("groups") or {}
+            found += role_specs.misnamed(groups)
+            gateways = groups.get("gateway") or []
             theirs = {host: set(variables["hostvars"].raw_get(host)) - mine for host in gateways}
             for name in sorted(set().union(*theirs.values())):
                 where = ", ".join(host for host, names in theirs.items() if name in names)

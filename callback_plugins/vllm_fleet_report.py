@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible import constants, context
+from ansible.errors import AnsibleError
 from ansible.executor.module_common import modify_module
 from ansible.plugins.callback import CallbackBase
 from ansible.plugins.loader import action_loader, filter_loader, lookup_loader, module_loader, test_loader
@@ -98,8 +99,8 @@ class CallbackModule(CallbackBase):
         self._basedir = ""
         #: Names of what was given with -e.
         self._given: list[str] = []
-        #: Whether the playbook probes nodes and no play has begun.
-        self._probes = False
+        #: Whether the playbook probes nodes, and whether no variables of a host have been read yet.
+        self._probes, self._unread = False, True
         #: What the archives of modules that are kept for the next run are made of.
         self._archives = ""
 
@@ -128,16 +129,23 @@ class CallbackModule(CallbackBase):
             self._inventory = manager._inventory
             self._given = sorted(manager.extra_vars)
             hosts = list(manager.get_vars(play=play).get("ansible_play_hosts_all") or [])
-            self._prepare_watchdog(manager)
+            try:
+                self._read_first(manager)
+            except AnsibleError as exc:  # Ansible itself will find it in a moment, and end
+                self._display.banner("FLEET")
+                self._display.display(telling.unread(str(exc), _source(exc)))
         roles = [role.get_name().rpartition(".")[2] for role in play.get_roles()]
         self._events.append({"type": "play", "hosts": hosts, "roles": roles})
 
-    def _prepare_watchdog(self, manager: Any) -> None:
-        """Make the watchdog's program before the workers ask for it, where the servers have one."""
-        group = manager._inventory.groups.get("vllm") if self._probes else None
-        self._probes = False
+    def _read_first(self, manager: Any) -> None:
+        """Read the variables of the first server, once. Raises AnsibleError where a file of them cannot be read.
+
+        Where the servers have a watchdog, its program is made before the workers ask for it.
+        """
+        first, self._unread = self._unread, False
+        group = manager._inventory.groups.get("vllm") if first else None
         for host in (group.get_hosts() if group else [])[:1]:
-            if manager.get_vars(host=host).get("vllm_watchdog_enabled"):
+            if manager.get_vars(host=host).get("vllm_watchdog_enabled") and self._probes:
                 watchdog_program.digest()
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
@@ -368,6 +376,16 @@ def _load_for_workers() -> None:
         lookup_loader.get(f"ansible.builtin.{name}", class_only=True)
     lookup_loader.get("vllm_fleet_options", class_only=True)
     gc.freeze()
+
+
+def _source(error: BaseException | None) -> str | None:
+    """Return the piece of a file that an error of Ansible's, or a cause of it, is about."""
+    while error is not None:
+        found = getattr(error, "_formatted_source_context", None)
+        if found:
+            return str(found)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _probing_module(playbook: Any) -> str | None:

@@ -78,7 +78,7 @@ def picked(action: str, result: Mapping[str, Any], *, failed: bool) -> dict[str,
             "forgets": facts.get("gateway_forgets"),
             "left_out": facts.get("rollout_left_out") or (facts.get("deploy_steps") or {}).get("left_out"),
             "estimate": (facts.get("rollout_plan") or {}).get("estimate"),
-            "last_lines": facts.get("maintenance_says") or facts.get("teardown_says"),
+            "last_lines": facts.get("maintenance_says") or facts.get("teardown_says") or facts.get("rollback_says"),
             "undescribed": _names_of((facts.get("rollout_plan") or {}).get("undescribed") or {}),
         }
         return {name: value for name, value in noted.items() if value}

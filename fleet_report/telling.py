@@ -28,6 +28,22 @@ class Told:
     left_out: list[str] = field(default_factory=list)
 
 
+def unread(said: str, source: str | None) -> str:
+    """Return why the variables of the inventory cannot be read, as a line of the terminal.
+
+    ``said`` is Ansible's message, ``source`` the piece of a file that it is about; its first line says where that is.
+    """
+    if "vault secrets" in said or "ecryption failed" in said:
+        lack = "none was given" if "no vault secrets found" in said else "the one that was given does not fit"
+        return (
+            f"The inventory has values that ansible-vault has encrypted. It needs their password, and {lack}: add "
+            "--ask-vault-pass, or name a file with --vault-password-file or ANSIBLE_VAULT_PASSWORD_FILE. Nothing was touched."
+        )
+    where = (source or "").strip().partition("\n")[0].removeprefix("Origin: ")
+    told = " ".join(said.split()).rstrip(".")
+    return terminal.plain(f"The inventory cannot be read: {f'{where}: ' if where else ''}{told}. Nothing was touched.")
+
+
 def tell(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]], page_at: str) -> Told:
     """Tell of a run; see build.build for ``run`` and ``events``. ``page_at``: where the page will be.
 

@@ -65,6 +65,29 @@ def test_an_older_ansible_is_refused_where_it_would_lose_the_output(version: str
     assert "TASK" not in said
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            "$ANSIBLE_VAULT;1.1;AES256\n6162\n",
+            "values that ansible-vault has encrypted. It needs their password, and none was given: add --ask-vault-pass",
+        ),
+        ("a: b\n c: [\n", "The inventory cannot be read: {folder}/group_vars/all/own.yml:2:3: YAML parsing failed"),
+    ],
+)
+def test_a_file_of_variables_that_cannot_be_read_is_named_and_what_to_type(
+    content: str, sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "group_vars/all").mkdir(parents=True)
+    (tmp_path / "group_vars/all/own.yml").write_text(content)
+    (tmp_path / "hosts.yml").write_text("vllm: {hosts: {node1: {ansible_connection: local}}}\n")
+    code, said = run("deploy.yml", "-i", str(tmp_path), COLUMNS="2000")
+    assert code != 0, said
+    last = said.partition("FLEET ***")[2]
+    assert sentence.format(folder=tmp_path) in last and "Nothing was touched." in last, said
+    assert "Callback dispatch" not in said
+
+
 def test_an_ansible_without_the_collections_is_refused(tmp_path: Path) -> None:
     nowhere = {"ANSIBLE_COLLECTIONS_SCAN_SYS_PATH": "false", "ANSIBLE_COLLECTIONS_PATH": str(tmp_path)}
     code, said = run("playbooks/status.yml", "-i", LOCAL, **nowhere)

@@ -7,7 +7,7 @@ Ansible does this too, in a task for each role on each host, and ends at the fir
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
@@ -98,6 +98,8 @@ _KINDS = ("dict", "list", "int", "float", "bool")
 #: Lists of which a single one needs no brackets.
 _ONE = ("rollout_waves",)
 
+#: Groups of an inventory that may be absent: nothing else says that one was meant.
+GROUPS = ("gateway", "monitoring")
 #: How much a name must resemble a known one to be taken for it where it begins with no role's prefix: 1 is the same.
 ALIKE = 0.9
 
@@ -115,11 +117,13 @@ def judge(options: Mapping[str, Any], values: Mapping[str, Any], *, words: bool 
     found = []
     for name, value in values.items():
         option = {key: entry for key, entry in options[name].items() if key not in ("description", "default")}
-        result = ArgumentSpecValidator({name: {**option, "required": False}}).validate({name: value})
         odd = name not in _ONE and not words and _odd(options[name], value)
+        # In another form than the specified one its secrets cannot be told by their names.
+        formless = option.get("type") == "dict" and not isinstance(value, Mapping)
+        # Ansible looks for the options inside also where there is no inside.
+        checked = {key: entry for key, entry in option.items() if key != "options" or not formless}
+        result = ArgumentSpecValidator({name: {**checked, "required": False}}).validate({name: value})
         if result.error_messages or odd:
-            # In another form than the specified one its secrets cannot be told by their names.
-            formless = option.get("type") == "dict" and not isinstance(value, Mapping)
             got = "(not shown)" if option.get("no_log") else secrets.kind(value) if formless else _short(value)
             got = "nothing" if value is None else got
             # Only the sentence names what is wrong inside a dictionary.
@@ -150,10 +154,9 @@ def _odd(option: Mapping[str, Any], value: Any) -> bool:
 def misspelt(names: Iterable[str], known: Collection[str], where: str = "") -> list[Finding]:
     """Judge names of variables that somebody has set: one with a role's prefix that no role knows is refused.
 
-    ``known`` are the options of all roles and :data:`ALSO_KNOWN`. A name without such a prefix is somebody else's; it
-    is a warning where it is a letter from a known one (``vllm_sever_port``), and refused where that says which servers
-    a node has. ``where`` names the hosts that have the
-    variables, where they are not the node itself.
+    ``known`` are the options of all roles and :data:`ALSO_KNOWN`. A name without such a prefix is somebody else's,
+    unless it is a letter from a known one (``vllm_sever_port``). ``where`` names the hosts that have the variables,
+    where they are not the node itself.
     """
     prefixes = {f"{role}_": role for role in OWN}
     got = f"none of this name{', set for ' + where if where else ''}"
@@ -166,10 +169,22 @@ def misspelt(names: Iterable[str], known: Collection[str], where: str = "") -> l
             remedy = f"{correct}; if it is your own, rename it or add it to preflight_accept"
             found.append(Finding("refused", name, f"a variable of the role {role}", got, remedy))
         elif near := _slip(name, known):
-            # Without its servers a node would be one server of another model, and gateways would forget them.
-            level = "refused" if near in ("vllm_servers", "vllm_node") else "warning"
-            remedy = f"correct it to {near}, if that is meant"
-            found.append(Finding(level, name, "a variable of a role", got, remedy))
+            remedy = f"correct it to {near}; if it is your own, rename it or add it to preflight_accept"
+            found.append(Finding("refused", name, "a variable of a role", got, remedy))
+    return found
+
+
+def misnamed(groups: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """Judge names of groups that have hosts: one a letter from a group of this project that has none is refused.
+
+    A fleet whose gateways are unknown would have its servers replaced without a drain.
+    """
+    found = []
+    for name in sorted(one for one, hosts in groups.items() if hosts and one not in GROUPS):
+        near = _nearest(name, [one for one in GROUPS if not groups.get(one)], ALIKE)
+        if near:
+            remedy = f"rename it to {near}; another group of a name so near would be taken for it by people, too"
+            found.append(Finding("refused", f"group {name}", f"group {near}", f"{len(groups[name])} in {name}", remedy))
     return found
 
 

@@ -90,10 +90,10 @@ KNOWN = {
         ("rollout_min_availble", "refused", "rollout_min_available"),
         ("gateway_prt", "refused", "gateway_port"),
         ("rocm_zzzzzzzzzzzzzzzzz", "refused", "roles/rocm/README.md"),
-        ("vllm_sever_port", "warning", "vllm_server_port"),
+        ("vllm_sever_port", "refused", "vllm_server_port"),
         ("vllm_servres", "refused", "vllm_servers"),
         ("vllm_server", "refused", "vllm_servers"),
-        ("hf_tokn", "warning", "hf_token"),
+        ("hf_tokn", "refused", "hf_token"),
     ],
 )
 def test_a_name_that_no_role_knows_is_told_with_the_nearest(name, level, near):
@@ -141,3 +141,13 @@ def test_the_roles_are_all_there_are_and_so_are_the_facts_that_they_note_down():
     public = {name for name in noted if not name.startswith("__")}
     assert len(public) > 5
     assert public <= KNOWN
+
+
+def test_a_group_that_is_a_letter_from_one_of_the_project_is_refused_where_that_one_is_empty():
+    groups = {"all": ["node1", "gw1"], "vllm": ["node1"], "gateways": ["gw1"], "rack": ["node1"], "ungrouped": []}
+    (found,) = role_specs.misnamed(groups)
+    assert found.sentence.startswith(
+        "group gateways: expected group gateway, found 1 in gateways; rename it to gateway"
+    )
+    assert role_specs.misnamed({**groups, "gateway": ["gw1"]}) == []
+    assert role_specs.misnamed({**groups, "gateways": []}) == []
