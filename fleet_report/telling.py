@@ -37,7 +37,8 @@ def unread(said: str, source: str | None) -> str:
         lack = "none was given" if "no vault secrets found" in said else "the one that was given does not fit"
         return (
             f"The inventory has values that ansible-vault has encrypted. It needs their password, and {lack}: add "
-            "--ask-vault-pass, or name a file with --vault-password-file or ANSIBLE_VAULT_PASSWORD_FILE. Nothing was touched."
+            "--ask-vault-pass, or name a file with --vault-password-file or ANSIBLE_VAULT_PASSWORD_FILE. "
+            "Nothing was touched."
         )
     where = (source or "").strip().partition("\n")[0].removeprefix("Origin: ")
     told = " ".join(said.split()).rstrip(".")
