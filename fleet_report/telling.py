@@ -42,7 +42,10 @@ def unread(said: str, source: str | None) -> str:
         )
     where = (source or "").strip().partition("\n")[0].removeprefix("Origin: ")
     told = " ".join(said.split()).rstrip(".")
-    return terminal.plain(f"The inventory cannot be read: {f'{where}: ' if where else ''}{told}. Nothing was touched.")
+    line: str = terminal.plain(
+        f"The inventory cannot be read: {f'{where}: ' if where else ''}{told}. Nothing was touched."
+    )
+    return line
 
 
 def tell(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]], page_at: str) -> Told:
