@@ -278,7 +278,10 @@ def _node(
     burn_in = [r["data"]["finding"] for r in results if r["data"].get("finding")]
     server = _server(seen, check_mode=bool(run.get("check_mode")))
     outcome = _node_outcome(host, run, seen.last, why, answered=seen.right)
-    outcome = "rolled_back" if outcome == "replaced" and (server["release"] or {}).get("restores") else outcome
+    # A deployment may bring an earlier release again, too: that is what was asked for, and nothing went back.
+    goes_back = any(tasks[r["task"]].get("role") == "rollback" for r in results)
+    if outcome == "replaced" and goes_back and (server["release"] or {}).get("restores"):
+        outcome = "rolled_back"
     down = _down(seen)
     return {
         "name": host,

@@ -9,6 +9,8 @@ from typing import Any
 from ansible.module_utils.vllm_fleet.preflight import connection
 from fleet_report.words import clip, count
 
+#: Docker keeps no log of a container that is gone; vllm_server does, when a start fails.
+FAILED_STARTS = "Logs of failed starts are files: /var/lib/vllm-fleet/<name>/logs on the node."
 #: Characters of the reason why a node did not answer.
 WIDTH = 300
 
@@ -25,7 +27,7 @@ def lines(found: Mapping[str, Mapping[str, Any] | None], asked: str) -> list[str
         for node, looked in found.items()
         for stamp, _, text in (looked or {}).get("lines") or []
     ]
-    out = [text for _, text in sorted(every, key=lambda pair: pair[0])] or [f"No lines {asked}."]
+    out = [text for _, text in sorted(every, key=lambda pair: pair[0])] or [f"No lines {asked}. {FAILED_STARTS}"]
     for node, looked in found.items():
         if "lines" not in (looked or {}):
             said = str((looked or {}).get("msg") or "it was not asked")

@@ -47,6 +47,9 @@ def test_the_last_lines_of_all_servers_with_their_nodes(nodes):
     rc, said = nodes.play(ROOT / "playbooks/logs.yml", "--limit", "node1", logs_since="1h", logs_level="error")
     assert rc == 0, said
     assert "No lines of class error in the last 1h." in said
+    rc, said = nodes.play(ROOT / "playbooks/logs.yml", logs_level="wrong")
+    assert rc != 0 and "logs_level is 'wrong': write debug, info, warning or error." in said
+    assert "did not answer" not in said and "No lines" not in said
     rc, said = nodes.play(ROOT / "playbooks/logs.yml", logs_since="yesterday")
     assert "node1 did not answer, so its lines are missing: logs_since: 'yesterday' is no time such as 30m" in said
 

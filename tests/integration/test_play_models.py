@@ -111,6 +111,7 @@ def test_a_plan_is_of_what_the_inventory_says(tmp_path: Path, empty_home: dict[s
     assert code == 0, text
     assert "acme/Other-32B: 32 attention heads" in text
     assert "c" * 40 not in text
+    assert "4096 of" not in text and "The vllm_server_args of the inventory are those of its own model" in text
 
 
 def test_several_models_share_a_node(empty_home: dict[str, str]) -> None:

@@ -319,14 +319,19 @@ def test_a_server_in_maintenance_is_left_out_and_one_that_goes_there_is_stopped(
     assert build.worth_a_page(report) and terminal.lines(report, "x")[0].endswith(": 1 stopped")
 
 
-def test_a_rollback_says_what_came_back():
-    run = Run(1).deploy()
+@pytest.mark.parametrize(("playbook", "word"), [("rollback", "rolled back"), ("deploy", "replaced")])
+def test_a_rollback_says_what_came_back_and_a_deployment_of_an_earlier_release_is_none(playbook, word):
+    run = Run(1)
+    if playbook == "rollback":
+        run.play("rollback")
+        run.task("Get the node's records", "rollback", "vllm_release_info", {"node1": (1, "ok", {})})
+    run.deploy()
     for event in run.events:
         if event.get("data", {}).get("release"):
             event["data"]["release"] |= {"restores": 5}
     report = report_of(run)
-    assert report["outcome"] == {"rolled_back": 1}
-    assert terminal.lines(report, "x")[2].startswith("node1  rolled back  7 (as 5)")
+    assert report["outcome"] == {word.replace(" ", "_"): 1}
+    assert " ".join(terminal.lines(report, "x")[2].split()).startswith(f"node1 {word} 7 (as 5)")
 
 
 def test_a_row_for_each_gateway_says_what_changed():

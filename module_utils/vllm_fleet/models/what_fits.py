@@ -143,9 +143,23 @@ def plan(
             shared = {"nnodes": str(sizes[name])} if sizes.get(name, 1) > 1 else {}
             flags = {**dict(cli.normalise_args(preset["args"])), **dict(cli.normalise_args(args or {})), **shared}
             result.add(name, facts, machine, Server(flags, {**preset["env"], **(env or {})}, image_version))
+        result.notes += unknown(facts) if result.rows else []
     except ValueError as error:
         result.refusals.append(str(error))
     return result
+
+
+def unknown(facts: Facts) -> list[str]:
+    """Return why a table has `?` where the model's own figures are not known, as a sentence; none where they are."""
+    heads = checkpoint.whole(checkpoint.plain_config(facts.config).get("num_attention_heads"))
+    if heads and facts.weights_bytes is not None:
+        return []
+    if facts.source and not facts.source.startswith("models/"):
+        return [f"?: {facts.source} does not have all figures of {facts.model}."]
+    return [
+        f"?: the preset{f' ({facts.source})' if facts.source else ''} does not have all figures of {facts.model}, and the "
+        "Hub did not answer or was not asked; give plan_path, a folder with the model's config.json and weight index."
+    ]
 
 
 def _check_mapping(name: str, value: Any) -> None:

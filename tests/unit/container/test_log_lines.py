@@ -73,5 +73,5 @@ def test_the_lines_of_all_nodes_stand_in_one_order_of_time_with_what_is_missing(
         "node3 did not answer, so its lines are missing: no route",
     ]
     assert logs.lines({"node2": {"lines": []}}, "of class error in the last 1h") == [
-        "No lines of class error in the last 1h."
+        "No lines of class error in the last 1h. Logs of failed starts are files: /var/lib/vllm-fleet/<name>/logs on the node."
     ]
