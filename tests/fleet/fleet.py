@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import fcntl
 import itertools
 import json
@@ -120,6 +121,29 @@ def greeted(address: str) -> bool:
             return connection.recv(4) == b"SSH-"
     except OSError:
         return False
+
+
+def inotify_lack(said: str) -> str:
+    """Return what to do where ``said``, the words of a node that did not boot, is that inotify is used up; empty otherwise."""
+    if not re.search(r"inotify.*Too many open files", said):
+        return ""
+    limit = Path("/proc/sys/fs/inotify/max_user_instances").read_text(encoding="ascii").strip()
+    return f"fs.inotify.max_user_instances ({limit}) is used up: raise it (sysctl), or remove other fleets."
+
+
+def inotify_left(wanted: int = 8) -> str:
+    """Ask the kernel for what a booting systemd takes; return its words where it refuses, as `inotify_lack` reads them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    opened: list[int] = []
+    try:
+        for _ in range(wanted):
+            if (one := libc.inotify_init()) < 0:
+                return f"inotify: {os.strerror(ctypes.get_errno())}"
+            opened.append(one)
+    finally:
+        for one in opened:
+            os.close(one)
+    return ""
 
 
 class Fleet:
@@ -442,9 +466,14 @@ class Fleet:
         journal = run(
             ["docker", "exec", node.container, "journalctl", "-p", "err", "-n", "20", "--no-pager"], check=False
         )
+        logs = run(["docker", "logs", node.container], check=False)
+        said = f"{failed}{journal.stdout}{logs.stderr}"
+        # A systemd that gets no inotify object at its start may end without a word.
+        if lack := inotify_lack(f"{said}{logs.stdout}") or inotify_lack(inotify_left()):
+            raise FleetError(f"{node.name} ({node.suite}) did not boot: {lack}")
         raise FleetError(
             f"{node.name} ({node.suite}) did not boot: container {node.state}, systemd {state or 'silent'}; expected "
-            f"running.\n{failed}{journal.stdout}{run(['docker', 'logs', node.container], check=False).stderr}"
+            f"running.\n{said}"
         )
 
     # -- what Ansible and people need

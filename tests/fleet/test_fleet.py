@@ -4,6 +4,7 @@
 import io
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import owner
 import pytest
 from cut import cut_script
-from fleet import Fleet, capabilities, fleets, parse_nodes, remove_orphans
+from fleet import Fleet, capabilities, fleets, inotify_lack, inotify_left, parse_nodes, remove_orphans
 from node_image import FleetError, docker, tar_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +61,20 @@ def test_capabilities_follow_the_bounding_set(bounding_set: int, count: int, abs
     assert not absent & set(names)
     assert not {"BPF", "PERFMON", "CHECKPOINT_RESTORE"} & set(names)
     assert "SETFCAP" in names
+
+
+def test_a_machine_without_inotify_objects_is_said_once() -> None:
+    said = inotify_lack("Failed to create inotify object: Too many open files\n" * 20)
+    limit = Path("/proc/sys/fs/inotify/max_user_instances").read_text().strip()
+    assert said == f"fs.inotify.max_user_instances ({limit}) is used up: raise it (sysctl), or remove other fleets."
+    assert inotify_lack("Failed to open /dev/kfd: Too many open files") == inotify_lack("") == ""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # as many as are open
+    try:
+        left = inotify_left()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert inotify_lack(left) == said
 
 
 def test_cut_script_takes_back_what_it_adds() -> None:

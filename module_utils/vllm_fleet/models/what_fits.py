@@ -156,9 +156,10 @@ def unknown(facts: Facts) -> list[str]:
         return []
     if facts.source and not facts.source.startswith("models/"):
         return [f"?: {facts.source} does not have all figures of {facts.model}."]
+    preset = f"the preset ({facts.source})" if facts.source else "the preset"
     return [
-        f"?: the preset{f' ({facts.source})' if facts.source else ''} does not have all figures of {facts.model}, and the "
-        "Hub did not answer or was not asked; give plan_path, a folder with the model's config.json and weight index."
+        f"?: {preset} does not have all figures of {facts.model}, and the Hub did not answer or was not asked; give "
+        "plan_path, a folder with the model's config.json and weight index."
     ]
 
 

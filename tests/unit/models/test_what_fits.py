@@ -64,13 +64,21 @@ def test_gpu_kinds_may_be_a_text_with_commas(given, kinds):
     ("facts", "said"),
     [
         (DEEPSEEK, ""),
-        (Facts("acme/x", {}, None, "models/x.yml"), "?: the preset (models/x.yml) does not have all figures of acme/x, and"),
-        (Facts("acme/x", {"num_attention_heads": 8}, None, "/m/config.json"), "?: /m/config.json does not have all figures of"),
+        (
+            Facts("acme/x", {}, None, "models/x.yml"),
+            "?: the preset (models/x.yml) does not have all figures of acme/x, and",
+        ),
+        (
+            Facts("acme/x", {"num_attention_heads": 8}, None, "/m/config.json"),
+            "?: /m/config.json does not have all figures of",
+        ),
     ],
 )
 def test_a_plan_says_why_figures_are_missing(facts, said):
     preset = {"args": {"tensor-parallel-size": 8}, "env": {}}
     plan = what_fits.plan(facts, {}, ["MI300X"], 8, preset_of=lambda *_: preset)
     assert len(plan.rows) == 1
-    assert [note for note in plan.notes if note.startswith("?")] == [note for note in plan.notes if said and said in note]
+    assert [note for note in plan.notes if note.startswith("?")] == [
+        note for note in plan.notes if said and said in note
+    ]
     assert any(said in note for note in plan.notes) if said else not plan.notes
