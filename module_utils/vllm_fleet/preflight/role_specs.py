@@ -78,6 +78,7 @@ ALSO_KNOWN = frozenset(
         "rollout_soaked",
         "rollout_undo",
         "rollout_undo_problem",
+        "rollback_says",
         "teardown_says",
         "preflight_report_result",
         "rollout_plan",
