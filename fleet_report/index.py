@@ -89,6 +89,7 @@ def _environment() -> jinja2.Environment:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"duration": words.duration, "latency": words.latency, "rate": words.rate}
+    environment.filters["stem"] = lambda playbook: Path(str(playbook or "")).stem
     return environment
 
 

@@ -186,13 +186,20 @@ def bars(node: Mapping[str, Any], length: float) -> dict[str, list[dict[str, Any
     return {"stretches": stretches, "down": down}
 
 
-def change(now: float | None, before: float | None, *, lower_is_better: bool) -> dict[str, str] | None:
-    """Compare a figure with the previous release's: text and whether it is better, worse or about the same."""
+def change(
+    now: float | None, before: float | None, *, lower_is_better: bool, least: float = 0.0
+) -> dict[str, str] | None:
+    """Compare a figure with the previous release's: text and whether it is better, worse or about the same.
+
+    A difference below ``least``, in the figure's unit, is the same, whatever its share.
+    """
     if now is None or not before:
         return None
     ratio = now / before - 1
     if abs(ratio) < 0.05:
         return {"level": "same", "text": "±0\u00a0%" if abs(ratio) < 0.005 else _percent(ratio)}
+    if abs(now - before) < least:
+        return {"level": "same", "text": _percent(ratio)}
     better = (ratio < 0) == lower_is_better
     return {"level": "better" if better else "worse", "text": _percent(ratio)}
 

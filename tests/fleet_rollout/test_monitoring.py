@@ -84,7 +84,7 @@ def watch(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wa
     host_vars.write_text(json.dumps({"vllm_fleet_sysfs_root": "/node/sys"}))
     scene.variables |= {"monitoring_interval": 1}
     scene.deploy(vllm_server_env=ENV, vllm_server_args={"max-model-len": 1024, "max-num-seqs": SLOTS}).ok()
-    made.play().ok()
+    assert "Page: ssh -L 9090:127.0.0.1:9090 " in (said := made.play().ok().text), said
     yield made
     made.play("-e", "monitoring_remove=true").ok()
     for name in ("vllm_server_env", "vllm_server_args", "monitoring_interval"):

@@ -851,3 +851,16 @@ def test_many_servers_are_folded_by_node_but_for_those_that_failed():
     made = report_of(run.deploy(), machines=machines)
     assert page.render(made).count('<details class="host" open>') == 1
     assert len(page.grouped(made["nodes"])) == 9
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "least", "level"),
+    [(0.011, 0.002, 0.05, "same"), (0.3, 0.2, 0.05, "worse"), (0.2, 0.3, 0.05, "better"), (0.011, 0.002, 0.0, "worse")],
+)
+def test_a_first_token_some_milliseconds_later_is_not_worse(now, before, least, level):
+    assert page.change(now, before, lower_is_better=True, least=least)["level"] == level
+
+
+def test_the_list_of_runs_names_a_playbook_without_its_folder():
+    line = index.line(report_of(Run(1).deploy()) | {"playbook": "/tmp/x/playbooks/deploy.yml"})
+    assert "<td>deploy</td>" in index.render([line])

@@ -225,7 +225,7 @@ def _tag(values: Mapping[str, Any]) -> Finding:
 
 def _cache(values: Mapping[str, Any]) -> Finding:
     path = _text(values.get("hf_cache_path")) or "~/.cache/huggingface"
-    what, wanted = "hf_cache_path", "an absolute path on the node"
+    what, wanted = "hf_cache_path", "an absolute path on the node, or one that begins with ~/"
     if not re.match(r"/|~(/|$)", path):
         remedy = "begin it with / or with ~/ (the connecting user's home on the node)"
         return Finding("refused", what, wanted, f"'{path}'", remedy)

@@ -192,7 +192,11 @@ def verified(request: Request, result: Result) -> None:
         staged = allocated_below(Path(request.source)) if request.source else 0
         check_space(cache, max(0, sum(entry.size or 0 for entry in plan.blobs) - staged), request.margin)
     if not result.report.complete:
-        raise _incomplete(request, result.report, "run hf_snapshot with state present and a source")
+        hint = "run hf_snapshot with state present and a source"
+        if result.report.manifest is None:
+            at = "" if request.revision in ("", "main") else f" --revision {request.revision}"
+            hint = f"download it there (`hf download {request.repository.repo_id}{at}`), or set hf_cache_source: hub"
+        raise _incomplete(request, result.report, hint)
 
 
 def _check_list(request: Request, manifest: Manifest, where: str) -> None:

@@ -20,6 +20,7 @@ def judged(**values):
 def test_a_good_inventory_is_good():
     found = judged(vllm_server_args={"gpu-memory-utilization": 0.9}, vllm_server_port=8001)
     assert {one.level for one in found.values()} == {"ok"}
+    assert found["hf_cache_path"].expected == "an absolute path on the node, or one that begins with ~/"
     assert set(found) == {
         "vllm_server_model",
         "vllm_image_tag",

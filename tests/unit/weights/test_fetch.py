@@ -99,6 +99,17 @@ def test_a_whole_cache_gives_the_part_that_is_read(tmp_path: Path) -> None:
     assert (set(told["files"]), told["origin"]) == (set(read), "links")
 
 
+@pytest.mark.parametrize(("revision", "at"), [("main", ""), (COMMIT, f" --revision {COMMIT}")])
+def test_a_model_that_a_cache_lacks_is_answered_with_how_to_get_it(tmp_path: Path, revision: str, at: str) -> None:
+    result = fetch.Result(snapshot.Report(Repository(tmp_path, REPO), revision))
+    (tmp_path / "hub").mkdir()
+    with pytest.raises(fetch.FetchError) as error:
+        fetch.verified(fetch.Request(Repository(tmp_path, REPO), revision), result)
+    assert f"does not have {REPO}; download it there (`hf download {REPO}{at}`), or set hf_cache_source: hub." in str(
+        error.value
+    )
+
+
 def test_a_list_of_files_that_are_not_there_goes(tmp_path: Path) -> None:
     """huggingface_hub writes the whole list whatever it fetches, and refuses offline what lacks a file of it."""
     cache = FakeCache(tmp_path, {**model_files(), **COPIES})
