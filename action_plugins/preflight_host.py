@@ -127,6 +127,8 @@ class ActionModule(ActionBase):
             found.append(Finding("refused", "vllm_servers", "a host for each server", got, host_variables.READ_SERVERS))
         specified = self._specified(variables)
         self._odd = frozenset(one.what for one in specified)
+        # What is refused is not good as well: of an empty value inventory.judge sees the role's own.
+        found = [one for one in found if one.what in known or one.what not in self._odd]
         found += [one for one in specified if one.what not in known]
         hosts = list(variables.get("ansible_play_hosts_all") or [])
         found += self._misspelt(variables, hosts)
@@ -192,6 +194,10 @@ class ActionModule(ActionBase):
         if hosts and variables.get("inventory_hostname") == hosts[0]:
             groups = variables.get("groups") or {}
             found += role_specs.misnamed(groups)
+            for place in dict.fromkeys(str(variables.get(one) or "") for one in ("inventory_dir", "playbook_dir")):
+                for kind in ("group_vars", "host_vars") if place else ():
+                    with contextlib.suppress(OSError):  # most have none
+                        found += inventory.shadowed(kind, (one.name for one in (Path(place) / kind).iterdir()))
             gateways = groups.get("gateway") or []
             theirs = {host: set(variables["hostvars"].raw_get(host)) - mine for host in gateways}
             for name in sorted(set().union(*theirs.values())):
@@ -217,6 +223,7 @@ class ActionModule(ActionBase):
         except AnsibleError as exc:
             remedy = "define it where the gateway sees it: group_vars/gateway, or group_vars/all"
             return [Finding("refused", name, "variables with values", _line(str(exc)), remedy)]
+        options = {one: {**option, "default": defaults.get(one)} for one, option in options.items()}
         found, given = role_specs.judge(options, values, words=True), {**defaults, **values}
         # Words for a list or a dictionary (-e) are the role's to read.
         if not found and not any(

@@ -6,11 +6,12 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ansible import constants, context
+from ansible.errors import AnsibleError
 from ansible.plugins.callback import CallbackBase
 from ansible.release import __version__ as ANSIBLE
 
@@ -24,7 +25,8 @@ type: notification
 short_description: Ends a run at its start where the command line or the controller is wrong
 description:
   - Refuses an C(ansible-core) older than the tested one and a missing collection, and for this project's own playbooks
-    an inventory that does not exist, one without a host in group C(vllm), and a tag that none of them has.
+    an inventory that does not exist or cannot be read, one without a host in group C(vllm), a tag that none of them
+    has, and a name after C(--limit) that the inventory does not have.
   - Warns where they run without this project's C(ansible.cfg).
   - Ansible itself warns of these, or says nothing, and ends with exit code 0.
 requirements:
@@ -110,9 +112,41 @@ def tags_fault(option: str, given: Iterable[str]) -> str:
             )
         if tag in known:
             continue
-        near = nearest(tag, known)
+        near = nearest(tag, TAGS)
         advice = f"the nearest is {near}" if near else f"there are {', '.join(TAGS)}"
         return f"no task has the tag {tag} ({option}); {advice}"
+    return ""
+
+
+def limit_fault(given: str, known: Iterable[str]) -> str:
+    """Say in a sentence which name of --limit is none of the inventory's; "" if all are. Patterns are not looked at."""
+    known = set(known)
+    for word in given.split(","):
+        name = word.strip().lstrip("!&")
+        if name in known or not re.fullmatch(r"[\w.-]+", name):
+            continue
+        near = nearest(name, known - {"all", "ungrouped"})
+        advice = f"the nearest is {near}" if near else "`ansible-inventory --graph` shows what there is"
+        return f"the inventory has no host and no group {name} (--limit); {advice}"
+    return ""
+
+
+def unread_fault(sources: Iterable[str], load: Callable[[str], object]) -> str:
+    """Say in a sentence which file of the inventory cannot be read, and where; "" if all can.
+
+    ``load`` reads a file of YAML as Ansible does. Other files are a matter of the plugin that they are for.
+    """
+    for source in (Path(one) for one in sources):
+        files = sorted(source.iterdir()) if source.is_dir() else [source]
+        for file in files:
+            if file.suffix not in (".yml", ".yaml") or not file.is_file():
+                continue
+            try:
+                load(str(file))
+            except AnsibleError as exc:
+                where = str(getattr(exc, "_formatted_source_context", None) or file).strip().partition("\n")[0]
+                said = " ".join(str(exc).split()).rstrip(".")
+                return f"the inventory cannot be read: {where.removeprefix('Origin: ')}: {said}"
     return ""
 
 
@@ -152,10 +186,16 @@ class CallbackModule(CallbackBase):
         manager = play.get_variable_manager()
         if not self._ours or play.hosts != ["vllm"] or manager is None:
             return
+        inventory = manager._inventory
         if not manager.get_vars(play=play)["groups"].get("vllm"):
             self._end(
-                "the inventory has no host in group vllm; put the serving nodes into it, as inventory/tensorwave does"
+                unread_fault(inventory._sources, inventory._loader.load_from_file)
+                or "the inventory has no host in group vllm; put the serving nodes into it, as inventory/tensorwave "
+                "does"
             )
+        fault = limit_fault(str(context.CLIARGS.get("subset") or ""), [*inventory.hosts, *inventory.groups])
+        if fault:
+            self._end(fault)
 
     def _end(self, fault: str) -> NoReturn:
         """End the process: Ansible makes a warning of a callback's exception, but not of this one."""

@@ -44,6 +44,14 @@ def run(*words: str, here: Path = play.ROOT, **environ: str) -> tuple[int, str]:
             "No task has the tag xyz (--skip-tags); there are preflight, prepare, stage, rollout, verify, watchdog.",
         ),
         (("deploy.yml", "--skip-tags", "preflight"), "Preflight cannot be left out (--skip-tags), because a run rests"),
+        (
+            ("playbooks/status.yml", "--tags", "servers"),
+            "No task has the tag servers (--tags); there are preflight, prepare, stage",
+        ),
+        (
+            ("playbooks/status.yml", "--limit", "localhost,localhots"),
+            "The inventory has no host and no group localhots (--limit); the nearest is localhost.",
+        ),
         (("playbooks/status.yml", "-i", "localhost,"), "The inventory has no host in group vllm; put"),
     ],
 )
@@ -53,6 +61,14 @@ def test_a_command_line_that_cannot_become_what_was_meant_is_refused(words: tupl
     assert f"[ERROR]: {sentence}" in said
     assert "Nothing was touched." in said
     assert "TASK" not in said and "RECAP" not in said
+
+
+def test_an_inventory_of_broken_yaml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text("vllm:\n  hosts:\n    n1: {a: [}\n")
+    code, said = run("playbooks/status.yml", "-i", str(tmp_path))
+    assert code == 1, said
+    assert f"[ERROR]: The inventory cannot be read: {tmp_path}/hosts.yml:3:11: YAML parsing failed: " in said
+    assert "Nothing was touched." in said and "no host in group" not in said
 
 
 @pytest.mark.parametrize("version", ["2.16.19", "2.18.19"])

@@ -86,7 +86,8 @@ def on_node(
     found: list[Finding] = []
     if not asked["preset"] and cache is not None:
         verdict = model_id.check(model, layout.known_repos(cache), exact=bool(asked["exact"]))
-        if not verdict.ok:
+        # Of a name that is no id at all, the controller has said so, with what it knows.
+        if verdict.nearest:
             remedy = "write the id exactly, or set vllm_server_model_exact: true if it is another model"
             found.append(
                 Finding("refused", "model's id", f"{' or '.join(verdict.nearest)} (in the cache)", model, remedy)

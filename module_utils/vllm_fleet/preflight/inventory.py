@@ -9,7 +9,7 @@ set at all.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,6 +185,22 @@ def _list(given: Sequence[Any]) -> str:
 
 def _text(value: Any) -> str:
     return "" if value is None or isinstance(value, Unset) else str(value)
+
+
+def shadowed(folder: str, names: Iterable[str]) -> list[Finding]:
+    """Judge the ``names`` in a folder of variables: of a folder and a file for one group Ansible reads the folder.
+
+    ansible-core 2.19 plugins/vars/host_group_vars.py: a folder is found before a file of the same name.
+    """
+    names = set(names)
+    found = []
+    for name in sorted(names):
+        stem, dot, ending = name.rpartition(".")
+        if dot and ending in ("yml", "yaml", "json") and stem in names:
+            got = f"it and the folder {stem} beside it, of which Ansible reads the folder alone"
+            remedy = f"move it to {folder}/{stem}/main.{ending}"
+            found.append(Finding("refused", f"{folder}/{name}", "to be read", got, remedy))
+    return found
 
 
 def _lost(name: str, reason: str) -> Finding:

@@ -93,9 +93,6 @@ ALSO_KNOWN = frozenset(
     }
 )
 
-#: Kinds of which an empty value is none.
-_KINDS = ("dict", "list", "int", "float", "bool")
-
 #: Lists of which a single one needs no brackets.
 _ONE = ("rollout_waves",)
 
@@ -118,7 +115,9 @@ def judge(options: Mapping[str, Any], values: Mapping[str, Any], *, words: bool 
     found = []
     for name, value in values.items():
         option = {key: entry for key, entry in options[name].items() if key not in ("description", "default")}
-        odd = name not in _ONE and not words and _odd(options[name], value)
+        odd = name not in _ONE and (
+            _lacks(options[name]) if value is None else not words and _odd(options[name], value)
+        )
         # In another form than the specified one its secrets cannot be told by their names.
         formless = option.get("type") == "dict" and not isinstance(value, Mapping)
         # Ansible looks for the options inside also where there is no inside.
@@ -138,11 +137,14 @@ def judge(options: Mapping[str, Any], values: Mapping[str, Any], *, words: bool 
     return found
 
 
+def _lacks(option: Mapping[str, Any]) -> bool:
+    """Return whether no value is none for an option: its role has one of its own, which an empty line takes away."""
+    return option.get("default") not in (None, "")
+
+
 def _odd(option: Mapping[str, Any], value: Any) -> bool:
     """Return whether a value is of another kind that Ansible makes fit (`A=1` a dictionary) and a role does not."""
     kind = str(option.get("type", "str"))
-    if value is None:
-        return kind in _KINDS and option.get("default") is not None
     if kind == "dict":
         return not isinstance(value, Mapping)
     if kind == "list":
@@ -161,15 +163,15 @@ def misspelt(names: Iterable[str], known: Collection[str], where: str = "") -> l
     """
     prefixes = {f"{role}_": role for role in OWN}
     got = f"none of this name{', set for ' + where if where else ''}"
-    found = []
-    for name in sorted(set(names) - set(known)):
+    found, given = [], set(names)
+    for name in sorted(given - set(known)):
         role = next((role for prefix, role in prefixes.items() if name.startswith(prefix)), "")
         if role:
             near = _nearest(name, known)
             correct = f"correct it to {near}" if near else f"see roles/{role}/README.md"
             remedy = f"{correct}; if it is your own, rename it or add it to preflight_accept"
             found.append(Finding("refused", name, f"a variable of the role {role}", got, remedy))
-        elif near := _slip(name, known):
+        elif near := _slip(name, known) or _without_a_word(name, known, given):
             remedy = f"correct it to {near}; if it is your own, rename it or add it to preflight_accept"
             found.append(Finding("refused", name, "a variable of a role", got, remedy))
     return found
@@ -200,7 +202,7 @@ def misplaced(names: Iterable[str], options: Collection[str], gateways: Collecti
             name,
             "a value for group gateway",
             "set for group vllm alone, where it changes nothing",
-            "move it to group_vars/gateway.yml, or to group_vars/all.yml; the same goes for the vault that it needs",
+            "move it to group_vars/gateway/main.yml, or to group_vars/all/main.yml; the same goes for its vault",
         )
         for name in sorted(set(names).intersection(options).difference(OF_SERVERS).difference(*gateways))
     ]
@@ -208,6 +210,17 @@ def misplaced(names: Iterable[str], options: Collection[str], gateways: Collecti
 
 def _nearest(name: str, known: Iterable[str], alike: float = 0.6) -> str:
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=alike)), "")
+
+
+def _without_a_word(name: str, known: Collection[str], names: Collection[str]) -> str:
+    """Name the known variable of which ``name`` lacks a word of the prefix (``vllm_port``), and which nobody has set.
+
+    Whoever has set that one, too, may feed it from a variable of their own.
+    """
+    if not name.startswith("vllm_"):
+        return ""
+    meant = {name.replace("vllm_", f"vllm_{part}_", 1) for part in ("server", "image")}.intersection(known)
+    return "" if meant.intersection(names) else min(meant, default="")
 
 
 def _slip(name: str, known: Iterable[str]) -> str:

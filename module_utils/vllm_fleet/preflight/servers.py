@@ -202,7 +202,7 @@ def _odd_key(key: str, value: Any) -> str:
 
 def _unknown_key(key: str) -> str:
     if key.startswith("gateway_"):
-        return f"{key} is the gateways', and changes nothing for a server: move it to group_vars/gateway.yml."
+        return f"{key} is the gateways', and changes nothing for a server: move it to group_vars/gateway/main.yml."
     near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
     meant = (
         f"write {near[0]}" if near else f"write one of {', '.join(KEYS)}, or a variable of the server (vllm_server_...)"

@@ -221,3 +221,10 @@ def test_numbers_of_a_watchdog(values, what):
     assert [name for name, one in found.items() if name.startswith("vllm_watchdog") and one.level == "refused"] == (
         [what] if what else []
     )
+
+
+def test_a_file_of_variables_beside_a_folder_of_its_name_is_not_read():
+    names = ["all", "all.yml", "gateway", "vllm.yml", "vllm.yml.orig", "gateway.json", "eu.west", "eu"]
+    found = inventory.shadowed("group_vars", names)
+    assert [one.what for one in found] == ["group_vars/all.yml", "group_vars/gateway.json"]
+    assert found[0].remedy == "move it to group_vars/all/main.yml"

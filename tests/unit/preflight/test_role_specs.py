@@ -93,6 +93,8 @@ KNOWN = {
         ("vllm_sever_port", "refused", "vllm_server_port"),
         ("vllm_servres", "refused", "vllm_servers"),
         ("vllm_server", "refused", "vllm_servers"),
+        ("vllm_port", "refused", "vllm_server_port"),
+        ("vllm_tag", "refused", "vllm_image_tag"),
         ("hf_tokn", "refused", "hf_token"),
     ],
 )
@@ -106,12 +108,16 @@ def test_a_name_that_no_role_knows_is_told_with_the_nearest(name, level, near):
     "name",
     [
         *("vllm_server_port", "hf_token", "vllm_fleet_sysfs_root", "hf_cache_home", "docker_engine_become"),
-        *("vault_vllm_server_api_key", "my_vllm_server_port", "hf_tokens", "hf_home", "vllm_model", "vllm", "gateways"),
+        *("vault_vllm_server_api_key", "my_vllm_server_port", "hf_tokens", "hf_home", "vllm", "gateways"),
         *("ansible_host", "nginx_port", "docker_users", "__vllm_server_own", "vllm_servers", "vllm_node", "plan_gpu"),
     ],
 )
 def test_known_names_and_those_of_others_pass(name):
     assert role_specs.misspelt([name], KNOWN) == []
+
+
+def test_a_short_name_that_feeds_the_variable_of_a_role_is_its_owners():
+    assert role_specs.misspelt(["vllm_port", "vllm_server_port"], KNOWN) == []
 
 
 def test_hosts_that_are_not_the_node_are_named():
@@ -127,7 +133,7 @@ def test_what_a_gateway_reads_is_refused_where_no_gateway_has_it():
     names = {"gateway_keys", "gateway_bind", "gateway_drain_timeout", "vllm_server_model", "gateway_result"}
     found = role_specs.misplaced(names, options, [{"gateway_bind"}, set()])
     assert [(one.level, one.what) for one in found] == [("refused", "gateway_keys")]
-    assert "group_vars/gateway.yml" in found[0].remedy
+    assert "group_vars/gateway/main.yml" in found[0].remedy
 
 
 def test_the_roles_are_all_there_are_and_so_are_the_facts_that_they_note_down():

@@ -31,9 +31,11 @@ ROOT = Path(__file__).resolve().parents[3]
 WRONG = {
     "dict": ("FOO=1", ["A=1"], 5, None),
     "list": ("a,b", {"a": 1}, None),
-    "int": ("eight thousand", [1], True),
+    "int": ("eight thousand", [1], True, None),
     "float": ("eight thousand", [1], True, None),
     "bool": ("perhaps", None),
+    "str": (None,),
+    "path": (None,),
 }
 #: A single wave needs no brackets, and rollout/waves.py says what is none.
 FINE = [("rollout_waves", "a,b"), ("rollout_waves", 5), ("rollout_waves", None)]
@@ -63,7 +65,7 @@ def cases(kind: str) -> Iterator[tuple[str, Any]]:
     for name in OF_KIND.get(kind, ()):
         for wrong in WRONG[kind]:
             # An empty value is none where the role has none of its own.
-            if (name, wrong) not in FINE and not (wrong is None and DEFAULTS.get(name) is None):
+            if (name, wrong) not in FINE and not (wrong is None and DEFAULTS.get(name) in (None, "")):
                 yield name, wrong
 
 
