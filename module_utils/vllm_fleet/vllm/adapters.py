@@ -61,7 +61,7 @@ def parse(given: object) -> list[Adapter]:
     if given in (None, "", {}, []):
         return []
     if not isinstance(given, Mapping):
-        raise AdapterError(f"{WHAT} is {type(given).__name__}; expected {{name: {{repo: org/lora, revision: commit}}}}")
+        raise AdapterError(f"{WHAT} is {kind(given)}; expected {{name: {{repo: org/lora, revision: commit}}}}")
     if len(given) > MOST:
         raise AdapterError(f"{WHAT} has {len(given)} adapters; a server is given {MOST} at most")
     found = [_adapter(str(name), value) for name, value in given.items()]
