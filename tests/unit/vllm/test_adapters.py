@@ -41,8 +41,8 @@ def test_flags_of_the_user_stay():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ([1], "is list; expected"),
-        ("support", "is str; expected"),
+        ([1], "is a list of 1 (not shown); expected"),
+        ("support", "is a text of 7 characters (not shown); expected"),
         ({"a b": GIVEN["support"]}, "'a b' is no name that clients can ask for"),
         ({"a=b": GIVEN["support"]}, "is no name"),
         ({"a,b": GIVEN["support"]}, "is no name"),
