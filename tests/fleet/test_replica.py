@@ -274,6 +274,8 @@ def waves(replica: Replica) -> Replica:
         "vllm_server_allow_unauthenticated": True,
         "vllm_server_env": env(STANDIN_TOKEN_DELAY="0.02"),
         "gateway_drain_timeout": 20,
+        # Whoever is asked less goes first otherwise.
+        "rollout_order": "inventory",
     }
     replica.variables |= common
     single = {**replica.variables, "vllm_server_replica": "", "vllm_server_args": {}}
