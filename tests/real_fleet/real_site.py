@@ -48,6 +48,7 @@ class Site:
             "hf_cache_distribution": "rsync",
             "hf_cache_path": "/var/lib/huggingface",
             "hf_cache_create": True,
+            "rollout_order": "inventory",
             **variables,
         }
 
