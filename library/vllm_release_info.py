@@ -121,7 +121,7 @@ secret_env:
   type: list
   elements: str
 engine_caches:
-  description: Folders with compile caches that the recorded releases used.
+  description: Folders with compile caches that the recorded releases used, and the files beside them that say what for.
   returned: always
   type: list
   elements: str

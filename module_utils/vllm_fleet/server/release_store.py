@@ -162,7 +162,10 @@ def inside_url(spec: Mapping[str, Any]) -> str:
 
 
 def engine_caches(node: NodeState, records: Sequence[Record]) -> list[str]:
-    """Folders of the compile caches of these releases, without those that other containers of the node use too."""
+    """Compile caches of these releases, without those that other containers of the node use too.
+
+    Each is a folder, and the file beside it that says for what it was filled (engine_cache.note).
+    """
     own = {str(node.engine_cache(str(r["image"]["id"]), str(r["model"]["id"]))) for r in records}
     for folder in node.root.glob(f"*/{FOLDER}"):
         other = NodeState(str(node.root), folder.parent.name)
@@ -170,4 +173,4 @@ def engine_caches(node: NodeState, records: Sequence[Record]) -> list[str]:
             own -= {
                 str(other.engine_cache(str(r["image"]["id"]), str(r["model"]["id"]))) for r in Releases(other).all()
             }
-    return sorted(path for path in own if Path(path).is_dir())
+    return sorted(one for path in own for one in (path, f"{path}.json") if Path(one).exists())

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from ansible.module_utils.vllm_fleet.container.spec import Image
-from ansible.module_utils.vllm_fleet.server import engine_cache
+from ansible.module_utils.vllm_fleet.server import engine_cache, release_store
 from ansible.module_utils.vllm_fleet.server.options import ServerOptions
+from ansible.module_utils.vllm_fleet.server.state import NodeState
 
 IMAGE = Image("vllm:1", "sha256:" + "1" * 64, content="sha256:" + "c" * 64)
 GIVEN = {"model": "acme/tiny", "args": {"max-model-len": 512}, "env": {"VLLM_USE_AOT_COMPILE": "1"}}
@@ -190,3 +191,12 @@ def test_what_does_not_fit_on_the_disk_is_refused(tmp_path):
     if free.f_bavail * free.f_frsize < engine_cache.MOST_BYTES:
         with pytest.raises(engine_cache.CacheError, match="bytes free"):
             engine_cache.lacking(tmp_path / "not" / "there", huge)
+
+
+def test_a_teardown_is_told_the_folder_and_its_note(tmp_path):
+    node = NodeState(str(tmp_path), "vllm")
+    folder = node.engine_cache("sha256:" + "a" * 64, "acme/tiny")
+    folder.mkdir(parents=True)
+    engine_cache.note(folder, "0123456789abcdef")
+    record = {"image": {"id": "sha256:" + "a" * 64}, "model": {"id": "acme/tiny"}}
+    assert release_store.engine_caches(node, [record]) == [str(folder), f"{folder}.json"]
