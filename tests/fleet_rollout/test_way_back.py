@@ -28,7 +28,9 @@ def test_a_release_that_breaks_on_the_third_node_is_taken_back(scene: Scene, not
     before = made_of(scene)
     limit = ["--tags", "rollout", "--limit", ",".join(NODES)]
     env = f"{{{{ {json.dumps(BREAKS)} if inventory_hostname == 'node3' else {json.dumps(GOOD)} }}}}"
-    bad = {"vllm_server_env": env, "vllm_server_args": {"max-model-len": 700}, "rollout_on_failure": "rollback"}
+    # Names of a story before stay: gateways outside of the limit would not know others.
+    args = {**scene.variables.get("vllm_server_args", {}), "max-model-len": 700}
+    bad = {"vllm_server_env": env, "vllm_server_args": args, "rollout_on_failure": "rollback"}
     try:
         with scene.clients(4) as clients:
             clients.wait_for(8)
