@@ -120,7 +120,7 @@ def tags_fault(option: str, given: Iterable[str]) -> str:
 
 def limit_fault(given: str, known: Iterable[str]) -> str:
     """Say in a sentence which name of --limit is none of the inventory's; "" if all are. Patterns are not looked at."""
-    known = set(known)
+    known = {*known, "localhost"}  # which Ansible has besides
     for word in given.split(","):
         name = word.strip().lstrip("!&")
         if name in known or not re.fullmatch(r"[\w.-]+", name):
