@@ -68,6 +68,16 @@ def gateway(described: tuple[Path, dict[str, Any]], request: pytest.FixtureReque
         yield made
 
 
+@pytest.fixture(autouse=True)
+def settled(gateway: Gateway) -> None:
+    """Pool `closed` has its own server, ready and up, whatever the test before (or this one's first run) left."""
+    own = gateway.servers["closed"]
+    assert own.process.poll() is None, own.log
+    haproxy.locate(gateway.socket, "closed", "closed1", own.port)
+    haproxy.ask(gateway.socket, "set server closed/closed1 state ready")
+    until(lambda: gateway.entry("closed").status == "UP", "its server is up")
+
+
 def fall_silent(client: socket.socket, how: str) -> None:
     if how == "half":
         client.shutdown(socket.SHUT_WR)

@@ -22,6 +22,8 @@ from . import generations
 
 # The socket is local and its process never busy for long; a stopped process accepts and does not answer.
 TIMEOUT = 5.0
+# Between two looks at what it has not done yet.
+PAUSE = 0.02
 # Lines of the CSV that are totals, not servers.
 TOTALS = ("FRONTEND", "BACKEND")
 # Lines of a map that are given at a time: the smallest buffer has 16 kB, a line of many models perhaps 1 kB.
@@ -141,6 +143,8 @@ def located(text: str, backend: str, server: str, port: int, address: str | None
 def locate(path: str, backend: str, server: str, port: int, address: str | None = None) -> bool:
     """Have HAProxy find a server at another port, and another `address` where one is given; whether that was a change.
 
+    HAProxy 3.0 answers before its table shows the new place (seen on a busy machine); 2.6 does it at once.
+
     Raises SocketError when HAProxy cannot be asked, has no such server, or does not do it.
     """
     before = _place(path, backend, server)
@@ -148,8 +152,12 @@ def locate(path: str, backend: str, server: str, port: int, address: str | None 
     if before == wanted:
         return False
     answer = ask(path, f"set server {backend}/{server} addr {wanted[0]} port {port}")
-    if _place(path, backend, server) != wanted:
-        raise SocketError(f"did not take port {port} for {backend}/{server}: {answer.strip() or 'no reason was given'}")
+    end = time.monotonic() + TIMEOUT
+    while _place(path, backend, server) != wanted:
+        if time.monotonic() > end:
+            said = answer.strip() or "no reason was given"
+            raise SocketError(f"did not take port {port} for {backend}/{server} within {TIMEOUT:g} s: {said}")
+        time.sleep(PAUSE)
     return True
 
 

@@ -194,6 +194,30 @@ def test_a_server_moves_in_the_configuration_alone_where_it_stands(where, old, n
     assert haproxy.located(CONFIG, *where) == (CONFIG.replace(old, new) if old else CONFIG)
 
 
+@pytest.mark.parametrize("late", [0, 1, 3, None])
+def test_a_move_is_waited_for_where_haproxy_answers_before_it_has_moved(monkeypatch, late):
+    """The table of HAProxy 3.0 has the old port for a while: for `late` looks, None for ever."""
+    state, asked = "1\n# be_name srv_name srv_addr srv_port\na n1 192.0.2.1 {}\n", []
+
+    def ask(_path, command, _timeout=0.0):
+        asked.append(command)
+        if command.startswith("set server"):
+            return "port changed from '8000' to '8100'\n"
+        moved = late is not None and len(asked) > 2 + late
+        return state.format(8100 if moved else 8000)
+
+    monkeypatch.setattr(haproxy, "ask", ask)
+    monkeypatch.setattr(haproxy, "time", time := Time())
+    time.monotonic = time.clock
+    if late is None:
+        with pytest.raises(haproxy.SocketError, match="did not take port 8100 for a/n1 within 5 s: port changed from"):
+            haproxy.locate("socket", "a", "n1", 8100)
+    else:
+        assert haproxy.locate("socket", "a", "n1", 8100)
+        assert not haproxy.locate("socket", "a", "n1", 8100), "it is there already"
+    assert asked.count("set server a/n1 addr 192.0.2.1 port 8100") == 1
+
+
 def test_haproxy_that_is_not_there_is_named(tmp_path):
     with pytest.raises(haproxy.SocketError, match=r"has no socket .*: it does not run, or with another configuration"):
         haproxy.ask(str(tmp_path / "none.sock"), "show info")
