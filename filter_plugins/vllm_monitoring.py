@@ -38,6 +38,7 @@ class FilterModule:
             "monitoring_authorities": fleet.authorities,
             "monitoring_board": fleet.board,
             "monitoring_machines": fleet.machines,
+            "monitoring_refusal": fleet.refusal,
             "monitoring_settings": fleet.settings,
             "monitoring_slo_rules": _told(fleet.slo_rules),
             "monitoring_targets": fleet.targets,

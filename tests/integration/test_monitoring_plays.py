@@ -18,6 +18,7 @@ from synthetic_fleet import promtool
 
 TOKEN = "glsa_canary5c0e71aa"
 PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----"
+RECORDED = ROOT / "tests/fixtures/grafana-api"
 BOARDS = {path.stem for path in (ROOT / "roles/monitoring/files/dashboards").glob("*.json")}
 
 
@@ -69,12 +70,14 @@ def test_a_machine_does_not_forget_a_monitoring_host_that_a_limit_leaves_out(tmp
 
 
 class Grafana(ThreadingHTTPServer):
-    """Answers as Grafana's HTTP API describes its dashboards: get by uid, and create or update."""
+    """Says what a Grafana has said (tests/fixtures/grafana-api), of the dashboards that it has by now."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answers)
         self.boards: dict[str, dict[str, Any]] = {}
         self.written: list[str] = []
+        #: Its answers where it has none of a dashboard, and where one is saved.
+        self.missing, self.saved = "missing", "saved"
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -83,30 +86,33 @@ class Answers(BaseHTTPRequestHandler):
     server: Grafana
 
     def do_GET(self) -> None:
-        board = self.server.boards.get(self.path.removeprefix("/api/dashboards/uid/"))
-        if board:
-            self.say(200, {"dashboard": board, "meta": {"isStarred": False, "slug": board["uid"]}})
-        else:
-            self.say(404, {"message": "Dashboard not found", "status": "not-found"})
+        uid = self.path.removeprefix("/api/dashboards/uid/")
+        self.say("found" if uid in self.server.boards else self.server.missing, uid)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        board = body["dashboard"]
-        version = self.server.boards.get(board["uid"], {}).get("version", 0) + 1
+        uid, boards = body["dashboard"]["uid"], self.server.boards
+        assert self.path == "/api/dashboards/db"
         assert body["overwrite"] is True
-        self.server.boards[board["uid"]] = {**board, "id": 7, "version": version}
-        self.server.written.append(board["uid"])
-        self.say(
-            200, {"id": 7, "slug": "x", "status": "success", "uid": board["uid"], "url": "/d/x", "version": version}
-        )
+        if self.server.saved == "saved":
+            boards[uid] = {**body["dashboard"], "id": 7, "version": boards.get(uid, {}).get("version", 0) + 1}
+            self.server.written.append(uid)
+        self.say(self.server.saved, uid)
 
-    def say(self, status: int, body: dict[str, Any]) -> None:
+    def say(self, name: str, uid: str) -> None:
         if self.headers["Authorization"] != f"Bearer {TOKEN}":
-            status, body = 401, {"message": "Invalid API key", "messageId": "api-key.invalid", "statusCode": 401}
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+            name = "key"
+        head, body = (RECORDED / f"{name}.http").read_text().split("\n\n", 1)
+        board = self.server.boards.get(uid, {})
+        for word, value in {"UID": uid, "VERSION": str(board.get("version")), "BOARD": json.dumps(board)}.items():
+            body = body.replace(word, value)
+        first, *headers = head.splitlines()
+        self.send_response(int(first.split()[1]))
+        for line in headers:
+            self.send_header(*line.split(": ", 1))
+        self.send_header("Content-Length", str(len(body.encode())))
         self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
+        self.wfile.write(body.encode())
 
     def log_message(self, *_: object) -> None:
         """Nothing."""
@@ -131,3 +137,28 @@ def test_grafana_gets_what_it_has_not(grafana: Grafana, tmp_path: Path) -> None:
     assert again.returncode == 0, again.stdout
     assert grafana.written == ["vllm-fleet-gpu"]
     assert TOKEN not in done.stdout + again.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("missing", "saved", "token", "says"),
+    [
+        (
+            "key",
+            "saved",
+            "glsa_old7f3b",
+            "answered 401: Invalid API key. Give monitoring_grafana_token a token of one of",
+        ),
+        ("missing-old", "conflict", TOKEN, "answered 412: The dashboard has been changed by someone else. Check in"),
+    ],
+)
+def test_a_grafana_that_refuses_is_quoted(
+    grafana: Grafana, tmp_path: Path, missing: str, saved: str, token: str, says: str
+) -> None:
+    grafana.missing, grafana.saved = missing, saved
+    given = {"monitoring_grafana_url": f"http://127.0.0.1:{grafana.server_port}", "monitoring_grafana_token": token}
+    done = run(tmp_path, "grafana", given)
+    assert done.returncode == 2, done.stdout
+    said = " ".join(done.stdout.split())
+    assert f"Grafana at {given['monitoring_grafana_url']} {says}" in said, done.stdout
+    assert grafana.boards == {}
+    assert token not in done.stdout + done.stderr

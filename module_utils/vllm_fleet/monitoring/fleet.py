@@ -100,6 +100,27 @@ def board(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in ("id", "version")}
 
 
+#: What to do where Grafana refuses, by the status of its answer; -1 is ansible.builtin.uri's for none.
+_GRAFANA = {
+    -1: "Check that the controller reaches monitoring_grafana_url",
+    401: "Give monitoring_grafana_token a token of one of its service accounts, which has not run out",
+    403: "Let the service account of monitoring_grafana_token edit dashboards, in monitoring_grafana_folder too",
+    404: "Check monitoring_grafana_url (no /api behind it) and that monitoring_grafana_folder is a folder's uid",
+    412: "Check in Grafana who else saves the dashboards of vllm-fleet; run again",
+}
+
+
+def refusal(result: Mapping[str, Any], url: str) -> str:
+    """Return why Grafana did not do what ansible.builtin.uri asked of it, and what to do, in one sentence each."""
+    status = result.get("status", -1)
+    body = result.get("json")
+    told = body.get("message") if isinstance(body, Mapping) else None
+    words = " ".join("".join(c if c.isprintable() else " " for c in str(told or result.get("msg") or "")).split())
+    said = f"answered {status}" if status != -1 else "does not answer"
+    advice = _GRAFANA.get(status, "Check its log; run again")
+    return f"Grafana at {url} {said}: {words[:200] or 'no reason was given'}. {advice}."
+
+
 def authorities(known: str, given: Mapping[str, str], nodes: Iterable[str]) -> str:
     """Return the file of the certificates that Prometheus takes: those ``given``, and ``known`` ones of other nodes.
 
