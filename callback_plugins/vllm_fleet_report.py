@@ -115,9 +115,9 @@ class CallbackModule(CallbackBase):
         with contextlib.suppress(OSError):
             # For the plan's estimate, which a filter makes in a worker.
             os.environ["VLLM_FLEET_RATES"] = self._rates_file().read_text(encoding="utf-8")[:1000]
+        self._archives = module_archives.restore(_archives())
         if module := _probing_module(playbook):
             self._probes = True
-            self._archives = module_archives.restore(_archives())
             _build_ahead(module)
         _load_for_workers()
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The archives of this project's modules, kept on the controller from one run to the next.
+"""The archives of this project's modules and of Ansible's own, kept on the controller from one run to the next.
 
-Ansible packs a module and all that it imports in each run again: half a second of a processor for ``node_probe``. It
-looks first in a folder of the run for an archive that another worker made. ``restore`` puts the archives of an earlier
-run there, ``keep`` takes new ones from there. An archive is used only where nothing that it was made of has changed.
+Ansible packs a module and all that it imports in each run again: half a second of a processor for ``node_probe``, a
+fifth for ``command``. It looks first in a folder of the run for an archive that another worker made. ``restore`` puts
+the archives of an earlier run there, ``keep`` takes new ones from there. An archive is used only where nothing that it
+was made of has changed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import ansible
 import ansible.module_utils
+from ansible.plugins.loader import module_utils_loader
 from ansible.release import __version__
 
 from plugin_utils import cache_folder
@@ -26,6 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: States of the project whose archives are kept: two checkouts, and each of them before and after an edit.
 _KEPT = 4
+
+#: Ansible's own modules.
+_ANSIBLES = Path(ansible.__file__).parent / "modules"
 
 #: Length of a SHA-256 as hexadecimal digits.
 _DIGEST = 64
@@ -54,7 +59,7 @@ def restore(run: Path) -> str:
 
 
 def keep(run: Path, state: str) -> None:
-    """Keep the archives of this project's modules that Ansible made in ``run``, which began in ``state``.
+    """Keep the archives that Ansible made in ``run``, which began in ``state``: of this project's modules and its own.
 
     None is kept where a file was edited meanwhile, or where they cannot be written.
     """
@@ -75,8 +80,9 @@ def keep(run: Path, state: str) -> None:
 
 def _names() -> Iterator[str]:
     # As in executor/module_common.py: the module, how the archive is compressed, and no debugger.
-    for file in sorted((ROOT / "library").glob("*.py")):
-        yield f"ansible.legacy.{file.stem}-ZIP_DEFLATED-none"
+    for package, folder in (("ansible.legacy", ROOT / "library"), ("ansible.modules", _ANSIBLES)):
+        for file in sorted(folder.glob("*.py")):
+            yield f"{package}.{file.stem}-ZIP_DEFLATED-none"
 
 
 def _folder() -> Path:
@@ -90,9 +96,10 @@ def _state() -> str:
         for file in sorted(folder.rglob("*.py")):
             digest.update(f"\0{file.relative_to(ROOT)}\0".encode())
             digest.update(file.read_bytes())
-    # Ansible's own files change with its version, or by hand.
-    for package in ansible.module_utils.__path__:
-        for file in sorted(Path(package).rglob("*.py")):
+    # Ansible's own files change with its version, or by hand. A playbook or a role may have others in their place.
+    others = [path for path in module_utils_loader._get_paths(subdirs=False) if Path(path) != ROOT / "module_utils"]
+    for folder in dict.fromkeys([*ansible.module_utils.__path__, *others, str(_ANSIBLES)]):
+        for file in sorted(Path(folder).rglob("*.py")):
             info = file.stat()
             digest.update(f"\0{file} {info.st_size} {info.st_mtime_ns}".encode())
     return digest.hexdigest()[:32]

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from plugin_utils import module_archives, planned
 
+OWN = "ansible.modules.command-ZIP_DEFLATED-none"
 NAME = "ansible.legacy.node_probe-ZIP_DEFLATED-none"
 
 
@@ -27,14 +29,14 @@ def project(tmp_path, monkeypatch):
     return root
 
 
-def run(tmp_path, number, made=b"archive"):
+def run(tmp_path, number, made=b"archive", name=NAME):
     """Of a run of Ansible: what was there at its start, then ``made`` is there at its end."""
     folder = tmp_path / f"run{number}" / "ansiballz_cache"
     state = module_archives.restore(folder)
     found = {file.name: file.read_bytes() for file in folder.iterdir()} if folder.exists() else {}
     folder.mkdir(parents=True, exist_ok=True)
     if made:
-        (folder / NAME).write_bytes(made)
+        (folder / name).write_bytes(made)
         (folder / "ansible.legacy.setup-ZIP_DEFLATED-none").write_bytes(b"of another project")
     module_archives.keep(folder, state)
     return found
@@ -43,6 +45,20 @@ def run(tmp_path, number, made=b"archive"):
 def test_a_run_takes_what_the_run_before_it_made(project, tmp_path):
     assert run(tmp_path, 1) == {}
     assert run(tmp_path, 2, made=b"") == {NAME: b"archive"}
+
+
+def test_those_of_ansibles_own_modules_are_kept_too_while_nobody_puts_files_in_the_place_of_its_own(
+    project, tmp_path, monkeypatch
+):
+    assert run(tmp_path, 1, name=OWN) == {}
+    assert run(tmp_path, 2, made=b"") == {OWN: b"archive"}
+    # As beside a playbook or in a role: `module_utils/basic.py` goes before Ansible's.
+    folder = tmp_path / "playbook/module_utils"
+    folder.mkdir(parents=True)
+    (folder / "basic.py").write_text("1")
+    found = SimpleNamespace(_get_paths=lambda subdirs: [str(project / "module_utils"), str(folder)])
+    monkeypatch.setattr(module_archives, "module_utils_loader", found)
+    assert run(tmp_path, 3, made=b"") == {}
 
 
 @pytest.mark.parametrize("edited", ["library/node_probe.py", "module_utils/vllm_fleet/x.py", "module_utils/new.py"])
