@@ -121,13 +121,18 @@ class Tree:
         return sorted(found)
 
     @cached_property
-    def python(self) -> dict[str, ast.Module]:
-        """Python files by name: by suffix, or by their first line."""
+    def texts(self) -> dict[str, str]:
+        """Python files by name, as they are written: by suffix, or by their first line."""
         found = {}
         for path in self.files:
             if path.suffix == ".py" or (not path.suffix and _is_python(path)):
-                found[self.name(path)] = ast.parse(path.read_text(encoding="utf-8"))
+                found[self.name(path)] = path.read_text(encoding="utf-8")
         return found
+
+    @cached_property
+    def python(self) -> dict[str, ast.Module]:
+        """The same, parsed."""
+        return {name: ast.parse(text) for name, text in self.texts.items()}
 
     @property
     def source(self) -> dict[str, ast.Module]:
@@ -162,9 +167,13 @@ class Tree:
 
 
 def _functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(tree):
+    left: list[ast.AST] = [tree]
+    while left:
+        node = left.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
+        # No expression holds a function with a name: most of a tree is expressions.
+        left += [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.stmt | ast.excepthandler | ast.match_case)]
 
 
 def _long(files: Mapping[str, ast.Module], name: str) -> Figure:
@@ -299,6 +308,8 @@ def path_copies(tree: Tree) -> Figure:
     """Count files that widen `ansible.module_utils.__path__`, tests included."""
     found = []
     for file, parsed in tree.python.items():
+        if "__path__" not in tree.texts[file]:
+            continue
         lines = [n.lineno for n in ast.walk(parsed) if isinstance(n, ast.Attribute) and n.attr == "__path__"]
         if lines:
             found.append(f"{file}:{min(lines)}")

@@ -288,9 +288,10 @@ def test_a_key_that_no_header_can_carry(key):
     ],
 )
 def test_no_line_takes_long(piece):
-    text = piece * (200_000 // len(piece))
+    """What tries each beginning with each end takes 3 s for a line of this length where all is done in C, else longer."""
+    text = piece * (100_000 // len(piece))
     began = time.process_time()
+    # With a hint all shapes are tried, those of `scrub_words` among them; without one it is looked for.
     for hint in ("", "key token secret "):
         scrub(hint + text, ("canary-0123456789",))
-        scrub_words(hint + text)
-    assert time.process_time() - began < 4.0
+    assert time.process_time() - began < 1.5

@@ -134,12 +134,12 @@ def test_nothing_in_a_log_hides_the_reason_or_takes_long(what: str) -> None:
     "part", ["a", "A_", "0", "a: ", "hf_a", "--api-key ", "no x ", "please set ", "://", "(", "1 is "]
 )
 def test_the_time_of_an_error_grows_with_its_length_alone(part: str) -> None:
-    """No pattern tries each beginning with each end: 60 different errors, each as long as is searched."""
+    """No pattern tries each beginning with each end: 20 different errors, each as long as is searched."""
     head = 'Traceback (most recent call last):\n  File "/x/y.py", line 1, in run\nValueError: '
-    log = "".join(f"{head}{(part * 4000)[:3900]} {number}\n" for number in range(60))
+    log = "".join(f"{head}{(part * 4000)[:3900]} {number}\n" for number in range(20))
     began = time.process_time()
     assert read(log, 1).failure is not None
-    assert time.process_time() - began < 8
+    assert time.process_time() - began < 3
 
 
 def test_the_file_of_docker_and_copied_colours_are_read() -> None:
