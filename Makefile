@@ -30,6 +30,7 @@ help: ## Print this help; changes nothing
 deploy: $(VENV)/controller ## Deploy the fleet of INVENTORY: driver, image, weights, servers in waves, gateways
 	$(BIN)/ansible-playbook -i $(INVENTORY) deploy.yml $(ARGS)
 
+preflight: export VLLM_FLEET_BEGUN := make
 preflight: $(VENV)/controller ## Check the fleet of INVENTORY by reading only: would a deployment be refused?
 	scripts/preflight -i $(INVENTORY) $(ARGS)
 

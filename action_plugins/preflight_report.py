@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ansible import constants
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
@@ -23,7 +24,7 @@ from ansible.module_utils.vllm_fleet.common import finding, probes, secrets
 from ansible.module_utils.vllm_fleet.common.failure import FailureClass
 from ansible.module_utils.vllm_fleet.host.place import chosen_by_hand
 from ansible.module_utils.vllm_fleet.preflight import machines
-from ansible.module_utils.vllm_fleet.rollout import left_out
+from ansible.module_utils.vllm_fleet.rollout import left_out, messages
 from ansible.module_utils.vllm_fleet.server import options as server_options
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 
@@ -32,23 +33,32 @@ display = Display()
 HEAD = ("NODE", "LEVEL", "WHAT", "EXPECTED", "FOUND", "WHAT TO DO")
 FIELDS = ("level", "what", "expected", "got", "remedy")
 COLOURS = {"refused": "red", "unseen": "red", "warning": "bright purple", "unknown": "cyan", "ok": "green"}
+#: What a node is refused for, for the last lines of the run.
+TOLD = ("sentences", "ending", "further", "address")
 #: Columns wrap beyond this; the last one runs on.
 WIDEST = 60
 
 
 def rows(
-    by_host: Mapping[str, list[Mapping[str, str]]], *, everything: bool, nodes: Mapping[str, str] | None = None
+    by_host: Mapping[str, list[Mapping[str, str]]],
+    *,
+    everything: bool,
+    nodes: Mapping[str, str] | None = None,
+    later: bool = False,
 ) -> list[tuple[str, ...]]:
     """Choose what is shown: what is fine only on request, what is merely unknown only beside what matters.
 
     ``nodes`` are the nodes of hosts that share one: what was found for all of them is shown once, for the node.
+    ``later``: what ends the run is said at its end, and so not here. What is the same of several is one row.
     """
-    chosen = [
+    told = [
         (host, *(str(one[field]) for field in FIELDS))
         for host, found in by_host.items()
         for one in found
         if everything or one["level"] != "ok"
     ]
+    worth = everything or any(row[1] not in ("ok", "unknown") for row in told)
+    chosen = [row for row in told if not (later and row[1] in finding.ENDING)]
     if nodes:
         size, alike = Counter(nodes.values()), Counter((nodes.get(row[0]), row[1:]) for row in chosen)
         of_all = [
@@ -56,8 +66,10 @@ def rows(
             for row in chosen
         ]
         chosen = list(dict.fromkeys(of_all))
-    worth = everything or any(row[1] not in ("ok", "unknown") for row in chosen)
-    return chosen if worth else []
+    hosts_of: dict[tuple[str, ...], list[str]] = {}
+    for row in chosen:
+        hosts_of.setdefault(row[1:], []).append(row[0])
+    return [(messages.names(hosts), *row) for row, hosts in hosts_of.items()] if worth else []
 
 
 def table(chosen: list[tuple[str, ...]]) -> list[tuple[str, str]]:
@@ -88,7 +100,11 @@ def places(
 def said_of(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Give what a host's variables say of its place: its replica, and what counts where a node has several servers."""
     node = str(variables.get("vllm_node") or "")
-    said: dict[str, Any] = {"replica": str(variables.get("vllm_server_replica") or ""), "node": node}
+    said: dict[str, Any] = {"replica": str(variables.get("vllm_server_replica") or ""), "node": node, "address": ""}
+    # With a port of its own a host may be behind the same address as another.
+    with contextlib.suppress(AnsibleError, TypeError, ValueError):
+        said["address"] = str(variables.get("ansible_host") or "")
+        said["ssh_port"] = str(variables.get("ansible_port") or "")
     if node:
         said["rocm"] = (variables.get("vllm_server_accelerator") or "rocm") == "rocm"
         # A value that cannot be had is reported elsewhere.
@@ -137,6 +153,11 @@ def summary(levels: list[str], nodes: Mapping[str, str] | None = None) -> str:
     return f"{on}{machines_} node{'' if machines_ == 1 else 's'}: {', '.join(counts)}"
 
 
+def told_at_the_end() -> bool:
+    """Return whether the refusals stand in the last lines of the run, so that they need not stand here as well."""
+    return not display.verbosity and "vllm_fleet_report" in constants.CALLBACKS_ENABLED
+
+
 class ActionModule(ActionBase):
     """Needs no connection: all of it was seen by preflight_host."""
 
@@ -164,19 +185,19 @@ class ActionModule(ActionBase):
         if refusals is None:
             nodes = list(variables.get("ansible_play_batch") or [host])
             alone = args["refuse"] and host != nodes[0]
-            refusals = self._refusals(nodes, variables, args, show=not alone)
+            refusals, result["findings"] = self._refusals(nodes, variables, args, show=not alone)
         result.update(changed=False, refusals=refusals)
         mine = refusals.get(host) if args["refuse"] else None
         if mine:
-            result["msg"] = mine["msg"]
+            result |= {name: mine[name] for name in ("msg", *TOLD) if name in mine}
             # A node that could not be probed is out of reach, not refused: Ansible's exit code differs.
             result["unreachable" if mine["unseen"] else "failed"] = True
         return result
 
     def _refusals(
         self, nodes: list[str], variables: Mapping[str, Any], args: Mapping[str, Any], *, show: bool
-    ) -> dict[str, dict[str, Any]]:
-        """Judge all nodes, and show them; returns {host: {msg, unseen}} of those that end the run."""
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+        """Judge all nodes, and show them; returns {host: {msg, unseen}} of those that end the run, and the findings."""
         results: dict[str, Mapping[str, Any] | None] = {}
         told: dict[str, dict[str, Any]] = {}
         for node in nodes:
@@ -195,7 +216,7 @@ class ActionModule(ActionBase):
             by_node = {node: [asdict(one) for one in found or []] for node, found in looked.items()}
             by_node = secrets.unmistakable(by_node)
             sharing = {host: said["node"] for host, said in told.items() if said["node"]}
-            shown = table(rows(by_node, everything=args["show_all"], nodes=sharing))
+            shown = table(rows(by_node, everything=args["show_all"], nodes=sharing, later=told_at_the_end()))
             for line, level in [*shown, (summary(levels, sharing), "")] if shown else []:
                 display.display(line, color=COLOURS.get(level))
             if os.environ.get("VLLM_FLEET_VERDICT"):  # scripts/preflight makes its exit code of it
@@ -207,14 +228,20 @@ class ActionModule(ActionBase):
         for node, found in looked.items():
             sentences = [one.sentence for one in found or [] if one.level in finding.ENDING]
             if sentences:
-                msg = f"{node}: {'. Also '.join(sentences)}. {args['ending']}"
+                msg, further = f"{node}: {'. Also '.join(sentences)}. {args['ending']}", ""
                 if node in lost and len(lost) < len(looked):
                     limit = ":".join(f"!{one}" for one in lost)
                     skips = left_out.may_skip(variables["hostvars"][node])  # and something else ends the run
                     more = "" if skips else ", or set rollout_unreachable: skip"
-                    msg += f" To go on without it, add --limit '{limit}'{more}."
-                refusals[node] = {"msg": msg, "unseen": node in lost, "why": ". Also ".join(sentences)}
-        return refusals
+                    further = f"To go on without {'it' if len(lost) == 1 else 'them'}, add --limit '{limit}'{more}."
+                    msg += f" {further}"
+                refusals[node] = {
+                    **{"msg": msg, "unseen": node in lost, "why": ". Also ".join(sentences)},
+                    **{"sentences": sentences, "ending": args["ending"], "further": further},
+                    "address": told[node]["address"],
+                }
+        levels_of_all = Counter(one.level for found in looked.values() for one in found or [])
+        return refusals, {**dict.fromkeys(finding.LEVELS, 0), **levels_of_all, "hosts": len(looked)}
 
     @staticmethod
     def _sharing(variables: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]]) -> dict[str, finding.Finding]:

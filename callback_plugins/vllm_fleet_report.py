@@ -10,13 +10,14 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import secrets
 import shlex
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ from ansible.module_utils.vllm_fleet.common import probes  # noqa: E402
 from fleet_report import build, index, telling  # noqa: E402  found only with the line above
 from plugin_utils import module_archives, watchdog_program  # noqa: E402
 
+#: Ansible's own code for an inventory or a playbook that cannot be read.
+UNREAD = 4
 #: Seconds for the user's command after a report.
 AFTER = 300.0
 
@@ -131,9 +134,10 @@ class CallbackModule(CallbackBase):
             hosts = list(manager.get_vars(play=play).get("ansible_play_hosts_all") or [])
             try:
                 self._read_first(manager)
-            except AnsibleError as exc:  # Ansible itself will find it in a moment, and end
+            except AnsibleError as exc:  # Ansible itself would find it in a moment, and end with less to read
                 self._display.banner("FLEET")
-                self._display.display(telling.unread(str(exc), _source(exc)))
+                self._display.display(telling.unread(str(exc), telling.source_of(exc)))
+                raise SystemExit(UNREAD) from exc
         roles = [role.get_name().rpartition(".")[2] for role in play.get_roles()]
         self._events.append({"type": "play", "hosts": hosts, "roles": roles})
 
@@ -251,6 +255,13 @@ class CallbackModule(CallbackBase):
         except Exception as exc:  # noqa: BLE001  a run is not judged by its report
             self._display.warning(f"The report of this run could not be made: {type(exc).__name__}: {exc}")
             self._display.vvv(traceback.format_exc())
+            self._tell_refusals({event["host"] for event in self._events if "host" in event})
+
+    def _tell_refusals(self, hosts: Iterable[str]) -> None:
+        """Say what preflight refuses of hosts that the report says nothing of: nothing else does."""
+        for event in self._events:
+            if event["type"] == "result" and event["host"] in hosts and event["data"].get("sentences"):
+                self._display.display(str(event["data"].get("msg")))
 
     def _rates_file(self) -> Path:
         return Path(self.get_option("path") or ROOT / "reports") / "rates.json"
@@ -263,6 +274,7 @@ class CallbackModule(CallbackBase):
                 f"The report leaves out what {', '.join(told.left_out)} said: it has not the form of this project's "
                 "results. Look at what runs there."
             )
+            self._tell_refusals(told.left_out)
         if told.page is not None:
             folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps(told.report, indent=1, ensure_ascii=False)
@@ -331,12 +343,21 @@ class CallbackModule(CallbackBase):
             "check_mode": bool(options.get("check")),
             "by": f"{getpass.getuser()}@{platform.node()}",
             "configuration": self._configuration(),
+            **self._verdict(stats),
             "failed": [host for host in hosts if stats.failures.get(host)],
             "unreachable": [host for host in hosts if stats.dark.get(host)],
             "machines": self._machines(),
             "gateway_hosts": self._gateway_hosts(),
             "benchmarks": {h: custom[h]["vllm_benchmark"] for h in custom if "vllm_benchmark" in (custom[h] or {})},
         }
+
+    def _verdict(self, stats: Any) -> dict[str, Any]:
+        """Return that the run judges a deployment, and what to type where nothing speaks against one."""
+        if Path(self._playbook).stem != "preflight":
+            return {}
+        judged = any(event["type"] == "result" and event["data"].get("findings") for event in self._events)
+        fine = judged and not stats.failures and not stats.dark
+        return {"judges": True, **({"next": _deployment(sys.argv, self._playbook)} if fine else {})}
 
     def _machines(self) -> dict[str, str]:
         """Return the node of each host that shares one, where the host itself has vllm_node."""
@@ -355,6 +376,23 @@ class CallbackModule(CallbackBase):
         ask = filter_loader.get("vllm_configuration").j2_function
         found: dict[str, Any] = ask(str(folders[0]) if folders else "", self._basedir)
         return found
+
+
+def _deployment(argv: Sequence[str], playbook: str) -> str:
+    """Return the command of a deployment as the words ``argv`` of a preflight were meant for it.
+
+    VLLM_FLEET_BEGUN is set by what took the user's words: `make` or `vllm-fleet`. A secret among the words is left out
+    where the line is shown.
+    """
+    words = [word for word in argv[1:] if word != playbook and not re.fullmatch(r"-v+|--verbose", word)]
+    words = [word for word in words if Path(word).name != Path(playbook).name]
+    begun = os.environ.get("VLLM_FLEET_BEGUN")
+    if begun == "make" and words[:1] == ["-i"] and len(words) > 1:
+        more = f" ARGS={shlex.quote(shlex.join(words[2:]))}" if words[2:] else ""
+        return f"make deploy INVENTORY={shlex.quote(words[1])}{more}"
+    if begun == "vllm-fleet":
+        return shlex.join(["vllm-fleet", "deploy", *words])
+    return shlex.join(["ansible-playbook", *words, _short(ROOT / "deploy.yml")])
 
 
 def _load_for_workers() -> None:
@@ -376,16 +414,6 @@ def _load_for_workers() -> None:
         lookup_loader.get(f"ansible.builtin.{name}", class_only=True)
     lookup_loader.get("vllm_fleet_options", class_only=True)
     gc.freeze()
-
-
-def _source(error: BaseException | None) -> str | None:
-    """Return the piece of a file that an error of Ansible's, or a cause of it, is about."""
-    while error is not None:
-        found = getattr(error, "_formatted_source_context", None)
-        if found:
-            return str(found)
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _probing_module(playbook: Any) -> str | None:

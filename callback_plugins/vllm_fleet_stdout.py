@@ -72,6 +72,8 @@ class CallbackModule(Default):
         """Listen to what is displayed: only there is it known whether a task shows progress."""
         super().__init__()
         self._fine: tuple[Task | None, list[str]] = (None, [])
+        #: Hosts that preflight refuses: why stands in the last lines of the run.
+        self._refused: tuple[str, list[str]] = ("", [])
         self._awaited: Task | None = None
         self._unnamed = ""
         self._diffs: dict[str, set[str]] = {}
@@ -118,7 +120,12 @@ class CallbackModule(Default):
         return not self._display.verbosity
 
     def _tell_fine(self) -> None:
-        """Write the line of a task that found all as wanted."""
+        """Write the line of a task that found all as wanted, or refused hosts."""
+        name, refused = self._refused
+        self._refused = ("", [])
+        if refused:
+            line = f"fatal: {name} [{_named(sorted(refused))}]: the reasons stand at the end"
+            self._display.display(line, constants.COLOR_ERROR, stderr=self.get_option("display_failed_stderr"))
         task, hosts = self._fine
         self._fine = (None, [])
         if task is None:
@@ -212,6 +219,8 @@ class CallbackModule(Default):
     def v2_runner_on_failed(self, result: CallbackTaskResult, ignore_errors: bool = False) -> None:
         """Show a failure; of one that says itself what is to be read, that."""
         found = result.result
+        if self._told_later(result):
+            return
         diagnosed = found["failure"] if isinstance(found.get("failure"), dict) else {}
         words = diagnosed or result.task.action.rpartition(".")[2] in MESSAGES
         if not (self._brief and words and isinstance(found.get("msg"), str)) or result.task.loop:
@@ -234,6 +243,8 @@ class CallbackModule(Default):
         if not self._brief or not isinstance(found.get("msg"), str):
             super().v2_runner_on_unreachable(result)
             return
+        if self._told_later(result):
+            return
         if self._last_task_banner != result.task._uuid:
             self._print_task_banner(result.task)
         self._handle_warnings(found)
@@ -247,6 +258,13 @@ class CallbackModule(Default):
             self._display.display(
                 line, color=constants.COLOR_UNREACHABLE, stderr=self.get_option("display_failed_stderr")
             )
+
+    def _told_later(self, result: CallbackTaskResult) -> bool:
+        """Note a host that preflight refuses, where the report writes why in the last lines."""
+        told = self._brief and "vllm_fleet_report" in constants.CALLBACKS_ENABLED and result.result.get("sentences")
+        if told and result.task.action == "preflight_report":
+            self._refused = (result.task.get_name().strip(), [*self._refused[1], self.host_label(result)])
+        return bool(told)
 
     def v2_on_file_diff(self, result: CallbackTaskResult) -> None:
         """Show what differs."""

@@ -50,6 +50,7 @@ _PICKED = {
     ),
     "vllm_chat": ("results", "msg"),
     "burnin_report": ("finding",),
+    "preflight_report": ("findings", "sentences", "ending", "further", "address"),
     "gateway_info": ("differing",),
     "vllm_drained": ("drained", "elapsed", "says", "msg"),
 }
@@ -75,6 +76,7 @@ def picked(action: str, result: Mapping[str, Any], *, failed: bool) -> dict[str,
             "mark": (facts.get("rollout_outcome") or {}).get("state"),
             "repair": (facts.get("vllm_server_repair") or {}).get("because"),
             "urls": facts.get("gateway_urls"),
+            "closed": facts.get("gateway_closed"),
             "forgets": facts.get("gateway_forgets"),
             "left_out": facts.get("rollout_left_out") or (facts.get("deploy_steps") or {}).get("left_out"),
             "estimate": (facts.get("rollout_plan") or {}).get("estimate"),
@@ -89,6 +91,8 @@ def picked(action: str, result: Mapping[str, Any], *, failed: bool) -> dict[str,
     spec = result.get("spec")
     if module_of(action) == "vllm_server" and isinstance(spec, Mapping) and spec.get("port"):
         kept["at"] = {"bind": str(spec.get("bind") or LOOPBACK), "port": int(spec["port"])}
+        env = spec.get("env")
+        kept["at"] |= {"key": True} if isinstance(env, Mapping) and env.get("VLLM_API_KEY") else {}
     if failed:
         result = _failed_item(result)
         kept |= {"msg": result["msg"]} if result.get("msg") is not None else {}
@@ -156,7 +160,9 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
         "left_out": {host: found for host, found in left_out.items() if not found.get("lost")},
         "gateways": gateways.rows(run, results, tasks),
         "endpoints": endpoints.found(run, results, nodes),
+        "endpoints_want_key": endpoints.want_key(run, results, nodes),
         "stopped": failure.of_the_run(results, tasks),
+        "findings": next((r["data"]["findings"] for r in results if _judged(r)), {}),
         # Hosts that are no nodes, such as gateways.
         "failed_elsewhere": elsewhere,
         "failures_elsewhere": [
@@ -175,6 +181,12 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
     report["estimate"] = estimate.compared(planned, nodes)
     report["rates"] = {} if run.get("check_mode") else estimate.rates(results, tasks, starts)
     return report
+
+
+def _judged(result: Mapping[str, Any]) -> bool:
+    """Return whether a result has the numbers of preflight's findings by level."""
+    found = result["data"].get("findings")
+    return isinstance(found, Mapping) and all(isinstance(number, int) for number in found.values())
 
 
 def worth_a_page(report: Mapping[str, Any]) -> bool:

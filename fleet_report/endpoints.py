@@ -37,6 +37,13 @@ def found(
     return [*out[:_MOST], *([f"{len(out) - _MOST} more"] if len(out) > _MOST else [])]
 
 
+def want_key(run: Mapping[str, Any], results: Iterable[Mapping[str, Any]], nodes: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether one of these places wants a key from whoever asks it."""
+    if run.get("gateway_hosts"):
+        return any(one["data"].get("closed") for one in results)
+    return any((node["at"] or {}).get("key") for node in nodes if node["outcome"] in _SERVING)
+
+
 def _place(bind: str, port: int, names: str) -> str:
     if bind in WILDCARDS:
         return f"port {port} of {names}"

@@ -10,6 +10,8 @@ from ansible.module_utils.vllm_fleet.preflight import connection
 
 #: Of what no module names a class. Nothing is read in this word, so it is not shown.
 PLAIN = "task"
+#: What preflight says of a node that it refuses, in its parts.
+_OF_PREFLIGHT = ("sentences", "ending", "further", "address")
 _FIELDS = ("class", "cause", "evidence", "remedy", "exit_code", "host")
 _NOTHING: dict[str, Any] = {"class": PLAIN, "cause": "", "evidence": [], "remedy": "", "exit_code": None}
 
@@ -18,15 +20,30 @@ def _module(action: str) -> str:
     return action.rpartition(".")[2]
 
 
-def _lost(host: str, last: Mapping[str, Any], tasks: Mapping[Any, Mapping[str, Any]]) -> tuple[str, str]:
-    """Why a node is out of reach, and what to do; ``last`` is what was said of it. Preflight says both in one."""
-    said = str(last.get("data", {}).get("msg") or "the node did not answer")
+def _lost(
+    host: str, last: Mapping[str, Any], tasks: Mapping[Any, Mapping[str, Any]]
+) -> tuple[str, str, dict[str, Any]]:
+    """Why a node is out of reach, what to do, and the parts of both; ``last`` is what was said of it.
+
+    Preflight says cause and remedy in one.
+    """
+    data = last.get("data", {})
+    said = str(data.get("msg") or "the node did not answer")
     if _module(str(tasks.get(last.get("task"), {}).get("action"))) == "preflight_report":
-        return said.removeprefix(f"{host}: "), ""
+        return said.removeprefix(f"{host}: "), "", _parts(data)
     told = connection.explain(said, name=host)
     if told is None:
-        return said, "See to its network and its SSH server, then run again: what was begun is taken up"
-    return told.cause, f"{told.remedy[0].upper()}{told.remedy[1:]}. Then run again: what was begun is taken up"
+        return said, "See to its network and its SSH server, then run again: what was begun is taken up", {}
+    remedy = f"{told.remedy[0].upper()}{told.remedy[1:]}. Then run again: what was begun is taken up"
+    return told.cause, remedy, {"address": told.address}
+
+
+def _parts(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what preflight said of a node in its parts; empty where it is of another form."""
+    sentences = data.get("sentences")
+    if not isinstance(sentences, Sequence) or isinstance(sentences, str) or not sentences:
+        return {}
+    return {name: data.get(name) or "" for name in _OF_PREFLIGHT} | {"sentences": [str(one) for one in sentences]}
 
 
 def of_host(
@@ -38,8 +55,8 @@ def of_host(
     """Why a node failed: the first failure that counts is the cause, the last one says how it ended."""
     if host in run.get("unreachable", ()):
         last = next((r for r in reversed(results) if r["status"] == "unreachable"), None)
-        cause, remedy = _lost(host, last or {}, tasks)
-        return {"class": "unreachable", "cause": cause, "evidence": [], "remedy": remedy, "exit_code": None}
+        cause, remedy, parts = _lost(host, last or {}, tasks)
+        return {"class": "unreachable", "cause": cause, "evidence": [], "remedy": remedy, "exit_code": None, **parts}
     # What one host did for all says nothing of that host.
     bad = [r for r in results if _counts(r) and not tasks[r["task"]].get("once")]
     if host not in run.get("failed", ()):
@@ -91,4 +108,5 @@ def _told(host: str, bad: Sequence[Mapping[str, Any]], tasks: Mapping[Any, Mappi
         "remedy": rest,
         "task": task["name"],
         "refused": _module(task["action"]) == "preflight_report",
+        **_parts(first["data"]),
     }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,8 @@ _ROWS = 20
 _SEE = "(see above)"
 #: Outcomes without figures: the first line counts them, and what is wrong stands below.
 _UNTOLD = ("unchanged", "answered", "untouched", "unreachable", "refused", "removed", "absent", "left_out")
+#: What stands for the address of each of several nodes.
+_ADDRESS = "ADDRESS"
 #: Nodes whose differences are named in the line of a check run.
 _NAMED = 8
 
@@ -53,17 +56,20 @@ def told(outcome: Mapping[str, int]) -> str:
 def lines(report: Mapping[str, Any], page: str | None = None) -> list[str]:
     """Give the lines for the terminal; none where the run was about no node of the fleet."""
     nodes = report["nodes"]
+    if report.get("next"):
+        return [_accepted(report), f"Next: {report['next']}"]
     if not nodes:
         return [*_of_gateways_alone(report), *([f"Report: {page}"] if page else [])]
     taking_part = [node for node in nodes if node["outcome"] != "left_out"]
     own = failures([*nodes, *report.get("failures_elsewhere", ())])
-    told_failures = [line for group in own for line in _why(group)]
+    told_failures = _told_failures([*nodes, *report.get("failures_elsewhere", ())])
     # What ended it for all may be no more than that.
     stopped = _why_all(report.get("stopped"))
     told_failures += stopped if not (own and any(_SEE in line for line in stopped)) else []
     others = [*_left_out(report), *_gateways(report), *_undescribed(report), *report.get("says", ()), *_ask(report)]
     if report["check_mode"]:
-        return [*_checked(taking_part, failed=bool(told_failures)), *others, *told_failures]
+        judged = _refused(report) if told_failures else []
+        return [*(judged or _checked(taking_part, failed=bool(told_failures))), *others, *told_failures]
     elsewhere = report.get("failed_elsewhere")
     if elsewhere and page is None and any(node["started"] for node in nodes):
         seen = "" if told_failures else " (see above)"
@@ -72,22 +78,32 @@ def lines(report: Mapping[str, Any], page: str | None = None) -> list[str]:
     if not told_failures and (page is None or calm):
         return [*_calm(taking_part), *others, *([f"Report: {page}"] if page else [])]
     head = f"{number(nodes)} in {duration(report['elapsed'])}: {told(report['outcome'])}"
-    out = [head, *_table(nodes), *_benchmarks(nodes), *estimate.line(report), *others, *told_failures]
+    out = [
+        *(_refused(report) or [head]),
+        *_table(nodes),
+        *_benchmarks(nodes),
+        *estimate.line(report),
+        *others,
+        *told_failures,
+    ]
     return [*out, f"Report: {page}"] if page else out
 
 
 def _of_gateways_alone(report: Mapping[str, Any]) -> list[str]:
     """Say what a run did that was about gateways and no node (--limit gateway1); none where it was about neither."""
+    why = _told_failures(report.get("failures_elsewhere", ()))
     if not report.get("gateways"):
-        return []
-    why = [line for group in failures(report.get("failures_elsewhere", ())) for line in _why(group)]
+        return [*_refused(report), *why] if any(_sentences(one) for one in report.get("failures_elsewhere", ())) else []
     return [*(_gateways(report) or ["No gateway to change."]), *(why or _ask(report))]
 
 
 def _ask(report: Mapping[str, Any]) -> list[str]:
     """Say where the fleet is asked; none in a check run, after which nothing has to be tried."""
     found = report.get("endpoints")
-    return [f"To ask: {', '.join(found)}"] if found and not report["check_mode"] else []
+    if not found or report["check_mode"]:
+        return []
+    key = ', with the key (-H "Authorization: Bearer $KEY")' if report.get("endpoints_want_key") else ""
+    return [f"To ask: {', '.join(found)}{key}"]
 
 
 def _gateways(report: Mapping[str, Any]) -> list[str]:
@@ -234,6 +250,65 @@ def _beside(now: float | None, before: float | None, write: Any) -> str:
     return f"{write(now)} (was {write(before)})" if before is not None and now is not None else str(write(now))
 
 
+def _accepted(report: Mapping[str, Any]) -> str:
+    """Say that preflight found nothing against a deployment."""
+    found = report["findings"]
+    hosts, warnings = int(found.get("hosts") or 0), int(found.get("warning") or 0)
+    more = f", {count(warnings, 'warning')} (see above)" if warnings else ""
+    return f"A deployment would be accepted: {count(hosts, 'host')}, no refusal{more}."
+
+
+def _refused(report: Mapping[str, Any]) -> list[str]:
+    """Say how a preflight ended that found something against a deployment; none of other playbooks."""
+    found = report.get("findings") or {}
+    if not report.get("judges") or not found:
+        return []
+    counted = {level: int(found.get(level) or 0) for level in ("refused", "unseen", "warning")}
+    why = [count(counted["refused"], "refusal")] if counted["refused"] else []
+    why += [f"{counted['unseen']} out of reach"] if counted["unseen"] else []
+    why += [f"{count(counted['warning'], 'warning')} (see above)"] if counted["warning"] else []
+    unknown = bool(counted["unseen"]) and not counted["refused"]
+    how = "Whether a deployment would be accepted is not known" if unknown else "A deployment would be refused"
+    return [f"{how}: {', '.join([count(int(found.get('hosts') or 0), 'host'), *why])}."]
+
+
+def _sentences(node: Mapping[str, Any]) -> list[str]:
+    return list((node["failure"] or {}).get("sentences") or ())
+
+
+def _told_failures(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say why nodes failed: what preflight refused finding by finding, as nothing else says it, the rest in short."""
+    of_preflight = [one for node in nodes for one in node.get("members") or [node] if _sentences(one)]
+    others = failures([node for node in nodes if not _sentences(node)])
+    return [*_findings(of_preflight), *(line for group in others for line in _why(group))]
+
+
+def _findings(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write each finding once, with the hosts that have it, and then what all of them end with."""
+    groups: dict[str, list[tuple[Mapping[str, Any], str]]] = {}
+    for node in nodes:
+        for sentence in _sentences(node):
+            groups.setdefault(_alike(node, sentence), []).append((node, sentence))
+    told = []
+    for same, members in groups.items():
+        of = messages.names(dict.fromkeys(node["name"] for node, _ in members))
+        text = members[0][1]
+        if len({sentence for _, sentence in members}) > 1:
+            addresses = [str(node["failure"].get("address") or node["name"]) for node, _ in members]
+            text = same + (f" (ADDRESS: {', '.join(addresses)})" if _ADDRESS in same else "")
+        told.append(f"{of}: {clip(text, 2000)}")
+    ends = [str(node["failure"].get(part) or "") for part in ("further", "ending") for node in nodes]
+    return [*told, *(one for one in dict.fromkeys(ends) if one)]
+
+
+def _alike(node: Mapping[str, Any], text: str) -> str:
+    """Return a text without what tells a node from others: its address and its name."""
+    for own, word in ((node["failure"].get("address"), _ADDRESS), (node["name"], "the node")):
+        if own:
+            text = re.sub(rf"(?<![\w.-]){re.escape(str(own))}(?![\w-]|\.\w)", word, text)
+    return text
+
+
 def failures(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Put nodes that failed alike together: sixty nodes with one cause are one story."""
     groups: dict[tuple[str, str], dict[str, Any]] = {}
@@ -241,11 +316,15 @@ def failures(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         why = node["failure"]
         if not why:
             continue
-        cause = str(why["cause"]).replace(node["name"], "the node")
+        cause = _alike(node, str(why["cause"]))
         group = groups.setdefault((why["class"], cause), {**why, "nodes": [], "logs": []})
         group["nodes"].append(node)
         if why.get("log_file"):
             group["logs"].append(f"{why.get('host') or node['name']}:{why['log_file']}")
+    for (_, cause), group in groups.items():
+        if _ADDRESS in cause and len(group["nodes"]) > 1:
+            listed = ", ".join(str(node["failure"]["address"]) for node in group["nodes"])
+            group |= {"cause": f"{cause} (ADDRESS: {listed})", "remedy": _alike(group["nodes"][0], group["remedy"])}
     return sorted(groups.values(), key=lambda group: -len(group["nodes"]))
 
 

@@ -48,6 +48,16 @@ def unread(said: str, source: str | None) -> str:
     return line
 
 
+def source_of(error: BaseException | None) -> str | None:
+    """Return the piece of a file that an error of Ansible's, or a cause of it, is about."""
+    while error is not None:
+        found = getattr(error, "_formatted_source_context", None)
+        if found:
+            return str(found)
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def tell(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]], page_at: str) -> Told:
     """Tell of a run; see build.build for ``run`` and ``events``. ``page_at``: where the page will be.
 

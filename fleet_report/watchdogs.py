@@ -13,6 +13,8 @@ from fleet_report.words import DASH, clip, count, duration
 HEAD = ["TIME (UTC)", "NODE", "SERVER", "EVENT", "WHY", "EVIDENCE"]
 #: Characters of a reason in the table.
 WIDTH = 100
+#: What makes two events one line; what was kept of each as evidence is another.
+_SAID = ("kind", "class", "why", "evidence", "seconds")
 #: Events that say nothing of how a server stands: every rollout has it left alone.
 QUIET = ("", "started", "evidence", "left_alone")
 
@@ -58,7 +60,7 @@ def lines(found: Mapping[str, Mapping[str, Any] | None], since: str) -> list[str
         ((one, node) for node, looked in found.items() for one in (looked or {}).get("events") or [] if _is_event(one)),
         key=lambda pair: str(pair[0]["at"]),
     )
-    rows = [[*_cells(node, one)] for one, node in events]
+    rows = [[*_cells(node, one, times)] for node, one, times in _together(events)]
     out = table([HEAD, *rows]) if rows else [f"No events in the last {since}."]
     for node, looked in found.items():
         if "events" not in (looked or {}):
@@ -69,13 +71,31 @@ def lines(found: Mapping[str, Mapping[str, Any] | None], since: str) -> list[str
     return out
 
 
+def _together(events: Sequence[tuple[Mapping[str, Any], str]]) -> list[tuple[str, Mapping[str, Any], int]]:
+    """Put what a watchdog said several times of its server, with nothing between, together: (node, the first, times).
+
+    A rollout leaves a server alone, looks whether it serves, and leaves it alone once more.
+    """
+    told: list[tuple[str, Mapping[str, Any], int]] = []
+    last: dict[tuple[str, str], int] = {}
+    for one, node in events:
+        place = last.get((node, str(one["server"])))
+        if place is not None and all(told[place][1].get(name) == one.get(name) for name in _SAID):
+            told[place] = (node, told[place][1], told[place][2] + 1)
+            continue
+        last[node, str(one["server"])] = len(told)
+        told.append((node, one, 1))
+    return told
+
+
 def _is_event(one: Any) -> bool:
     texts = isinstance(one, Mapping) and all(isinstance(one.get(name), str) for name in ("at", "server", "kind", "why"))
     return texts and isinstance(one.get("seconds") or 0, (int, float)) and abs(one.get("seconds") or 0) < 1e9
 
 
-def _cells(node: str, event: Mapping[str, Any]) -> Sequence[str]:
+def _cells(node: str, event: Mapping[str, Any], times: int) -> Sequence[str]:
     what = str(event["kind"]) + (f" ({event['class']})" if event.get("class") else "")
+    what += f", {times} times" if times > 1 else ""
     why = str(event["why"]) + (f" ({duration(round(event['seconds']))})" if event.get("seconds") else "")
     server, evidence = str(event["server"]), str(event.get("evidence") or DASH)
     return moment(event["at"]), node, server, what, clip(why, WIDTH), evidence

@@ -45,7 +45,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ansible.errors import AnsibleParserError
+from ansible.errors import AnsibleError, AnsibleParserError
 from ansible.inventory.group import Group
 from ansible.inventory.helpers import sort_groups
 from ansible.plugins.inventory import BaseInventoryPlugin
@@ -81,7 +81,14 @@ class InventoryModule(BaseInventoryPlugin):
         odd = set(self._read_config_data(path)) - {"plugin"}
         if odd:
             raise AnsibleParserError(f"{path}: {', '.join(sorted(odd))} is no option of vllm_servers: leave it out.")
-        nodes = _nodes(inventory, loader, path)
+        try:
+            nodes = _nodes(inventory, loader, path)
+        except AnsibleError as exc:
+            # Of an ordinary error Ansible makes a warning for each of its own plugins, and goes on.
+            from fleet_report import telling  # noqa: PLC0415  much, and only for this
+
+            Display().error(telling.unread(str(exc), telling.source_of(exc)), wrap_text=False)
+            raise SystemExit(_CODE) from exc
         if not nodes:
             return
         groups = {host: {group.name for group in inventory.hosts[host].get_groups()} for host in nodes}

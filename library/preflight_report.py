@@ -73,8 +73,29 @@ refusals:
   description: The nodes that are refused, each with its C(msg), and in C(unseen) whether it could not be looked at.
   returned: success
   type: dict
+findings:
+  description: How many findings of each level there are, and in C(hosts) how many hosts were judged.
+  returned: where the task judged
+  type: dict
+sentences:
+  description: The refusals of this node one by one.
+  returned: when there are any
+  type: list
+  elements: str
+address:
+  description: Its C(ansible_host), which may stand in them; empty without one.
+  returned: when there are any
+  type: str
+ending:
+  description: The O(ending).
+  returned: when there are any
+  type: str
+further:
+  description: How to go on without the nodes that could not be looked at; empty where others say it.
+  returned: when there are any
+  type: str
 msg:
-  description: The refusals of this node.
+  description: The refusals of this node, in one text.
   returned: when there are any
   type: str
 """

@@ -157,21 +157,25 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
     said = done.stdout + done.stderr
     assert done.returncode == 1, said
     assert done.stdout.count("WHAT TO DO") == 1
-    assert re.search(r"^good +ok +GPU count ", done.stdout, re.MULTILINE)
+    assert re.search(r"^good[^ ]*.* ok +GPU count ", done.stdout, re.MULTILINE)
+    assert re.search(r"^gone +warning +rack ", done.stdout, re.MULTILINE)
     assert "8 servers on 6 nodes: 5 refused, 1 not seen, 2 fine" in done.stdout
     for sentence in (
-        "bad1: replica pair: expected one model on all its hosts, found bad1: acme/tiny; bad2: acme/other; give these",
-        "Also rollout_waves: expected waves that add up, found [100%, 1], where nothing is left after 100%; put 100% last",
-        "Also GPU count: expected 8, found 7 usable, without 0000:a6:00.0; see",
-        "Also foreign use: expected under 5.0 GB a GPU, found GPU 3 29.2 GB by pid 4711",
+        "bad1 and bad2: replica pair: expected one model on all its hosts, found bad1: acme/tiny; bad2: acme/other; give",
+        "bad1: rollout_waves: expected waves that add up, found [100%, 1], where nothing is left after 100%; put 100% last",
+        "bad1: GPU count: expected 8, found 7 usable, without 0000:a6:00.0; see",
+        "bad2: foreign use: expected under 5.0 GB a GPU, found GPU 3 29.2 GB by pid 4711",
         "preset: GPU memory: expected room for gpu-memory-utilization 0.95, found up to 0.85 (176.9 GB of 206.1 GB free on",
         "unset: vllm_server_api_key: expected a secret, found 'vault_vllm_server_api_key' is undefined; define it in",
         "open: vllm_server_api_key: expected a key behind a gateway, found none, and gateway2 would publish the server on *;",
-        "Also vllm_server_model: expected an exact model id or an absolute path, found not set; set",
-        "Also gpu-memory-utilization: expected above 0 and at most 1, found 1.5;",
-        "Also cache: expected a folder, found /no/such/disk/hf is not there; mount the disk",
+        "unset: vllm_server_model: expected an exact model id or an absolute path, found not set; set",
+        "unset: gpu-memory-utilization: expected above 0 and at most 1, found 1.5;",
+        "unset: cache: expected a folder, found /no/such/disk/hf is not there; mount the disk",
     ):
-        assert sentence in said
+        # Once, at the end.
+        assert said.count(sentence) == 1, sentence
+        assert sentence in said.partition("FLEET ***")[2]
+    assert "A deployment would be refused: 8 hosts, " in said and said.count("Nothing was touched.") == 1
     words = " ".join(said.split())
     assert (
         "gone: connection: " in words
@@ -218,15 +222,16 @@ def test_hosts_of_one_machine_are_refused_unless_they_say_so_and_each_has_its_ow
     assert done.returncode == 1, said
     assert "4 servers on 1 node: 3 refused, 1 fine" in done.stdout
     own = "one machine: expected a container and a port of its own for each host, found"
-    for node in ("node1", "node2"):
-        assert (
-            f"{node}: {own} node1 and node2 are the same machine, with one vllm_server_name ({name}); take all but"
-            in said
-        )
-    assert "give each a vllm_server_name and a vllm_server_port of its own. Nothing was touched." in said
+    both = f"node1 and node2: {own} node1 and node2 are the same machine, with one vllm_server_name ({name}); take all"
+    assert said.count(both) == 1
+    assert said.rstrip().endswith("\nNothing was touched.")
     assert f"node3: {own} node1 and node3 are the same machine, with one vllm_server_port (1); give each" in said
     # Judged are those that this run is for.
-    assert preflight({"hosts": hosts, "vars": variables}, tmp_path, "--limit", "node1,node4").returncode == 0
+    done = preflight({"hosts": hosts, "vars": variables}, tmp_path, "--limit", "node1,node4")
+    assert done.returncode == 0
+    accepted, typed = done.stdout.rstrip().splitlines()[-2:]
+    assert accepted.startswith("A deployment would be accepted: 2 hosts, no refusal")
+    assert typed == f"Next: ansible-playbook -i inventory.yml --limit node1,node4 {play.ROOT}/deploy.yml"
     # Hosts of one machine say that they are.
     done = preflight({"hosts": hosts, "vars": {**variables, "vllm_node": ""}}, tmp_path, "--limit", "node1,node4")
     assert done.returncode == 1
@@ -417,11 +422,18 @@ def test_an_archive_is_looked_into_before_anything_is_sent(tmp_path: Path) -> No
         docker("tag", BASE_IMAGE, f"{name}:1")
         other = about_archive(f"{name}:1", path=file)
         known = about_archive(f"{name}:1", path="/nowhere.tar", expected_id=identity)
+        docker("tag", identity, f"{name}:1")
+        more = {"path": "/nowhere.tar", "expected_id": identity, "location": "controller"}
+        alike = about_archive(f"{name}:1", disk_image=10**18, **more)
+        # As a deployment finds it, which gives it its tag and reads no archive.
+        untagged = about_archive(f"{name}:2", disk_image=10**18, **more)
     finally:
         docker("rmi", "--force", identity, f"{name}:1")
     assert there == {"image": ("ok", "on the node", "")}
     assert other["image"][1] == "to be loaded from the archive", "an image of the same name is not that of the archive"
-    assert known["image"][0] == "ok"
+    by_id = {"image": ("ok", "on the node by its id, and gets this name", "")}
+    assert (known, untagged) == (by_id, by_id)
+    assert alike == {"image": ("ok", "on the node", "")}
 
     assert about_archive(f"{name}:1", path=file)["image"] == ("ok", "to be loaded from the archive", "")
     gone = about_archive(f"{name}:1", path=tmp_path / "none.tar")["archive"]

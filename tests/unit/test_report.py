@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from report_runs import BENCHMARK, FAILURE, STAGES, Run, summary
 
+from ansible.module_utils.vllm_fleet.common.secrets import scrub_words
 from fleet_report import build, index, page, timeline, words
 from fleet_report import summary as terminal
 
@@ -864,3 +865,72 @@ def test_a_first_token_some_milliseconds_later_is_not_worse(now, before, least, 
 def test_the_list_of_runs_names_a_playbook_without_its_folder():
     line = index.line(report_of(Run(1).deploy()) | {"playbook": "/tmp/x/playbooks/deploy.yml"})
     assert "<td>deploy</td>" in index.render([line])
+
+
+def refusals(run, told, **more):
+    """Lines of a preflight that says ``told``, {host: (status, address, sentences)}."""
+    results = {
+        host: (
+            1,
+            status,
+            {"msg": "x", "sentences": said, "address": at, "ending": "Nothing was touched.", "further": ""},
+        )
+        for host, (status, at, said) in told.items()
+    }
+    run.task("Refuse", "preflight", "preflight_report", results)
+    lost = [host for host, (status, *_) in told.items() if status == "unreachable"]
+    return report_of(run, failed=[host for host in told if host not in lost], unreachable=lost, **more)
+
+
+def test_what_preflight_refuses_is_told_finding_by_finding_with_the_hosts_that_have_it():
+    run = Run(4)
+    run.play("vllm_server")
+    told = {
+        "node1": ("failed", "", ["port: taken", "disk: node1 is full"]),
+        "node2": ("failed", "", ["port: taken", "disk: node2 is full"]),
+        "node3": ("unreachable", "192.0.2.1", ["connection: 192.0.2.1 is silent; `ping 192.0.2.1`"]),
+        "node4": ("unreachable", "192.0.2.11", ["connection: 192.0.2.11 is silent; `ping 192.0.2.11`"]),
+    }
+    report = refusals(run, told)
+    assert terminal.lines(report)[1:] == [
+        "node1 and node2: port: taken",
+        "node1 and node2: disk: the node is full",
+        "node3 and node4: connection: ADDRESS is silent; `ping ADDRESS` (ADDRESS: 192.0.2.1, 192.0.2.11)",
+        "Nothing was touched.",
+    ]
+    counts = {"findings": {"hosts": 4, "ok": 9, "warning": 1, "refused": 4, "unseen": 2}, "judges": True}
+    for check_mode in (False, True):
+        head = terminal.lines({**report, **counts, "check_mode": check_mode})[0]
+        assert head == "A deployment would be refused: 4 hosts, 4 refusals, 2 out of reach, 1 warning (see above)."
+    counts["findings"]["refused"] = 0
+    assert terminal.lines({**report, **counts})[0].startswith(
+        "Whether a deployment would be accepted is not known: 4 ho"
+    )
+
+
+def test_an_accepted_preflight_says_so_and_what_to_type():
+    run = Run(4)
+    run.play("vllm_server")
+    report = {**report_of(run), "judges": True, "next": "make deploy INVENTORY=inventory/mine"}
+    for warnings, more in ((0, ""), (2, ", 2 warnings (see above)")):
+        report["findings"] = {"hosts": 4, "warning": warnings}
+        said = [f"A deployment would be accepted: 4 hosts, no refusal{more}.", f"Next: {report['next']}"]
+        assert terminal.lines(report) == said
+
+
+def test_where_a_key_is_needed_the_last_line_says_so():
+    run = noop(("node1",))
+    spec = {"spec": {"bind": "10.0.0.1", "port": 8000, "env": {"VLLM_API_KEY": "***"}}}
+    data = build.picked("vllm_server", spec, failed=False)
+    run.task("Run", "vllm_server", "vllm_server", {"node1": (1, "ok", data)}, state="started")
+    report = report_of(run)
+    assert report["endpoints"] == ["http://10.0.0.1:8000/v1 (node1)"]
+    line = terminal.lines(report)[-1]
+    assert line.endswith(' (node1), with the key (-H "Authorization: Bearer $KEY")') and scrub_words(line) == line
+    closed = build.picked(
+        "set_fact", {"ansible_facts": {"gateway_urls": ["http://g/v1"], "gateway_closed": True}}, failed=False
+    )
+    run.task("Record", "gateway", "set_fact", {"gateway1": (0, "ok", closed)})
+    assert terminal.lines(report_of(run, gateway_hosts=["gateway1"]))[-1].startswith(
+        "To ask: http://g/v1, with the key (-H "
+    )

@@ -134,6 +134,22 @@ def test_a_worker_of_a_replica_has_no_watchdog_of_its_own():
     assert status.row("node2", {**GOOD, **replica, "watchdog": {"state": "none"}}, watched=True)["drift"] == ""
 
 
+def test_what_a_watchdog_says_again_is_one_line():
+    events = [
+        {"at": f"2026-11-29T12:{n}:05Z", "server": server, "kind": kind, "why": "drained"}
+        for n, (server, kind) in enumerate(
+            [("a", "left_alone"), ("b", "left_alone"), ("a", "left_alone"), ("a", "back"), ("a", "left_alone")], 10
+        )
+    ]
+    lines = watchdogs.lines({"node1": {"events": events}}, "1h")[1:]
+    assert [re.split(r"  +", line)[2:4] for line in lines] == [
+        ["a", "left_alone, 2 times"],
+        ["b", "left_alone"],
+        ["a", "back"],
+        ["a", "left_alone"],
+    ]
+
+
 def test_events_of_all_nodes_are_one_timeline():
     def event(at, kind, **more):
         return {"at": f"2026-11-29T12:{at}:05Z", "server": "vllm", "kind": kind, "why": "because", **more}

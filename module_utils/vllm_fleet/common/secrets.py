@@ -99,8 +99,10 @@ _SHAPES: tuple[_Shape, ...] = (
     (r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}", HIDDEN),
     (r"\bAIza[\w-]{30,}", HIDDEN),
     (r"(?<![\w-])eyJ[\w-]{8,2000}\.[\w-]{8,4000}(?:\.[\w-]*)?", HIDDEN),
+    # `Bearer $KEY` is the name of a variable of the shell.
     (
-        r"(?i)\b((?:proxy-)?authorization\\?['\"]?\s*[:=]\s*\\?['\"]?)(?:(?:bearer|basic|token|digest|negotiate)\s+)?"
+        r"(?i)\b((?:proxy-)?authorization\\?['\"]?\s*[:=]\s*\\?['\"]?)(?!bearer \$[A-Z_]+(?![\w$]))"
+        r"(?:(?:bearer|basic|token|digest|negotiate)\s+)?"
         r"[^\s'\",}\]]+",
         rf"\1{HIDDEN}",
     ),

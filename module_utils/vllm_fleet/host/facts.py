@@ -26,6 +26,7 @@ class Image:
     ``source`` is how it gets to a node that lacks it (pull, build, archive; "" does not say). ``answer`` is the
     registry's when it was asked: the digest, or its refusal; ``missing`` is true when the registry does not have it.
     ``rocm`` is the ROCm release in an image that is present, empty where that is not known; ``ident`` is its id.
+    ``named``: it has the wanted name there; one that was found by its id gets it.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Image:
     missing: bool = False
     rocm: str = ""
     ident: str = ""
+    named: bool = True
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,14 @@ def image_state(needs: ServerNeeds, engine: DockerApi) -> facts.Image | None:
     if not name:
         return None
     try:
-        found = engine.image(name)
+        found, named = engine.image(name), True
+        expected = needs.archive.expected_id if needs.archive else ""
+        if expected and (found is None or found.get("Id") != expected) and (by_id := engine.image(expected)):
+            # A deployment gives it its name, and does not read the archive.
+            found, named = by_id, False
         if found is not None:
-            return facts.Image(name, True, source, rocm=image_rocm.rocm_of(found), ident=str(found.get("Id") or ""))
+            ident = str(found.get("Id") or "")
+            return facts.Image(name, True, source, rocm=image_rocm.rocm_of(found), ident=ident, named=named)
     except (DockerUnavailable, DockerRefused):
         return facts.Image(name, None, source)
     if source != "pull":

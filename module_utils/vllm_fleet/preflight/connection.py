@@ -13,11 +13,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Told:
-    """What is wrong, as half a sentence, and what to do. ``what`` is `connection`, `root` or `Python`."""
+    """What is wrong, as half a sentence, and what to do. ``what`` is `connection`, `root` or `Python`.
+
+    ``address`` is that of the node, which may stand in both.
+    """
 
     what: str
     cause: str
     remedy: str
+    address: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ def explain(message: str, way: Way | None = None, *, name: str = Way.address) ->
         words["port"] = str(way.port)
         words["p"] = f" -p {way.port}" if way.port != Way.port else ""
         words["known"] = f"[{way.address}]:{way.port}" if way.port != Way.port else way.address
-        return Told(what, cause.format_map(words), remedy.format_map(words))
+        return Told(what, cause.format_map(words), remedy.format_map(words), way.address)
     return None
 
 

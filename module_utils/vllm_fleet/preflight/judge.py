@@ -446,7 +446,8 @@ def _host(host: Host, expected: Expected) -> list[Finding]:
 def _image(image: Image) -> Finding:
     what, wanted = "image", image.name
     if image.present:
-        return Finding("ok", what, wanted, "on the node")
+        by_id = "on the node by its id, and gets this name"
+        return Finding("ok", what, wanted, "on the node" if image.named else by_id)
     if image.missing:
         remedy = "correct vllm_image_name and vllm_image_tag; the registry has no such image"
         return Finding("refused", what, wanted, f"not there: {image.answer}", remedy)

@@ -19,8 +19,9 @@ def machines(places: Mapping[str, Mapping[str, Any]]) -> dict[str, Finding]:
 
     ``places`` has of each host ``machine`` (empty where it is not known), ``name`` of its container, ``bind``, ``port``
     (0 without one), ``replica``, the name of the server over several nodes that it belongs to, ``node``, its vllm_node
-    (empty without one), and of a server of a node with several ``agent``, the port of its watchdog. Gives a refusal for
-    each host that is in another's way.
+    (empty without one), and of a server of a node with several ``agent``, the port of its watchdog. ``address`` and
+    ``ssh_port`` are its ansible_host and ansible_port, where it has them. Gives a refusal for each host that is in
+    another's way.
     """
     by_machine: dict[str, list[str]] = {}
     machines_of: dict[str, set[str]] = {}
@@ -51,12 +52,31 @@ def _unnamed(host: str, together: Sequence[str], places: Mapping[str, Mapping[st
     ]
     if len({places[one]["node"] or f"host {one}" for one in others}) == 1:
         return None
+    if copied := _copied(host, others, places):
+        return copied
     got = f"{_names(others)} are the same machine"
     remedy = (
         "give all of them the same vllm_node where the machine has several servers (docs/servers-per-node.md), or take "
         "all but one out of the inventory"
     )
     return Finding("refused", "one machine", "one vllm_node for all servers of a machine", got, remedy)
+
+
+def _copied(host: str, others: Sequence[str], places: Mapping[str, Mapping[str, Any]]) -> Finding | None:
+    """Refuse hosts of one address: mostly the line was copied for the next host and not changed."""
+
+    def way(one: str) -> tuple[str, str]:
+        return str(places[one].get("address") or ""), str(places[one].get("ssh_port") or "")
+
+    same = [one for one in others if way(one) == way(host)]
+    if len(same) < 2 or not way(host)[0]:
+        return None
+    got = f"{_names(same)} have the same one, {way(host)[0]}: it was probably copied"
+    remedy = (
+        f"correct the ansible_host of {same[-1] if len(same) == 2 else 'all but one'}; where one machine is meant to"
+        " have several servers, give all of them the same vllm_node (docs/servers-per-node.md)"
+    )
+    return Finding("refused", "ansible_host", "an address of its own for each host", got, remedy)
 
 
 def _same_name(host: str, together: Sequence[str], places: Mapping[str, Mapping[str, Any]]) -> Finding | None:

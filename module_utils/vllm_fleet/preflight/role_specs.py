@@ -43,6 +43,7 @@ ALSO_KNOWN = frozenset(
         "deploy_steps",
         "docker_engine_become",
         "docker_engine_result",
+        "gateway_closed",
         "gateway_forgets",
         "gateway_look",
         "gateway_ready",
@@ -93,6 +94,43 @@ ALSO_KNOWN = frozenset(
     }
 )
 
+#: By which Ansible reaches a host: constants.py (MAGIC_VARIABLE_MAPPING) and the pages of the plugins ssh, sudo and sh
+#: of ansible-core 2.19. With a letter too many each of them is passed over without a word.
+_OF_CONNECTIONS = frozenset(
+    f"ansible_{name}"
+    for name in (
+        *("host", "port", "user", "password", "connection", "timeout", "pipelining", "private_key_file"),
+        *("private_key", "private_key_passphrase", "host_key_checking", "control_path", "control_path_dir"),
+        *("become", "become_user", "become_method", "become_password", "become_pass", "become_exe", "become_flags"),
+        *("python_interpreter", "shell_type", "shell_executable", "remote_tmp", "async_dir", "system_tmpdirs"),
+        *("ssh_host", "ssh_port", "ssh_user", "ssh_pass", "ssh_password", "ssh_args", "ssh_common_args"),
+        *("ssh_extra_args", "ssh_executable", "ssh_private_key_file", "ssh_private_key", "ssh_pipelining"),
+        *(
+            "ssh_timeout",
+            "ssh_retries",
+            "ssh_host_key_checking",
+            "ssh_transfer_method",
+            "ssh_use_tty",
+            "ssh_private_key_passphrase",
+        ),
+        *("scp_extra_args", "sftp_extra_args", "scp_executable", "sftp_executable", "sftp_batch_mode"),
+    )
+)
+#: Names and beginnings of others of Ansible's own, some of which are near to one of these.
+_OF_ANSIBLE = frozenset(
+    f"ansible_{name}"
+    for name in (
+        *("check_mode", "collection_name", "config_file", "dependent_role_names", "diff_mode", "facts", "forks"),
+        *("inventory_sources", "limit", "play_batch", "play_hosts", "play_hosts_all", "play_name", "play_role_names"),
+        *("playbook_python", "role_name", "role_names", "run_tags", "skip_tags", "verbosity", "version"),
+        *("async_path", "connection_user", "module_compression", "rsync_path", "local"),
+        "shell_allow_world_readable_temp",
+    )
+)
+_OTHERS_OF_ANSIBLE = tuple(
+    f"ansible_{name}_" for name in ("su", "sudo", "doas", "runas", "paramiko", "psrp", "winrm", "docker", "network")
+)
+
 #: Lists of which a single one needs no brackets.
 _ONE = ("rollout_waves",)
 
@@ -100,6 +138,8 @@ _ONE = ("rollout_waves",)
 GROUPS = ("gateway", "monitoring")
 #: How much a name must resemble a known one to be taken for it where it begins with no role's prefix: 1 is the same.
 ALIKE = 0.9
+#: Slips with which a word of so many letters or more is still known.
+_SLIPS, _LONG = 2, 7
 
 
 def given(options: Mapping[str, Any], defaults: Mapping[str, Any], variables: Mapping[str, Any]) -> list[str]:
@@ -165,6 +205,10 @@ def misspelt(names: Iterable[str], known: Collection[str], where: str = "") -> l
     got = f"none of this name{', set for ' + where if where else ''}"
     found, given = [], set(names)
     for name in sorted(given - set(known)):
+        if name.startswith("an") and (near := _of_a_connection(name)):
+            remedy = f"correct it to {near}; if it is your own, rename it or add it to preflight_accept"
+            found.append(Finding("refused", name, "a variable of Ansible's connections", got, remedy))
+            continue
         role = next((role for prefix, role in prefixes.items() if name.startswith(prefix)), "")
         if role:
             near = _nearest(name, known)
@@ -227,6 +271,31 @@ def _slip(name: str, known: Iterable[str]) -> str:
     """Name the known variable that is meant; "" where ``name`` adds something to a known name, as owners of both do."""
     near = _nearest(name, [one for one in known if one[:2] == name[:2]], ALIKE)
     return "" if near in name else near
+
+
+def _of_a_connection(name: str) -> str:
+    """Name the variable of Ansible's connections that is meant; "" where it is one, or is a slip of none of them."""
+    if name in _OF_CONNECTIONS or name in _OF_ANSIBLE or name.startswith(_OTHERS_OF_ANSIBLE):
+        return ""
+    far = {one: _distance(name, one) for one in sorted(_OF_CONNECTIONS) if abs(len(one) - len(name)) <= _SLIPS}
+    near = min(far, key=far.__getitem__, default="")
+    # Of a short word little is left beside two slips.
+    most = 1 if len(near.removeprefix("ansible_")) < _LONG else _SLIPS
+    return near if near and far[near] <= most else ""
+
+
+def _distance(one: str, other: str) -> int:
+    """Return how many letters lie between two words: changed, left out, too many, or two that changed places."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one, 1):
+        older, before, row = before, row, [i]
+        for j, beside in enumerate(other, 1):
+            least = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != beside))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == beside:
+                least = min(least, older[j - 2] + 1)
+            row.append(least)
+    return row[-1]
 
 
 def _expected(option: Mapping[str, Any]) -> str:

@@ -150,5 +150,8 @@ def failures(hostvars: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         others = [name for name, other in absent.items() if other["with"] == host]
         along = f", and {', '.join(others)} with it" if others else ""
         ending = f"It was left out{along} (rollout_unreachable is {SKIP}): the next run takes it up."
-        found[host] = {"msg": f"{host}: {one['why'].rstrip('.')}. {ending}", "unseen": True}
+        why = one["why"].rstrip(".")
+        address = str(hostvars[host].get("ansible_host") or "")
+        told = {"sentences": [why], "ending": ending, "further": "", "address": address}
+        found[host] = {"msg": f"{host}: {why}. {ending}", "unseen": True, **told}
     return found

@@ -47,8 +47,9 @@ def plan(waves: Sequence[Sequence[Replica]], same: Sequence[Replica], total: int
     if not waves:
         return f"Nothing to do: {rest}." if same else "Nothing to replace."
     listed = " | ".join(names(replica.label for replica in wave) for wave in waves)
+    what = "deploy" if all(replica.new for wave in waves for replica in wave) else "replace"
     return (
-        f"To replace: {sum(map(len, waves))} of {total} replica{_s(total)}, in {len(waves)} wave{_s(len(waves))}: "
+        f"To {what}: {sum(map(len, waves))} of {total} replica{_s(total)}, in {len(waves)} wave{_s(len(waves))}: "
         f"{listed}." + (f" {rest}." if same else "")
     )
 

@@ -25,6 +25,8 @@ class Replica:
     hosts: list[str] = field(default_factory=list)
     serves: bool = True
     change: bool = False
+    #: Whether there is no server yet that would be replaced.
+    new: bool = False
     #: An administrator has put it into MAINT at every gateway: it serves neither now nor when it has been replaced.
     kept_out: bool = False
     #: What check mode has only said that it would bring first, by host.
@@ -218,6 +220,8 @@ def _add_host(
     replica.silent = replica.silent or bool(mend.get("silent"))
     replica.change = replica.change or bool(found.get("actions") or first) or not confirmed or bool(replica.reboots)
     replica.change = replica.change or bool(replica.repair or replica.sick)
+    first_of_it = any(one["name"] == "state" and one.get("current") is None for one in found.get("differences") or [])
+    replica.new = first_of_it and (replica.new or host == replica.head)
     # One that was never verified is drained, unless a gateway sends it requests all the same.
     replica.serves = (
         replica.serves and running and (confirmed or UP in gateway_states(hostvars, gateways, replica.head))

@@ -87,3 +87,19 @@ def test_servers_of_one_node(hosts, refused):
 def test_a_choice_by_hand_beside_a_wish_is_named():
     found = machines.sharing({"a": BY_HAND, "b": server()})
     assert found["a"].remedy.endswith(", and take vllm_server_devices away")
+
+
+def test_hosts_of_one_address_are_a_line_that_was_copied():
+    """First that, and then what to set where it is meant; behind one address each may have an SSH port of its own."""
+    copied = {"address": "192.0.2.1", "ssh_port": "", "node": ""}
+    found = machines.machines({"a": place(**copied), "b": place(name="b", port=1, **copied)})
+    assert (found["a"].what, found["a"]) == ("ansible_host", found["b"])
+    assert found["a"].got == "a and b have the same one, 192.0.2.1: it was probably copied"
+    correct, _, meant = found["a"].remedy.partition("; ")
+    assert correct == "correct the ansible_host of b" and "the same vllm_node" in meant
+    ports = {"a": place(**{**copied, "ssh_port": "1"}), "b": place(name="b", port=1, **{**copied, "ssh_port": "2"})}
+    assert machines.machines(ports)["a"].what == "one machine"
+    assert (
+        machines.machines({"a": place(**{**copied, "node": "n"}), "b": place(name="b", port=1, address="192.0.2.1")})
+        == {}
+    )

@@ -18,12 +18,15 @@ def test_what_all_servers_of_a_node_have_in_common_is_the_nodes():
     found = {"n1-a": [CLOCK, PORT], "n1-b": [CLOCK], "n2-a": [CLOCK], "n2-b": [], "n3": [CLOCK]}
     nodes = {"n1-a": "n1", "n1-b": "n1", "n2-a": "n2", "n2-b": "n2"}
     assert shown(found, nodes) == [
-        ("n1", "warning", "clock"),
+        ("n1, n2-a and n3", "warning", "clock"),
         ("n1-a", "warning", "port"),
-        ("n2-a", "warning", "clock"),
-        ("n3", "warning", "clock"),
     ]
-    assert len(shown(found)) == 5
+    assert shown(found)[0][0] == "n1-a, n1-b, n2-a and n3"
+
+
+def test_what_ends_the_run_is_left_to_its_last_lines():
+    found = {"n1": [{**CLOCK, "level": "refused"}, PORT], "n2": [{**CLOCK, "level": "unseen"}]}
+    assert [row[:3] for row in report.rows(found, everything=False, later=True)] == [("n1", "warning", "port")]
 
 
 def test_nodes_are_counted_and_their_servers():
@@ -33,7 +36,7 @@ def test_nodes_are_counted_and_their_servers():
 
 
 def test_what_variables_say_of_a_host_that_shares_its_node():
-    assert report.said_of({}) == {"replica": "", "node": ""}
+    assert report.said_of({}) == {"replica": "", "node": "", "address": "", "ssh_port": ""}
     said = report.said_of({"vllm_node": "n", "vllm_server_gpus": 1})
     assert (said["gpus"], said["by_hand"], said["state_dir"]) == (1, "", "/var/lib/vllm-fleet")
     said = report.said_of(

@@ -157,3 +157,34 @@ def test_a_group_that_is_a_letter_from_one_of_the_project_is_refused_where_that_
     )
     assert role_specs.misnamed({**groups, "gateway": ["gw1"]}) == []
     assert role_specs.misnamed({**groups, "gateways": []}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("ansible_hots", "ansible_host"),
+        ("ansible_hosts", "ansible_host"),
+        ("ansible_usr", "ansible_user"),
+        ("ansible_prot", "ansible_port"),
+        ("anisble_host", "ansible_host"),
+        ("ansible_conection", "ansible_connection"),
+        ("ansible_become_pasword", "ansible_become_password"),
+        ("ansible_ssh_privat_key_fiel", "ansible_ssh_private_key_file"),
+        ("ansible_python_interpretor", "ansible_python_interpreter"),
+    ],
+)
+def test_a_slip_of_one_of_ansibles_own_variables_of_connections_is_told(name, near):
+    [one] = role_specs.misspelt([name], KNOWN)
+    assert (one.level, one.what) == ("refused", name) and one.remedy.startswith(f"correct it to {near};")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ansible_user", "ansible_become", "ansible_ssh_pass", "ansible_hostname", "ansible_user_id", "ansible_os"),
+        *("ansible_lsb", "ansible_eth0", "ansible_su_user", "ansible_winrm_port", "ansible_network_os"),
+        *("ansible_facts", "ansible_forks", "ansible_ruby_interpreter", "ansible_ssh_key_file", "answer_host"),
+    ],
+)
+def test_ansibles_other_variables_and_facts_pass(name):
+    assert role_specs.misspelt([name], KNOWN) == []
