@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -286,9 +287,12 @@ def _told_failures(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
 def _findings(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     """Write each finding once, with the hosts that have it, and then what all of them end with."""
     groups: dict[str, list[tuple[Mapping[str, Any], str]]] = {}
+    times = Counter(sentence for node in nodes for sentence in _sentences(node))
     for node in nodes:
         for sentence in _sentences(node):
-            groups.setdefault(_alike(node, sentence), []).append((node, sentence))
+            # What several say word for word may name them all.
+            same = sentence if times[sentence] > 1 else _alike(node, sentence)
+            groups.setdefault(same, []).append((node, sentence))
     told = []
     for same, members in groups.items():
         of = messages.names(dict.fromkeys(node["name"] for node, _ in members))

@@ -402,7 +402,7 @@ def test_a_node_that_serves_is_rebooted_in_its_wave_and_serves_again(bed, fleet_
     """deploy.yml: without leave it is told, with leave node by node; a reboot that does not help ends the run."""
     rc, said = bed.deploy(**fleet_variables)
     assert rc == 0, said
-    assert "To replace: 2 of 2 replicas, in 2 waves: bookworm | trixie." in said
+    assert "To deploy: 2 of 2 replicas, in 2 waves: bookworm | trixie." in said
     assert f"bookworm and trixie wait for a reboot: {WAITS}. With rocm_allow_reboot: true the next deployment" in said
     booted = {suite: bed.booted(suite) for suite in SUITES}
     served = {suite: bed.server(suite) for suite in SUITES}

@@ -886,8 +886,8 @@ def test_what_preflight_refuses_is_told_finding_by_finding_with_the_hosts_that_h
     run = Run(4)
     run.play("vllm_server")
     told = {
-        "node1": ("failed", "", ["port: taken", "disk: node1 is full"]),
-        "node2": ("failed", "", ["port: taken", "disk: node2 is full"]),
+        "node1": ("failed", "", ["port: taken", "disk: node1 is full", "node1 and node2 are one"]),
+        "node2": ("failed", "", ["port: taken", "disk: node2 is full", "node1 and node2 are one"]),
         "node3": ("unreachable", "192.0.2.1", ["connection: 192.0.2.1 is silent; `ping 192.0.2.1`"]),
         "node4": ("unreachable", "192.0.2.11", ["connection: 192.0.2.11 is silent; `ping 192.0.2.11`"]),
     }
@@ -895,6 +895,7 @@ def test_what_preflight_refuses_is_told_finding_by_finding_with_the_hosts_that_h
     assert terminal.lines(report)[1:] == [
         "node1 and node2: port: taken",
         "node1 and node2: disk: the node is full",
+        "node1 and node2: node1 and node2 are one",
         "node3 and node4: connection: ADDRESS is silent; `ping ADDRESS` (ADDRESS: 192.0.2.1, 192.0.2.11)",
         "Nothing was touched.",
     ]
