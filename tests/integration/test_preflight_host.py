@@ -26,31 +26,21 @@ def docker(*arguments: str) -> str:
     ).stdout.strip()
 
 
-def preflight_host(**options: Any) -> dict[str, Any]:
-    """Run the module on this machine and return its result."""
-    done = subprocess.run(
-        [
-            str(Path(sys.executable).with_name("ansible")),
-            *("localhost", "-i", "localhost,", "-c", "local", "-m", "preflight_host", "--check"),
-            *(
-                "-a",
-                json.dumps({"accelerator": "cpu", "inventory": False, **options}),
-                "-e",
-                "ansible_python_interpreter=/usr/bin/python3",
-            ),
-        ],
-        cwd=play.ROOT,
-        env={**play.environment(), "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    _, _, answer = done.stdout.partition("=>")
-    assert answer, done.stdout + done.stderr
-    result: dict[str, Any] = json.loads(answer)
-    assert result["changed"] is False
-    return result
+def preflight_hosts(folder: Path, *asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run the module on this machine, once with each of the options, in one play; return the results."""
+    tasks = [
+        {
+            "name": f"Look {number}",
+            "preflight_host": {"accelerator": "cpu", "inventory": False, **options},
+            "register": f"seen{number}",
+            "ignore_errors": True,
+        }
+        for number, options in enumerate(asked)
+    ]
+    names = [str(task["register"]) for task in tasks]
+    facts = play.run(folder, tasks, {}, "--check", facts=names).ok().facts
+    assert not any(facts[name]["changed"] for name in names)
+    return [facts[name] for name in names]
 
 
 def preflight(
@@ -367,13 +357,13 @@ def test_an_option_may_lean_on_the_kind_of_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-def test_port_of_another_program_and_of_our_own_container() -> None:
+def test_port_of_another_program_and_of_our_own_container(tmp_path: Path) -> None:
     """Docker's proxy holds a published port, whoever the container is."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        taken = preflight_host(port=port, clock=False, name="preflight-nobody")
+        [taken] = preflight_hosts(tmp_path, {"port": port, "clock": False, "name": "preflight-nobody"})
     assert taken["worst"] == "refused"
     assert (
         f"port {port}: expected free, or our own server's, found taken by pid {os.getpid()} (" in taken["refusals"][0]
@@ -382,8 +372,8 @@ def test_port_of_another_program_and_of_our_own_container() -> None:
     name = f"preflight-own-{os.getpid()}"
     docker("run", "-d", "--name", name, "-p", f"127.0.0.1:{port}:80", BASE_IMAGE, "sleep", "300")
     try:
-        ours = preflight_host(port=port, clock=False, name=name)
-        foreign = preflight_host(port=port, clock=False, name="preflight-nobody")
+        asked = [{"port": port, "clock": False, "name": one} for one in (name, "preflight-nobody")]
+        ours, foreign = preflight_hosts(tmp_path, *asked)
     finally:
         docker("rm", "-f", name)
     assert [one["got"] for one in ours["findings"]] == [f"our server {name}"]
@@ -391,7 +381,7 @@ def test_port_of_another_program_and_of_our_own_container() -> None:
 
 
 @pytest.mark.engine
-def test_disk_counts_what_is_there_already() -> None:
+def test_disk_counts_what_is_there_already(tmp_path: Path) -> None:
     """An image that the engine has needs no room, a cached blob is taken off; both on one disk are one sum."""
     root = docker("info", "--format", "{{.DockerRootDir}}")
     # On the engine's own disk, which may be another one than that of the tests' folders.
@@ -400,12 +390,12 @@ def test_disk_counts_what_is_there_already() -> None:
         blobs.mkdir(parents=True)
         (blobs / ("0" * 64)).write_bytes(bytes(4_000_000))
         common = {"clock": False, "cache": cache, "model": "acme/tiny", "disk_weights": 5_000_000}
-        there = preflight_host(image=BASE_IMAGE, disk_image=10**18, **common)
-        absent = preflight_host(image="acme/absent:1", disk_image=10**18, **common)
+        images = [{"image": one, "disk_image": 10**18, **common} for one in (BASE_IMAGE, "acme/absent:1")]
+        settings = {"clock": False, "sysctls": {"kernel.ostype": "Linux", "kernel.nope": 1}}
+        there, absent, sysctl = preflight_hosts(tmp_path, *images, settings)
     assert [one["expected"] for one in there["findings"] if one["what"].startswith("disk")] == ["1.0 MB free (weights)"]
     assert absent["worst"] == "refused"
     assert "or correct vllm_image_min_free_gib and preflight_disk_weights" in absent["refusals"][0]
-    sysctl = preflight_host(clock=False, sysctls={"kernel.ostype": "Linux", "kernel.nope": 1})
     assert [one["level"] for one in sysctl["findings"]] == ["ok", "unknown"]
 
 
@@ -413,52 +403,56 @@ def test_disk_counts_what_is_there_already() -> None:
 def test_an_archive_is_looked_into_before_anything_is_sent(tmp_path: Path) -> None:
     """Where it lies, which tag it holds, what loading it takes, on the node and on the controller."""
     name = f"preflight-archive-{os.getpid()}"
-    file = tmp_path / "image.tar"
+    file, none, bad = (tmp_path / one for one in ("image.tar", "none.tar", "bad.tar"))
+    bad.write_text("no archive")
     docker("build", "-q", "-t", f"{name}:1", "-f", str(dockerfile(tmp_path)), str(tmp_path))
     try:
         docker("save", "--output", str(file), f"{name}:1")
         identity = docker("image", "inspect", "--format", "{{.Id}}", f"{name}:1")
-        there = about_archive(f"{name}:1", path=file)
+        [there] = about_archives(tmp_path, of(f"{name}:1", path=file))
         docker("tag", BASE_IMAGE, f"{name}:1")
-        other = about_archive(f"{name}:1", path=file)
-        known = about_archive(f"{name}:1", path="/nowhere.tar", expected_id=identity)
+        by_id = of(f"{name}:1", path="/nowhere.tar", expected_id=identity)
+        other, known = about_archives(tmp_path, of(f"{name}:1", path=file), by_id)
         docker("tag", identity, f"{name}:1")
         more = {"path": "/nowhere.tar", "expected_id": identity, "location": "controller"}
-        alike = about_archive(f"{name}:1", disk_image=10**18, **more)
-        # As a deployment finds it, which gives it its tag and reads no archive.
-        untagged = about_archive(f"{name}:2", disk_image=10**18, **more)
+        # The second as a deployment finds it, which gives it its tag and reads no archive.
+        alike, untagged = about_archives(tmp_path, *(of(f"{name}:{tag}", disk_image=10**18, **more) for tag in (1, 2)))
     finally:
         docker("rmi", "--force", identity, f"{name}:1")
-    assert there == {"image": ("ok", "on the node", "")}
-    assert other["image"][1] == "to be loaded from the archive", "an image of the same name is not that of the archive"
-    by_id = {"image": ("ok", "on the node by its id, and gets this name", "")}
-    assert (known, untagged) == (by_id, by_id)
-    assert alike == {"image": ("ok", "on the node", "")}
+    assert of_got(there) == of_got(alike) == {"image": ("ok", "on the node", "")}
+    got = other["image"]["got"]
+    assert got == "to be loaded from the archive", "an image of the same name is not that of the archive"
+    named = {"image": ("ok", "on the node by its id, and gets this name", "")}
+    assert (of_got(known), of_got(untagged)) == (named, named)
 
-    assert about_archive(f"{name}:1", path=file)["image"] == ("ok", "to be loaded from the archive", "")
-    gone = about_archive(f"{name}:1", path=tmp_path / "none.tar")["archive"]
-    assert gone[:2] == ("refused", f"{tmp_path}/none.tar is not on this node")
-    gone = about_archive(f"{name}:1", path=tmp_path / "none.tar", location="controller")["archive"]
-    assert gone[:2] == ("refused", f"{tmp_path}/none.tar is not on the controller")
-    (tmp_path / "none.tar").write_text("no archive")
-    assert "cannot be read" in about_archive(f"{name}:1", path=tmp_path / "none.tar")["archive"][1]
-    for location in ("node", "controller"):
-        level, got, remedy = about_archive(f"{name}:2", path=file, location=location)["archive"]
+    root, places = docker("info", "--format", "{{.DockerRootDir}}"), ("node", "controller")
+    absent, *told, broken, tag1, tag2, disk1, disk2, given = about_archives(
+        tmp_path,
+        of(f"{name}:1", path=file),
+        *(of(f"{name}:1", path=none, location=one) for one in places),
+        of(f"{name}:1", path=bad),
+        *(of(f"{name}:2", path=file, location=one) for one in places),
+        *(of(f"{name}:1", path=file, location=one, cache=f"{root}/cache") for one in places),
+        of(f"{name}:1", disk_image=10**18, path=file),
+    )
+    assert of_got(absent)["image"] == ("ok", "to be loaded from the archive", "")
+    for gone, place in zip(told, ("this node", "the controller"), strict=True):
+        assert of_got(gone)["archive"][:2] == ("refused", f"{none} is not on {place}")
+    assert "cannot be read" in broken["archive"]["got"]
+    for one in (tag1, tag2):
+        level, got, remedy = of_got(one)["archive"]
         assert (level, got) == ("refused", f"one with {name}:1")
         assert remedy.startswith(f"set vllm_image_name: {name} and vllm_image_tag: 1, or ")
 
     # What it takes is what it is made of: 30 MB as a file and unpacked, and the file that is sent.
     size = file.stat().st_size
     assert 30_000_000 < size < 31_000_000
-    root = docker("info", "--format", "{{.DockerRootDir}}")
-    for location, whole in (("node", 2 * size), ("controller", 3 * size)):
-        disk = about_archive(f"{name}:1", "expected", path=file, location=location, cache=f"{root}/cache")[
-            f"disk of {root}"
-        ]
-        free = float(re.sub(r" MB free.*", "", disk[1]))
+    for one, whole in ((disk1, 2 * size), (disk2, 3 * size)):
+        disk = one[f"disk of {root}"]
+        free = float(re.sub(r" MB free.*", "", disk["expected"]))
         assert whole < free * 1e6 < 1.2 * whole, disk
-    given = about_archive(f"{name}:1", disk_image=10**18, path=file)[f"disk of {root}"]
-    assert given[0] == "refused" and "vllm_image_min_free_gib" in given[2]
+    refused = given[f"disk of {root}"]
+    assert refused["level"] == "refused" and "vllm_image_min_free_gib" in refused["remedy"]
 
 
 def dockerfile(folder: Path) -> Path:
@@ -467,14 +461,20 @@ def dockerfile(folder: Path) -> Path:
     return folder / "Dockerfile"
 
 
-def about_archive(
-    image: str, key: str = "got", *, disk_image: int = 0, **archive: Any
-) -> dict[str, tuple[str, str, str]]:
-    """Level, words and remedy of each finding about an image that comes from an archive."""
+def of(image: str, *, disk_image: int = 0, **archive: Any) -> dict[str, Any]:
+    """Options about an image that comes from an archive."""
     asked = {name: str(value) for name, value in archive.items()}
-    answer = preflight_host(image=image, image_source="archive", archive=asked, disk_image=disk_image, clock=False)
-    found = answer["findings"]
-    return {one["what"]: (one["level"], one[key], one["remedy"]) for one in found}
+    return {"image": image, "image_source": "archive", "archive": asked, "disk_image": disk_image, "clock": False}
+
+
+def about_archives(folder: Path, *asked: dict[str, Any]) -> list[dict[str, dict[str, str]]]:
+    """Of each of these the findings, by what they are about."""
+    return [{one["what"]: one for one in answer["findings"]} for answer in preflight_hosts(folder, *asked)]
+
+
+def of_got(found: dict[str, dict[str, str]]) -> dict[str, tuple[str, str, str]]:
+    """Level, what was found and remedy."""
+    return {what: (one["level"], one["got"], one["remedy"]) for what, one in found.items()}
 
 
 def test_a_controller_without_rsync_is_told_before_anything_is_sent(tmp_path: Path) -> None:
