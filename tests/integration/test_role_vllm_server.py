@@ -81,16 +81,14 @@ def test_deploy_again_edit_and_a_server_that_talks_nonsense(fleet):
     assert "capital: The capital of France is Paris." in first.stdout
     assert "FAILED - RETRYING" not in first.stdout
 
-    again = fleet.play("-vvv")
-    assert again.recap.groups() == ("0", "0"), again.stdout
-    assert CANARY not in first.stdout + again.stdout + again.stderr
-
     edit = {"max-model-len": 512}
     seen = fleet.play("--check", "--diff", vllm_server_args=edit)
     assert re.findall(r"^[+-] +(\S.*)$", seen.stdout, re.M) == ["{}", "args:", "max-model-len: 512"]
     assert fleet.ask() == "The capital of France is Paris."
     assert fleet.play().recap.groups() == ("1", "0")
-    assert fleet.play().recap.groups() == ("0", "0")
+    again = fleet.play("-vvv")
+    assert again.recap.groups() == ("0", "0"), again.stdout
+    assert CANARY not in first.stdout + again.stdout + again.stderr
     good = fleet.client.containers.get(fleet.name).id
 
     # Ready, HTTP 200, fluent, wrong: only the content tells.
@@ -100,9 +98,6 @@ def test_deploy_again_edit_and_a_server_that_talks_nonsense(fleet):
     assert "The previous server is back and ready." in " ".join(bad.stdout.split())
     assert fleet.client.containers.get(fleet.name).id == good
     assert fleet.ask() == "The capital of France is Paris."
-
-    fine = fleet.play(vllm_server_env={"STANDIN_START_SECONDS": "0.5"})
-    assert fine.recap.groups() == ("0", "0"), fine.stdout
 
 
 def test_a_first_server_that_talks_nonsense_fails_and_says_that_there_is_nothing_to_put_back(fleet):
