@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 from collections import Counter
@@ -27,8 +28,9 @@ FOLDED = 64
 TASKS = 12
 
 
-def render(report: Mapping[str, Any]) -> str:
-    """Write the page."""
+@functools.cache
+def _template() -> jinja2.Template:
+    """Compile the page, once a process: a report with odd results is tried several times."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -38,11 +40,15 @@ def render(report: Mapping[str, Any]) -> str:
         "rate": words.rate,
         "plain": plain,
     }
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """Write the page."""
     nodes = report["nodes"]
     drawn = [node for node in nodes if node["timeline"]]
     used = {stretch["phase"] for node in drawn for stretch in node["timeline"]}
-    return template.render(
+    return _template().render(
         report=report,
         nodes=nodes,
         drawn=drawn,
