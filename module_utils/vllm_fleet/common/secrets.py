@@ -99,9 +99,9 @@ _SHAPES: tuple[_Shape, ...] = (
     (r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}", HIDDEN),
     (r"\bAIza[\w-]{30,}", HIDDEN),
     (r"(?<![\w-])eyJ[\w-]{8,2000}\.[\w-]{8,4000}(?:\.[\w-]*)?", HIDDEN),
-    # `Bearer $KEY` is the name of a variable of the shell.
+    # `Bearer $KEY`, as the last lines of a run say it, is a variable of the shell; `Bearer $ecret` may be a secret.
     (
-        r"(?i)\b((?:proxy-)?authorization\\?['\"]?\s*[:=]\s*\\?['\"]?)(?!bearer \$[A-Z_]+(?![\w$]))"
+        r"(?i)\b((?:proxy-)?authorization\\?['\"]?\s*[:=]\s*\\?['\"]?)(?!(?-i:Bearer \$KEY)(?![\w$]))"
         r"(?:(?:bearer|basic|token|digest|negotiate)\s+)?"
         r"[^\s'\",}\]]+",
         rf"\1{HIDDEN}",
