@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
+import os
 import re
-from collections.abc import Callable, Iterable
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ansible import constants, context
 from ansible.errors import AnsibleError
 from ansible.plugins.callback import CallbackBase
 from ansible.release import __version__ as ANSIBLE
+from ansible.utils.vars import load_extra_vars
 
 if TYPE_CHECKING:
     from ansible.playbook import Playbook
@@ -29,6 +34,7 @@ description:
     has, and a name after C(--limit) that the inventory does not have.
   - Warns where they run without this project's C(ansible.cfg).
   - Ansible itself warns of these, or says nothing, and ends with exit code 0.
+  - With C(-e status_watch=5) C(playbooks/status.yml) becomes C(scripts/health --watch 5); a play writes headers.
 requirements:
   - none; it is loaded from C(callback_plugins) without being enabled
 """
@@ -43,6 +49,24 @@ TAGS = ("preflight", "prepare", "stage", "rollout", "verify", "watchdog")
 #: No run may leave these out: what it does rests on what they find.
 NEEDED = ("preflight", "always")
 OF_ANSIBLE = ("all", "always", "never", "tagged", "untagged")
+#: What status_watch hands on, by Ansible's own names, each as one word. Forks are as many as there are hosts.
+WATCHED_WITH = {
+    "inventory": "--inventory",
+    "subset": "--limit",
+    "extra_vars": "--extra-vars",
+    "vault_ids": "--vault-id",
+    "vault_password_files": "--vault-password-file",
+    "connection": "--connection",
+    "connection_password_file": "--connection-password-file",
+    "private_key_file": "--private-key",
+    "remote_user": "--user",
+    "ssh_common_args": "--ssh-common-args",
+    "ssh_extra_args": "--ssh-extra-args",
+    "become_method": "--become-method",
+    "become_password_file": "--become-password-file",
+    "become_user": "--become-user",
+}
+ASK = {"ask_pass": "--ask-pass", "become_ask_pass": "--ask-become-pass", "ask_vault_pass": "--ask-vault-pass"}
 
 
 def own_configuration() -> bool:
@@ -131,6 +155,31 @@ def limit_fault(given: str, known: Iterable[str]) -> str:
     return ""
 
 
+def watch_fault(options: Mapping[str, Any], seconds: object) -> str:
+    """Say in a sentence why status_watch is refused; "" if it is not."""
+    if not re.fullmatch(r"0*[1-9][0-9]{0,5}", str(seconds)):
+        return f"status_watch wants whole seconds above 0, as in -e status_watch=5; got {str(seconds)!r}"
+    asks = [word for name, word in ASK.items() if options.get(name)]
+    asks += [
+        f"--vault-id {one}" for one in options.get("vault_ids") or () if str(one).split("@")[-1].startswith("prompt")
+    ]
+    if not asks:
+        return ""
+    return (
+        f"{asks[0]} would ask at every look of status_watch; name a file with the password"
+        " (--vault-password-file, --become-password-file, --connection-password-file)"
+    )
+
+
+def watch_command(options: Mapping[str, Any], seconds: object) -> list[str]:
+    """Return the command that shows the fleet live, with what the command line said of inventory, users and secrets."""
+    words = [str(ROOT / "scripts/health"), "--watch", str(int(str(seconds)))]
+    for name, word in WATCHED_WITH.items():
+        given = options.get(name) or ()
+        words += [f"{word}={one}" for one in ([given] if isinstance(given, str) else given)]
+    return words
+
+
 def unread_fault(sources: Iterable[str], load: Callable[[str], object]) -> str:
     """Say in a sentence which file of the inventory cannot be read, and where; "" if all can.
 
@@ -173,6 +222,11 @@ class CallbackModule(CallbackBase):
             fault = inventory_fault([str(one) for one in options.get("inventory") or ()], Path.cwd())
             fault = fault or tags_fault("--tags", options.get("tags") or ())
             fault = fault or tags_fault("--skip-tags", options.get("skip_tags") or ())
+        if not fault and self._ours and file.name == "status.yml":
+            seconds = load_extra_vars(playbook._loader).get("status_watch")
+            fault = "" if seconds is None else watch_fault(options, seconds)
+            if seconds is not None and not fault:
+                self._watch(watch_command(options, seconds))
         if fault:
             self._end(fault)
         if self._ours and not own_configuration():
@@ -196,6 +250,20 @@ class CallbackModule(CallbackBase):
         fault = limit_fault(str(context.CLIARGS.get("subset") or ""), [*inventory.hosts, *inventory.groups])
         if fault:
             self._end(fault)
+
+    def _watch(self, command: list[str]) -> NoReturn:
+        """Become the program that shows the fleet live: Ctrl-C is its own then, and nothing else writes there."""
+        environ = {**os.environ, "PATH": f"{Path(sys.argv[0]).absolute().parent}:{os.environ.get('PATH', os.defpath)}"}
+        if constants.CONFIG_FILE:
+            environ["ANSIBLE_CONFIG"] = str(constants.CONFIG_FILE)
+        # Ansible removes it at its end, which does not come.
+        shutil.rmtree(constants.DEFAULT_LOCAL_TMP, ignore_errors=True)
+        # Ansible keeps its terminal from all that it starts.
+        for handle in (0, 1, 2):
+            with contextlib.suppress(OSError):
+                os.set_inheritable(handle, True)
+        sys.stdout.flush()
+        os.execve(command[0], command, environ)  # noqa: S606
 
     def _end(self, fault: str) -> NoReturn:
         """End the process: Ansible makes a warning of a callback's exception, but not of this one."""

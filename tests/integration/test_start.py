@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -10,6 +11,11 @@ from pathlib import Path
 
 import play
 import pytest
+
+spec = importlib.util.spec_from_file_location("start", play.ROOT / "callback_plugins/vllm_fleet_start.py")
+assert spec and spec.loader
+start = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(start)
 
 LOCAL = str(play.ROOT / "inventory/local")
 
@@ -52,6 +58,10 @@ def run(*words: str, here: Path = play.ROOT, **environ: str) -> tuple[int, str]:
             ("playbooks/status.yml", "--limit", "localhost,localhots"),
             "The inventory has no host and no group localhots (--limit); the nearest is localhost.",
         ),
+        (
+            ("playbooks/status.yml", "-e", "status_watch=abc"),
+            "Status_watch wants whole seconds above 0, as in -e status_watch=5; got 'abc'.",
+        ),
         (("playbooks/status.yml", "-i", "localhost,"), "The inventory has no host in group vllm; put"),
     ],
 )
@@ -61,6 +71,39 @@ def test_a_command_line_that_cannot_become_what_was_meant_is_refused(words: tupl
     assert f"[ERROR]: {sentence}" in said
     assert "Nothing was touched." in said
     assert "TASK" not in said and "RECAP" not in said
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "abc", "", "2.5", "1s", 0, -1, 2.5, True, None, [5], "9999999"])
+def test_seconds_of_a_live_table_that_are_none_are_refused(seconds: object) -> None:
+    assert "status_watch wants whole seconds above 0" in start.watch_fault({}, seconds)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"ask_vault_pass": True}, "--ask-vault-pass"),
+        ({"become_ask_pass": True}, "--ask-become-pass"),
+        ({"ask_pass": True}, "--ask-pass"),
+        ({"vault_ids": ("a@file", "b@prompt")}, "--vault-id b@prompt"),
+    ],
+)
+def test_a_live_table_cannot_ask_for_a_password_each_time(options: dict[str, object], word: str) -> None:
+    assert start.watch_fault(options, 5).startswith(f"{word} would ask at every look of status_watch; name a file")
+
+
+def test_a_live_table_gets_what_the_command_line_said() -> None:
+    options = {
+        "inventory": ("/a/one", "h1,"),
+        "subset": "node1",
+        "extra_vars": ("status_watch=5", "@b.yml"),
+        "forks": 20,
+    }
+    options |= {"vault_ids": (), "vault_password_files": ("/p",), "remote_user": None, "ssh_extra_args": "-o X=y"}
+    assert start.watch_fault(options, "5") == ""
+    assert start.watch_command(options, "5") == [
+        str(play.ROOT / "scripts/health"), "--watch", "5", "--inventory=/a/one", "--inventory=h1,", "--limit=node1",
+        "--extra-vars=status_watch=5", "--extra-vars=@b.yml", "--vault-password-file=/p", "--ssh-extra-args=-o X=y",
+    ]  # fmt: skip
 
 
 def test_an_inventory_of_broken_yaml_is_named(tmp_path: Path) -> None:
