@@ -28,7 +28,7 @@ from ansible.module_utils.vllm_fleet.common import finding, probes
 from ansible.module_utils.vllm_fleet.common.finding import Finding
 from ansible.module_utils.vllm_fleet.common.finding import told as told_finding
 from ansible.module_utils.vllm_fleet.container import archive
-from ansible.module_utils.vllm_fleet.gateway import pools
+from ansible.module_utils.vllm_fleet.gateway import pools, watching
 from ansible.module_utils.vllm_fleet.host import gpu
 from ansible.module_utils.vllm_fleet.preflight import connection, controller, inventory, role_specs
 from ansible.module_utils.vllm_fleet.vllm import host_variables
@@ -233,8 +233,12 @@ class ActionModule(ActionBase):
             with contextlib.suppress(AnsibleError, AttributeError, TypeError, ValueError):
                 serving = variables["groups"].get("vllm") or []
                 problems = pools.client_problems(variables["hostvars"], serving, name, given)
+                watched = variables["groups"].get("monitoring") or []
+                opened = watching.behind(variables["hostvars"], watched, name, given)["problems"]
                 found = [
-                    Finding("refused", name, "clients and models that fit", text, "correct it") for text in problems
+                    Finding("refused", name, wanted, text, "correct it")
+                    for wanted, texts in (("clients and models that fit", problems), ("a guarded Prometheus", opened))
+                    for text in texts
                 ]
         return found
 

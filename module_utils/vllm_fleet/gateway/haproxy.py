@@ -26,6 +26,7 @@ TIMEOUT = 5.0
 PAUSE = 0.02
 # Lines of the CSV that are totals, not servers.
 TOTALS = ("FRONTEND", "BACKEND")
+WATCHING = "vllm-fleet-monitoring"
 # Lines of a map that are given at a time: the smallest buffer has 16 kB, a line of many models perhaps 1 kB.
 CHUNK = 10
 _UP = "UP"  # with the checks that failed behind it, while these are too few
@@ -90,9 +91,9 @@ def ask(path: str, command: str, timeout: float = TIMEOUT) -> str:
 
 
 def servers(text: str) -> Iterator[Server]:
-    """The servers in the answer to `show stat`."""
+    """The servers in the answer to `show stat`, without Prometheus (gateway/watching.py)."""
     for row in csv.DictReader(io.StringIO(text.removeprefix("# "))):
-        if not row.get("svname") or row["svname"] in TOTALS:
+        if not row.get("svname") or row["svname"] in TOTALS or row.get("pxname") == WATCHING:
             continue
         # `* ` is HAProxy's mark of a check that is being repeated.
         words = [(row.get("check_status") or "").removeprefix("* "), row.get("last_chk") or row.get("check_desc") or ""]

@@ -69,7 +69,7 @@ def address_and_port(
     Of a host that this run has not asked the gateway goes on with the port that it has, in `known`.
     """
     address, (bind, port) = _address(server, gateway, problems), listens_on(server)
-    if not _is_loopback(bind):
+    if not is_loopback(bind):
         address = _address({**server, "vllm_server_bind": bind}, gateway, [])
     if container_spec(server) is None:
         ports = [
@@ -81,15 +81,16 @@ def address_and_port(
     return {"address": address, "port": port}
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Return whether only the machine itself reaches an address."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return address == "localhost"
 
 
-def _same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two inventory hosts are one machine, as far as the inventory says."""
+def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two inventory hosts are one machine, as far as the inventory says."""
     if one.get("inventory_hostname") == other.get("inventory_hostname"):
         return True
     if one.get("ansible_connection") == other.get("ansible_connection") == "local":
@@ -103,8 +104,8 @@ def _address(server: Mapping[str, Any], gateway: Mapping[str, Any], problems: li
     name, bind = str(server.get("inventory_hostname")), str(server.get("vllm_server_bind") or LOOPBACK)
     if server.get("gateway_server_address"):
         return str(server["gateway_server_address"])
-    if _is_loopback(bind):
-        if not _same_machine(server, gateway):
+    if is_loopback(bind):
+        if not same_machine(server, gateway):
             problems.append(
                 f"{name} serves on {bind} alone, where {gateway.get('inventory_hostname')} cannot reach it: set "
                 "vllm_server_bind: 0.0.0.0 and a vllm_server_api_key, or gateway_server_address to where it is reached."
@@ -112,7 +113,7 @@ def _address(server: Mapping[str, Any], gateway: Mapping[str, Any], problems: li
         return LOOPBACK if bind == "localhost" else bind
     if bind not in WILDCARDS:
         return bind
-    return LOOPBACK if _same_machine(server, gateway) else str(server.get("ansible_host") or name)
+    return LOOPBACK if same_machine(server, gateway) else str(server.get("ansible_host") or name)
 
 
 def pools_behind(
@@ -290,7 +291,7 @@ def _open_pools(
     pools: list[dict[str, Any]], hostvars: Mapping[str, Any], gateway: str, bind: str, problems: list[str]
 ) -> None:
     """A server on loopback needs no key, until a gateway makes it everybody's."""
-    if _is_loopback(bind):
+    if is_loopback(bind):
         return
     for pool in pools:
         names = [server["name"] for server in pool["servers"]]

@@ -10,7 +10,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import plugin_utils  # noqa: F401 - finds vllm_fleet
-from ansible.module_utils.vllm_fleet.gateway import fronts, generations, haproxy, keys, pools, room, servers, vip
+from ansible.module_utils.vllm_fleet.gateway import (
+    fronts,
+    generations,
+    haproxy,
+    keys,
+    pools,
+    room,
+    servers,
+    vip,
+    watching,
+)
 from ansible.module_utils.vllm_fleet.rollout import messages
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 
@@ -97,6 +107,7 @@ class FilterModule:
             "gateway_sums": haproxy.sums,
             "gateway_verification_urls": servers.verification_urls,
             "gateway_versioned": haproxy.versioned,
+            "gateway_watching": watching.behind,
             "gateway_vip": vip.described,
             "gateway_vip_not_on_host": vip.not_on_host,
         }
