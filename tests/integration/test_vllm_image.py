@@ -72,8 +72,7 @@ def image(folder: Path, *more: str, tasks_from: str = "main", **variables: Any) 
 # -- refusals ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tag", ["latest", ""])
-@pytest.mark.parametrize("entry", ["validate", "main"])
+@pytest.mark.parametrize(("tag", "entry"), [("latest", "main"), ("", "validate")])
 def test_a_tag_that_moves_is_refused_before_anything_else(tmp_path: Path, tag: str, entry: str) -> None:
     run = image(tmp_path, tasks_from=entry, vllm_image_tag=tag, vllm_image_source="build", vllm_image_build_kind="cpu")
     assert run.rc != 0 and run.recap("changed") == 0
@@ -315,7 +314,6 @@ def test_pull_by_tag_follows_the_registry_and_by_digest_does_not(tmp_path: Path,
     assert first.recap("changed") == 2  # pulled by digest, then tagged
     assert first.facts["vllm_image_ref"] == f"{repository}@{first_digest}"
     assert image_id(f"{repository}:v1") == first.facts["vllm_image_id"]
-    assert image(tmp_path, **by_tag).ok().recap("changed") == 0
     asked = probed(repository, resolve=True)
     assert (asked["present"], asked["resolved"], asked["digest"]) == (True, True, first_digest)
 
