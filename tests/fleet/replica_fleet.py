@@ -80,15 +80,19 @@ class Replica:
         play = [{"hosts": "pair", "become": True, "gather_facts": False, "roles": ["vllm_server"]}]
         (folder / "play.yml").write_text(yaml.safe_dump(play))
 
-    def play(self, *words: str, hosts: dict[str, Any] | None = None, play: str = "play.yml", **changes: Any) -> Run:
-        """Run it, with ``changes`` for both hosts and ``hosts`` ({name: variables}) for single ones.
-
-        ``play``: a file of the test's folder, or a playbook of the project as an absolute path.
-        """
+    def write(self, hosts: dict[str, Any] | None = None, **changes: Any) -> None:
+        """Write the inventory, with ``changes`` for both hosts and ``hosts`` ({name: variables}) for single ones."""
         own = {n: (hosts or {}).get(n, {}) for n in self.addresses}
         pair = {"hosts": own, "vars": self.variables | changes}
         others = {n: {**values, **(hosts or {}).get(n, {})} for n, values in self.others.items()}
         (self.folder / "more.yml").write_text(yaml.safe_dump({"vllm": {"hosts": others, "children": {"pair": pair}}}))
+
+    def play(self, *words: str, hosts: dict[str, Any] | None = None, play: str = "play.yml", **changes: Any) -> Run:
+        """Run it, with the variables of ``write``.
+
+        ``play``: a file of the test's folder, or a playbook of the project as an absolute path.
+        """
+        self.write(hosts, **changes)
         command = [Path(sys.executable).with_name("ansible-playbook"), "-i", f"{self.fleet.directory}/inventory.yml"]
         command += ["-i", self.folder / "more.yml", self.folder / play, *words]
         environ = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "COLUMNS": "1000"}
