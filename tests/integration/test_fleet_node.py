@@ -70,11 +70,13 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
 
 
 #: Everything that a look could have changed: files with their content, modes and owners, links, what Docker has, kernel
-#: settings, mounts, services. Logs of the login itself are not the look's.
+#: settings, mounts, services. Logs of the login itself are not the look's. Of /usr, which is most of a node, the time of the
+#: last change of each file stands for its content: no write leaves that as it was.
 SEEN = r"""
 cd /
-find / -xdev \( -path /var/log -o -path /var/cache/node-python -o -path /home/ops/.ansible -o -path /proc -o -path /sys \) -prune -o -type f -print0 \
+find / -xdev \( -path /usr -o -path /var/log -o -path /var/cache/node-python -o -path /home/ops/.ansible -o -path /proc -o -path /sys \) -prune -o -type f -print0 \
   | sort -z | xargs -0 sha256sum
+find /usr -xdev -type f -printf '%p %s %C@\n' | sort
 find / -xdev \( -path /var/log -o -path /var/cache/node-python -o -path /home/ops/.ansible -o -path /proc -o -path /sys \) -prune -o -printf '%p %y %m %U %G %l\n' | sort
 docker ps --all --no-trunc --format '{{.ID}} {{.State}}'
 docker images --no-trunc --format '{{.ID}} {{.Repository}}:{{.Tag}}'; docker volume ls; docker network ls --no-trunc
