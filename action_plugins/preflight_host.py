@@ -30,7 +30,7 @@ from ansible.module_utils.vllm_fleet.common.finding import told as told_finding
 from ansible.module_utils.vllm_fleet.container import archive
 from ansible.module_utils.vllm_fleet.gateway import pools, watching
 from ansible.module_utils.vllm_fleet.host import gpu
-from ansible.module_utils.vllm_fleet.preflight import connection, controller, inventory, role_specs
+from ansible.module_utils.vllm_fleet.preflight import connection, controller, flags, inventory, role_specs
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 from plugin_utils import driver_releases, planned, role_options
 from plugin_utils.variables import Variables
@@ -82,6 +82,10 @@ class ActionModule(ActionBase):
             more = [inventory.resting(resting)]
         else:
             more += self._controller(variables, answer, reached=bool(answer))
+            if "vllm_server" in (args.get("ask") or []) and not probes.probed(
+                answer.get("ansible_facts"), "vllm_server"
+            ):
+                more += self._flags(variables, reached=bool(answer))
         if not self._later:
             with contextlib.suppress(AnsibleError):  # what was to be known of the node before it was lost
                 self._late(args, Variables(self._templar, variables), more)
@@ -262,6 +266,13 @@ class ActionModule(ActionBase):
     def _members(self, variables: Mapping[str, Any], replica: str, hosts: list[str]) -> dict[str, dict[str, Any]]:
         members = [host for host in hosts if self._of(variables, host, "vllm_server_replica") == replica]
         return {host: {name: self._of(variables, host, name) for name in inventory.OF_A_REPLICA} for host in members}
+
+    def _flags(self, variables: Mapping[str, Any], *, reached: bool) -> list[Finding]:
+        """Judge flags for an image that was not asked itself, because it or what comes before it is missing."""
+        values = self._values(variables)
+        args, tag = values.get("vllm_server_args"), values.get("vllm_image_tag")
+        found = flags.judge(args, str(tag or "")) if isinstance(args, Mapping) else []
+        return [one for one in found if reached or one.level == "refused"]
 
     # -- the controller
 

@@ -185,7 +185,7 @@ class ActionModule(ActionBase):
         if refusals is None:
             nodes = list(variables.get("ansible_play_batch") or [host])
             alone = args["refuse"] and host != nodes[0]
-            refusals, result["findings"] = self._refusals(nodes, variables, args, show=not alone)
+            refusals, result["findings"], result["not_checked"] = self._refusals(nodes, variables, args, show=not alone)
         result.update(changed=False, refusals=refusals)
         mine = refusals.get(host) if args["refuse"] else None
         if mine:
@@ -196,8 +196,11 @@ class ActionModule(ActionBase):
 
     def _refusals(
         self, nodes: list[str], variables: Mapping[str, Any], args: Mapping[str, Any], *, show: bool
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
-        """Judge all nodes, and show them; returns {host: {msg, unseen}} of those that end the run, and the findings."""
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, int], list[str]]:
+        """Judge all nodes, and show them.
+
+        Returns {host: {msg, unseen}} of those that end the run, the numbers of findings, and what could not be checked.
+        """
         results: dict[str, Mapping[str, Any] | None] = {}
         told: dict[str, dict[str, Any]] = {}
         for node in nodes:
@@ -241,7 +244,8 @@ class ActionModule(ActionBase):
                     "address": told[node]["address"],
                 }
         levels_of_all = Counter(one.level for found in looked.values() for one in found or [])
-        return refusals, {**dict.fromkeys(finding.LEVELS, 0), **levels_of_all, "hosts": len(looked)}
+        unknown = dict.fromkeys(one.what for found in looked.values() for one in found or [] if one.level == "unknown")
+        return refusals, {**dict.fromkeys(finding.LEVELS, 0), **levels_of_all, "hosts": len(looked)}, list(unknown)
 
     @staticmethod
     def _sharing(variables: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]]) -> dict[str, finding.Finding]:

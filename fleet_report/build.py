@@ -50,7 +50,7 @@ _PICKED = {
     ),
     "vllm_chat": ("results", "msg"),
     "burnin_report": ("finding",),
-    "preflight_report": ("findings", "sentences", "ending", "further", "address"),
+    "preflight_report": ("findings", "not_checked", "sentences", "ending", "further", "address"),
     "gateway_info": ("differing",),
     "vllm_drained": ("drained", "elapsed", "says", "msg"),
 }
@@ -163,6 +163,7 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
         "endpoints_want_key": endpoints.want_key(run, results, nodes),
         "stopped": failure.of_the_run(results, tasks),
         "findings": next((r["data"]["findings"] for r in results if _judged(r)), {}),
+        "not_checked": next((_texts(r["data"].get("not_checked")) for r in results if _judged(r)), []),
         # Hosts that are no nodes, such as gateways.
         "failed_elsewhere": elsewhere,
         "failures_elsewhere": [
@@ -181,6 +182,10 @@ def build(run: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[s
     report["estimate"] = estimate.compared(planned, nodes)
     report["rates"] = {} if run.get("check_mode") else estimate.rates(results, tasks, starts)
     return report
+
+
+def _texts(given: Any) -> list[str]:
+    return [str(one) for one in given] if isinstance(given, list) else []
 
 
 def _judged(result: Mapping[str, Any]) -> bool:

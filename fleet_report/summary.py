@@ -256,7 +256,10 @@ def _accepted(report: Mapping[str, Any]) -> str:
     found = report["findings"]
     hosts, warnings = int(found.get("hosts") or 0), int(found.get("warning") or 0)
     more = f", {count(warnings, 'warning')} (see above)" if warnings else ""
-    return f"A deployment would be accepted: {count(hosts, 'host')}, no refusal{more}."
+    left = list(report.get("not_checked") or ())
+    few = [*left[:3], f"{len(left) - 3} more"] if len(left) > 4 else left
+    unknown = f" Not checked: {', '.join(few)} (see above)." if few else ""
+    return f"A deployment would be accepted: {count(hosts, 'host')}, no refusal{more}.{unknown}"
 
 
 def _refused(report: Mapping[str, Any]) -> list[str]:

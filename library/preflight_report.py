@@ -77,6 +77,11 @@ findings:
   description: How many findings of each level there are, and in C(hosts) how many hosts were judged.
   returned: where the task judged
   type: dict
+not_checked:
+  description: Names of the findings that could not be judged on some node, such as C(vLLM flags) of an image that is not there.
+  returned: where the task judged
+  type: list
+  elements: str
 sentences:
   description: The refusals of this node one by one.
   returned: when there are any

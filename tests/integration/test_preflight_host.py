@@ -114,7 +114,8 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
             "vllm_server_model": "",
             "vllm_server_bind": "0.0.0.0",
             "vllm_server_api_key": "{{ vault_vllm_server_api_key }}",
-            "vllm_server_args": {"gpu_memory_utilization": 1.5},
+            "vllm_server_args": {"gpu_memory_utilization": 1.5, "max-model-length": 4096},
+            "vllm_image_tag": "v0.31.0",
             "hf_cache_path": "/no/such/disk/hf",
         },
         # Without a key, on loopback; a gateway would open it.
@@ -160,6 +161,7 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
         "open: vllm_server_api_key: expected a key behind a gateway, found none, and gateway2 would publish the server on *;",
         "unset: vllm_server_model: expected an exact model id or an absolute path, found not set; set",
         "unset: gpu-memory-utilization: expected above 0 and at most 1, found 1.5;",
+        "unset: vLLM flags: expected flags of vLLM v0.31.0, found max-model-length; write max-model-len for max-model",
         "unset: cache: expected a folder, found /no/such/disk/hf is not there; mount the disk",
     ):
         # Once, at the end.
@@ -188,7 +190,7 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
         "preset": {"GPU memory"},
         "good": set(),
         "cpu": set(),
-        "unset": {"vllm_server_api_key", "vllm_server_model", "gpu-memory-utilization", "cache"},
+        "unset": {"vLLM flags", "vllm_server_api_key", "vllm_server_model", "gpu-memory-utilization", "cache"},
         "open": {"vllm_server_api_key"},
         "gone": {"connection"},
     }

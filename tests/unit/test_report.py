@@ -917,6 +917,10 @@ def test_an_accepted_preflight_says_so_and_what_to_type():
         report["findings"] = {"hosts": 4, "warning": warnings}
         said = [f"A deployment would be accepted: 4 hosts, no refusal{more}.", f"Next: {report['next']}"]
         assert terminal.lines(report) == said
+    report["not_checked"] = ["vLLM flags", "image"]
+    assert terminal.lines(report)[0].endswith(" (see above). Not checked: vLLM flags, image (see above).")
+    report["not_checked"] = list("abcde")
+    assert terminal.lines(report)[0].endswith(" Not checked: a, b, c, 2 more (see above).")
 
 
 def test_where_a_key_is_needed_the_last_line_says_so():

@@ -190,7 +190,7 @@ def size(
     tokens, cost = _tokens(case, kv)
     # Where something else is refused, the context is not the first thing to mend.
     if not any(one.level == "refused" for one in found):
-        found += _context(tokens, asked, usual, exact) or _beyond(asked, limit)
+        found += _context(tokens, asked, usual, exact) or _beyond(case, asked, limit)
     found += _version(facts.min_vllm, image_version) + _flags(flags, image_version)
     used = asked or usual
     return Sizing(
@@ -390,10 +390,15 @@ def _context(tokens: int | None, asked: int | None, usual: int | None, exact: bo
     return []
 
 
-def _beyond(asked: int | None, limit: int | None) -> list[Finding]:
+def _beyond(case: _Case, asked: int | None, limit: int | None) -> list[Finding]:
     if asked is not None and limit is not None and asked > limit:
         remedy = "lower it: vLLM refuses more than the model's own unless VLLM_ALLOW_LONG_MAX_MODEL_LEN is set"
-        return [Finding("warning", "context", f"the model's own {limit}", f"max-model-len {asked}", remedy)]
+        allowed = str(case.env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "")).strip().lower() in ("1", "true")
+        # What scales RoPE is read here as vLLM reads it, but not all kinds of it are known.
+        scaled = any(case.flags.get(name) is not None for name in ("hf-overrides", "rope-scaling", "rope-theta"))
+        scaled = scaled or any(config.get("rope_scaling") for config in (case.config, case.facts.config))
+        level = "warning" if allowed or scaled else "refused"
+        return [Finding(level, "context", f"the model's own {limit}", f"max-model-len {asked}", remedy)]
     return []
 
 

@@ -13,7 +13,9 @@ from typing import Any
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ..common import secrets
+from ..common.alike import nearest
 from ..common.finding import Finding
+from . import flags
 from .servers import OF_SERVERS
 
 #: The roles of a deployment whose variables are the user's.
@@ -211,8 +213,7 @@ def misspelt(names: Iterable[str], known: Collection[str], where: str = "") -> l
             continue
         role = next((role for prefix, role in prefixes.items() if name.startswith(prefix)), "")
         if role:
-            near = _nearest(name, known)
-            correct = f"correct it to {near}" if near else f"see roles/{role}/README.md"
+            correct = _meant(name, role, known)
             remedy = f"{correct}; if it is your own, rename it or add it to preflight_accept"
             found.append(Finding("refused", name, f"a variable of the role {role}", got, remedy))
         elif near := _slip(name, known) or _without_a_word(name, known, given):
@@ -252,7 +253,15 @@ def misplaced(names: Iterable[str], options: Collection[str], gateways: Collecti
     ]
 
 
-def _nearest(name: str, known: Iterable[str], alike: float = 0.6) -> str:
+def _meant(name: str, role: str, known: Collection[str]) -> str:
+    """Say what to write for a name that no role knows: a known one, a flag of vLLM, or where the known ones stand."""
+    if flag := flags.written_as_variable(name):
+        return f"it is a flag of vLLM: write vllm_server_args: {{{flag}: ...}}"
+    near = nearest(name, known, common=role.split("_"))
+    return f"correct it to {near}" if near else f"see roles/{role}/README.md"
+
+
+def _nearest(name: str, known: Iterable[str], alike: float) -> str:
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=alike)), "")
 
 

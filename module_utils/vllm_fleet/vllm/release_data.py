@@ -16,6 +16,32 @@ from typing import NamedTuple
 #: The newest release whose sources were read.
 NEWEST = "0.33.0"
 
+#: Flags of NEWEST that no other table here has: nearly all are those that 0.8.5 has and that stayed.
+FLAGS_KEPT = """
+    additional-config allow-credentials allowed-headers allowed-local-media-path allowed-methods
+    allowed-origins api-key block-size chat-template chat-template-content-format code-revision
+    collect-detailed-traces compilation-config config config-format cpu-offload-gb data-parallel-size
+    device-memory-utilization disable-cascade-attn disable-chunked-mm-input disable-custom-all-reduce
+    disable-fastapi-docs disable-log-stats disable-sliding-window disable-uvicorn-access-log
+    distributed-executor-backend download-dir dtype enable-auto-tool-choice enable-chunked-prefill
+    enable-expert-parallel enable-lora enable-prefix-caching enable-prompt-tokens-details
+    enable-request-id-headers enable-server-load-tracking enable-sleep-mode enable-ssl-refresh enforce-eager
+    fully-sharded-loras generation-config gpu-memory-utilization hf-config-path hf-overrides hf-token host
+    ignore-patterns kv-cache-dtype kv-transfer-config limit-mm-per-prompt load-format
+    long-prefill-token-threshold lora-dtype lora-modules max-cpu-loras max-log-len max-logprobs max-lora-rank
+    max-loras max-model-len max-num-batched-tokens max-num-seqs max-parallel-loading-workers middleware
+    mm-processor-kwargs model model-impl model-loader-extra-config num-gpu-blocks-override
+    otlp-traces-endpoint override-generation-config pipeline-parallel-size port prefix-caching-hash-algo
+    quantization ray-workers-use-nsight reasoning-parser response-role return-tokens-as-token-ids revision
+    root-path scheduler-cls scheduling-policy seed served-model-name show-hidden-metrics-for-version
+    skip-tokenizer-init speculative-config ssl-ca-certs ssl-cert-reqs ssl-certfile ssl-keyfile
+    tensor-parallel-size tokenizer tokenizer-mode tokenizer-revision tool-call-parser tool-parser-plugin
+    trust-remote-code use-tqdm-on-load uvicorn-log-level worker-cls worker-extension-cls
+"""
+
+#: Flags of 0.8.5 for others than AMD's GPUs that went since, it is not known when.
+FLAGS_OF_OTHERS = "override-neuron-config qlora-adapter-name-or-path"
+
 #: First release with a flag, of those that 0.8.5 has not.
 FLAGS_ADDED: Mapping[str, str] = {
     "0.9": """

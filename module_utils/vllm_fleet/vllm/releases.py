@@ -20,6 +20,12 @@ SINCE = _by_name(release_data.FLAGS_ADDED)
 VARIABLES_SINCE = _by_name(release_data.VARIABLES_ADDED)
 VARIABLES_UNTIL = _by_name(release_data.VARIABLES_GONE)
 
+#: All flags that some release from OLDEST to the newest one that was read has, or had before it.
+FLAGS = frozenset(
+    {*release_data.FLAGS_KEPT.split(), *SINCE, *release_data.FLAGS_GONE, *release_data.FLAGS_OF_OTHERS.split()}
+)
+OLDEST = "0.8.5"
+
 #: First release that reads this value of a variable. Before, vLLM takes `nobind` for a list of cores, and its worker
 #: dies of it (v1/worker/cpu_worker.py).
 VALUES_SINCE = {("VLLM_CPU_OMP_THREADS_BIND", "nobind"): "0.11.1"}
@@ -40,6 +46,12 @@ def version_of(text: str) -> Version | None:
         return None
     found = _VERSION.match(text)
     return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
+
+
+def known(text: str) -> bool:
+    """Whether a tag or a release's name is of a release whose flags are known: up to the newest that was read."""
+    have, newest = version_of(text), version_of(release_data.NEWEST)
+    return have is not None and newest is not None and have[:2] <= newest[:2] and not older(text, OLDEST)
 
 
 def older(text: str, since: str) -> bool:

@@ -14,6 +14,8 @@ from ansible.module_utils.vllm_fleet.models.sizing import Facts, Machine
 from ansible.module_utils.vllm_fleet.vllm.cli import CommandError
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
+#: A model whose own context is a million tokens.
+LONG = {**LLAMA, "max_position_embeddings": 10**6}
 MI300X = sizing.named("MI300X", 8)
 GPT_OSS = {
     "num_attention_heads": 64,
@@ -171,8 +173,8 @@ def test_what_cannot_work_even_at_best_is_refused(facts, machine, args, what, wo
         (Facts("m", GPT2, 300 << 30), sizing.named("MI300X", 1), {"max-model-len": 16}),
         (Facts("m", {}, 300 << 30), sizing.named("MI300X", 1), {}),
         # Windows and chunks, of which layers is not said: what a context takes is not known.
-        (Facts("m", {**LLAMA, "sliding_window": 1024}, 141107412992), MI300X, {"max-model-len": 10**6}),
-        (Facts("m", {**LLAMA, "attention_chunk_size": 8192}, 141107412992), MI300X, {"max-model-len": 10**6}),
+        (Facts("m", {**LONG, "sliding_window": 1024}, 141107412992), MI300X, {"max-model-len": 10**6}),
+        (Facts("m", {**LONG, "attention_chunk_size": 8192}, 141107412992), MI300X, {"max-model-len": 10**6}),
         # Sixteen ranks on two nodes that know nothing of each other but the address.
         (DEEPSEEK, MI300X, {"-dp": 16, "-dpl": 8, "-dpa": "10.0.0.1", "-ep": True}),
     ],
@@ -283,7 +285,11 @@ def test_the_context_is_the_one_that_vllm_derives(more, args, usual, limit):
     sized = sizing.size(facts, MI300X, {**args, "max-model-len": limit})
     assert (sized.context_limit, sized.findings) == (limit, ())
     (beyond,) = sizing.size(facts, MI300X, {**args, "max-model-len": limit + 1}).findings
-    assert (beyond.level, beyond.expected) == ("warning", f"the model's own {limit}")
+    scaled = bool("hf-overrides" in args or more.get("rope_scaling"))
+    assert (beyond.level, beyond.expected) == ("warning" if scaled else "refused", f"the model's own {limit}")
+    allowed = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
+    (beyond,) = sizing.size(facts, MI300X, {**args, "max-model-len": limit + 1}, allowed).findings
+    assert beyond.level == "warning"
     assert sizing.size(facts, MI300X, args).requests == 575488 / usual  # tokens that there is room for
 
 

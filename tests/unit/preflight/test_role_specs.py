@@ -96,12 +96,31 @@ KNOWN = {
         ("vllm_port", "refused", "vllm_server_port"),
         ("vllm_tag", "refused", "vllm_image_tag"),
         ("hf_tokn", "refused", "hf_token"),
+        # A word of a name counts more than letters that happen to be alike.
+        ("vllm_server_environment", "refused", "vllm_server_env"),
+        ("vllm_server_enable_watchdog", "refused", "vllm_watchdog_enabled"),
+        ("vllm_server_num_gpus", "refused", "vllm_server_gpus"),
+        ("vllm_server_shmsize", "refused", "vllm_server_shm_size"),
+        ("vllm_server_image_tag", "refused", "vllm_image_tag"),
     ],
 )
 def test_a_name_that_no_role_knows_is_told_with_the_nearest(name, level, near):
     [one] = role_specs.misspelt([name, "vllm_server_model"], KNOWN)
     assert (one.level, one.what) == (level, name)
     assert near in one.remedy.split(";")[0].replace(",", "").split()
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [
+        ("vllm_server_tensor_parallel_size", "tensor-parallel-size"),
+        ("vllm_server_max_model_length", "max-model-len"),
+        ("vllm_server_quantization", "quantization"),
+    ],
+)
+def test_a_flag_of_vllm_written_as_a_variable_is_told_where_it_belongs(name, flag):
+    [one] = role_specs.misspelt([name], KNOWN)
+    assert one.remedy.startswith(f"it is a flag of vLLM: write vllm_server_args: {{{flag}: ...}}; ")
 
 
 @pytest.mark.parametrize(
