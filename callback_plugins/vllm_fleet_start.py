@@ -16,9 +16,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ansible import constants, context
 from ansible.errors import AnsibleError
+from ansible.inventory.manager import IGNORED
 from ansible.plugins.callback import CallbackBase
 from ansible.release import __version__ as ANSIBLE
 from ansible.utils.vars import load_extra_vars
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from plugin_utils import inventory_files
 
 if TYPE_CHECKING:
     from ansible.playbook import Playbook
@@ -32,6 +36,9 @@ description:
   - Refuses an C(ansible-core) older than the tested one and a missing collection, and for this project's own playbooks
     an inventory that does not exist or cannot be read, one without a host in group C(vllm), a tag that none of them
     has, and a name after C(--limit) that the inventory does not have.
+  - Refuses what Ansible only warns of and leaves out. In the inventory's files of YAML these are a name that stands
+    twice, a key of a group besides hosts, vars and children, variables of a host that are none, and a file that no
+    plugin could read. The exit code is 4 then, as for any inventory that Ansible cannot read.
   - Warns where they run without this project's C(ansible.cfg).
   - Ansible itself warns of these, or says nothing, and ends with exit code 0.
   - With C(-e status_watch=5) C(playbooks/status.yml) becomes C(scripts/health --watch 5); a play writes headers.
@@ -39,6 +46,8 @@ requirements:
   - none; it is loaded from C(callback_plugins) without being enabled
 """
 
+#: Ansible's own code for an inventory that cannot be read.
+UNREAD = 4
 ROOT = Path(__file__).resolve().parent.parent
 #: The oldest ansible-core that the tests run with. Older ones know other results: the output is lost, the exit code 0.
 OLDEST = (2, 19)
@@ -199,6 +208,41 @@ def unread_fault(sources: Iterable[str], load: Callable[[str], object]) -> str:
     return ""
 
 
+def ignored(name: str) -> bool:
+    """Return whether Ansible leaves a file out of the sources in a folder because of its name."""
+    return bool(IGNORED.search(os.fsencode(name)))
+
+
+def lost_fault(said: list[str]) -> str:
+    """Make a sentence, or a list, of what Ansible leaves out of the inventory; "" if that is nothing."""
+    if len(said) < 2:
+        return f"Ansible leaves out a part of this inventory: {said[0]}" if said else ""
+    return "Ansible leaves out parts of this inventory:\n  " + "\n  ".join(said) + "\nCorrect them"
+
+
+def unparsed_fault(sources: Iterable[str], parsed: Iterable[object]) -> str:
+    """Say in a sentence which file of hosts no plugin of Ansible could read; "" if all were read.
+
+    A folder's files that are no such list by their name (a README, a password) are none of this.
+    """
+    known = {str(one) for one in parsed}
+    for source in sources:
+        path = Path(source)
+        if "," in source or source in known or not path.exists():
+            continue
+        files = [path] if path.is_file() else sorted(path.iterdir())
+        for file in files:
+            named = file == path or file.suffix in (".yml", ".yaml", ".json", ".toml") or file.name == "hosts"
+            if not named or not file.is_file() or (file != path and ignored(file.name)):
+                continue
+            if str(file) not in known and not inventory_files.empty(file):
+                return (
+                    f"the inventory is read only in part: Ansible could not read {file} as a list of hosts; the"
+                    " warnings above say why"
+                )
+    return ""
+
+
 class CallbackModule(CallbackBase):
     """Judges the command line when the playbook is read, and the inventory when a play asks for its servers."""
 
@@ -210,6 +254,8 @@ class CallbackModule(CallbackBase):
         """Know no playbook yet."""
         super().__init__()
         self._ours = False
+        #: Whether the inventory's files were judged; once is enough.
+        self._judged = False
 
     def v2_playbook_on_start(self, playbook: Playbook) -> None:
         """End the run where it cannot become what was meant."""
@@ -229,6 +275,8 @@ class CallbackModule(CallbackBase):
                 self._watch(watch_command(options, seconds))
         if fault:
             self._end(fault)
+        if self._ours:
+            self._judge_files(playbook)
         if self._ours and not own_configuration():
             self._display.warning(
                 "This run lacks the settings of this project: its output is long, and no report stands at its end."
@@ -238,9 +286,16 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_play_start(self, play: Play) -> None:
         """End the run where its servers are looked for in an inventory that has none."""
         manager = play.get_variable_manager()
-        if not self._ours or play.hosts != ["vllm"] or manager is None:
+        if not self._ours or manager is None:
             return
         inventory = manager._inventory
+        if not self._judged:
+            self._judged = True
+            fault = unparsed_fault(inventory._sources, inventory._inventory.processed_sources)
+            if fault:
+                self._end(fault, UNREAD)
+        if play.hosts != ["vllm"]:
+            return
         if not manager.get_vars(play=play)["groups"].get("vllm"):
             self._end(
                 unread_fault(inventory._sources, inventory._loader.load_from_file)
@@ -250,6 +305,21 @@ class CallbackModule(CallbackBase):
         fault = limit_fault(str(context.CLIARGS.get("subset") or ""), [*inventory.hosts, *inventory.groups])
         if fault:
             self._end(fault)
+
+    def _judge_files(self, playbook: Playbook) -> None:
+        """End the run where Ansible leaves out what the inventory's files say."""
+        sources = [str(one) for one in context.CLIARGS.get("inventory") or ()]
+        folders = [Path(one) if Path(one).is_dir() else Path(one).parent for one in sources if "," not in one]
+        said, broken = inventory_files.judge(
+            inventory_files.yaml_sources(sources, ignored),
+            inventory_files.variables_files([*folders, Path(str(playbook._basedir))]),
+            Path.cwd(),
+        )
+        fault = unread_fault([str(one) for one in broken], playbook._loader.load_from_file) or lost_fault(said)
+        if fault:
+            if os.environ.get("VLLM_FLEET_VERDICT") and not broken:  # scripts/preflight makes its exit code of it
+                Path(os.environ["VLLM_FLEET_VERDICT"]).write_text("refused\n", encoding="utf-8")
+            self._end(fault, UNREAD)
 
     def _watch(self, command: list[str]) -> NoReturn:
         """Become the program that shows the fleet live: Ctrl-C is its own then, and nothing else writes there."""
@@ -265,7 +335,7 @@ class CallbackModule(CallbackBase):
         sys.stdout.flush()
         os.execve(command[0], command, environ)  # noqa: S606
 
-    def _end(self, fault: str) -> NoReturn:
+    def _end(self, fault: str, code: int = 1) -> NoReturn:
         """End the process: Ansible makes a warning of a callback's exception, but not of this one."""
         self._display.error(f"{fault[0].upper()}{fault[1:]}. Nothing was touched.", wrap_text=False)
-        raise SystemExit(1)
+        raise SystemExit(code)

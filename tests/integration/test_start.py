@@ -109,9 +109,45 @@ def test_a_live_table_gets_what_the_command_line_said() -> None:
 def test_an_inventory_of_broken_yaml_is_named(tmp_path: Path) -> None:
     (tmp_path / "hosts.yml").write_text("vllm:\n  hosts:\n    n1: {a: [}\n")
     code, said = run("playbooks/status.yml", "-i", str(tmp_path))
-    assert code == 1, said
+    assert code == 4, said
     assert f"[ERROR]: The inventory cannot be read: {tmp_path}/hosts.yml:3:11: YAML parsing failed: " in said
     assert "Nothing was touched." in said and "no host in group" not in said
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (
+            {"hosts.yml": "vllm:\n  hosts:\n    node1: {}\n    node2:\n    ansible_host: 192.0.2.1\n"},
+            "Ansible leaves out a part of this inventory: hosts.yml:5: ansible_host stands beside node2 among the hosts",
+        ),
+        (
+            {"hosts.yml": "vllm:\n  hosts:\n    node1: {}\n  node2: {}\n  var: {a: 1}\n"},
+            "Ansible leaves out parts of this inventory:\n  hosts.yml:4: node2 stands in group vllm beside its hosts",
+        ),
+        (
+            {
+                "hosts.yml": "vllm: {hosts: {node1: {}}}\n",
+                "group_vars/vllm.yml": "vllm_server_port: 1\nvllm_server_port: 2\n",
+            },
+            "group_vars/vllm.yml:2: vllm_server_port stands twice, in lines 1 and 2: leave one, or rename the other.",
+        ),
+        (
+            {"hosts.yml": "vllm: {hosts: {node1: {}}}\n", "more.yml": "- node2\n"},
+            "The inventory is read only in part: Ansible could not read {folder}/more.yml as a list of hosts",
+        ),
+    ],
+)
+def test_an_inventory_that_ansible_reads_in_part_is_refused(
+    files: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    code, said = run(str(play.ROOT / "playbooks/preflight.yml"), "-i", str(tmp_path), here=tmp_path)
+    assert code == 4, said
+    assert sentence.format(folder=tmp_path) in said and "Nothing was touched." in said
+    assert "TASK" not in said and "RECAP" not in said
 
 
 @pytest.mark.parametrize("version", ["2.16.19", "2.18.19"])
