@@ -11,7 +11,7 @@ import resource
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ansible.module_utils.vllm_fleet.container import archive
 from ansible.module_utils.vllm_fleet.gateway import pools, watching
 from ansible.module_utils.vllm_fleet.host import gpu
 from ansible.module_utils.vllm_fleet.preflight import connection, controller, flags, inventory, role_specs
+from ansible.module_utils.vllm_fleet.preflight import values as of_values
 from ansible.module_utils.vllm_fleet.vllm import host_variables
 from plugin_utils import driver_releases, planned, role_options
 from plugin_utils.variables import Variables
@@ -42,6 +43,9 @@ for one in {sysfs}/bus/pci/devices/*; do
   [ "$(cat "$one/vendor" 2>/dev/null)" != 0x1002 ] || printf 'pci=%s\\n' "$(cat "$one/device" 2>/dev/null)"
 done
 [ "$(id -u)" = 0 ] || [ {password} = 1 ] || sudo -n true 2>/dev/null || echo root=no"""
+
+#: Bytes of a file of variables that somebody has written.
+_LARGEST = 1 << 20
 
 _ROOT = "root's rights, to install Docker and to run the server"
 
@@ -121,7 +125,9 @@ class ActionModule(ActionBase):
 
     def _inventory(self, variables: Mapping[str, Any]) -> list[Finding]:
         values = self._values(variables)
-        found = inventory.judge(values)
+        found = of_values.judge({one: value for one, value in values.items() if not isinstance(value, inventory.Unset)})
+        odd = {one.what for one in found}
+        found += [one for one in inventory.judge(values) if one.what not in odd]
         known = {one.what for one in found if one.level == "refused"}
         open_to_all = inventory.published(values, self._gateways(variables))
         if open_to_all and "vllm_server_bind" not in known:
@@ -136,8 +142,10 @@ class ActionModule(ActionBase):
         found += [one for one in specified if one.what not in known]
         hosts = list(variables.get("ansible_play_hosts_all") or [])
         found += self._misspelt(variables, hosts)
+        found += self._doors(variables)
         # Gateways are in no play of preflight: reported once, for the first node.
         if hosts and variables.get("inventory_hostname") == hosts[0]:
+            found += of_values.in_plain_text(_texts(variables))
             for name in (variables.get("groups") or {}).get("gateway") or []:
                 found += self._gateway(variables, name)
         replica = values.get("vllm_server_replica")
@@ -151,9 +159,34 @@ class ActionModule(ActionBase):
                 found.append(inventory.waves(given))
         return found
 
+    def _doors(self, variables: Mapping[str, Any]) -> list[Finding]:
+        """Judge the ports of gateways that are on this host's machine."""
+        names, host = (variables.get("groups") or {}).get("gateway") or [], str(variables["inventory_hostname"])
+
+        def address(name: str) -> tuple[str, str]:
+            given = self._of(variables, name, "ansible_host")
+            return str(given or name), str(self._of(variables, name, "ansible_port") or 22)
+
+        gateways = {}
+        for name in names:
+            own = self._of(variables, name, "gateway_ports")
+            ports = [("gateway_ports", port) for port in own.values()] if isinstance(own, Mapping) else []
+            # Where models have ports of their own, the one for all may not be opened.
+            ports = ports or [("gateway_port", self._of(variables, name, "gateway_port") or 8080)]
+            bind = self._of(variables, name, "gateway_bind") or inventory.EVERYWHERE
+            gateways[name] = {"address": address(name), "bind": bind, "ports": ports}
+        if not gateways or self._of(variables, host, "vllm_server_replica"):
+            return []
+        mine = {
+            "address": address(host),
+            "bind": self._of(variables, host, "vllm_server_bind") or "127.0.0.1",
+            "port": self._of(variables, host, "vllm_server_port") or host_variables.PORT,
+        }
+        return of_values.doors(gateways, {host: mine}).get(host, [])
+
     def _values(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for name in inventory.VARIABLES:
+        for name in dict.fromkeys((*inventory.VARIABLES, *of_values.VARIABLES)):
             if name in variables:
                 try:
                     values[name] = self._templar.template(variables[name])
@@ -345,6 +378,8 @@ class ActionModule(ActionBase):
             got = f"user {facts['user']}, who is not root and may not use sudo without a password"
             found.append(Finding("refused", "root", _ROOT, got, remedy))
             self._connection.set_become_plugin(None)
+        elif facts["uid"] != "0" and (one := of_values.root(variables, facts["user"])):
+            found.append(one)
         answer: dict[str, Any] = {}
         if not any(one.what == "Python" for one in found):
             try:
@@ -367,10 +402,19 @@ class ActionModule(ActionBase):
     def _way(self) -> connection.Way:
         """Return how this node is reached, for what the user is to type."""
         words: dict[str, Any] = {}
-        for name, option in (("address", "host"), ("port", "port"), ("user", "remote_user")):
+        told = (("address", "host"), ("port", "port"), ("user", "remote_user"), ("key", "private_key_file"))
+        arguments = [""] * 3
+        for name, option in told:
             with contextlib.suppress(AnsibleError, KeyError):  # a local connection has none of them
                 words[name] = self._connection.get_option(option)
         given = {name: value for name, value in words.items() if value}
+        for number, option in enumerate(("ssh_extra_args", "ssh_common_args", "ssh_args")):
+            with contextlib.suppress(AnsibleError, KeyError):
+                arguments[number] = str(self._connection.get_option(option) or "")
+        given["known"] = connection.known_hosts(*arguments)
+        if given.get("key"):
+            given["key"] = str(given["key"])
+            given["locked"] = connection.locked(_beginning(Path(given["key"])))
         return connection.Way(**{**given, "port": int(given.get("port") or 22)})
 
     def _late(self, args: dict[str, Any], known: Variables, found: list[Finding]) -> None:
@@ -461,6 +505,28 @@ def _sends(known: Variables, answer: Mapping[str, Any]) -> dict[str, bool | None
     # To itself the controller copies weights by other means (roles/hf_cache/tasks/copy_local.yml).
     pushed = known.get("hf_cache_source") == "controller" and known.get("ansible_connection") != "local"
     return {**sends, **({"the weights": weights} if pushed else {})}
+
+
+def _beginning(file: Path) -> str:
+    """Return the first letters of a file on this machine; nothing where it cannot be read, or is no text."""
+    try:
+        with file.expanduser().open(encoding="utf-8") as opened:
+            return opened.read(200)
+    except (OSError, UnicodeDecodeError, RuntimeError):
+        return ""
+
+
+def _texts(variables: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give the inventory's own files of variables, by the names that a command of the user's may take."""
+    places = dict.fromkeys(str(variables.get(one) or "") for one in ("inventory_dir", "playbook_dir"))
+    files = [Path(str(one)) for one in variables.get("ansible_inventory_sources") or ()]
+    for place in filter(None, places):
+        files += [path for kind in ("group_vars", "host_vars") for path in sorted(Path(place, kind).glob("**/*"))]
+    for path in dict.fromkeys(files):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if path.suffix in ("", ".yml", ".yaml", ".json") and path.is_file() and path.stat().st_size < _LARGEST:
+                near = os.path.relpath(path)
+                yield (str(path) if near.startswith("..") else near), path.read_text("utf-8")
 
 
 def preload(roles: Path) -> None:

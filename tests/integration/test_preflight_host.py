@@ -116,6 +116,9 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
             "vllm_server_api_key": "{{ vault_vllm_server_api_key }}",
             "vllm_server_args": {"gpu_memory_utilization": 1.5, "max-model-length": 4096},
             "vllm_image_tag": "v0.31.0",
+            "vllm_server_shm_size": "lots",
+            "vllm_server_restart_policy": "sometimes",
+            "ansible_host": "10.0.0.9",
             "hf_cache_path": "/no/such/disk/hf",
         },
         # Without a key, on loopback; a gateway would open it.
@@ -138,7 +141,7 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
     # Preflight asks them, too. HAProxy may be installed later.
     here = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
     gateways = {
-        "gateway1": {**here, "gateway_bind": "127.0.0.1"},
+        "gateway1": {**here, "gateway_bind": "127.0.0.1", "ansible_host": "10.0.0.9", "gateway_port": 1},
         # Asks its clients for keys of its own.
         "gateway1b": {**here, "gateway_keys": [{"name": "a", "key": "{{ vault_of_a }}"}], "vault_of_a": "k-of-a"},
         "gateway2": here,
@@ -162,6 +165,8 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
         "unset: vllm_server_model: expected an exact model id or an absolute path, found not set; set",
         "unset: gpu-memory-utilization: expected above 0 and at most 1, found 1.5;",
         "unset: vLLM flags: expected flags of vLLM v0.31.0, found max-model-length; write max-model-len for max-model",
+        "unset: vllm_server_shm_size: expected a size such as 16g, found 'lots'; correct the variable",
+        "unset: gateway_port: expected a port of its own, found 1 for gateway1, which is vllm_server_port of unset on the",
         "unset: cache: expected a folder, found /no/such/disk/hf is not there; mount the disk",
     ):
         # Once, at the end.
@@ -190,7 +195,16 @@ def test_every_node_is_seen_before_the_run_ends(tmp_path: Path) -> None:
         "preset": {"GPU memory"},
         "good": set(),
         "cpu": set(),
-        "unset": {"vLLM flags", "vllm_server_api_key", "vllm_server_model", "gpu-memory-utilization", "cache"},
+        "unset": {
+            "vLLM flags",
+            "vllm_server_shm_size",
+            "vllm_server_restart_policy",
+            "gateway_port",
+            "vllm_server_api_key",
+            "vllm_server_model",
+            "gpu-memory-utilization",
+            "cache",
+        },
         "open": {"vllm_server_api_key"},
         "gone": {"connection"},
     }

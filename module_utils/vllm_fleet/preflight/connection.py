@@ -7,7 +7,9 @@ sources where it is not among the recordings.
 
 from __future__ import annotations
 
+import base64
 import re
+import shlex
 from dataclasses import dataclass
 
 
@@ -26,11 +28,18 @@ class Told:
 
 @dataclass(frozen=True)
 class Way:
-    """How the controller gets to a node; words in capitals where it is not known."""
+    """How the controller gets to a node; words in capitals where it is not known.
+
+    ``key`` is the file of the private key that the inventory names, ``locked`` whether a passphrase guards it,
+    ``known`` the file of known hosts that the inventory names.
+    """
 
     address: str = "ADDRESS"
     port: int = 22
     user: str = "USER"
+    key: str = ""
+    locked: bool = False
+    known: str = ""
 
 
 #: What is wrong, cause and remedy, by a part of the message; the first one counts. Names in braces are groups of the
@@ -40,15 +49,15 @@ _ROWS: tuple[tuple[str, str, str, str], ...] = (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED",
         "connection",
         "its SSH host key is not the one that the controller knows",
-        "if the node was installed anew, forget the old key (`ssh-keygen -R '{known}'`), and accept the new one after a"
-        " look at it (`ssh{p} {user}@{address}`); if it was not, somebody may answer in its place",
+        "if the node was installed anew, forget the old key (`ssh-keygen{f} -R '{known}'`), and accept the new one"
+        " after a look at it (`ssh{o}{p} {user}@{address}`); if it was not, somebody may answer in its place",
     ),
     (
         r"Host key verification failed|No \S+ host key is known for",
         "connection",
         "its SSH host key is not known to the controller",
-        "look at the key and accept it (`ssh{p} {user}@{address}`), or accept what answers now"
-        " (`ssh-keyscan{p} {address} >> ~/.ssh/known_hosts`)",
+        "look at the key and accept it (`ssh{o}{p} {user}@{address}`), or accept what answers now"
+        " (`ssh-keyscan{p} {address} >> {hosts}`)",
     ),
     (
         r"Permissions \d+ for '(?P<file>[^'\n]+)' are too open",
@@ -79,6 +88,12 @@ _ROWS: tuple[tuple[str, str, str, str], ...] = (
         "connection",
         "its SSH server does not take the key or password of the user {user}",
         "bring the key (`ssh-copy-id{p} {user}@{address}`), or correct ansible_user and ansible_ssh_private_key_file",
+    ),
+    (
+        r"Could not resolve hostname (?P<name>[^:\s]+):(?P<number>\d+):",
+        "connection",
+        "{name}:{number} is an address with a port in it",
+        "write ansible_host: {name} and ansible_port: {number}",
     ),
     (
         r"Could not resolve hostname (?P<name>[^:\s]+)",
@@ -121,7 +136,8 @@ _ROWS: tuple[tuple[str, str, str, str], ...] = (
         r"Incorrect \w+ password|Duplicate become password prompt|Sorry, try again",
         "root",
         "a password that sudo on the node does not accept",
-        "give the connecting user's own with --ask-become-pass, or as ansible_become_password from vault",
+        "give the connecting user's own with --ask-become-pass, or as ansible_become_password from vault; if it is"
+        " right, {user} may not use sudo: see `sudo -l -U {user}` as root on the node",
     ),
     (
         r"is not in the sudoers file|may not run sudo|is not allowed to (?:execute|run)",
@@ -142,6 +158,20 @@ _ROWS: tuple[tuple[str, str, str, str], ...] = (
         "install it (`sudo apt-get install python3` on the node), or correct ansible_python_interpreter",
     ),
 )
+#: What a key that ssh could not use is, by the way to the node, before the messages: ssh says the same of all of them.
+_OPEN = r"Permissions \d+ for '"
+_KEY_REFUSED = rf"{_OPEN}|Permission denied \([\w,-]*\)|Permission denied, please"
+_PUBLIC = (
+    "connection",
+    "{key} is the public key, and ssh wants the private one",
+    "name the private one, which is without .pub: ansible_ssh_private_key_file: {private}",
+)
+_LOCKED = (
+    "connection",
+    "its SSH server does not take the key of the user {user}, or {key} was not opened: it has a passphrase",
+    "give it to the agent (`ssh-add {key}`), which asks once; if the agent has it, bring the key to the node"
+    " (`ssh-copy-id{p} {user}@{address}`)",
+)
 #: Where a message itself says how the node was to be reached.
 _ADDRESSES = (
     r"connect to host (?P<address>\S+) port (?P<port>\d+)",
@@ -155,7 +185,7 @@ def explain(message: str, way: Way | None = None, *, name: str = Way.address) ->
 
     ``way`` is what the caller knows; without it the message itself may say the address, or else the node's ``name``.
     """
-    for pattern, what, cause, remedy in _ROWS:
+    for pattern, what, cause, remedy in (*_of_key(message, way), *_ROWS):
         found = re.search(pattern, message)
         if found is None:
             continue
@@ -165,8 +195,53 @@ def explain(message: str, way: Way | None = None, *, name: str = Way.address) ->
         words["port"] = str(way.port)
         words["p"] = f" -p {way.port}" if way.port != Way.port else ""
         words["known"] = f"[{way.address}]:{way.port}" if way.port != Way.port else way.address
+        words["o"] = f" -o UserKnownHostsFile={shlex.quote(way.known)}" if way.known else ""
+        words["f"] = f" -f {shlex.quote(way.known)}" if way.known else ""
+        words["hosts"] = shlex.quote(way.known) if way.known else "~/.ssh/known_hosts"
+        words |= {"key": way.key, "private": way.key.removesuffix(".pub")}
         return Told(what, cause.format_map(words), remedy.format_map(words), way.address)
     return None
+
+
+def _of_key(message: str, way: Way | None) -> list[tuple[str, str, str, str]]:
+    """Return the row of what is wrong with the key itself, where that is known."""
+    if way is None or not way.key:
+        opened = re.search(r"Permissions \d+ for '(?P<key>[^'\n]+\.pub)'", message)
+        return [(_KEY_REFUSED, "connection", *_public_of(opened["key"]))] if opened else []
+    if way.key.endswith(".pub"):
+        return [(_KEY_REFUSED, *_PUBLIC)]
+    return [(_KEY_REFUSED, *_LOCKED)] if way.locked and not re.search(_OPEN, message) else []
+
+
+def _public_of(key: str) -> tuple[str, str]:
+    """Return cause and remedy for a public key that ssh names itself."""
+    words = {"key": key, "private": key.removesuffix(".pub")}
+    return _PUBLIC[1].format_map(words), _PUBLIC[2].format_map(words)
+
+
+def known_hosts(*arguments: str) -> str:
+    """Return the file of known hosts that arguments of ssh name; empty where none does, or one that keeps nothing."""
+    for text in arguments:
+        try:
+            words = shlex.split(text)
+        except ValueError:
+            continue
+        for word in words:
+            name, _, value = word.removeprefix("-o").strip().replace(" ", "=", 1).partition("=")
+            # The first counts, of several files the first too.
+            first = next(iter(value.strip(' "').split('"')[0].split()), "")
+            if name.lower() == "userknownhostsfile" and first not in ("", "/dev/null", "none"):
+                return first
+    return ""
+
+
+def locked(text: str) -> bool:
+    """Return whether the text of a private key is one that a passphrase guards (OpenSSH PROTOCOL.key, PEM, PKCS 8)."""
+    if "BEGIN ENCRYPTED PRIVATE KEY" in text or "Proc-Type: 4,ENCRYPTED" in text:
+        return True
+    body = re.search(r"-----BEGIN OPENSSH PRIVATE KEY-----\s+([A-Za-z0-9+/]{32})", text)
+    # The magic word, then the cipher's name with its length in four bytes.
+    return body is not None and not base64.b64decode(body[1])[15:].startswith(b"\0\0\0\4none")
 
 
 def _way(message: str, name: str) -> Way:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible.module_utils.vllm_fleet.preflight.connection import Way, explain
+from ansible.module_utils.vllm_fleet.preflight.connection import Way, explain, known_hosts, locked
 
 RECORDED = yaml.safe_load((Path(__file__).resolve().parents[2] / "fixtures/ssh/messages.yml").read_text())
 #: What is said of each recording, and a part of what to do.
@@ -35,6 +35,8 @@ ALSO = [
     ("ssh: connect to host 10.0.0.7 port 22: Network is unreachable", "there is no way to 10.0.0.7"),
     ("me is not in the sudoers file.  This incident will be reported.", "the user USER may not use sudo"),
     ("sudo: a terminal is required to read the password; either use", "sudo wants a password"),
+    ("ssh: Could not resolve hostname 10.0.0.1:22: Name or service not known", "10.0.0.1:22 is an address with a port"),
+    ("Permissions 0644 for '/home/me/.ssh/id.pub' are too open.", "/home/me/.ssh/id.pub is the public key"),
     ("/bin/sh: 1: sudo: not found", "there is no sudo on the node"),
     ("/bin/sh: 1: /usr/bin/python3: not found", "there is no /usr/bin/python3 on the node"),
     ("to use the password mechanism, you must install the sshpass program", "the controller has no sshpass"),
@@ -68,3 +70,60 @@ def test_what_the_caller_knows_of_the_way_is_in_the_commands():
 
 def test_another_message_is_left_to_its_caller():
     assert explain("the disk is full") is None
+
+
+DENIED = RECORDED["denied"]
+
+
+def test_a_public_key_is_told_and_not_to_be_closed():
+    for message in (DENIED, RECORDED["open_key"]):
+        told = explain(message, Way(key="/k/id.pub"))
+        assert told.cause.startswith("/k/id.pub is the public key")
+        assert told.remedy.endswith("ansible_ssh_private_key_file: /k/id")
+
+
+def test_a_key_with_a_passphrase_is_for_the_agent():
+    told = explain(DENIED, Way("10.0.0.7", key="/k/id", locked=True))
+    assert "it has a passphrase" in told.cause and "`ssh-add /k/id`" in told.remedy
+    assert "may be read by others" in explain(RECORDED["open_key"], Way(key="/k/id", locked=True)).cause
+    assert "passphrase" not in explain(DENIED, Way(key="/k/id")).cause
+
+
+def test_the_inventorys_own_file_of_known_hosts_is_the_one_to_write_to():
+    way = Way("10.0.0.7", 22, "ops", known="/k/known hosts")
+    told = explain(RECORDED["unknown_key"], way)
+    assert "`ssh -o UserKnownHostsFile='/k/known hosts' ops@10.0.0.7`" in told.remedy
+    assert "`ssh-keyscan 10.0.0.7 >> '/k/known hosts'`" in told.remedy
+    assert "`ssh-keygen -f '/k/known hosts' -R '10.0.0.7'`" in explain(RECORDED["changed_key"], way).remedy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file"),
+    [
+        (("-o 'UserKnownHostsFile=\"/k/known_hosts\"' -o StrictHostKeyChecking=yes",), "/k/known_hosts"),
+        (("", "-o UserKnownHostsFile=/k/a -o UserKnownHostsFile=/k/b"), "/k/a"),
+        (("-oUserKnownHostsFile=/k/a",), "/k/a"),
+        (("-o 'userknownhostsfile /k/a /k/b'",), "/k/a"),
+        (("-o UserKnownHostsFile=/dev/null", "-C -o ControlMaster=auto"), ""),
+        (("-o 'unclosed",), ""),
+    ],
+)
+def test_which_file_of_known_hosts_ssh_is_told(arguments, file):
+    assert known_hosts(*arguments) == file
+
+
+#: The beginnings of keys that `ssh-keygen -t ed25519` made, with and without a passphrase.
+@pytest.mark.parametrize(
+    ("text", "guarded"),
+    [
+        ("-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAACmFlczI1Ni1jdHIAAAAGYmNyeXB0AAAAGAAA", True),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAAAMwAA", False),
+        ("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n", True),
+        ("-----BEGIN ENCRYPTED PRIVATE KEY-----\n", True),
+        ("-----BEGIN RSA PRIVATE KEY-----\nMIIE", False),
+        ("ssh-ed25519 AAAA", False),
+        ("", False),
+    ],
+)
+def test_whether_a_passphrase_guards_a_key(text, guarded):
+    assert locked(text) is guarded
