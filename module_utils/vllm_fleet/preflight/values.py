@@ -43,6 +43,12 @@ _EMPTY = re.compile(
 
 def judge(values: Mapping[str, Any]) -> list[Finding]:
     """Return what is wrong with one host's ``values``; those that are right are not told."""
+    # Of another kind than the role takes: its specification says so.
+    values = {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, (list, tuple)) == (name == "vllm_server_ulimits") and not isinstance(value, Mapping)
+    }
     return [
         *_parsed(values),
         *(one for check in (_name, _tag, _digest, _revision, _address) if (one := check(values)) is not None),
@@ -54,12 +60,12 @@ def _parsed(values: Mapping[str, Any]) -> list[Finding]:
         "shm_size": lambda value: fields.parse_size(value, "shm_size"),
         "restart_policy": lambda value: fields.parse_restart_policy(str(value)),
         "ipc_mode": lambda value: fields.ipc_mode(str(value)),
-        "ulimits": lambda value: [fields.parse_ulimit(str(one)) for one in value if isinstance(value, (list, tuple))],
+        "ulimits": lambda value: [fields.parse_ulimit(str(one)) for one in value],
     }
     found = []
     for option, read in readers.items():
         value = values.get(f"vllm_server_{option}")
-        if value in (None, "") or isinstance(value, Mapping):
+        if value in (None, ""):
             continue
         try:
             read(value)

@@ -36,7 +36,7 @@ def test_a_value_that_cannot_work_is_refused(name, value, expected, got):
         *(("vllm_server_shm_size", one) for one in ("", None, "16g", "16GiB", 1024)),
         *(("vllm_server_restart_policy", one) for one in ("no", False, "on-failure:3", "always")),
         *(("vllm_server_ulimits", one) for one in (None, ["memlock=-1"], "of another kind", {"a": 1})),
-        *(("vllm_server_name", one) for one in ("", None, "vllm", "vllm-chat-1")),
+        *(("vllm_server_name", one) for one in ("", None, "vllm", "vllm-chat-1", ["a"], {"a": 1})),
         *(("vllm_image_tag", one) for one in ("0.30", "v0.31.0", 1, "")),
         *(("vllm_image_digest", one) for one in ("", "sha256:" + "0a" * 32)),
         *(("vllm_server_revision", one) for one in ("", "main", "0a" * 20, "20260101", "refs/pr/3", "deadbeef-x")),
