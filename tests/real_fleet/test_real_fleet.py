@@ -48,6 +48,20 @@ def test_a_change_rolls_through_and_no_request_is_lost(site: Site, capsys: pytes
         print(f"\n{table}{clients.report}")
 
 
+def test_what_one_node_has_compiled_the_other_one_takes(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    """With torch.compile: node1 compiles in the first wave, and node2 has its files before its own server stops."""
+    said = site.play("deploy.yml", vllm_server_args={"max-model-len": 768, "enforce-eager": False})
+    spent = {}
+    for node in site.report()["nodes"]:
+        assert node["outcome"] == "replaced", node
+        at = {one["stage"]: one["at"] for one in node["stages"]}
+        spent[node["name"]] = min(t for t in at.values() if t > at["compiling"]) - at["compiling"], at["ready"]
+    with capsys.disabled():
+        print(f"\nseconds of torch.compile, and until ready: {spent}\n{said[said.index('FLEET') :]}")
+    assert spent["node2"][0] < spent["node1"][0] / 2
+    assert "Nothing to do" in site.play("deploy.yml", "--tags", "rollout")
+
+
 def test_vllms_own_benchmark_goes_into_the_report(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     few = {"requests": 4, "concurrency": 2, "input_tokens": 32, "output_tokens": 8}
     words = [word for name, value in few.items() for word in ("-e", f"benchmark_{name}={value}")]
