@@ -202,7 +202,8 @@ def worth_a_page(report: Mapping[str, Any]) -> bool:
     # Where all ended before any server was looked at, the terminal has said all of it.
     stopped = bool(report["stopped"]) and any(n["started"] for n in nodes)
     bad = stopped or any(
-        n["outcome"] in ("failed", "restored", "unreachable") or (n["outcome"] == "refused" and n["started"])
+        n["outcome"] in ("failed", "restored", "taken_back", "unreachable")
+        or (n["outcome"] == "refused" and n["started"])
         for n in nodes
     )
     return acted(report) or (bool(report["changing"]) and bad)
@@ -299,6 +300,9 @@ def _node(
     goes_back = any(tasks[r["task"]].get("role") == "rollback" for r in results)
     if outcome == "replaced" and goes_back and (server["release"] or {}).get("restores"):
         outcome = "rolled_back"
+    # It failed after its wave, as in a soak, and serves its old release again.
+    if outcome == "failed" and goes_back and _came_back(results, tasks):
+        outcome = "taken_back"
     down = _down(seen)
     return {
         "name": host,
@@ -314,6 +318,17 @@ def _node(
         "burn_in": burn_in,
         "replica": next((r["data"]["replica"] for r in results if r["data"].get("replica")), None),
     }
+
+
+def _came_back(results: Sequence[Mapping[str, Any]], tasks: Mapping[Any, Mapping[str, Any]]) -> bool:
+    """Return whether a host's last turn in the waves ended well, and came after its records were asked for a rollback."""
+    back = False
+    mark = None
+    for one in results:
+        if tasks[one["task"]].get("role") == "rollback":
+            back, mark = True, None
+        mark = one["data"].get("mark", mark)
+    return back and mark == "replaced"
 
 
 def _collect(seen: _Seen, one: Mapping[str, Any], task: Mapping[str, Any], begin: float) -> None:

@@ -11,7 +11,10 @@ from fleet_report.words import clip
 
 #: Outcomes of a server that may be asked afterwards.
 _SERVING = frozenset(
-    ("deployed", "replaced", "rolled_back", "restarted", "started", "updated", "unchanged", "answered", "restored")
+    (
+        *("deployed", "replaced", "rolled_back", "restarted", "started", "updated", "unchanged", "answered"),
+        *("restored", "taken_back"),
+    )
 )
 #: Addresses that are told apart; a node with many servers has as many.
 _MOST = 4

@@ -9,7 +9,7 @@ from typing import Any
 from fleet_report.words import count, duration
 
 #: Phases of a node's time line that make the parts of its turn.
-_PARTS = {"drain": "drain", "down": "load", "load": "load", "failed": "load", "verify": "verify"}
+_PARTS = {"drain": "drain", "boot": "boot", "down": "load", "load": "load", "failed": "load", "verify": "verify"}
 #: The roles that bring something, and what.
 _BRINGS = {"hf_cache": "weights", "vllm_image": "image"}
 
@@ -53,9 +53,10 @@ def rates(
 ) -> dict[str, float]:
     """Return bytes per second of `weights` and `image` as they came in this run, by the slowest node; empty for none.
 
-    Only nodes count that had nothing of it before: of the others nobody knows how much came.
+    Only nodes count that had nothing of it before: of the others nobody knows how much came. `boot` has the seconds of
+    the longest boot.
     """
-    found: dict[str, float] = {}
+    found: dict[str, float] = _boot(events, tasks, begun)
     seen: dict[tuple[str, str], dict[str, Any]] = {}
     for one in events:
         what = _BRINGS.get(str(tasks[one["task"]].get("role"))) if one["type"] == "result" else None
@@ -71,3 +72,20 @@ def rates(
         if about["moved"] and about.get("had") is False and about.get("bytes") and seconds > 0:
             found[what] = min(found.get(what, float("inf")), round(about["bytes"] / seconds, 1))
     return found
+
+
+def _boot(
+    events: Sequence[Mapping[str, Any]], tasks: Mapping[Any, Mapping[str, Any]], begun: Mapping[tuple[Any, str], float]
+) -> dict[str, float]:
+    """Return the seconds of the longest boot of the role rocm that went well, with the waits after it."""
+    since: dict[str, float] = {}
+    longest: dict[str, float] = {}
+    for one in events:
+        task = tasks[one["task"]] if one["type"] == "result" and one["status"] == "ok" else {}
+        if task.get("role") != "rocm" or task.get("file") != "reboot_now":
+            continue
+        if str(task["action"]).rpartition(".")[2] == "reboot":
+            since[one["host"]] = begun.get((one["task"], one["host"]), one["at"])
+        if one["host"] in since:
+            longest[one["host"]] = one["at"] - since[one["host"]]
+    return {"boot": round(max(longest.values()), 1)} if longest else {}

@@ -41,7 +41,7 @@ WIDTH, HEIGHT = 600, 60
 _KEPT = ("id", "when", "playbook", "limit", "elapsed", "by")
 _FIGURES = ("downtime", "ready", "ttft", "tokens_per_second")
 #: Outcomes after which a node has the release that its record names.
-_DEEDS = ("deployed", "replaced", "rolled_back", "restarted", "started", "updated")
+_DEEDS = ("deployed", "replaced", "rolled_back", "taken_back", "restarted", "started", "updated")
 
 
 def line(report: Mapping[str, Any]) -> dict[str, Any]:

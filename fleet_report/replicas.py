@@ -14,6 +14,7 @@ WORST = (
     "failed",
     "refused",
     "restored",
+    "taken_back",
     "removed",
     "deployed",
     "replaced",

@@ -19,6 +19,7 @@ OUTCOMES = {
     "unreachable": "unreachable",
     "refused": "refused",
     "restored": "failed and restored",
+    "taken_back": "failed and taken back",
     "deployed": "deployed",
     "replaced": "replaced",
     "rolled_back": "rolled back",
@@ -35,7 +36,7 @@ OUTCOMES = {
     "left_out": "left out",
     "untouched": "not attempted",
 }
-BAD = ("failed", "refused", "unreachable", "restored")
+BAD = ("failed", "refused", "unreachable", "restored", "taken_back")
 #: Rows of a table on the terminal; the page has them all.
 _ROWS = 20
 #: Where the plan points to what was said of single nodes.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -134,8 +135,13 @@ class Scene:
 
     # -- runs
 
-    def start(self, *words: str, playbook: str = "deploy.yml", template: str = "", **edits: Any) -> Going:
-        """Begin a run; `edits` stay for those that follow. What an inventory `template` says is above the scene's groups."""
+    def start(
+        self, *words: str, playbook: str = "deploy.yml", template: str = "", kill: str = "", **edits: Any
+    ) -> Going:
+        """Begin a run; `edits` stay for those that follow. What an inventory `template` says is above the scene's groups.
+
+        `kill`: where it kills itself, in the words of tests/callbacks/kill_at.py.
+        """
         self.variables |= edits
         # Later than site.json, and not with -e, which is above what a rollback takes from the records.
         (self.groups / "z-edits.json").write_text(json.dumps(self.variables))
@@ -146,11 +152,26 @@ class Scene:
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PY_COLORS"))}
         environ |= {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "COLUMNS": "2000"}
         environ["VLLM_FLEET_REPORTS"] = str(self.reports)
+        if kill:
+            folders = (ROOT / "callback_plugins", ROOT / "tests" / "callbacks")
+            environ |= {"ANSIBLE_CALLBACK_PLUGINS": ":".join(map(str, folders)), "VLLM_FLEET_KILL": kill}
         return Going([*command, str(ROOT / playbook), *words], self.dir / f"run{self.runs}.log", environ)
 
     def deploy(self, *words: str, playbook: str = "deploy.yml", template: str = "", **edits: Any) -> Run:
         """A whole run."""
         return self.start(*words, playbook=playbook, template=template, **edits).wait()
+
+    def killed(self, at: str, *words: str, **edits: Any) -> Run:
+        """A run that is killed (SIGKILL) exactly there, in the words of tests/callbacks/kill_at.py."""
+        run = self.start(*words, kill=at, **edits).wait()
+        assert run.rc == -signal.SIGKILL, f"ended with {run.rc} and not {at!r}\n{run.output}"
+        return run
+
+    def order(self, node: str, word: str, body: str = "") -> None:
+        """Tell a node's stand-in, started with STANDIN_CONTROL, to behave otherwise from now on."""
+        url = f"http://127.0.0.1:8000/standin/{word}"
+        ask = f"import urllib.request as u; u.urlopen({url!r}, {body.encode()!r}, timeout=10)"
+        self.fleet.exec(node, ["python3", "-c", ask])
 
     # -- what is there
 

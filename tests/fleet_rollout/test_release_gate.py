@@ -43,16 +43,14 @@ def ends_on_the_old_release(scene: Scene, before: dict[str, str]) -> None:
     scene.until(lambda: set(scene.gateway().values()) == {"UP"}, "all are up")
 
 
-def test_a_slower_release_goes_back_although_the_run_is_killed_while_it_measures(judged: Scene, clients: Load) -> None:
+def test_a_slower_release_goes_back_although_runs_are_killed_before_and_after_the_verdict(
+    judged: Scene, clients: Load
+) -> None:
     before = judged.servers()
     slow = {**ENV, "STANDIN_TOKEN_DELAY": "0.04"}
-    run = judged.start("--tags", "rollout", vllm_server_env=slow)
-    run.until("Measure the release that is replaced")
-    run.kill()
+    judged.killed("before:Measure the release that is replaced", "--tags", "rollout", vllm_server_env=slow)
     assert judged.servers() == before
-    run = judged.start("--tags", "rollout")
-    run.until("Measure the new release")
-    run.kill()
+    judged.killed("after:Fail when the new release is worse", "--tags", "rollout")
     assert judged.gateway()["node1"] != "UP", "no client meets what was not judged"
     done = judged.deploy("--tags", "rollout").failed()
     assert re.search(

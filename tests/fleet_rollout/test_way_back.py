@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from scene import Scene
@@ -14,6 +15,17 @@ pytestmark = pytest.mark.engine
 GOOD = {"STANDIN_START_SECONDS": "0.5", "STANDIN_TOKEN_DELAY": "0.02"}
 BREAKS = {**GOOD, "STANDIN_FAIL_TEXT": "vllm serve: error: argument --dtype: invalid choice: 'float31'"}
 NODES = ["node1", "node2", "node3"]
+
+
+@contextlib.contextmanager
+def moved(scene: Scene, node: str, folder: str) -> Iterator[None]:
+    """A folder of the node's cache is not there meanwhile."""
+    cache = "/home/ops/.cache/huggingface"
+    scene.fleet.exec(node, ["mv", f"{cache}/{folder}", f"{cache}/{folder}.away"])
+    try:
+        yield
+    finally:
+        scene.fleet.exec(node, ["mv", f"{cache}/{folder}.away", f"{cache}/{folder}"])
 
 
 def made_of(scene: Scene) -> dict[str, list[str]]:
@@ -39,6 +51,18 @@ def test_a_release_that_breaks_on_the_third_node_is_taken_back(scene: Scene, not
             run.until(r"\[node2\] starting container")
             run.kill()
             assert made_of(scene)["node1"] != before["node1"]
+            # A way back that fails: on the first node the weights are gone that its old release needs.
+            run = scene.start(*limit)
+            run.until(r"wave by wave: node3")
+            with moved(scene, "node1", "hub"):
+                done = run.wait().failed()
+            assert re.search("Not rolled back: node1, which still serves the new release: .*weights", done.text), (
+                done.output
+            )
+            assert "Rolled back, because node3 failed: node2 serves release" in done.text, done.output
+            assert made_of(scene)["node1"] != before["node1"]
+            assert {node: made_of(scene)[node] for node in NODES[1:]} == {node: before[node] for node in NODES[1:]}
+            assert set(scene.gateway().values()) == {"UP"}
             done = scene.deploy(*limit).failed()
             clients.wait_for(8)
         note(clients.report)

@@ -103,6 +103,10 @@ def test_the_readme_lists_every_order():
     assert [name for name in fields if f"`STANDIN_{name.upper()}`" not in readme] == []
 
 
+def test_it_fails_where_a_file_says_so(tmp_path):
+    assert vllm("serve", "acme/tiny", fail_if=tmp_path).returncode == 1
+
+
 # --- start ---
 
 MILESTONES = (
@@ -226,6 +230,22 @@ def test_the_key_guards_v1_alone():
         assert get(running.url, "/v1/models", headers={"Authorization": "Bearer secret"})[0] == 200
         assert [get(running.url, path)[0] for path in ("/health", "/metrics", "/version", "/docs")] == [200] * 4
         assert "secret" not in running.log
+
+
+def test_orders_change_what_it_does_while_it_serves():
+    with standin.run_process(control=1) as running:
+
+        def ask():
+            return get(running.url, "/v1/chat/completions", "POST", question())[0]
+
+        assert ask() == 200
+        assert get(running.url, "/standin/slow", "POST", 0.5)[0] == 200
+        began = time.monotonic()
+        assert ask() == 200
+        assert time.monotonic() - began >= 0.5
+        assert get(running.url, "/standin/leak", "POST")[0] == 200
+        assert [ask() for _ in range(4)] == [500, 200, 200, 500]
+        assert get(running.url, "/standin/what", "POST")[0] == 404
 
 
 def test_a_path_beside_v1_answers_without_the_key():

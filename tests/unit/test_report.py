@@ -335,6 +335,26 @@ def test_a_rollback_says_what_came_back_and_a_deployment_of_an_earlier_release_i
     assert " ".join(terminal.lines(report, "x")[2].split()).startswith(f"node1 {word} 7 (as 5)")
 
 
+@pytest.mark.parametrize(
+    ("mark", "word"), [("replaced", "failed and taken back"), ("failed", "failed"), ("", "failed")]
+)
+def test_a_canary_that_did_not_pass_its_soak_is_taken_back_and_no_longer_failed(mark, word):
+    run = Run(2)
+    run.play("rollout")
+    run.wave(["node1"])
+    run.task("Record that the server is replaced", "rollout", "set_fact", {"node1": (0, "ok", {"mark": "replaced"})})
+    run.task("Get the node's records", "rollback", "vllm_release_info", {"node1": (1, "ok", {})})
+    if mark:
+        run.wave(["node1"])
+        run.task("Record that it is replaced", "rollout", "set_fact", {"node1": (0, "ok", {"mark": mark})})
+    said = {"msg": "node1: the new release did not pass its soak: it leaks. Rolled back, because node1 failed."}
+    run.task("Fail", "rollout", "fail", {"node1": (0, "failed", said)}, file="verdict")
+    report = build.build(run.described(failed=["node1"]), run.events)
+    assert report["outcome"] == {word.removeprefix("failed and ").replace(" ", "_"): 1, "untouched": 1}
+    assert terminal.lines(report, "x")[0].endswith(f": 1 not attempted, 1 {word}")
+    assert build.worth_a_page(report)
+
+
 def test_a_row_for_each_gateway_says_what_changed():
     run = Run(2)
     run.play("gateway")

@@ -140,3 +140,19 @@ def test_how_fast_weights_came(before, after, rate):
         for task, at, changed, found in ((1, 10.5, False, before), (2, 12.0, True, after))
     ]
     assert estimate.rates(events, tasks, {(1, "node1"): 10.0}) == rate
+
+
+def test_the_longest_boot_is_kept_with_the_waits_after_it():
+    tasks = {
+        1: {"role": "rocm", "file": "reboot_now", "action": "vllm_server"},
+        2: {"role": "rocm", "file": "reboot_now", "action": "ansible.builtin.reboot"},
+        3: {"role": "rocm", "file": "reboot_now", "action": "rocm_info"},
+        4: {"role": "rocm", "file": "main", "action": "rocm_info"},
+    }
+    at = [(1, "n1", 5.0), (2, "n1", 100.0), (3, "n1", 110.0), (4, "n1", 200.0), (2, "n2", 60.0), (3, "n2", 65.0)]
+    events = [
+        {"type": "result", "task": task, "host": host, "at": when, "status": "ok", "changed": True, "data": {}}
+        for task, host, when in at
+    ]
+    assert estimate.rates(events, tasks, {(2, "n1"): 10.0, (2, "n2"): 20.0}) == {"boot": 100.0}
+    assert estimate.rates(events[:1], tasks, {}) == {}

@@ -16,7 +16,7 @@ from ..common.units import duration, size
 from ..vllm import host_variables
 from .replicas import Replica, planned
 
-#: The parts of a server's turn, in their order.
+#: The parts of a server's turn, in their order; of some `boot` stands after the drain.
 PARTS = ("drain", "load", "verify")
 #: What pending_artifact() calls the things that are brought, and the facts that know how large they are.
 _BROUGHT = {"the weights": ("weights", "hf_cache_result"), "the image": ("image", "vllm_image_result")}
@@ -42,7 +42,8 @@ def of(
 ) -> dict[str, Any]:
     """Return what ``waves`` will cost; ``replicas`` are all of the fleet.
 
-    ``rates`` has bytes per second of `weights` and `image` as they came last. ``seconds`` is the sum over the waves
+    ``rates`` has bytes per second of `weights` and `image` as they came last, and the seconds that the last `boot` of a
+    node took. ``seconds`` is the sum over the waves
     whose time is known, and None where none is; ``unknown`` counts the others. ``first``: there was no server before.
     """
     changing = [replica for wave in waves for replica in wave]
@@ -50,14 +51,16 @@ def of(
     serving = Counter(replica.pool for replica in replicas if replica.serves)
     every = Counter(replica.pool for replica in replicas)
     made = []
+    boot = _seconds((rates or {}).get("boot"))
     for wave in waves:
         going = Counter(replica.pool for replica in wave if replica.serves)
         pools = dict.fromkeys(replica.pool for replica in wave)
         made.append(
             {
-                **_wave(hostvars, wave, lent),
+                **_wave(hostvars, wave, lent, boot),
                 "replicas": [replica.label for replica in wave],
-                "boots": [replica.label for replica in wave if replica.reboots or replica.sick],
+                # What a repair does is known when it is done.
+                "boots": [replica.label for replica in wave if replica.sick or (replica.reboots and boot is None)],
                 "serving": {pool: {"least": serving[pool] - going[pool], "of": every[pool]} for pool in pools},
             }
         )
@@ -114,7 +117,10 @@ def _rank(past: Mapping[str, Any]) -> tuple[bool, float]:
 
 
 def _wave(
-    hostvars: Mapping[str, Any], wave: Iterable[Replica], lent: Mapping[str, tuple[str, Mapping[str, Any]]]
+    hostvars: Mapping[str, Any],
+    wave: Iterable[Replica],
+    lent: Mapping[str, tuple[str, Mapping[str, Any]]],
+    boot: float | None,
 ) -> Wave:
     """Return the seconds of a wave by its slowest server, and whose times they are."""
     slowest: Wave = {"seconds": None, "parts": {}}
@@ -136,6 +142,9 @@ def _wave(
         }
         if replica.silent or not replica.serves:
             parts.pop("drain", None)
+        if replica.reboots and boot is not None:
+            drain = {"drain": parts.pop("drain")} if "drain" in parts else {}
+            parts = {**drain, "boot": boot, **parts}
         seconds = round(sum(parts.values()), 3)
         if slowest["seconds"] is None or seconds > slowest["seconds"]:
             slowest = {"seconds": seconds, "parts": parts}
@@ -217,6 +226,6 @@ def _wave_line(number: int, wave: Mapping[str, Any]) -> str:
         if wave["other_image"]:
             line += f", {' and '.join(wave['other_image'])} by a record of another image"
     if wave["boots"]:
-        line += f", and the boot of {' and '.join(wave['boots'])}, which no record has"
+        line += f", and the boot of {' and '.join(wave['boots'])}, whose time is not known"
     serving = [f"{one['least']} of {one['of']} of {pool}" for pool, one in wave["serving"].items()]
     return f"{line}; {' and '.join(serving)} serve meanwhile."

@@ -2,8 +2,8 @@
 """How a new release does among its peers between the first wave and the next (rollout_soak): each look. Pure.
 
 A look has of each server what the gateways count (`answered`, `errors`, `response`), and of those that are watched what
-their nodes say (vllm_soak: `age` of the release in seconds, `running`, `started`, `events`). What nodes and gateways
-say is data.
+their nodes say (vllm_soak: `age` of the release in seconds, `running`, `started`, `events`, and what earlier looks left
+there, `first` and `wrong`). What nodes and gateways say is data.
 """
 
 from __future__ import annotations
@@ -53,6 +53,12 @@ def hosts(hostvars: Mapping[str, Any], plan: Mapping[str, Any], batch: Iterable[
     return [found[0] for found in host_variables.replicas(hostvars, members).values()]
 
 
+def goes_back(variables: Mapping[str, Any]) -> bool:
+    """Return whether a host's release has not passed its soak, by its node, and this run is to take it back."""
+    failed = bool(host_variables.server_result(variables).get("trial_failed"))
+    return failed and variables.get(undo.VARIABLE) == undo.ROLLBACK and seconds(variables.get("rollout_soak")) > 0
+
+
 def look(
     before: Mapping[str, Any] | None,
     hostvars: Mapping[str, Any],
@@ -65,17 +71,26 @@ def look(
 ) -> dict[str, Any]:
     """Return what is known after one more look.
 
-    ``before`` is what the last look returned, ``said`` what vllm_soak returned by host. `left` are the seconds that
-    remain, `pause` those until the next look, `wrong` a sentence by host, `ended` whether it is over, `says` a line.
+    ``before`` is what the last look of this run returned, ``said`` what vllm_soak returned by host. `left` are the
+    seconds that remain, `pause` those until the next look, `wrong` a sentence by host, `ended` whether it is over,
+    `says` a line, and `keep` what the nodes are to remember, by host: a run may be killed after any look.
     """
     now = _counts(hostvars, gateways)
+    kept = {host: one for host in watched if (one := _first(said.get(host, {})))}
     first = (before or {}).get("first") or {
-        "counts": now,
-        "started": {h: said.get(h, {}).get("started") for h in watched},
+        "counts": next((one["counts"] for one in kept.values()), now),
+        "started": {h: kept[h]["started"] if h in kept else said.get(h, {}).get("started") for h in watched},
     }
     left = _left(before or {}, said.values(), seconds(wanted))
-    wrong = {}
+    wrong: dict[str, str] = {}
+    keep: dict[str, dict[str, Any]] = {}
     for host in watched:
+        answer = said.get(host, {})
+        if host not in kept and answer.get("age") is not None:
+            keep[host] = {"first": {"counts": first["counts"], "started": answer.get("started")}}
+        if earlier := _plain(answer.get("wrong"), most=300):
+            wrong[host] = _failed(host, f"{earlier}, as an earlier run saw")
+            continue
         peers = [
             other
             for other in fleet
@@ -83,9 +98,11 @@ def look(
         ]
         why = _node(said.get(host, {}), first["started"].get(host)) or _gateways(host, peers, first["counts"], now)
         if why:
-            wrong[host] = f"{host}: the new release did not pass its soak: {why}."
+            wrong[host] = _failed(host, why)
+            keep.setdefault(host, {})["wrong"] = why
     return {
         "first": first,
+        "keep": keep,
         "left": left,
         "pause": max(1.0, min(left, PAUSES[1], max(PAUSES[0], seconds(wanted) / 20))),
         "wrong": wrong,
@@ -118,8 +135,29 @@ def _node(said: Mapping[str, Any], started: object) -> str:
     return ""
 
 
-def _plain(text: object) -> str:
-    return "".join(letter for letter in " ".join(str(text or "").split()) if letter.isprintable())[:160].rstrip(".")
+def _failed(host: str, why: str) -> str:
+    return f"{host}: the new release did not pass its soak: {why}."
+
+
+def _first(said: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what a node remembers of the first look; None where it has none, or of another form."""
+    found = said.get("first")
+    counts, started = (found.get("counts"), found.get("started")) if isinstance(found, Mapping) else (None, None)
+    if not isinstance(counts, Mapping) or not (started is None or isinstance(started, str)):
+        return None
+    for servers in counts.values():
+        if not isinstance(servers, Mapping) or not all(map(_three, servers.values())):
+            return None
+    return {"counts": {gateway: dict(servers) for gateway, servers in counts.items()}, "started": started}
+
+
+def _three(given: object) -> bool:
+    return isinstance(given, list) and len(given) == 3 and all(type(one) is int and one >= 0 for one in given)
+
+
+def _plain(text: object, most: int = 160) -> str:
+    plain = "".join(letter for letter in " ".join(str(text or "").split()) if letter.isprintable())
+    return plain[:most].rstrip(".")
 
 
 def _counts(hostvars: Mapping[str, Any], gateways: Iterable[str]) -> dict[str, dict[str, list[int]]]:

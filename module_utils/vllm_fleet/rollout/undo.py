@@ -120,7 +120,10 @@ def going(hostvars: Mapping[str, Any]) -> list[str]:
 def waves(hostvars: Mapping[str, Any]) -> list[str]:
     """Return the hosts that go back, in the order of the waves; none where nothing can."""
     plan = _here(hostvars, "rollout_plan") or {}
-    return list(plan.get("hosts") or ()) if begun(hostvars) and not plan.get("problems") else []
+    noted = begun(hostvars)
+    # Where no host can go back, or the gateways could not be asked, the plan is still that of the rollout that failed.
+    planned = noted and plan != noted.get("plan") and not plan.get("problems")
+    return list(plan.get("hosts") or ()) if planned else []
 
 
 def settled(hostvars: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from ..gateway.pools import backend_name, is_generation
 from ..gateway.servers import DRAIN
 from ..preflight import inventory
 from ..vllm import cli, host_variables
-from . import estimate, messages
+from . import estimate, messages, soak
 from . import left_out as absent
 from .node_units import Unit, boots, left_out, take_part, units
 from .replicas import (
@@ -111,7 +111,10 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
     if problems and away:
         problems.append(away.strip())
     same = [one for one in found.replicas if not one.change and set(one.hosts) <= set(scene.alive)]
-    admit = [one.head for one in same if DRAIN in gateway_states(scene.hostvars, scene.gateways, one.head)]
+    # One that has not passed its soak stays out where the first wave is to take it back.
+    out = [one.head for one in same if waves and soak.goes_back(scene.hostvars[one.head])]
+    left = [one.head for one in same if one.head not in out]
+    admit = [head for head in left if DRAIN in gateway_states(scene.hostvars, scene.gateways, head)]
     others = {one.head: one.servers for one in found.replicas if one.servers}
     undescribed = host_variables.undescribed(scene.hostvars, scene.fleet, others)
     reboots = {host: why for replica in change for host, why in replica.reboots.items()}
@@ -125,7 +128,7 @@ def plan(scene: Scene, limits: Limits, *, check_mode: bool) -> dict[str, Any]:
         "change": [replica.head for replica in change],
         "unchanged": [replica.head for replica in same],
         "admit": admit,
-        "leftovers": [one.head for one in same] if limits.noted else admit,
+        "leftovers": left if limits.noted else admit,
         "play": scene.play,
         "wrong": found.wrong,
         "reboot": list(reboots),

@@ -219,7 +219,7 @@ class Lifecycle:
         context, current = self.context, seen.current
         if current and (context.options.record or {}).get("trial"):
             # Before it counts as good: what is good and has no note stays when others go back.
-            context.node.note_trial(ident(current), time.time())
+            context.node.note_trial(ident(current), time.time(), Releases(context.node).newest())
         if current and seen.current_trust is not Trust.CONFIRMED:
             context.note_trust(current, Trust.CONFIRMED, seen.previous)
         if context.node.place:

@@ -49,6 +49,11 @@ class Releases:
             return release.serving([record], container, spec)
         return release.serving(self.all(), container, spec)
 
+    def newest(self) -> int | None:
+        """Return the number of the newest release that can be read; None without one."""
+        records = self.all()
+        return int(records[-1]["release"]) if records else None
+
     def keep(
         self,
         container: Mapping[str, Any],

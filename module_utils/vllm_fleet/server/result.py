@@ -84,6 +84,7 @@ def of_run(
         result["watchdog"] = watched.look(context.name)
         result["servers"] = context.engine.servers()
         result["trial"] = current is not None and context.node.trial(ident(current))
+        result["trial_failed"] = current is not None and bool(context.node.trial_note(ident(current)).get("wrong"))
         result["maintenance"] = maintenance.look(context.options.state_dir, context.name)
     if state.failure:
         result["failure"] = state.failure.as_result()

@@ -100,17 +100,38 @@ class NodeState:
 
     def trial_since(self, container: str) -> float | None:
         """Return since when a container has such a release, in seconds since 1970; None where it has none."""
-        found = self._read(self.folder / TRIAL)
-        since = found.get("since")
-        return float(since) if found.get("container") == container and isinstance(since, (int, float)) else None
+        since = self.trial_note(container).get("since")
+        return float(since) if isinstance(since, (int, float)) else None
 
-    def note_trial(self, container: str, since: float) -> None:
+    def trial_note(self, container: str) -> Mapping[str, Any]:
+        """Return what is noted of such a release; empty where it has none.
+
+        `since`; `before`, the number of the release that it came after; what its soak found, `first` and `wrong`.
+        """
+        found = self._read(self.folder / TRIAL)
+        return found if found.get("container") == container else {}
+
+    def note_trial(self, container: str, since: float, before: int | None = None) -> None:
         """Note that the rollout of a container's release goes on; ``since`` is the time in seconds since 1970.
 
-        The role rollout removes the file.
+        ``before``: the number of the release that ran until then. The role rollout removes the file.
         """
         if not self.trial(container):
-            self.write(self.folder / TRIAL, {"container": container, "since": since})
+            self.write(self.folder / TRIAL, {"container": container, "since": since, "before": before})
+
+    def note_soak(self, container: str, found: Mapping[str, Any], *, since: float | None = None) -> None:
+        """Note what the soak of a release on trial has found, or (``since``) that its time begins then.
+
+        What the first look counted is then no beginning any more; that it did not pass stays. Of a release that is not
+        on trial nothing is noted.
+        """
+        if not self.trial(container):
+            return
+        note = {**self.trial_note(container)}
+        if since is not None:
+            note.pop("first", None)
+            note["since"] = since
+        self.write(self.folder / TRIAL, {**note, **found})
 
     # -- a server that is stopped to be replaced -------------------------------------------------------------------
 

@@ -26,9 +26,9 @@ class Behaviour:
     fail_text: str = ""
     fail_exit: int = 1
     fail_linger: float = 0.0
+    fail_if: str = ""
     nonsense: bool = False
     wrong_share: float = 0.0
-    leak_after: float = 0.0
     empty: bool = False
     serve_model: str = ""
     never_healthy: bool = False
@@ -61,6 +61,8 @@ class Behaviour:
                 raise ValueError(f"unknown stage {stage!r}; known are {', '.join(STAGES)}")
         if (behaviour.fail_log or behaviour.fail_text) and not behaviour.fail_at:
             behaviour = dataclasses.replace(behaviour, fail_at="config")
+        if behaviour.fail_if and os.path.exists(behaviour.fail_if):  # noqa: PTH110  one call, at the start
+            behaviour = dataclasses.replace(behaviour, fail_at=behaviour.fail_at or "config")
         return behaviour
 
 

@@ -172,7 +172,8 @@ class Server(ThreadingHTTPServer):
         self.adapters = dict(module.partition("=")[::2] for module in options.lora_modules or ())
         self.keys = options.api_key or [key for key in (os.environ.get("VLLM_API_KEY"),) if key]
         self.traffic = Traffic(options.max_num_seqs)
-        self._made, self._asked = time.monotonic(), itertools.count()
+        #: What /standin/leak and /standin/slow have ordered: errors, and seconds before each answer.
+        self.leaky, self.slow, self._asked = False, 0.0, itertools.count()
         self.statistics = not options.disable_log_stats
         # Not HTTPServer.server_bind: it asks the resolver for the host's full name, which can take seconds.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -192,9 +193,21 @@ class Server(ThreadingHTTPServer):
 
     @property
     def leaks(self) -> bool:
-        """Whether this request ends with an error: of a server that leaks errors, every third one after its time."""
-        late = self.behaviour.leak_after and time.monotonic() - self._made > self.behaviour.leak_after
-        return bool(late) and next(self._asked) % 3 == 0
+        """Whether this request ends with an error: of a server that was told to leak errors, every third one."""
+        return self.leaky and next(self._asked) % 3 == 0
+
+    def order(self, word: str, body: bytes) -> bool:
+        """Change the behaviour while it serves; False for a word that is none."""
+        orders: dict[str, Callable[[], None]] = {"stop": self.traffic.stop, "go_on": self.traffic.go_on}
+        if word in orders:
+            orders[word]()
+        elif word == "leak":
+            self.leaky = True
+        elif word == "slow":
+            self.slow = float(body)
+        else:
+            return False
+        return True
 
     def shut_down(self, timeout: float) -> None:
         """Drain for `timeout` seconds, abort the rest, close the port."""
@@ -252,9 +265,8 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/ping":
             self.do_GET()
             return
-        if self.server.behaviour.control and path in ("/standin/stop", "/standin/go_on"):
-            self.server.traffic.stop() if path.endswith("stop") else self.server.traffic.go_on()
-            self._send(200, b"", None)
+        if self.server.behaviour.control and path.startswith("/standin/"):
+            self._send(200 if self.server.order(path.rpartition("/")[2], body) else 404, b"", None)
             return
         if not self._authorised():
             return
@@ -289,6 +301,8 @@ class Handler(BaseHTTPRequestHandler):
         server, behaviour = self.server, self.server.behaviour
         steps = completion.prompt_tokens // 100
         server.traffic.prefill(self.connection, completion.prompt_tokens, behaviour.prompt_delay * steps)
+        if server.slow:
+            server.traffic.pause(self.connection, server.slow)
         if behaviour.hang_request == "1":
             server.traffic.pause(self.connection, None)
         if not completion.stream:

@@ -76,7 +76,11 @@ def test_what_cannot_be_undone_and_what_no_record_has():
         "servers": {"vllm": "running", "old": "running"},
     }
     cost = plan(hosts)["cost"]
-    assert ", and the boot of node1, which no record has; " in cost[0]
+    assert ", and the boot of node1, whose time is not known; " in cost[0]
+    known = plan(hosts, rates={"boot": 130.0})
+    assert "node1: about 6 m 20 s (drain 5 s, boot 2 m 10 s, load 4 m 00 s, verify 4 s); " in known["cost"][0]
+    assert "boot" not in known["estimate"]["waves"][1]["parts"]
+    assert "whose time is not known" in plan(hosts, rates={"boot": "long"})["cost"][0]
     assert cost[-1] == (
         "Cannot be undone: node1: the driver that is loaded now is gone after the reboot; node2: old and its records are "
         "removed; node1: images that nothing uses are deleted (vllm_image_prune)."

@@ -123,6 +123,48 @@ def test_a_note_that_somebody_removed_ends_it():
     assert looks(QUIET, MORE, {**WELL, "age": None})["ended"]
 
 
+def test_what_is_wrong_is_kept_by_the_node_and_is_said_again():
+    bad = looks(QUIET, {**MORE, "n1": (1100, 25, 50)})
+    assert bad["keep"]["n1"]["wrong"] == "20 of its 100 answers at the gateways were errors (20%, of its peers 0%)"
+    # A later run, whose gateways count anew, after the time is over.
+    said = {**WELL, "age": 9e9, "wrong": bad["keep"]["n1"]["wrong"]}
+    again = soak.look({}, hostvars(QUIET), ["n1"], {"n1": said}, fleet=HOSTS, gateways=["g"], wanted="10m")
+    assert again["ended"]
+    assert again["wrong"]["n1"] == (
+        "n1: the new release did not pass its soak: 20 of its 100 answers at the gateways were errors (20%, of its peers "
+        "0%), as an earlier run saw."
+    )
+
+
+def one_look(counts, **said):
+    return soak.look({}, hostvars(counts), ["n1"], {"n1": {**WELL, **said}}, fleet=HOSTS, gateways=["g"], wanted="10m")
+
+
+def test_a_later_run_holds_what_it_sees_against_the_first_look_of_the_earlier_one():
+    first = one_look(QUIET)["keep"]["n1"]["first"]
+    assert first == {"counts": {"g": {h: [1000, 5, 50] for h in HOSTS}}, "started": "T1"}
+    leaked = {**MORE, "n1": (1100, 25, 50)}
+    assert "20 of its 100 answers" in one_look(leaked, first=first, age=9e9)["wrong"]["n1"]
+    assert "started again" in one_look(MORE, first=first, started="T2", age=9e9)["wrong"]["n1"]
+    assert one_look(MORE, first=first, age=9e9)["keep"] == {}
+    assert one_look(leaked, age=None)["keep"] == {}, "of a release that is not on trial nothing is kept"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "x",
+        {},
+        {"counts": []},
+        {"counts": {"g": [1]}},
+        {"counts": {"g": {"n1": [1, "2", 3]}}},
+        {"counts": {}, "started": 1},
+    ],
+)
+def test_what_a_node_remembers_in_another_form_is_nothing(first):
+    assert one_look(QUIET, first=first)["first"] == one_look(QUIET)["first"]
+
+
 def fleet(**changes):
     hosts = {host: {"vllm_server_model": "m", "vllm_server_result": {"trial": False}} for host in HOSTS}
     for host, change in changes.items():
@@ -147,6 +189,25 @@ def test_who_is_watched_before_a_wave():
         "rollout_outcome": {"state": "failed", "serving": True, "soak": True, "msg": "n1: the new release did not ..."}
     }
     assert soak.hosts(fleet(n1={**TRIAL, **failed}), later, ["n2"], "10m") == []
+
+
+@pytest.mark.parametrize(
+    ("more", "back"),
+    [
+        ({}, True),
+        ({"rollout_on_failure": "stop"}, False),
+        ({"rollout_soak": "skip"}, False),
+        ({"vllm_server_result": {"trial": True, "trial_failed": False}}, False),
+    ],
+)
+def test_what_has_not_passed_and_is_drained_is_not_admitted_before_it_goes_back(more, back):
+    variables = {
+        "rollout_on_failure": "rollback",
+        "rollout_soak": "10m",
+        "vllm_server_result": {"trial": True, "trial_failed": True},
+        **more,
+    }
+    assert soak.goes_back(variables) is back
 
 
 @pytest.mark.parametrize("resumed", [False, True])

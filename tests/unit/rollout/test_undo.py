@@ -141,6 +141,18 @@ def test_a_server_that_does_not_go_back_is_told_with_what_it_serves(changes, end
         assert host in undo.told(hostvars)
 
 
+def test_where_no_server_can_go_back_no_wave_begins_and_the_failed_release_is_not_tried_again():
+    hostvars = begun()
+    for host in ("n1", "n2"):
+        hostvars[host] |= {"rollout_undo_problem": "There are no weights.", "rollout_outcome": {}}
+    # Nobody has planned a way back.
+    hostvars["localhost"]["rollout_plan"] = dict(hostvars["localhost"]["rollout_undo"]["plan"])
+    assert undo.going(hostvars) == []
+    assert undo.waves(hostvars) == []
+    assert undo.settled(hostvars) == []
+    assert [*undo.stuck(hostvars)] == ["n1", "n2"]
+
+
 def test_a_server_that_has_nothing_to_go_back_from_is_not_stuck():
     hostvars = begun(n2={"rollout_outcome": {}}, plan={"hosts": ["n1"], "unchanged": ["n2"]})
     assert undo.stuck(hostvars) == {}

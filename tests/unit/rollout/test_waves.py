@@ -96,6 +96,22 @@ def test_waves(hosts, options, waves):
     assert made["serial"] == [len(wave) for wave in waves]
 
 
+@pytest.mark.parametrize(
+    ("answers", "admit"),
+    [
+        ((SAME, SAME), ["node1"]),
+        ((SAME, EDIT), ["node1"]),
+        # One that has not passed its soak is taken back by the first wave; where there is none, it serves again.
+        (({**SAME, "trial": True, "trial_failed": True}, EDIT), []),
+        (({**SAME, "trial": True, "trial_failed": True}, SAME), ["node1"]),
+    ],
+)
+def test_who_is_admitted_that_an_earlier_run_left_drained(answers, admit):
+    hosts = fleet(*answers, rollout_on_failure="rollback", rollout_soak="10m") | {"g": seen(node1="DRAIN", node2="UP")}
+    made = plan(hosts, gateways=["g"])
+    assert (made["problems"], made["admit"], made["leftovers"]) == ([], admit, admit)
+
+
 def busy(**requests):
     """A gateway that was asked: sessions and queue of each server."""
     servers = [

@@ -195,3 +195,28 @@ def test_a_release_on_trial_is_that_of_one_container(tmp_path):
     assert (node.trial("one"), node.trial("two")) == (False, True)
     (node.folder / "trial.json").write_text('{"container": "two", "since": ')
     assert not node.trial("two")
+
+
+def test_what_a_soak_found_is_kept_with_the_trial(tmp_path):
+    node = NodeState(str(tmp_path), "vllm")
+    node.note_soak("one", {"wrong": "it leaks"})
+    assert node.trial_note("one") == {}
+    node.note_trial("one", 1000.5)
+    node.note_soak("one", {"first": {"counts": {}}})
+    node.note_soak("one", {"wrong": "it leaks"})
+    node.note_soak("two", {"wrong": "of another container"})
+    assert node.trial_note("one") == {
+        "container": "one",
+        "since": 1000.5,
+        "before": None,
+        "first": {"counts": {}},
+        "wrong": "it leaks",
+    }
+    node.note_soak("one", {}, since=2000.0)
+    assert node.trial_note("one") == {
+        "container": "one",
+        "since": 2000.0,
+        "before": None,
+        "wrong": "it leaks",
+    }
+    assert node.trial_note("two") == {}
