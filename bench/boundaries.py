@@ -103,6 +103,7 @@ def gate(scene: scenes.Scene) -> None:
         chain.killed("after:Measure the release that is replaced", **slow, rollout_gate=limits, rollout_gate_load=load)
         chain.killed("after:Measure the new release")
         chain.killed("after:Fail when the new release is worse")
+        # The name of a file of tasks, too: the task in it has not begun.
         chain.killed("after:Restore the previous server")
         done = chain.ended()
         clients.wait_for(8)

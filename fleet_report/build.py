@@ -321,7 +321,7 @@ def _node(
 
 
 def _came_back(results: Sequence[Mapping[str, Any]], tasks: Mapping[Any, Mapping[str, Any]]) -> bool:
-    """Return whether a host's last turn in the waves ended well, and came after its records were asked for a rollback."""
+    """Return whether a host's last turn in the waves ended well, after the role rollback had asked for its records."""
     back = False
     mark = None
     for one in results:
