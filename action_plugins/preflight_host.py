@@ -234,7 +234,11 @@ class ActionModule(ActionBase):
             for place in dict.fromkeys(str(variables.get(one) or "") for one in ("inventory_dir", "playbook_dir")):
                 for kind in ("group_vars", "host_vars") if place else ():
                     with contextlib.suppress(OSError):  # most have none
-                        found += inventory.shadowed(kind, (one.name for one in (Path(place) / kind).iterdir()))
+                        names = [one.name for one in (Path(place) / kind).iterdir()]
+                        found += inventory.shadowed(kind, names)
+                        found += inventory.orphans(
+                            kind, names, groups if kind == "group_vars" else variables["hostvars"]
+                        )
             gateways = groups.get("gateway") or []
             theirs = {host: set(variables["hostvars"].raw_get(host)) - mine for host in gateways}
             for name in sorted(set().union(*theirs.values())):

@@ -61,6 +61,10 @@ def of_cache(model: str, caches: Iterable[Path], revision: str) -> Facts | None:
     return None
 
 
+#: Findings of a sizing for which the machine does not matter.
+_OF_THE_MODEL = ("tensor-parallel-size", "context")
+
+
 def find(model: str, caches: Iterable[Path], revision: str) -> Facts | None:
     """Return the figures of a model given as a path or as an id; None when there is none."""
     return of_folder(model, Path(model)) if model.startswith("/") else of_cache(model, caches, revision)
@@ -80,8 +84,8 @@ def on_node(
     """Return the sizing of a model on this node, and findings about it and its id from the node's cache.
 
     ``asked`` is the option sizing of preflight_host, ``node`` what rocm_info returned (None: a server without GPUs).
-    The model's own files come before its preset's figures. Nothing is computed where GPUs are expected and none was
-    found: that is another finding.
+    The model's own files come before its preset's figures. Where GPUs are expected and none was found, which is another
+    finding, only what the model itself refuses is said.
     """
     found: list[Finding] = []
     if not asked["preset"] and cache is not None:
@@ -108,9 +112,12 @@ def on_node(
         machine = sizing.Machine("CPU")
         if node is not None:
             machine = sizing.of_gpus(node.get("gpus") or [], asked["env"], asked.get("devices"))
-        if node is not None and not machine.gpus:
-            return None, found
         sized = sizing.size(facts, machine, asked["args"], asked["env"], image_version=asked["image_version"])
+        if node is not None and not machine.gpus:
+            return None, [
+                *found,
+                *(one for one in sized.findings if one.level == "refused" and one.what in _OF_THE_MODEL),
+            ]
     except (ModelFilesError, CommandError, ValueError) as error:
         args = isinstance(error, CommandError)
         remedy = "correct vllm_server_args" if args else "correct vllm_server_args, or bring the model in again"

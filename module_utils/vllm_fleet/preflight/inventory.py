@@ -8,6 +8,7 @@ set at all.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -200,6 +201,30 @@ def shadowed(folder: str, names: Iterable[str]) -> list[Finding]:
             got = f"it and the folder {stem} beside it, of which Ansible reads the folder alone"
             remedy = f"move it to {folder}/{stem}/main.{ending}"
             found.append(Finding("refused", f"{folder}/{name}", "to be read", got, remedy))
+    return found
+
+
+def orphans(folder: str, names: Iterable[str], known: Iterable[str]) -> list[Finding]:
+    """Judge the ``names`` in a folder of variables: nobody reads one that is not of a group, or host, in ``known``.
+
+    Several inventories may share a folder, so it is a warning; a slip of a known name is refused.
+    """
+    known, whose = set(known), "group" if folder == "group_vars" else "host"
+    found = []
+    for name in sorted(names):
+        stem, dot, ending = name.rpartition(".")
+        stem, ending = (stem, f".{ending}") if dot and ending in ("yml", "yaml", "json") else (name, "")
+        # Ansible reads none with another ending, and none of an editor.
+        if stem in known or (not ending and "." in name) or name.startswith(".") or name.endswith("~"):
+            continue
+        near = next(iter(difflib.get_close_matches(stem, known, n=1, cutoff=0.8)), "")
+        # node3 is no slip of node2.
+        slip = bool(near) and re.sub(r"\d", "", near) != re.sub(r"\d", "", stem)
+        remedy = (
+            f"rename it to {folder}/{near}{ending}" if slip else "rename it, or take it away if no inventory has one"
+        )
+        got = f"no {whose} {stem}: nobody reads it"
+        found.append(Finding("refused" if slip else "warning", f"{folder}/{name}", f"a {whose}'s name", got, remedy))
     return found
 
 

@@ -92,6 +92,18 @@ def test_a_gated_model_without_a_token_is_told_unless_it_is_there(cache):
     assert model_files.on_node(REPO, gated, NODE, cache.cache)[1] == []
 
 
+def test_without_gpus_the_model_itself_refuses_what_no_gpu_is_needed_for(cache):
+    config = {**CONFIG, "max_position_embeddings": 4096}
+    for args, what in (
+        ({"tensor-parallel-size": 3}, ["tensor-parallel-size"]),
+        ({"max-model-len": 5000}, ["context"]),
+        ({"tensor-parallel-size": 4, "max-model-len": 4096}, []),
+    ):
+        sized, found = model_files.on_node("org/other", {**ASKED, "config": config, "args": args}, {"gpus": []}, None)
+        assert (sized, [one.what for one in found]) == (None, what)
+        assert {one.level for one in found} <= {"refused"}
+
+
 def test_nothing_is_computed_without_gpus_and_arguments_that_are_wrong_are_a_finding(cache):
     assert model_files.on_node(REPO, ASKED, {"gpus": []}, cache.cache) == (None, [])
     for args, words in (

@@ -228,3 +228,20 @@ def test_a_file_of_variables_beside_a_folder_of_its_name_is_not_read():
     found = inventory.shadowed("group_vars", names)
     assert [one.what for one in found] == ["group_vars/all.yml", "group_vars/gateway.json"]
     assert found[0].remedy == "move it to group_vars/all/main.yml"
+
+
+def test_variables_of_nobody_are_named_and_a_slip_is_refused():
+    names = ["all", "vllm", "vlm.yml", "gatway", "east", "vault.yml.example", "notes.txt", ".git", "vllm.yml~"]
+    found = inventory.orphans("group_vars", names, ["all", "ungrouped", "vllm", "gateway"])
+    assert [(one.what, one.level) for one in found] == [
+        ("group_vars/east", "warning"),
+        ("group_vars/gatway", "refused"),
+        ("group_vars/vlm.yml", "refused"),
+    ]
+    assert found[2].remedy == "rename it to group_vars/vllm.yml"
+    # A node that was taken out is no slip of its neighbour.
+    hosts = inventory.orphans("host_vars", ["node1.yml", "node3.yml", "nod2.yml"], ["node1", "node2"])
+    assert [(one.what, one.level) for one in hosts] == [
+        ("host_vars/nod2.yml", "refused"),
+        ("host_vars/node3.yml", "warning"),
+    ]
