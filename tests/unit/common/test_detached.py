@@ -88,6 +88,10 @@ def test_what_breaks_in_it_reaches_the_one_who_follows(tmp_path: Path) -> None:
 def test_killed_it_says_so_and_the_next_call_begins_anew(tmp_path: Path, jobs: Path) -> None:
     gate, count = tmp_path / "gate", tmp_path / "count"
     found = detached.perform("name", ask(), slow(gate, count), ("secret",))
+    end = time.monotonic() + 30
+    while not count.exists():
+        assert time.monotonic() < end, "it never began"
+        time.sleep(0.02)
     (pid,) = jobs.rglob("*.pid")
     os.killpg(int(pid.read_text()), signal.SIGKILL)
     killed = detached.perform("name", ask(wait=10, follow=found["run_id"]), slow(gate, count), ("secret",))
