@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.util
+import io
 import os
 import re
 import shutil
@@ -42,6 +43,7 @@ description:
   - Warns where they run without this project's C(ansible.cfg).
   - Ansible itself warns of these, or says nothing, and ends with exit code 0.
   - With C(-e status_watch=5) C(playbooks/status.yml) becomes C(scripts/health --watch 5); a play writes headers.
+  - Has each line of the output written at once, also into a pipe.
 requirements:
   - none; it is loaded from C(callback_plugins) without being enabled
 """
@@ -259,6 +261,9 @@ class CallbackModule(CallbackBase):
 
     def v2_playbook_on_start(self, playbook: Playbook) -> None:
         """End the run where it cannot become what was meant."""
+        # Ansible leaves it to Python, which keeps 8 kB back from a pipe: stages and followed lines came much later.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)
         options = context.CLIARGS
         file = Path(str(playbook._basedir), str(playbook._file_name).rpartition("/")[2]).resolve()
         # A playbook that somebody else wrote has tags and groups of its own, and may make its inventory.

@@ -285,5 +285,7 @@ def test_docker_with_userns_remap_is_refused(bed: Bed) -> None:
     finally:
         bed.sh("rm /etc/docker/daemon.json; systemctl restart docker")
     assert done.returncode == 1, done.stdout + done.stderr
-    says = "node1: users in containers: expected those of the node, found others (userns-remap); remove userns-remap from"
+    says = (
+        "node1: users in containers: expected those of the node, found others (userns-remap); remove userns-remap from"
+    )
     assert says in " ".join(done.stdout.split()), done.stdout

@@ -52,8 +52,9 @@ def playbook(name: str, *words: str, environment: dict[str, str] | None = None, 
 
 
 def touched(folder: Path) -> dict[str, object]:
-    """Everything below it, without the controller's note of presets that are right."""
-    return {path: what for path, what in tree_of(folder).items() if path not in ("fleet", "fleet/presets")}
+    """Everything below it, without what the controller keeps for its next run: presets that are right, modules."""
+    kept = ("fleet/presets", "fleet/modules")
+    return {path: what for path, what in tree_of(folder).items() if path != "fleet" and not path.startswith(kept)}
 
 
 @pytest.fixture
