@@ -21,7 +21,7 @@ PLAYBOOK = str(Path(sys.executable).parent / "ansible-playbook")
 
 
 def deploy(*extra, inventory="inventory/local", **variables):
-    """Run deploy.yml; gives the run with the sentences of its errors."""
+    """Run deploy.yml; gives the run with the sentences of its errors and of what its last lines refuse."""
     variables = {"vllm_server_name": "vllm-refused", "vllm_server_port": free_port(), **variables}
     command = [PLAYBOOK, "-i", str(inventory), "deploy.yml", "-e", yaml.safe_dump(variables, default_flow_style=True)]
     environ = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
@@ -29,6 +29,8 @@ def deploy(*extra, inventory="inventory/local", **variables):
     words = done.stdout + done.stderr
     told = re.split(r"\[ERROR\]: |FAILED!\n", words)[1:]
     done.errors = [" ".join(re.split("Origin:|\nTASK|\nPLAY", text)[0].split()) for text in told]
+    last = done.stdout.partition("\nFLEET ")[2].splitlines()
+    done.errors += [line for line in last[2:] if ": expected " in line]
     return done
 
 
@@ -50,10 +52,10 @@ def nothing_is_touched(docker_client, bystander):
     assert not docker_client.containers.list(all=True, filters={"name": "vllm-refused"})
 
 
-def refused(done, pattern):
+def refused(done, pattern, sentences=1):
     assert done.returncode == 2, done.stdout + done.stderr
-    assert len(done.errors) == 1, done.errors
-    assert re.search(pattern, done.errors[0]), done.errors[0]
+    assert len(done.errors) == sentences, done.errors
+    assert re.search(pattern, done.errors[-1]), done.errors
     assert re.search(r"changed=0 .*failed=1", done.stdout), done.stdout
 
 
@@ -97,7 +99,7 @@ def test_a_full_disk(tmp_path):
 def test_a_cache_path_that_is_a_file(tmp_path):
     path = tmp_path / "cache"
     path.write_text("precious")
-    refused(deploy(hf_cache_path=str(path)), rf"{path}.*(is a file|not a (folder|directory))")
+    refused(deploy(hf_cache_path=str(path)), rf"{path}.*(is a file|not a (folder|directory))", sentences=2)
     assert path.read_text() == "precious"
 
 
