@@ -19,6 +19,9 @@ from .sizing import Facts, Sizing
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 
+#: Findings of a sizing for which the machine does not matter.
+_OF_THE_MODEL = ("tensor-parallel-size", "context")
+
 
 class ModelFilesError(Exception):
     """A file is there and cannot be used; the text is one sentence that names it."""
@@ -59,10 +62,6 @@ def of_cache(model: str, caches: Iterable[Path], revision: str) -> Facts | None:
         if found is not None:
             return found
     return None
-
-
-#: Findings of a sizing for which the machine does not matter.
-_OF_THE_MODEL = ("tensor-parallel-size", "context")
 
 
 def find(model: str, caches: Iterable[Path], revision: str) -> Facts | None:
