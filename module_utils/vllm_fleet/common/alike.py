@@ -36,6 +36,20 @@ def nearest(name: str, known: Iterable[str], common: Sequence[str] = (), least: 
     return best or next(iter(difflib.get_close_matches(name, names, n=1, cutoff=_WHOLE)), "")
 
 
+def edits(one: str, other: str) -> int:
+    """Return the number of letters to add, drop, exchange or swap with their neighbour to make ``other`` of ``one``."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one, 1):
+        before, above, row = row, before, [i]
+        for j, wanted in enumerate(other, 1):
+            best = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != wanted))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
+                best = min(best, above[j - 2] + 1)
+            row.append(best)
+    return row[-1]
+
+
 def _words(name: str) -> list[str]:
     return [word for word in re.split(r"[-_.]", name.lower()) if word]
 

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..common.alike import edits
 from ..common.finding import Finding
 from ..weights.layout import SnapshotError, check_repo_id
 
@@ -174,20 +175,6 @@ def _slips(one: str, other: str, *, whole: bool = False) -> int | None:
             return None
         total += distance
     return total
-
-
-def edits(one: str, other: str) -> int:
-    """Return the number of letters to add, drop, exchange or swap with their neighbour to make ``other`` of ``one``."""
-    before: list[int] = []
-    row = list(range(len(other) + 1))
-    for i, letter in enumerate(one, 1):
-        before, above, row = row, before, [i]
-        for j, wanted in enumerate(other, 1):
-            best = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != wanted))
-            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
-                best = min(best, above[j - 2] + 1)
-            row.append(best)
-    return row[-1]
 
 
 def _begins(model: str, known: str) -> bool:

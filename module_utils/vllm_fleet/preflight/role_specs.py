@@ -13,7 +13,7 @@ from typing import Any
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ..common import secrets
-from ..common.alike import nearest
+from ..common.alike import edits, nearest
 from ..common.finding import Finding
 from . import flags
 from .servers import OF_SERVERS
@@ -286,25 +286,11 @@ def _of_a_connection(name: str) -> str:
     """Name the variable of Ansible's connections that is meant; "" where it is one, or is a slip of none of them."""
     if name in _OF_CONNECTIONS or name in _OF_ANSIBLE or name.startswith(_OTHERS_OF_ANSIBLE):
         return ""
-    far = {one: _distance(name, one) for one in sorted(_OF_CONNECTIONS) if abs(len(one) - len(name)) <= _SLIPS}
+    far = {one: edits(name, one) for one in sorted(_OF_CONNECTIONS) if abs(len(one) - len(name)) <= _SLIPS}
     near = min(far, key=far.__getitem__, default="")
     # Of a short word little is left beside two slips.
     most = 1 if len(near.removeprefix("ansible_")) < _LONG else _SLIPS
     return near if near and far[near] <= most else ""
-
-
-def _distance(one: str, other: str) -> int:
-    """Return how many letters lie between two words: changed, left out, too many, or two that changed places."""
-    before: list[int] = []
-    row = list(range(len(other) + 1))
-    for i, letter in enumerate(one, 1):
-        older, before, row = before, row, [i]
-        for j, beside in enumerate(other, 1):
-            least = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != beside))
-            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == beside:
-                least = min(least, older[j - 2] + 1)
-            row.append(least)
-    return row[-1]
 
 
 def _expected(option: Mapping[str, Any]) -> str:

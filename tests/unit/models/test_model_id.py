@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ansible.module_utils.vllm_fleet.common import alike
 from ansible.module_utils.vllm_fleet.models import model_id
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -135,4 +136,4 @@ def test_nothing_near_shows_what_an_id_looks_like():
     ],
 )
 def test_edits(one, other, letters):
-    assert model_id.edits(one, other) == model_id.edits(other, one) == letters
+    assert alike.edits(one, other) == alike.edits(other, one) == letters
